@@ -1,0 +1,97 @@
+# qw_add_folder(NAME [DEPS folder...] [LINK target...])
+#
+# Makes the static library qw_NAME from every src/NAME/**/*.cpp, the test program
+# qw_NAME_tests from every *_test.cpp beside them, and one program per *_fuzz.cpp.
+# Everything is globbed: a new file needs no line here. A folder without sources
+# is left out, so that levels can be added one at a time.
+
+set_property(GLOBAL PROPERTY QW_FOLDERS "")
+
+# Flags per ISA folder: code in kernels/cpu/<isa>/ is the only code compiled for
+# more than the baseline, and nothing outside may include its headers.
+set(QW_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi2)
+set(QW_ISA_FLAGS_avxvnni ${QW_ISA_FLAGS_avx2} -mavxvnni)
+set(QW_ISA_FLAGS_avx512 ${QW_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+set(QW_ISA_FLAGS_avx512vnni ${QW_ISA_FLAGS_avx512} -mavx512vnni -mavx512vbmi)
+set(QW_ISA_FLAGS_avx512bf16 ${QW_ISA_FLAGS_avx512vnni} -mavx512bf16)
+
+function(qw_apply_isa_flags)
+  foreach(source ${ARGN})
+    if(source MATCHES "/kernels/cpu/([a-z0-9]+)/[^/]*$" AND DEFINED QW_ISA_FLAGS_${CMAKE_MATCH_1})
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
+                                  "${QW_ISA_FLAGS_${CMAKE_MATCH_1}}")
+    endif()
+  endforeach()
+endfunction()
+
+function(qw_add_folder name)
+  cmake_parse_arguments(ARG "" "" "DEPS;LINK" ${ARGN})
+  set(dir ${CMAKE_SOURCE_DIR}/src/${name})
+  file(GLOB_RECURSE all CONFIGURE_DEPENDS ${dir}/*.cpp)
+  set(sources ${all})
+  list(FILTER sources EXCLUDE REGEX "(_(test|fuzz)|/main)\\.cpp$")
+  if(NOT sources)
+    return()
+  endif()
+  set_property(GLOBAL APPEND PROPERTY QW_FOLDERS ${name})
+
+  add_library(qw_${name} STATIC ${sources})
+  qw_apply_isa_flags(${sources})
+  target_include_directories(qw_${name} PUBLIC
+    $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/src> $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/include>)
+  get_property(folders GLOBAL PROPERTY QW_FOLDERS)
+  foreach(dep ${ARG_DEPS})
+    if(dep IN_LIST folders)
+      target_link_libraries(qw_${name} PUBLIC qw_${dep})
+    endif()
+  endforeach()
+  target_link_libraries(qw_${name} PUBLIC ${ARG_LINK})
+
+  if(QIANWEN_BUILD_TESTS)
+    set(tests ${all})
+    list(FILTER tests INCLUDE REGEX "_test\\.cpp$")
+    if(tests)
+      qw_add_tests(qw_${name}_tests SOURCES ${tests} LINK qw_${name})
+    endif()
+  endif()
+
+  if(QIANWEN_BUILD_TESTS OR QIANWEN_FUZZ)
+    set(fuzzers ${all})
+    list(FILTER fuzzers INCLUDE REGEX "_fuzz\\.cpp$")
+    foreach(source ${fuzzers})
+      qw_add_fuzzer(${source} LINK qw_${name})
+    endforeach()
+  endif()
+endfunction()
+
+# qw_add_tests(TARGET SOURCES file... LINK target...): a GoogleTest program whose
+# cases are all known to ctest. Tests find the project by QIANWEN_SOURCE_DIR.
+function(qw_add_tests target)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINK" ${ARGN})
+  add_executable(${target} ${ARG_SOURCES})
+  target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+  target_link_libraries(${target} PRIVATE ${ARG_LINK} GTest::gmock GTest::gtest_main
+                        nlohmann_json::nlohmann_json)
+  target_compile_definitions(${target} PRIVATE QIANWEN_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  gtest_discover_tests(${target} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
+                       PROPERTIES TIMEOUT 300)
+endfunction()
+
+# qw_add_fuzzer(src/DIR/x_fuzz.cpp LINK target...): with QIANWEN_FUZZ a libFuzzer
+# program fuzz_x; otherwise the same entry point replays tests/fuzz/x/ under ctest.
+function(qw_add_fuzzer source)
+  cmake_parse_arguments(ARG "" "" "LINK" ${ARGN})
+  get_filename_component(stem ${source} NAME_WE)
+  string(REGEX REPLACE "_fuzz$" "" stem ${stem})
+  if(QIANWEN_FUZZ)
+    add_executable(fuzz_${stem} ${source})
+    target_compile_options(fuzz_${stem} PRIVATE -fsanitize=fuzzer)
+    target_link_options(fuzz_${stem} PRIVATE -fsanitize=fuzzer)
+  else()
+    add_executable(fuzz_${stem} ${source} ${CMAKE_SOURCE_DIR}/tests/fuzz_replay_main.cpp)
+    add_test(NAME fuzz_replay.${stem}
+             COMMAND fuzz_${stem} ${CMAKE_SOURCE_DIR}/tests/fuzz/${stem})
+    set_tests_properties(fuzz_replay.${stem} PROPERTIES TIMEOUT 120)
+  endif()
+  target_link_libraries(fuzz_${stem} PRIVATE ${ARG_LINK})
+endfunction()

@@ -1,0 +1,57 @@
+// Arithmetic on sizes that come from files: every product and sum is checked.
+//
+// Level 0 (base). A size product on foreign bytes must go through these, so that an overflowing
+// header becomes a clear Error{kCorrupt} and never a short buffer.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string_view>
+#include <type_traits>
+
+#include "base/error.h"
+
+namespace qw {
+
+/// a * b, or Error{kCorrupt} that names `what`. Operands must not be negative.
+template <typename T>
+T checked_mul(T a, T b, std::string_view what) {
+  static_assert(std::is_integral_v<T>);
+  T out{};
+  if (a < T{0} || b < T{0} || __builtin_mul_overflow(a, b, &out)) {
+    fail(ErrorKind::kCorrupt, "size", "{}: {} * {} does not fit {} bits", what, a, b, sizeof(T) * 8);
+  }
+  return out;
+}
+
+/// a + b, or Error{kCorrupt} that names `what`. Operands must not be negative.
+template <typename T>
+T checked_add(T a, T b, std::string_view what) {
+  static_assert(std::is_integral_v<T>);
+  T out{};
+  if (a < T{0} || b < T{0} || __builtin_add_overflow(a, b, &out)) {
+    fail(ErrorKind::kCorrupt, "size", "{}: {} + {} does not fit {} bits", what, a, b, sizeof(T) * 8);
+  }
+  return out;
+}
+
+/// value as type To, or Error{kCorrupt} that names `what`.
+template <typename To, typename From>
+To checked_cast(From value, std::string_view what) {
+  const To out = static_cast<To>(value);
+  if (static_cast<From>(out) != value || ((out < To{}) != (value < From{}))) {
+    fail(ErrorKind::kCorrupt, "size", "{}: {} is out of range", what, value);
+  }
+  return out;
+}
+
+template <typename T>
+constexpr T ceil_div(T a, T b) noexcept {
+  return (a + b - 1) / b;
+}
+template <typename T>
+constexpr T round_up(T a, T b) noexcept {
+  return ceil_div(a, b) * b;
+}
+
+}  // namespace qw

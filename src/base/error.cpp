@@ -1,0 +1,65 @@
+#include "base/error.h"
+
+#include <cstring>
+
+#include "base/utf8.h"
+
+namespace qw {
+
+int exit_code(ErrorKind kind) noexcept {
+  switch (kind) {
+    case ErrorKind::kInternal: return 1;
+    case ErrorKind::kInvalidArgument: return 2;
+    case ErrorKind::kNotFound: return 3;
+    case ErrorKind::kCorrupt: return 4;
+    case ErrorKind::kUnsupported: return 5;
+    case ErrorKind::kOutOfMemory: return 6;
+    case ErrorKind::kIo: return 7;
+    case ErrorKind::kCancelled: return 130;
+  }
+  return 1;
+}
+
+std::string_view name_of(ErrorKind kind) noexcept {
+  switch (kind) {
+    case ErrorKind::kInternal: return "internal";
+    case ErrorKind::kInvalidArgument: return "invalid_argument";
+    case ErrorKind::kNotFound: return "not_found";
+    case ErrorKind::kCorrupt: return "corrupt";
+    case ErrorKind::kUnsupported: return "unsupported";
+    case ErrorKind::kOutOfMemory: return "out_of_memory";
+    case ErrorKind::kIo: return "io";
+    case ErrorKind::kCancelled: return "cancelled";
+  }
+  return "internal";
+}
+
+std::string printable(std::string_view text, size_t max_bytes) {
+  std::string out;
+  for (size_t i = 0; i < text.size();) {
+    if (out.size() >= max_bytes) return out + "...";
+    const Utf8Step step = decode_utf8(text.substr(i));
+    const bool control = step.code_point < 0x20 || step.code_point == 0x7F;
+    if (step.valid && !control) {
+      out.append(text.substr(i, step.length));
+    } else {
+      for (size_t j = 0; j < step.length; ++j) {
+        fmt::format_to(std::back_inserter(out), "\\x{:02x}", static_cast<unsigned char>(text[i + j]));
+      }
+    }
+    i += step.length;
+  }
+  return out;
+}
+
+namespace detail {
+
+void check_failed(const char* condition, const char* file, int line, std::string_view note) {
+  const char* base = std::strrchr(file, '/');
+  fail(ErrorKind::kInternal, "check", "{} is false: {} ({}:{}); this is a bug in qianwen", condition,
+       note.empty() ? "invariant broken" : note, base ? base + 1 : file, line);
+}
+
+}  // namespace detail
+
+}  // namespace qw

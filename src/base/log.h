@@ -1,0 +1,16 @@
+// Logging to stderr by spdlog: results go to stdout, everything else goes through here.
+//
+// Level 0 (base).
+#pragma once
+
+#include <string_view>
+
+#include <spdlog/spdlog.h>
+
+namespace qw {
+
+/// Sends spdlog's default logger to stderr with the project's line format.
+/// level: trace, debug, info, warning, error, off; Error{kInvalidArgument} otherwise.
+void init_logging(std::string_view level);
+
+}  // namespace qw

@@ -1,0 +1,187 @@
+#include "base/mapped_file.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <mutex>
+
+#include "base/error.h"
+
+namespace qw {
+
+namespace {
+
+// What the signal handler may read: plain atomics, no locks, no allocation.
+struct Slot {
+  std::atomic<uintptr_t> begin{0};
+  std::atomic<uintptr_t> end{0};
+  std::atomic<bool> lost{false};
+};
+constexpr size_t kMaxMappings = 4096;
+std::array<Slot, kMaxMappings> g_slots;  // a process has one SIGBUS handler, so one table
+std::mutex g_slots_mutex;
+struct sigaction g_previous_action;
+
+void on_sigbus(int signal, siginfo_t* info, void* context) {
+  const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
+  for (Slot& slot : g_slots) {
+    const uintptr_t begin = slot.begin.load(std::memory_order_acquire);
+    if (begin == 0 || address < begin || address >= slot.end.load(std::memory_order_acquire)) continue;
+    slot.lost.store(true, std::memory_order_release);
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t start = address & ~(page - 1);
+    void* replaced = mmap(reinterpret_cast<void*>(start), slot.end.load() - start, PROT_READ,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    if (replaced != MAP_FAILED) return;
+  }
+  // Not ours: let the previous handler, or the default action, have it.
+  if ((g_previous_action.sa_flags & SA_SIGINFO) != 0 && g_previous_action.sa_sigaction != nullptr) {
+    g_previous_action.sa_sigaction(signal, info, context);
+  } else {
+    sigaction(SIGBUS, &g_previous_action, nullptr);
+  }
+}
+
+int register_mapping(const std::byte* data, size_t size_bytes) {
+  const std::lock_guard lock(g_slots_mutex);
+  static const bool installed = [] {
+    struct sigaction action {};
+    action.sa_sigaction = on_sigbus;
+    action.sa_flags = SA_SIGINFO;
+    sigemptyset(&action.sa_mask);
+    return sigaction(SIGBUS, &action, &g_previous_action) == 0;
+  }();
+  if (!installed) return -1;
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  for (size_t i = 0; i < g_slots.size(); ++i) {
+    if (g_slots[i].begin.load() != 0) continue;
+    g_slots[i].lost.store(false);
+    const auto begin = reinterpret_cast<uintptr_t>(data);
+    g_slots[i].end.store(begin + (size_bytes + page - 1) / page * page, std::memory_order_release);
+    g_slots[i].begin.store(begin, std::memory_order_release);
+    return static_cast<int>(i);
+  }
+  fail(ErrorKind::kIo, "file", "mapped files: expected at most {}, got one more", kMaxMappings);
+}
+
+[[noreturn]] void fail_errno(const std::string& path, std::string_view action) {
+  const int error = errno;
+  fail(error == ENOENT || error == ENOTDIR ? ErrorKind::kNotFound : ErrorKind::kIo, "file",
+       "cannot {}: {} ({})", action, std::strerror(error), printable(path, 4096));
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+}  // namespace
+
+MappedFile::MappedFile(std::string path, const std::byte* data, size_t size_bytes)
+    : path_(std::move(path)), data_(data), size_bytes_(size_bytes) {
+  if (data_ != nullptr) slot_ = register_mapping(data_, size_bytes_);
+}
+
+MappedFile::~MappedFile() {
+  if (slot_ >= 0) {
+    const std::lock_guard lock(g_slots_mutex);
+    g_slots[static_cast<size_t>(slot_)].begin.store(0, std::memory_order_release);
+  }
+  if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_bytes_);
+}
+
+std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) fail_errno(path, "open");
+  struct stat status {};
+  if (fstat(file.get(), &status) != 0) fail_errno(path, "inspect");
+  if (!S_ISREG(status.st_mode)) {
+    fail(ErrorKind::kIo, "file", "expected a regular file, got {} ({})",
+         S_ISDIR(status.st_mode) ? "a directory" : "something else", printable(path, 4096));
+  }
+  const auto size_bytes = static_cast<size_t>(status.st_size);
+  const std::byte* data = nullptr;
+  if (size_bytes > 0) {
+    void* mapping = mmap(nullptr, size_bytes, PROT_READ, MAP_PRIVATE, file.get(), 0);
+    if (mapping == MAP_FAILED) fail_errno(path, "map");
+    data = static_cast<const std::byte*>(mapping);
+  }
+  return std::shared_ptr<const MappedFile>(new MappedFile(path, data, size_bytes));
+}
+
+void MappedFile::check_readable() const {
+  if (slot_ >= 0 && g_slots[static_cast<size_t>(slot_)].lost.load(std::memory_order_acquire)) {
+    fail(ErrorKind::kIo, "file", "mapped bytes: expected readable pages, got a bus error; the file was cut or its disk vanished ({})",
+         printable(path_, 4096));
+  }
+}
+
+namespace {
+
+void advise(std::span<const std::byte> part, int advice) noexcept {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(part.data());
+  // Dropping must not touch pages shared with neighbours; wanting may.
+  const uintptr_t first = advice == MADV_DONTNEED ? (begin + page - 1) / page * page : begin / page * page;
+  const uintptr_t last = advice == MADV_DONTNEED ? (begin + part.size()) / page * page : begin + part.size();
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, advice);
+}
+
+}  // namespace
+
+void MappedFile::will_need(std::span<const std::byte> part) const noexcept { advise(part, MADV_WILLNEED); }
+void MappedFile::drop(std::span<const std::byte> part) const noexcept {
+  // After a bus error the pages are ours, and dropping them changes nothing.
+  advise(part, MADV_DONTNEED);
+}
+
+std::string read_text_file(const std::string& path, size_t max_bytes) {
+  const auto file = MappedFile::open(path);
+  const auto bytes = file->bytes();
+  if (bytes.size() > max_bytes) {
+    fail(ErrorKind::kCorrupt, "file", "size: expected at most {} bytes, got {} ({})", max_bytes, bytes.size(),
+         printable(path, 4096));
+  }
+  std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  file->check_readable();
+  return text;
+}
+
+void write_file_atomically(const std::string& path, std::span<const std::byte> bytes) {
+  const std::string temporary = path + ".tmp-" + std::to_string(::getpid());
+  const auto abandon = [&](std::string_view action) {
+    const int error = errno;
+    ::unlink(temporary.c_str());
+    errno = error;
+    fail_errno(temporary, action);
+  };
+  {
+    const Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+    if (file.get() < 0) fail_errno(temporary, "create");
+    while (!bytes.empty()) {
+      const ssize_t written = ::write(file.get(), bytes.data(), bytes.size());
+      if (written < 0 && errno == EINTR) continue;
+      if (written <= 0) abandon("write");
+      bytes = bytes.subspan(static_cast<size_t>(written));
+    }
+    if (fsync(file.get()) != 0) abandon("sync");
+  }
+  if (std::rename(temporary.c_str(), path.c_str()) != 0) abandon("rename");
+}
+
+}  // namespace qw

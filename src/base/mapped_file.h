@@ -1,0 +1,53 @@
+// Read-only files in memory: mapped, never copied whole, and safe when the disk vanishes.
+//
+// Level 0 (base). A page that cannot be read any more raises SIGBUS; our handler puts zero pages
+// under the mapping and marks it, and check_readable() turns the mark into Error{kIo}.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace qw {
+
+class MappedFile {
+ public:
+  /// Maps the whole file. Errors: not_found, io (permission, directory, not a regular file).
+  /// An empty file gives an empty span.
+  static std::shared_ptr<const MappedFile> open(const std::string& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const std::string& path() const noexcept { return path_; }
+  std::span<const std::byte> bytes() const noexcept { return {data_, size_bytes_}; }
+
+  /// Throws Error{kIo} if any page of this file could not be read since it was mapped.
+  /// To be called after bytes of the file were used.
+  void check_readable() const;
+
+  /// Tells the kernel that these bytes will be wanted soon / are not wanted any more.
+  /// Neither changes what the bytes are.
+  void will_need(std::span<const std::byte> part) const noexcept;
+  void drop(std::span<const std::byte> part) const noexcept;
+
+ private:
+  MappedFile(std::string path, const std::byte* data, size_t size_bytes);
+  std::string path_;
+  const std::byte* data_ = nullptr;
+  size_t size_bytes_ = 0;
+  int slot_ = -1;  // in the table that the SIGBUS handler reads
+};
+
+/// The whole of a small text file. Errors as MappedFile::open, and corrupt when it is larger than
+/// `max_bytes`.
+std::string read_text_file(const std::string& path, size_t max_bytes = size_t{1} << 30);
+
+/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it over `path`:
+/// either the old file or the whole new one is there. Errors: io.
+void write_file_atomically(const std::string& path, std::span<const std::byte> bytes);
+
+}  // namespace qw

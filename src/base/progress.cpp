@@ -1,0 +1,79 @@
+#include "base/progress.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+namespace qw {
+
+namespace {
+
+std::string amount(double value, Progress::Unit unit) {
+  if (unit == Progress::Unit::kBytes) {
+    return value >= 1e9 ? fmt::format("{:.2f} GB", value * 1e-9) : fmt::format("{:.1f} MB", value * 1e-6);
+  }
+  return fmt::format("{:.0f}{}", value, unit == Progress::Unit::kTokens ? " tokens" : "");
+}
+
+std::string duration(double seconds) {
+  const auto total = static_cast<int64_t>(seconds + 0.5);
+  if (total >= 3600) return fmt::format("{}h{:02}m", total / 3600, total / 60 % 60);
+  if (total >= 60) return fmt::format("{}m{:02}s", total / 60, total % 60);
+  return fmt::format("{}s", total);
+}
+
+}  // namespace
+
+Progress::Progress(std::string label, int64_t total, Unit unit, bool quiet)
+    : label_(std::move(label)), total_(total), unit_(unit), quiet_(quiet),
+      terminal_(isatty(STDERR_FILENO) == 1), start_(Clock::now()), last_print_(start_) {}
+
+Progress::~Progress() { finish(); }
+
+void Progress::add(int64_t amount) {
+  const std::lock_guard lock(mutex_);
+  done_ += amount;
+  const auto now = Clock::now();
+  const auto interval = terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(10000);
+  const auto first = terminal_ ? std::chrono::milliseconds(500) : std::chrono::milliseconds(5000);
+  if (now - start_ >= first && now - last_print_ >= (printed_ ? interval : std::chrono::milliseconds(0))) {
+    print(now, false);
+  }
+}
+
+void Progress::finish() {
+  const std::lock_guard lock(mutex_);
+  if (finished_) return;
+  finished_ = true;
+  if (printed_) print(Clock::now(), true);
+}
+
+void Progress::print(Clock::time_point now, bool last) {
+  if (quiet_) return;
+  const double seconds = std::max(1e-9, std::chrono::duration<double>(now - start_).count());
+  const double rate = static_cast<double>(done_) / seconds;
+  std::string line = label_ + ": " + amount(static_cast<double>(done_), unit_);
+  if (total_ > 0) {
+    line += fmt::format(" of {} ({:.0f} %)", amount(static_cast<double>(total_), unit_),
+                        100.0 * static_cast<double>(done_) / static_cast<double>(total_));
+  }
+  line += fmt::format(", {}/s", amount(rate, unit_));
+  if (last) {
+    line += fmt::format(", took {}", duration(seconds));
+  } else if (total_ > done_ && rate > 0) {
+    line += fmt::format(", {} left", duration(static_cast<double>(total_ - done_) / rate));
+  }
+  if (terminal_) {
+    std::fprintf(stderr, "\r\033[K%s%s", line.c_str(), last ? "\n" : "");
+  } else {
+    std::fprintf(stderr, "%s\n", line.c_str());
+  }
+  std::fflush(stderr);
+  printed_ = true;
+  last_print_ = now;
+}
+
+}  // namespace qw

@@ -1,0 +1,122 @@
+#include "base/thread_pool.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <fstream>
+#include <set>
+#include <string>
+
+#include "base/error.h"
+
+namespace qw {
+
+namespace {
+
+void relax() noexcept {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// How long a worker spins for the next job before it sleeps in the kernel: longer than the
+// serial gaps between operations of one token, shorter than what a user notices as a busy core.
+constexpr int kSpins = 4000;
+
+}  // namespace
+
+ThreadPool::ThreadPool(int n_threads) {
+  QW_CHECK(n_threads >= 1, "a team needs a thread");
+  workers_.reserve(static_cast<size_t>(n_threads - 1));
+  for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { worker_loop(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true);
+  ticket_.fetch_add(2);
+  ticket_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void ThreadPool::run_chunks(int thread) noexcept {
+  for (;;) {
+    const int64_t begin = next_.fetch_add(job_.grain, std::memory_order_relaxed);
+    if (begin >= job_.n_items) return;
+    if (failed_.load(std::memory_order_relaxed)) continue;
+    try {
+      (*job_.body)(begin, std::min(begin + job_.grain, job_.n_items), thread);
+    } catch (...) {
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+    }
+  }
+}
+
+void ThreadPool::worker_loop(int thread) {
+  uint64_t seen = 0;
+  for (;;) {
+    uint64_t ticket = ticket_.load();
+    for (int spin = 0; ticket == seen && spin < kSpins; ++spin) {
+      relax();
+      ticket = ticket_.load(std::memory_order_relaxed);
+    }
+    if (ticket == seen) {
+      ticket_.wait(seen);
+      ticket = ticket_.load();
+    }
+    if (stop_.load()) return;
+    seen = ticket;
+    if ((ticket & 1) == 0) continue;
+    // Enter first, then look again: either the caller sees us and waits, or we see it closed.
+    active_.fetch_add(1);
+    if (ticket_.load() == ticket) run_chunks(thread);
+    active_.fetch_sub(1);
+  }
+}
+
+void ThreadPool::parallel_for(int64_t n_items, int64_t grain, FunctionRef<void(int64_t, int64_t, int)> body) {
+  if (n_items <= 0) return;
+  QW_CHECK(grain >= 1, "a chunk needs an item");
+  if (workers_.empty() || n_items <= grain) {
+    for (int64_t begin = 0; begin < n_items; begin += grain) body(begin, std::min(begin + grain, n_items), 0);
+    return;
+  }
+  const std::lock_guard lock(call_mutex_);
+  job_ = {&body, n_items, grain};
+  next_.store(0, std::memory_order_relaxed);
+  failed_.store(false, std::memory_order_relaxed);
+  ticket_.fetch_add(1);
+  ticket_.notify_all();
+  run_chunks(0);
+  ticket_.fetch_add(1);
+  for (int spin = 0; active_.load() != 0; ++spin) {
+    if (spin < kSpins) {
+      relax();
+    } else {
+      sched_yield();  // a worker lost its core in the middle of a chunk
+    }
+  }
+  if (failed_.load()) {
+    std::exception_ptr error = std::move(error_);
+    error_ = nullptr;
+    std::rethrow_exception(error);
+  }
+}
+
+int physical_cores() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 1;
+  std::set<std::string> cores;
+  int logical = 0;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed)) continue;
+    ++logical;
+    const std::string topology = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
+    std::string siblings;
+    std::getline(std::ifstream(topology + "thread_siblings_list"), siblings);
+    cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
+  }
+  return std::max(1, std::min(logical, static_cast<int>(cores.size())));
+}
+
+}  // namespace qw

@@ -1,0 +1,58 @@
+// A fixed team of threads for parallel loops, made to be called hundreds of times per token.
+//
+// Level 0 (base). Chunks are handed out dynamically, and the caller never waits for a worker that
+// has not begun: when a neighbour process holds a core, the rest of the team does all the work.
+// Results must not depend on who computes a chunk; kernels see to that.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "base/function_ref.h"
+
+namespace qw {
+
+class ThreadPool {
+ public:
+  /// A team of `n_threads` >= 1, the calling thread included.
+  explicit ThreadPool(int n_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const noexcept { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Calls body(begin, end, thread) for disjoint chunks of at most `grain` items covering
+  /// [0, n_items); thread is in [0, size()). Returns when all are done. The first exception
+  /// thrown by a body is rethrown here, after the others finished. Must not be nested.
+  void parallel_for(int64_t n_items, int64_t grain, FunctionRef<void(int64_t, int64_t, int)> body);
+
+ private:
+  void worker_loop(int thread);
+  void run_chunks(int thread) noexcept;
+
+  struct Job {
+    const FunctionRef<void(int64_t, int64_t, int)>* body = nullptr;
+    int64_t n_items = 0;
+    int64_t grain = 1;
+  };
+
+  std::mutex call_mutex_;  // two callers take turns
+  Job job_;
+  std::exception_ptr error_;
+  std::atomic<bool> failed_{false};
+  alignas(64) std::atomic<uint64_t> ticket_{0};  // odd: a job is open
+  alignas(64) std::atomic<int64_t> next_{0};     // first item not handed out
+  alignas(64) std::atomic<int> active_{0};       // workers that may touch the job
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> workers_;
+};
+
+/// Physical cores that this process may run on (its affinity mask), at least 1.
+int physical_cores();
+
+}  // namespace qw
