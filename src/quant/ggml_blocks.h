@@ -1,0 +1,25 @@
+// GGML block formats: what the bytes of a row mean, as scalar reference code.
+//
+// Level 2 (quant). Same order of f32 operations as ggml's dequantize_row_*, one rounding each,
+// so that decoded values are bit-equal to its. Block sizes are in tensor/dtype.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tensor/dtype.h"
+
+namespace qw {
+
+/// out[i] = value of element i of a row of n_elems (a multiple of the block) at `bytes`
+/// (unaligned). Any float or block type. Errors: unsupported for integer types.
+void decode_row(DType dtype, const std::byte* bytes, int64_t n_elems, float* out);
+
+/// True for types that encode_row can write.
+bool can_encode(DType dtype) noexcept;
+
+/// Round-to-nearest encoding of a row (the rule of ggml's quantize_row_*_ref, without
+/// importance weights) into row_bytes(dtype, n_elems) bytes. Errors: unsupported.
+void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes);
+
+}  // namespace qw
