@@ -1,0 +1,70 @@
+// What a Qwen2-family network is made of, read from config.json or GGUF metadata.
+//
+// Level 5 (model). No silent default for anything that changes numbers (eps, rope_theta, eos,
+// tied embeddings): a missing field is an error that names it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+
+namespace qw {
+
+enum class RopeScaling { kNone, kLinear, kDynamic, kYarn };
+
+struct RopeConfig {
+  double theta = 0;
+  RopeScaling scaling = RopeScaling::kNone;
+  double factor = 1;
+  int64_t original_max_positions = 0;  // YaRN's correction range
+  double beta_fast = 32, beta_slow = 1;
+  std::optional<double> attention_factor;  // YaRN; default 0.1 ln(factor) + 1
+};
+
+/// How the weights are stored, from quantization_config / quantize_config.json.
+struct QuantizationConfig {
+  std::string method;  // "", "gptq", "awq"
+  int bits = 0;
+  int64_t group_size = 0;
+  bool desc_act = false, sym = true, zero_point = true, v2_zeros = false;
+  std::string awq_version;                        // gemm, gemv, gemv_fast
+  std::vector<std::string> modules_to_not_convert;
+};
+
+struct MoeConfig {
+  int n_experts = 0, top_k = 0;
+  int64_t expert_intermediate = 0, shared_intermediate = 0;  // 0: no shared expert
+  bool norm_topk_prob = false;
+  int decoder_sparse_step = 1;
+  std::vector<int> mlp_only_layers;
+};
+
+struct ModelConfig {
+  std::string architecture;  // "Qwen2ForCausalLM", "Qwen2MoeForCausalLM"
+  int64_t hidden = 0, intermediate = 0, vocab = 0;
+  int n_layers = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  double rms_norm_eps = 0;
+  bool tied_embeddings = false;
+  int64_t max_positions = 0;  // max_position_embeddings
+  RopeConfig rope;
+  int64_t sliding_window = 0;  // 0: none
+  int max_window_layers = 0;   // layers with index >= this are windowed
+  std::optional<MoeConfig> moe;
+  QuantizationConfig quantization;
+  std::vector<int32_t> eos_ids;       // config.json / GGUF; generation_config may say more
+  std::optional<int32_t> bos_id, pad_id;
+
+  bool layer_is_sparse(int layer) const;
+  int64_t window_of_layer(int layer) const;  // 0: full attention
+  int64_t n_parameters() const;              // all, and
+  int64_t n_parameters_active() const;       // those one token uses, embedding table excluded
+
+  /// Errors: corrupt (missing field, wrong type, impossible sizes), unsupported (architecture,
+  /// activation, rope type, quantisation method; says what is supported).
+  static ModelConfig from_checkpoint(const Checkpoint& checkpoint);
+};
+
+}  // namespace qw
