@@ -1,0 +1,101 @@
+#include "quant/ggml_blocks.h"
+
+#include <cstring>
+
+#include "base/error.h"
+#include "base/half.h"
+#include "quant/ggml_codecs.h"
+
+namespace qw {
+
+namespace {
+
+template <typename Block>
+void decode_blocks(const std::byte* bytes, int64_t n_blocks, int block_elems, float* out) {
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    ggml::decode(load_block<Block>(bytes), out);
+    bytes += sizeof(Block);
+    out += block_elems;
+  }
+}
+
+template <typename Stored, typename Widen>
+void widen(const std::byte* bytes, int64_t n_elems, float* out, Widen widen_one) {
+  for (int64_t i = 0; i < n_elems; ++i) {
+    Stored value;
+    std::memcpy(&value, bytes + i * static_cast<int64_t>(sizeof(Stored)), sizeof(Stored));
+    out[i] = widen_one(value);
+  }
+}
+
+/// binary64 to binary32: round to nearest, infinity beyond the range (the plain conversion is
+/// undefined there for the language, though not for IEEE).
+float narrow(double value) noexcept {
+  constexpr double kOverflow = 0x1.ffffffp127;  // the midpoint between the largest float and 2^128
+  if (value >= kOverflow) return std::bit_cast<float>(0x7F800000u);
+  if (value <= -kOverflow) return std::bit_cast<float>(0xFF800000u);
+  return static_cast<float>(value);
+}
+
+}  // namespace
+
+void decode_row(DType dtype, const std::byte* bytes, int64_t n_elems, float* out) {
+  const DTypeInfo& type = info(dtype);
+  QW_CHECK(n_elems >= 0 && n_elems % type.block_elems == 0, "{} elements of {}", n_elems,
+           type.name);
+  const int64_t n = n_elems / type.block_elems;
+  const int elems = type.block_elems;
+  switch (dtype) {
+    case DType::kF32:
+      std::memcpy(out, bytes, static_cast<size_t>(n) * sizeof(float));
+      return;
+    case DType::kF16:
+      return widen<uint16_t>(bytes, n, out, f16_to_f32);
+    case DType::kBF16:
+      return widen<uint16_t>(bytes, n, out, bf16_to_f32);
+    case DType::kF64:
+      return widen<double>(bytes, n, out, narrow);
+    case DType::kQ4_0:
+      return decode_blocks<BlockQ4_0>(bytes, n, elems, out);
+    case DType::kQ4_1:
+      return decode_blocks<BlockQ4_1>(bytes, n, elems, out);
+    case DType::kQ5_0:
+      return decode_blocks<BlockQ5_0>(bytes, n, elems, out);
+    case DType::kQ5_1:
+      return decode_blocks<BlockQ5_1>(bytes, n, elems, out);
+    case DType::kQ8_0:
+      return decode_blocks<BlockQ8_0>(bytes, n, elems, out);
+    case DType::kQ8_1:
+      return decode_blocks<BlockQ8_1>(bytes, n, elems, out);
+    case DType::kQ2_K:
+      return decode_blocks<BlockQ2_K>(bytes, n, elems, out);
+    case DType::kQ3_K:
+      return decode_blocks<BlockQ3_K>(bytes, n, elems, out);
+    case DType::kQ4_K:
+      return decode_blocks<BlockQ4_K>(bytes, n, elems, out);
+    case DType::kQ5_K:
+      return decode_blocks<BlockQ5_K>(bytes, n, elems, out);
+    case DType::kQ6_K:
+      return decode_blocks<BlockQ6_K>(bytes, n, elems, out);
+    case DType::kQ8_K:
+      return decode_blocks<BlockQ8_K>(bytes, n, elems, out);
+    case DType::kTQ1_0:
+      return decode_blocks<BlockTQ1_0>(bytes, n, elems, out);
+    case DType::kTQ2_0:
+      return decode_blocks<BlockTQ2_0>(bytes, n, elems, out);
+    case DType::kMXFP4:
+      return decode_blocks<BlockMXFP4>(bytes, n, elems, out);
+    case DType::kNVFP4:
+      return decode_blocks<BlockNVFP4>(bytes, n, elems, out);
+    case DType::kQ1_0:
+      return decode_blocks<BlockQ1_0>(bytes, n, elems, out);
+    case DType::kQ2_0:
+      return decode_blocks<BlockQ2_0>(bytes, n, elems, out);
+    default:
+      break;
+  }
+  fail(ErrorKind::kUnsupported, "quant", "decode: expected a float or block type, got {}",
+       type.name);
+}
+
+}  // namespace qw

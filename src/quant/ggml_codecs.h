@@ -1,0 +1,39 @@
+// One decoder and, where there is one, one encoder per GGML block type; decode_row and encode_row
+// dispatch to them.
+//
+// Level 2 (quant), private to this folder. `out` and `x` hold one block's elements.
+#pragma once
+
+#include "quant/ggml_blocks_layout.h"
+
+namespace qw::ggml {
+
+void decode(const BlockQ4_0& block, float* out) noexcept;
+void decode(const BlockQ4_1& block, float* out) noexcept;
+void decode(const BlockQ5_0& block, float* out) noexcept;
+void decode(const BlockQ5_1& block, float* out) noexcept;
+void decode(const BlockQ8_0& block, float* out) noexcept;
+void decode(const BlockQ8_1& block, float* out) noexcept;
+void decode(const BlockQ2_K& block, float* out) noexcept;
+void decode(const BlockQ3_K& block, float* out) noexcept;
+void decode(const BlockQ4_K& block, float* out) noexcept;
+void decode(const BlockQ5_K& block, float* out) noexcept;
+void decode(const BlockQ6_K& block, float* out) noexcept;
+void decode(const BlockQ8_K& block, float* out) noexcept;
+void decode(const BlockIQ1_S& block, float* out) noexcept;
+void decode(const BlockIQ1_M& block, float* out) noexcept;
+void decode(const BlockIQ2_XXS& block, float* out) noexcept;
+void decode(const BlockIQ2_XS& block, float* out) noexcept;
+void decode(const BlockIQ2_S& block, float* out) noexcept;
+void decode(const BlockIQ3_XXS& block, float* out) noexcept;
+void decode(const BlockIQ3_S& block, float* out) noexcept;
+void decode(const BlockIQ4_NL& block, float* out) noexcept;
+void decode(const BlockIQ4_XS& block, float* out) noexcept;
+void decode(const BlockTQ1_0& block, float* out) noexcept;
+void decode(const BlockTQ2_0& block, float* out) noexcept;
+void decode(const BlockMXFP4& block, float* out) noexcept;
+void decode(const BlockNVFP4& block, float* out) noexcept;
+void decode(const BlockQ1_0& block, float* out) noexcept;
+void decode(const BlockQ2_0& block, float* out) noexcept;
+
+}  // namespace qw::ggml
