@@ -1,0 +1,54 @@
+// Linear layers of the CPU backend: choose a kernel per matrix, pack it, run it on all threads.
+//
+// Level 4 (backend). Between backend/cpu_backend.cpp (operations) and kernels/registry.h (rows of
+// pure functions). Packing is a permutation of the published codes: nothing is requantised.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/thread_pool.h"
+#include "kernels/isa.h"
+#include "quant/linear_source.h"
+
+namespace qw {
+
+/// What every CPU operation needs; one per backend, no globals.
+struct CpuContext {
+  explicit CpuContext(const BackendOptions& options);
+  ThreadPool pool;
+  kernels::Isa isa;            // the cap in force: features that kernels may use
+  ActivationMode activations;  // as asked
+  bool deterministic;
+};
+
+/// Several matrices stacked along n, each with its own kernel, sharing their input.
+class CpuLinear : public LinearWeight {
+ public:
+  ~CpuLinear() override = default;
+  /// f32 values of rows [row, row + n_rows) as the kernel sees the weight: for embeddings that
+  /// share a tied matrix, and for tests (equal to the codec's reference bit for bit).
+  virtual void decode_rows(int64_t row, int64_t n_rows, float* out) const = 0;
+};
+
+/// Errors: unsupported, corrupt (scales that are not finite, naming the tensor), out_of_memory.
+std::unique_ptr<CpuLinear> pack_cpu_linear(std::span<const LinearSource> parts, CpuContext& context);
+
+struct CpuLinearCall {
+  const float* x = nullptr;  // [m, k], rows ldx apart
+  int64_t ldx = 0, m = 0;
+  float* y = nullptr;        // [m, n], rows ldy apart
+  int64_t ldy = 0;
+  const float* bias = nullptr;  // [n] or null
+  bool accumulate = false;      // y += instead of y =
+};
+
+/// y = x W^T (+ bias) (+ y). Rounds x once per distinct activation form that the parts need.
+/// Accumulation order depends on (layout, kernel, k) only.
+void run_cpu_linear(const CpuLinear& weight, const CpuLinearCall& call, CpuContext& context);
+
+}  // namespace qw

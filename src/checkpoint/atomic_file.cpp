@@ -1,0 +1,73 @@
+#include "checkpoint/atomic_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace qw {
+
+namespace {
+constexpr size_t kBufferBytes = size_t{1} << 20;
+}
+
+AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
+  // Process and counter, so that two writers of one path do not meet in one temporary file.
+  static std::atomic<unsigned> counter{0};
+  temporary_ = fmt::format("{}.tmp-{}-{}", path_, ::getpid(), counter.fetch_add(1));
+  buffer_.reserve(kBufferBytes);
+  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd_ < 0) fail_errno("create");
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ < 0) return;
+  ::close(fd_);
+  ::unlink(temporary_.c_str());
+}
+
+void AtomicFile::fail_errno(const char* action) const {
+  const int error = errno;
+  fail(error == ENOENT || error == ENOTDIR ? ErrorKind::kNotFound : ErrorKind::kIo, "file",
+       "cannot {}: {} ({})", action, std::strerror(error), printable(path_, 4096));
+}
+
+void AtomicFile::write_through(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(fd_, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) fail_errno("write");
+    bytes = bytes.subspan(static_cast<size_t>(written));
+  }
+}
+
+void AtomicFile::flush() {
+  write_through(buffer_);
+  buffer_.clear();
+}
+
+void AtomicFile::write(std::span<const std::byte> bytes) {
+  QW_CHECK(fd_ >= 0, "write after commit");
+  if (buffer_.size() + bytes.size() > kBufferBytes) flush();
+  if (bytes.size() >= kBufferBytes) {
+    write_through(bytes);
+  } else {
+    buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
+  }
+}
+
+void AtomicFile::commit() {
+  QW_CHECK(fd_ >= 0, "commit twice");
+  flush();
+  if (::fsync(fd_) != 0) fail_errno("sync");
+  if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail_errno("rename");
+  ::close(fd_);
+  fd_ = -1;
+}
+
+}  // namespace qw

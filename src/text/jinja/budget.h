@@ -1,0 +1,78 @@
+// How much one rendering may do: steps, bytes made, depth.
+//
+// Level 3 (text). A template comes with a checkpoint, so it may loop for ever or multiply strings.
+// Every node evaluated costs a step and every value made costs its bytes; what is past the budget is
+// a TemplateError of kind limit. The budget grows with the size of the input, so that it never
+// stands in the way of a long conversation.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "text/jinja/template_error.h"
+
+namespace qw::jinja {
+
+class Budget {
+ public:
+  /// input_bytes: the size of messages, tools, documents and variables.
+  explicit Budget(size_t input_bytes)
+      : steps_left_(kBaseSteps + kStepsPerByte * input_bytes),
+        bytes_left_(kBaseBytes + kBytesPerByte * input_bytes) {}
+
+  void step(size_t n = 1) {
+    if (n > steps_left_) {
+      raise(TemplateErrorKind::kLimit, "the template did not end within its budget of steps");
+    }
+    steps_left_ -= n;
+  }
+
+  /// Bytes copied or made. They count as work too, so that copying cannot go on for ever.
+  void make_bytes(size_t n) {
+    if (n > bytes_left_) {
+      raise(TemplateErrorKind::kLimit, "the template made more text or lists than its budget of bytes");
+    }
+    bytes_left_ -= n;
+  }
+
+  /// `n` values of a list about to be made.
+  void make_items(size_t n) {
+    constexpr size_t kItemBytes = 32;
+    if (n > bytes_left_ / kItemBytes) make_bytes(bytes_left_ + 1);
+    make_bytes(n * kItemBytes);
+    step(n);
+  }
+
+  /// One level of nesting, while the object lives.
+  class Level {
+   public:
+    explicit Level(Budget& budget) : budget_(budget) {
+      if (budget_.depth_ >= kMaxDepth) {
+        raise(TemplateErrorKind::kLimit, "the template nests deeper than {} levels", kMaxDepth);
+      }
+      ++budget_.depth_;
+    }
+    ~Level() { --budget_.depth_; }
+    Level(const Level&) = delete;
+    Level& operator=(const Level&) = delete;
+
+   private:
+    Budget& budget_;
+  };
+
+ private:
+  // About a second of work at most for a small conversation (measured: 10-20 M steps/s).
+  static constexpr uint64_t kBaseSteps = 10'000'000;
+  static constexpr uint64_t kStepsPerByte = 64;
+  static constexpr uint64_t kBaseBytes = uint64_t{256} << 20;
+  static constexpr uint64_t kBytesPerByte = 256;
+  // Expressions, blocks and macro calls together. Python ends near 300 nested macro calls; a level
+  // here is one C++ frame of at most a few hundred bytes (about 1 KiB under ASan).
+  static constexpr int kMaxDepth = 1500;
+
+  uint64_t steps_left_;
+  uint64_t bytes_left_;
+  int depth_ = 0;
+};
+
+}  // namespace qw::jinja
