@@ -40,11 +40,12 @@ class Checkpoint {
   enum class Kind { kDirectory, kGguf };
 
   /// path: a Hugging Face style directory (safetensors or pytorch_model*.bin, single or sharded),
-  /// a single .safetensors file with its config.json beside it, or a .gguf file (any part of a split one).
-  /// Reads headers only; tensor bytes stay in the mapping. Errors: not_found, corrupt,
+  /// a single .safetensors file with its config.json beside it, or a .gguf file (any part of a
+  /// split one). Reads headers only; tensor bytes stay in the mapping. Errors: not_found, corrupt,
   /// unsupported, io; each names the file, and what else was looked for.
   /// tensors_required false: a directory without weights is fine (tokenizer files only).
-  static std::shared_ptr<const Checkpoint> open(const std::string& path, bool tensors_required = true);
+  static std::shared_ptr<const Checkpoint> open(const std::string& path,
+                                                bool tensors_required = true);
   virtual ~Checkpoint() = default;
 
   Kind kind = Kind::kDirectory;

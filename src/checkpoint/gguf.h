@@ -18,8 +18,19 @@
 namespace qw {
 
 enum class GgufType : uint32_t {
-  kU8 = 0, kI8 = 1, kU16 = 2, kI16 = 3, kU32 = 4, kI32 = 5, kF32 = 6, kBool = 7,
-  kString = 8, kArray = 9, kU64 = 10, kI64 = 11, kF64 = 12,
+  kU8 = 0,
+  kI8 = 1,
+  kU16 = 2,
+  kI16 = 3,
+  kU32 = 4,
+  kI32 = 5,
+  kF32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9,
+  kU64 = 10,
+  kI64 = 11,
+  kF64 = 12,
 };
 
 /// A metadata value. Integers and bool are widened to int64/uint64, floats to double; `type` keeps
@@ -27,8 +38,8 @@ enum class GgufType : uint32_t {
 struct GgufValue {
   GgufType type = GgufType::kU32;
   GgufType element = GgufType::kU32;  // of an array
-  std::variant<int64_t, uint64_t, double, bool, std::string, std::vector<int64_t>, std::vector<double>,
-               std::vector<std::string>>
+  std::variant<int64_t, uint64_t, double, bool, std::string, std::vector<int64_t>,
+               std::vector<double>, std::vector<std::string>>
       value;
 };
 

@@ -37,8 +37,8 @@ class LimitGuard {
 
  private:
   [[noreturn]] void refuse(std::string_view what, int64_t limit, std::string_view unit) const {
-    fail(ErrorKind::kCorrupt, "json", "{}: expected at most {} {}, got more ({})", what, limit, unit,
-         printable(file_, 4096));
+    fail(ErrorKind::kCorrupt, "json", "{}: expected at most {} {}, got more ({})", what, limit,
+         unit, printable(file_, 4096));
   }
 
   const JsonLimits& limits_;
@@ -64,10 +64,10 @@ T required(std::optional<T> value, std::string_view key, std::string_view expect
   return *std::move(value);
 }
 
-[[noreturn]] void wrong_type(std::string_view key, std::string_view expected, const ordered_json& got,
-                             std::string_view file) {
-  fail(ErrorKind::kCorrupt, "config", "{}: expected {}, got {} ({})", key, expected, describe_json(got),
-       printable(file, 4096));
+[[noreturn]] void wrong_type(std::string_view key, std::string_view expected,
+                             const ordered_json& got, std::string_view file) {
+  fail(ErrorKind::kCorrupt, "config", "{}: expected {}, got {} ({})", key, expected,
+       describe_json(got), printable(file, 4096));
 }
 
 constexpr std::string_view kInteger = "an integer";
@@ -79,36 +79,39 @@ constexpr std::string_view kText = "a string";
 
 ordered_json parse_json(std::string_view text, std::string_view file, const JsonLimits& limits) {
   if (text.size() > limits.max_bytes) {
-    fail(ErrorKind::kCorrupt, "json", "size: expected at most {} bytes, got {} ({})", limits.max_bytes,
-         text.size(), printable(file, 4096));
+    fail(ErrorKind::kCorrupt, "json", "size: expected at most {} bytes, got {} ({})",
+         limits.max_bytes, text.size(), printable(file, 4096));
   }
   try {
     return ordered_json::parse(text.begin(), text.end(), LimitGuard(limits, file));
   } catch (const ordered_json::parse_error& error) {
-    fail(ErrorKind::kCorrupt, "json", "expected valid JSON, got an error at byte {}: {} ({})", error.byte,
-         reason_of(error), printable(file, 4096));
+    fail(ErrorKind::kCorrupt, "json", "expected valid JSON, got an error at byte {}: {} ({})",
+         error.byte, reason_of(error), printable(file, 4096));
   } catch (const ordered_json::exception& error) {
     fail(ErrorKind::kCorrupt, "json", "expected valid JSON, got: {} ({})", reason_of(error),
          printable(file, 4096));
   }
 }
 
-ordered_json parse_json_object(std::string_view text, std::string_view file, const JsonLimits& limits) {
+ordered_json parse_json_object(std::string_view text, std::string_view file,
+                               const JsonLimits& limits) {
   ordered_json value = parse_json(text, file, limits);
   if (!value.is_object()) {
-    fail(ErrorKind::kCorrupt, "json", "expected an object {{...}}, got {} ({})", describe_json(value),
-         printable(file, 4096));
+    fail(ErrorKind::kCorrupt, "json", "expected an object {{...}}, got {} ({})",
+         describe_json(value), printable(file, 4096));
   }
   return value;
 }
 
 std::string describe_json(const ordered_json& value) {
   if (value.is_object()) return fmt::format("an object of {} keys", value.size());
-  if (value.is_array() && value.size() > 16) return fmt::format("an array of {} values", value.size());
+  if (value.is_array() && value.size() > 16)
+    return fmt::format("an array of {} values", value.size());
   return printable(value.dump(-1, ' ', false, ordered_json::error_handler_t::replace), 60);
 }
 
-const ordered_json* find_member(const ordered_json& object, std::string_view key, std::string_view file) {
+const ordered_json* find_member(const ordered_json& object, std::string_view key,
+                                std::string_view file) {
   if (!object.is_object()) wrong_type(key, "an object around it", object, file);
   const auto found = object.find(std::string(key));
   return found == object.end() || found->is_null() ? nullptr : &*found;
@@ -127,7 +130,8 @@ std::optional<int64_t> optional_int(const ordered_json& object, std::string_view
   } else if (value->is_number_float()) {
     // Some tools write 4096.0. Beyond 2^53 a float no longer says which integer was meant.
     const double number = value->get<double>();
-    if (number == std::floor(number) && std::fabs(number) <= 0x1p53) return static_cast<int64_t>(number);
+    if (number == std::floor(number) && std::fabs(number) <= 0x1p53)
+      return static_cast<int64_t>(number);
   }
   wrong_type(key, kInteger, *value, file);
 }
@@ -165,7 +169,8 @@ double required_real(const ordered_json& object, std::string_view key, std::stri
 bool required_bool(const ordered_json& object, std::string_view key, std::string_view file) {
   return required(optional_bool(object, key, file), key, kBoolean, file);
 }
-std::string required_string(const ordered_json& object, std::string_view key, std::string_view file) {
+std::string required_string(const ordered_json& object, std::string_view key,
+                            std::string_view file) {
   return required(optional_string(object, key, file), key, kText, file);
 }
 

@@ -17,8 +17,8 @@ namespace qw {
 struct JsonLimits {
   size_t max_bytes = size_t{64} << 20;
   int max_depth = 64;
-  int64_t max_keys = 100'000;          // of all objects together
-  int64_t max_object_keys = 10'000;    // of one object: ordered_json finds keys by linear search
+  int64_t max_keys = 100'000;        // of all objects together
+  int64_t max_object_keys = 10'000;  // of one object: ordered_json finds keys by linear search
 };
 
 /// Parses `text` (UTF-8, an optional byte order mark). Of a key that appears twice the last value
@@ -35,9 +35,12 @@ nlohmann::ordered_json parse_json_object(std::string_view text, std::string_view
 // Typed fields of an object. required_*: Error{kCorrupt} when the key is absent or has another
 // type. optional_*: nullopt when the key is absent or null. Integers may be written as floats
 // with an integral value (4.0), booleans are not numbers.
-int64_t required_int(const nlohmann::ordered_json& object, std::string_view key, std::string_view file);
-double required_real(const nlohmann::ordered_json& object, std::string_view key, std::string_view file);
-bool required_bool(const nlohmann::ordered_json& object, std::string_view key, std::string_view file);
+int64_t required_int(const nlohmann::ordered_json& object, std::string_view key,
+                     std::string_view file);
+double required_real(const nlohmann::ordered_json& object, std::string_view key,
+                     std::string_view file);
+bool required_bool(const nlohmann::ordered_json& object, std::string_view key,
+                   std::string_view file);
 std::string required_string(const nlohmann::ordered_json& object, std::string_view key,
                             std::string_view file);
 std::optional<int64_t> optional_int(const nlohmann::ordered_json& object, std::string_view key,
@@ -46,11 +49,11 @@ std::optional<double> optional_real(const nlohmann::ordered_json& object, std::s
                                     std::string_view file);
 std::optional<bool> optional_bool(const nlohmann::ordered_json& object, std::string_view key,
                                   std::string_view file);
-std::optional<std::string> optional_string(const nlohmann::ordered_json& object, std::string_view key,
-                                           std::string_view file);
+std::optional<std::string> optional_string(const nlohmann::ordered_json& object,
+                                           std::string_view key, std::string_view file);
 /// The member `key`, or null when it is absent or JSON null. `object` must be an object.
-const nlohmann::ordered_json* find_member(const nlohmann::ordered_json& object, std::string_view key,
-                                          std::string_view file);
+const nlohmann::ordered_json* find_member(const nlohmann::ordered_json& object,
+                                          std::string_view key, std::string_view file);
 
 /// A JSON value as one short line for messages: `"64"`, `[1,2,3]`, cut after 60 bytes.
 std::string describe_json(const nlohmann::ordered_json& value);

@@ -1,5 +1,7 @@
 #include "checkpoint/safetensors.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -7,8 +9,6 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <unordered_set>
-
-#include <fmt/ranges.h>
 
 #include "base/checked.h"
 
@@ -27,10 +27,10 @@ struct TypeName {
   DType dtype;
 };
 constexpr std::array kTypes = {
-    TypeName{"F32", DType::kF32}, TypeName{"F16", DType::kF16},  TypeName{"BF16", DType::kBF16},
-    TypeName{"F64", DType::kF64}, TypeName{"I8", DType::kI8},    TypeName{"I16", DType::kI16},
-    TypeName{"I32", DType::kI32}, TypeName{"I64", DType::kI64},  TypeName{"U8", DType::kU8},
-    TypeName{"U16", DType::kU16}, TypeName{"U32", DType::kU32},  TypeName{"U64", DType::kU64},
+    TypeName{"F32", DType::kF32},   TypeName{"F16", DType::kF16}, TypeName{"BF16", DType::kBF16},
+    TypeName{"F64", DType::kF64},   TypeName{"I8", DType::kI8},   TypeName{"I16", DType::kI16},
+    TypeName{"I32", DType::kI32},   TypeName{"I64", DType::kI64}, TypeName{"U8", DType::kU8},
+    TypeName{"U16", DType::kU16},   TypeName{"U32", DType::kU32}, TypeName{"U64", DType::kU64},
     TypeName{"BOOL", DType::kBool},
 };
 
@@ -82,7 +82,7 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
       state_ = State::kTop;
     } else if (state_ == State::kTop) {
       state_ = key_ == kMetadataKey ? State::kMetadata : State::kEntry;
-      if (state_ == State::kEntry) entries_.push_back(Entry{.name = std::move(key_)});
+      if (state_ == State::kEntry) entries_.emplace_back().name = std::move(key_);
     } else {
       return unexpected("an object");
     }
@@ -107,8 +107,11 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
     if (state_ == State::kEntry) {
       const Entry& entry = entries_.back();
       if (!entry.has_dtype || !entry.has_shape || !entry.has_offsets) {
-        fail(ErrorKind::kCorrupt, "safetensors", "{}: expected dtype, shape and data_offsets, got no {} ({})",
-             printable(entry.name), !entry.has_dtype ? "dtype" : !entry.has_shape ? "shape" : "data_offsets",
+        fail(ErrorKind::kCorrupt, "safetensors",
+             "{}: expected dtype, shape and data_offsets, got no {} ({})", printable(entry.name),
+             !entry.has_dtype   ? "dtype"
+             : !entry.has_shape ? "shape"
+                                : "data_offsets",
              printable(path_, 4096));
       }
     }
@@ -135,8 +138,8 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool parse_error(size_t byte, const std::string&, const nlohmann::json::exception&) override {
-    fail(ErrorKind::kCorrupt, "safetensors", "header: expected JSON, got an error at byte {} of it ({})", byte,
-         printable(path_, 4096));
+    fail(ErrorKind::kCorrupt, "safetensors",
+         "header: expected JSON, got an error at byte {} of it ({})", byte, printable(path_, 4096));
   }
 
  private:
@@ -144,11 +147,12 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
   enum class State { kStart, kTop, kMetadata, kEntry, kShape, kOffsets };
 
   bool unexpected(std::string_view got) const {
-    const bool in_entry = state_ == State::kEntry || state_ == State::kShape || state_ == State::kOffsets;
+    const bool in_entry =
+        state_ == State::kEntry || state_ == State::kShape || state_ == State::kOffsets;
     fail(ErrorKind::kCorrupt, "safetensors",
          "header: expected {{name: {{dtype, shape, data_offsets}}}}, got {} at {}{}{} ({})", got,
-         in_entry ? printable(entries_.back().name) : "the top", key_.empty() ? "" : ": ", printable(key_),
-         printable(path_, 4096));
+         in_entry ? printable(entries_.back().name) : "the top", key_.empty() ? "" : ": ",
+         printable(key_), printable(path_, 4096));
   }
 
   SafetensorsFile& out_;
@@ -178,20 +182,23 @@ std::string_view header_of(const MappedFile& file) {
   const auto bytes = file.bytes();
   const std::string path = printable(file.path(), 4096);
   if (bytes.size() < kPrefixBytes) {
-    fail(ErrorKind::kCorrupt, "safetensors", "size: expected at least {} bytes, got {} ({})", kPrefixBytes,
-         bytes.size(), path);
+    fail(ErrorKind::kCorrupt, "safetensors", "size: expected at least {} bytes, got {} ({})",
+         kPrefixBytes, bytes.size(), path);
   }
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, bytes.data(), sizeof header_bytes);
   if (header_bytes > kMaxHeaderBytes) {
-    fail(ErrorKind::kCorrupt, "safetensors", "header length: expected at most {} bytes, got {} ({})",
-         kMaxHeaderBytes, header_bytes, path);
+    fail(ErrorKind::kCorrupt, "safetensors",
+         "header length: expected at most {} bytes, got {} ({})", kMaxHeaderBytes, header_bytes,
+         path);
   }
   if (header_bytes > bytes.size() - kPrefixBytes) {
-    fail(ErrorKind::kCorrupt, "safetensors", "header: expected {} bytes after the length, got {}; cut short ({})",
-         header_bytes, bytes.size() - kPrefixBytes, path);
+    fail(ErrorKind::kCorrupt, "safetensors",
+         "header: expected {} bytes after the length, got {}; cut short ({})", header_bytes,
+         bytes.size() - kPrefixBytes, path);
   }
-  return {reinterpret_cast<const char*>(bytes.data()) + kPrefixBytes, static_cast<size_t>(header_bytes)};
+  return {reinterpret_cast<const char*>(bytes.data()) + kPrefixBytes,
+          static_cast<size_t>(header_bytes)};
 }
 
 RawTensor checked_tensor(Entry&& entry, const MappedFile& file) {
@@ -199,22 +206,25 @@ RawTensor checked_tensor(Entry&& entry, const MappedFile& file) {
   const std::string name = printable(entry.name);
   const auto dtype = dtype_of(entry.dtype);
   if (!dtype) {
-    fail(ErrorKind::kUnsupported, "safetensors", "dtype of {}: expected a float, integer or BOOL type, got {} ({})",
-         name, printable(entry.dtype), path);
+    fail(ErrorKind::kUnsupported, "safetensors",
+         "dtype of {}: expected a float, integer or BOOL type, got {} ({})", name,
+         printable(entry.dtype), path);
   }
   if (entry.shape.size() > static_cast<size_t>(Shape::kMaxRank)) {
-    fail(ErrorKind::kUnsupported, "safetensors", "shape of {}: expected at most {} dimensions, got {} ({})", name,
-         Shape::kMaxRank, entry.shape.size(), path);
+    fail(ErrorKind::kUnsupported, "safetensors",
+         "shape of {}: expected at most {} dimensions, got {} ({})", name, Shape::kMaxRank,
+         entry.shape.size(), path);
   }
   if (entry.offsets.size() != 2 || entry.offsets[0] > entry.offsets[1]) {
-    fail(ErrorKind::kCorrupt, "safetensors", "data_offsets of {}: expected [begin, end], got [{}] ({})", name,
+    fail(ErrorKind::kCorrupt, "safetensors",
+         "data_offsets of {}: expected [begin, end], got [{}] ({})", name,
          fmt::join(entry.offsets, ", "), path);
   }
   const Shape shape(entry.shape, name);
   const int64_t n_bytes = checked_mul<int64_t>(shape.n_elems(), info(*dtype).block_bytes, name);
   if (n_bytes != entry.offsets[1] - entry.offsets[0]) {
-    fail(ErrorKind::kCorrupt, "safetensors", "bytes of {}: expected {} for {} {}, got {} ({})", name, n_bytes,
-         entry.dtype, shape.str(), entry.offsets[1] - entry.offsets[0], path);
+    fail(ErrorKind::kCorrupt, "safetensors", "bytes of {}: expected {} for {} {}, got {} ({})",
+         name, n_bytes, entry.dtype, shape.str(), entry.offsets[1] - entry.offsets[0], path);
   }
   RawTensor tensor;
   tensor.name = std::move(entry.name);
@@ -244,14 +254,17 @@ SafetensorsFile read_safetensors(const std::shared_ptr<const MappedFile>& file) 
     const int64_t entry_end = entry.offsets.size() == 2 ? entry.offsets[1] : 0;
     RawTensor tensor = checked_tensor(std::move(entry), *file);
     if (tensor.offset_bytes != end) {
-      fail(ErrorKind::kCorrupt, "safetensors", "data of {}: expected to begin at byte {}, got {}; {} ({})",
-           printable(tensor.name), end, tensor.offset_bytes,
-           tensor.offset_bytes < end ? "tensors overlap" : "a gap between tensors", printable(file->path(), 4096));
+      fail(ErrorKind::kCorrupt, "safetensors",
+           "data of {}: expected to begin at byte {}, got {}; {} ({})", printable(tensor.name), end,
+           tensor.offset_bytes,
+           tensor.offset_bytes < end ? "tensors overlap" : "a gap between tensors",
+           printable(file->path(), 4096));
     }
     end = static_cast<uint64_t>(entry_end);
     if (end > data.size()) {
-      fail(ErrorKind::kCorrupt, "safetensors", "data of {}: expected bytes up to {}, got {}; cut short ({})",
-           printable(tensor.name), end, data.size(), printable(file->path(), 4096));
+      fail(ErrorKind::kCorrupt, "safetensors",
+           "data of {}: expected bytes up to {}, got {}; cut short ({})", printable(tensor.name),
+           end, data.size(), printable(file->path(), 4096));
     }
     tensor.bytes = data.subspan(tensor.offset_bytes, end - tensor.offset_bytes);
     tensor.offset_bytes += kPrefixBytes + header.size();
@@ -259,42 +272,49 @@ SafetensorsFile read_safetensors(const std::shared_ptr<const MappedFile>& file) 
     out.tensors.push_back(std::move(tensor));
   }
   if (end != data.size()) {
-    fail(ErrorKind::kCorrupt, "safetensors", "data: expected {} bytes as the header lists, got {} ({})", end,
-         data.size(), printable(file->path(), 4096));
+    fail(ErrorKind::kCorrupt, "safetensors",
+         "data: expected {} bytes as the header lists, got {} ({})", end, data.size(),
+         printable(file->path(), 4096));
   }
   file->check_readable();
   return out;
 }
 
-SafetensorsWriter::SafetensorsWriter(const std::string& path, const std::vector<SafetensorsEntry>& entries,
-                                     const std::vector<std::pair<std::string, std::string>>& metadata)
+SafetensorsWriter::SafetensorsWriter(
+    const std::string& path, const std::vector<SafetensorsEntry>& entries,
+    const std::vector<std::pair<std::string, std::string>>& metadata)
     : file_(path) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   // Pushed, not assigned: ordered_json looks keys up by linear search.
   auto& members = header.get_ref<nlohmann::ordered_json::object_t&>();
   if (!metadata.empty()) {
     nlohmann::ordered_json object = nlohmann::ordered_json::object();
-    for (const auto& [key, value] : metadata) object[key] = value;
+    for (const auto& [key, value] : metadata)
+      object[key] = value;
     members.push_back({std::string(kMetadataKey), std::move(object)});
   }
   std::unordered_set<std::string_view> names;
   for (const SafetensorsEntry& entry : entries) {
     const std::string_view type = format_name(entry.dtype);
     if (type.empty()) {
-      fail(ErrorKind::kInvalidArgument, "safetensors", "dtype of {}: expected a plain type, got {} ({})",
-           printable(entry.name), name_of(entry.dtype), printable(path, 4096));
+      fail(ErrorKind::kInvalidArgument, "safetensors",
+           "dtype of {}: expected a plain type, got {} ({})", printable(entry.name),
+           name_of(entry.dtype), printable(path, 4096));
     }
     if (!names.insert(entry.name).second || entry.name == kMetadataKey) {
-      fail(ErrorKind::kInvalidArgument, "safetensors", "names: expected each once, got '{}' again ({})",
-           printable(entry.name), printable(path, 4096));
+      fail(ErrorKind::kInvalidArgument, "safetensors",
+           "names: expected each once, got '{}' again ({})", printable(entry.name),
+           printable(path, 4096));
     }
     const auto begin = expected_bytes_;
-    const auto n_bytes = checked_mul<int64_t>(entry.shape.n_elems(), info(entry.dtype).block_bytes, entry.name);
+    const auto n_bytes =
+        checked_mul<int64_t>(entry.shape.n_elems(), info(entry.dtype).block_bytes, entry.name);
     expected_bytes_ = checked_add(begin, static_cast<uint64_t>(n_bytes), entry.name);
-    members.push_back({entry.name,
-                       {{"dtype", type},
-                        {"shape", std::vector<int64_t>(entry.shape.sizes().begin(), entry.shape.sizes().end())},
-                        {"data_offsets", {begin, expected_bytes_}}}});
+    members.push_back(
+        {entry.name,
+         {{"dtype", type},
+          {"shape", std::vector<int64_t>(entry.shape.sizes().begin(), entry.shape.sizes().end())},
+          {"data_offsets", {begin, expected_bytes_}}}});
   }
   std::string text = header.dump();
   text.resize(round_up(text.size(), kPrefixBytes), ' ');  // tensors begin at a multiple of 8
@@ -305,8 +325,9 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, const std::vector<
 
 void SafetensorsWriter::write(std::span<const std::byte> bytes) {
   if (bytes.size() > expected_bytes_ - written_bytes_) {
-    fail(ErrorKind::kInvalidArgument, "safetensors", "tensor bytes: expected {} in all, got more ({})",
-         expected_bytes_, printable(file_.path(), 4096));
+    fail(ErrorKind::kInvalidArgument, "safetensors",
+         "tensor bytes: expected {} in all, got more ({})", expected_bytes_,
+         printable(file_.path(), 4096));
   }
   file_.write(bytes);
   written_bytes_ += bytes.size();
@@ -314,8 +335,9 @@ void SafetensorsWriter::write(std::span<const std::byte> bytes) {
 
 void SafetensorsWriter::finish() {
   if (written_bytes_ != expected_bytes_) {
-    fail(ErrorKind::kInvalidArgument, "safetensors", "tensor bytes: expected {} in all, got {} ({})",
-         expected_bytes_, written_bytes_, printable(file_.path(), 4096));
+    fail(ErrorKind::kInvalidArgument, "safetensors",
+         "tensor bytes: expected {} in all, got {} ({})", expected_bytes_, written_bytes_,
+         printable(file_.path(), 4096));
   }
   file_.commit();
 }

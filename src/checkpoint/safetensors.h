@@ -17,7 +17,7 @@
 namespace qw {
 
 struct SafetensorsFile {
-  std::vector<RawTensor> tensors;                              // in order of their bytes
+  std::vector<RawTensor> tensors;                             // in order of their bytes
   std::vector<std::pair<std::string, std::string>> metadata;  // `__metadata__`, file order
 };
 

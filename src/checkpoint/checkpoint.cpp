@@ -1,0 +1,166 @@
+#include "checkpoint/checkpoint.h"
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+
+#include "base/checked.h"
+#include "checkpoint/safetensors.h"
+#include "checkpoint/weight_files.h"
+
+namespace qw {
+
+namespace {
+
+namespace fs = std::filesystem;
+using Format = WeightFiles::Format;
+
+constexpr size_t kMaxConfigBytes = size_t{64} << 20;
+constexpr size_t kMaxPointerBytes = 1024;  // git-lfs: a pointer file is smaller
+constexpr std::string_view kPointerStart = "version https://git-lfs.github.com/spec/v1";
+
+// A clone made without git-lfs holds small text files in place of the weights.
+void refuse_lfs_pointer(const MappedFile& file) {
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
+                              file.bytes().size());
+  if (text.size() > kMaxPointerBytes || !text.starts_with(kPointerStart)) return;
+  constexpr std::string_view kSizeLine = "\nsize ";
+  uint64_t real_bytes = 0;
+  if (const size_t at = text.find(kSizeLine); at != std::string_view::npos) {
+    std::from_chars(text.data() + at + kSizeLine.size(), text.data() + text.size(), real_bytes);
+  }
+  fail(ErrorKind::kCorrupt, "checkpoint",
+       "weights: expected a file of {} bytes, got its Git LFS pointer of {}; fetch it with `git "
+       "lfs pull` ({})",
+       real_bytes, text.size(), printable(file.path(), 4096));
+}
+
+std::shared_ptr<const MappedFile> open_weights(const std::string& path) {
+  auto file = MappedFile::open(path);
+  refuse_lfs_pointer(*file);
+  if (file->bytes().empty()) {
+    fail(ErrorKind::kCorrupt, "checkpoint", "weights: expected a header, got an empty file ({})",
+         printable(path, 4096));
+  }
+  return file;
+}
+
+std::optional<std::string> read_if_there(const std::string& directory, std::string_view name) {
+  const std::string path = (fs::path(directory) / name).string();
+  if (std::error_code error; !fs::exists(path, error)) return std::nullopt;
+  return read_text_file(path, kMaxConfigBytes);
+}
+
+void read_companions(Checkpoint& out) {
+  out.config_json = read_if_there(out.directory, "config.json");
+  out.generation_config_json = read_if_there(out.directory, "generation_config.json");
+  out.quantize_config_json = read_if_there(out.directory, "quantize_config.json");
+  if (!out.quantize_config_json)
+    out.quantize_config_json = read_if_there(out.directory, "quant_config.json");
+}
+
+void add_file(Checkpoint& out, const std::string& path, Format format) {
+  const auto file = open_weights(path);
+  if (format == Format::kSafetensors) {
+    SafetensorsFile content = read_safetensors(file);
+    for (RawTensor& tensor : content.tensors)
+      out.tensors.add(std::move(tensor));
+    for (auto& entry : content.metadata)
+      out.safetensors_metadata.push_back(std::move(entry));
+  }
+  out.mappings.push_back(file);
+  out.weight_files.push_back(path);
+}
+
+// Every tensor that the index promises must be in the file it names. One that the index does not
+// mention is fine, as it is to Transformers.
+void check_index(const TensorStore& tensors, const WeightFiles& files) {
+  for (const auto& [name, path] : files.weight_map) {
+    const RawTensor* tensor = tensors.find(name);
+    if (tensor != nullptr && tensor->file == path) continue;
+    fail(ErrorKind::kCorrupt, "checkpoint", "index entry of {}: expected it in {}, got {} ({})",
+         printable(name), printable(fs::path(path).filename().string()),
+         tensor == nullptr ? "no such tensor"
+                           : printable(fs::path(tensor->file).filename().string()),
+         printable(files.index_path, 4096));
+  }
+}
+
+[[noreturn]] void fail_no_weights(const std::string& directory) {
+  const auto names = list_files(directory);
+  const bool adapter = std::ranges::find(names, "adapter_config.json") != names.end();
+  fail(ErrorKind::kNotFound, "checkpoint",
+       "weights: expected model.safetensors, model.safetensors.index.json, *.safetensors, "
+       "pytorch_model.bin, "
+       "pytorch_model.bin.index.json or *.gguf, got {} ({})",
+       adapter ? "only a LoRA adapter (adapter_config.json)" : "none of them",
+       printable(directory, 4096));
+}
+
+}  // namespace
+
+void TensorStore::add(RawTensor tensor) {
+  const auto [entry, is_new] = index_.try_emplace(tensor.name, tensors_.size());
+  if (!is_new) {
+    fail(ErrorKind::kCorrupt, "checkpoint", "tensor {}: expected it once, got it in {} and in {}",
+         printable(tensor.name), printable(tensors_[entry->second].file, 4096),
+         printable(tensor.file, 4096));
+  }
+  tensors_.push_back(std::move(tensor));
+}
+
+const RawTensor* TensorStore::find(std::string_view name) const {
+  const auto entry = index_.find(std::string(name));
+  return entry == index_.end() ? nullptr : &tensors_[entry->second];
+}
+
+const RawTensor& TensorStore::at(std::string_view name) const {
+  if (const RawTensor* tensor = find(name)) return *tensor;
+  fail(ErrorKind::kNotFound, "checkpoint",
+       "tensor {}: expected it among the {} tensors, got none ({})", printable(name),
+       tensors_.size(), printable(origin_, 4096));
+}
+
+std::shared_ptr<const Checkpoint> Checkpoint::open(const std::string& path, bool tensors_required) {
+  auto out = std::make_shared<Checkpoint>();
+  out->path = path;
+  out->tensors.set_origin(path);
+  std::error_code error;
+  const bool is_directory = fs::is_directory(path, error);
+  if (!is_directory && !fs::exists(path, error)) {
+    fail(ErrorKind::kNotFound, "checkpoint",
+         "model: expected a directory or a weight file, got no such path ({})",
+         printable(path, 4096));
+  }
+  const std::string parent = fs::path(path).parent_path().string();
+  out->directory = is_directory ? path : parent.empty() ? "." : parent;
+  const WeightFiles files = is_directory ? find_weight_files(path) : weight_files_of(path);
+  if (files.format == Format::kNone && tensors_required) fail_no_weights(path);
+  read_companions(*out);
+  for (const std::string& file : files.paths)
+    add_file(*out, file, files.format);
+  check_index(out->tensors, files);
+  out->check_readable();
+  return out;
+}
+
+void Checkpoint::check_readable() const {
+  for (const auto& file : mappings)
+    file->check_readable();
+}
+
+int64_t Checkpoint::tensor_bytes() const {
+  int64_t total = 0;
+  for (const RawTensor& tensor : tensors.all())
+    total += static_cast<int64_t>(tensor.bytes.size());
+  return total;
+}
+
+int64_t Checkpoint::file_bytes() const {
+  int64_t total = 0;
+  for (const auto& file : mappings)
+    total += static_cast<int64_t>(file->bytes().size());
+  return total;
+}
+
+}  // namespace qw
