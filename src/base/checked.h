@@ -19,7 +19,8 @@ T checked_mul(T a, T b, std::string_view what) {
   static_assert(std::is_integral_v<T>);
   T out{};
   if (a < T{0} || b < T{0} || __builtin_mul_overflow(a, b, &out)) {
-    fail(ErrorKind::kCorrupt, "size", "{}: {} * {} does not fit {} bits", what, a, b, sizeof(T) * 8);
+    fail(ErrorKind::kCorrupt, "size", "{}: {} * {} does not fit {} bits", what, a, b,
+         sizeof(T) * 8);
   }
   return out;
 }
@@ -30,7 +31,8 @@ T checked_add(T a, T b, std::string_view what) {
   static_assert(std::is_integral_v<T>);
   T out{};
   if (a < T{0} || b < T{0} || __builtin_add_overflow(a, b, &out)) {
-    fail(ErrorKind::kCorrupt, "size", "{}: {} + {} does not fit {} bits", what, a, b, sizeof(T) * 8);
+    fail(ErrorKind::kCorrupt, "size", "{}: {} + {} does not fit {} bits", what, a, b,
+         sizeof(T) * 8);
   }
   return out;
 }

@@ -8,28 +8,44 @@ namespace qw {
 
 int exit_code(ErrorKind kind) noexcept {
   switch (kind) {
-    case ErrorKind::kInternal: return 1;
-    case ErrorKind::kInvalidArgument: return 2;
-    case ErrorKind::kNotFound: return 3;
-    case ErrorKind::kCorrupt: return 4;
-    case ErrorKind::kUnsupported: return 5;
-    case ErrorKind::kOutOfMemory: return 6;
-    case ErrorKind::kIo: return 7;
-    case ErrorKind::kCancelled: return 130;
+    case ErrorKind::kInternal:
+      return 1;
+    case ErrorKind::kInvalidArgument:
+      return 2;
+    case ErrorKind::kNotFound:
+      return 3;
+    case ErrorKind::kCorrupt:
+      return 4;
+    case ErrorKind::kUnsupported:
+      return 5;
+    case ErrorKind::kOutOfMemory:
+      return 6;
+    case ErrorKind::kIo:
+      return 7;
+    case ErrorKind::kCancelled:
+      return 130;
   }
   return 1;
 }
 
 std::string_view name_of(ErrorKind kind) noexcept {
   switch (kind) {
-    case ErrorKind::kInternal: return "internal";
-    case ErrorKind::kInvalidArgument: return "invalid_argument";
-    case ErrorKind::kNotFound: return "not_found";
-    case ErrorKind::kCorrupt: return "corrupt";
-    case ErrorKind::kUnsupported: return "unsupported";
-    case ErrorKind::kOutOfMemory: return "out_of_memory";
-    case ErrorKind::kIo: return "io";
-    case ErrorKind::kCancelled: return "cancelled";
+    case ErrorKind::kInternal:
+      return "internal";
+    case ErrorKind::kInvalidArgument:
+      return "invalid_argument";
+    case ErrorKind::kNotFound:
+      return "not_found";
+    case ErrorKind::kCorrupt:
+      return "corrupt";
+    case ErrorKind::kUnsupported:
+      return "unsupported";
+    case ErrorKind::kOutOfMemory:
+      return "out_of_memory";
+    case ErrorKind::kIo:
+      return "io";
+    case ErrorKind::kCancelled:
+      return "cancelled";
   }
   return "internal";
 }
@@ -44,7 +60,8 @@ std::string printable(std::string_view text, size_t max_bytes) {
       out.append(text.substr(i, step.length));
     } else {
       for (size_t j = 0; j < step.length; ++j) {
-        fmt::format_to(std::back_inserter(out), "\\x{:02x}", static_cast<unsigned char>(text[i + j]));
+        fmt::format_to(std::back_inserter(out), "\\x{:02x}",
+                       static_cast<unsigned char>(text[i + j]));
       }
     }
     i += step.length;
@@ -56,8 +73,8 @@ namespace detail {
 
 void check_failed(const char* condition, const char* file, int line, std::string_view note) {
   const char* base = std::strrchr(file, '/');
-  fail(ErrorKind::kInternal, "check", "{} is false: {} ({}:{}); this is a bug in qianwen", condition,
-       note.empty() ? "invariant broken" : note, base ? base + 1 : file, line);
+  fail(ErrorKind::kInternal, "check", "{} is false: {} ({}:{}); this is a bug in qianwen",
+       condition, note.empty() ? "invariant broken" : note, base ? base + 1 : file, line);
 }
 
 }  // namespace detail

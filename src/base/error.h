@@ -46,9 +46,10 @@ class Error : public std::exception {
 /// Throws Error{kind, "[component] " + formatted}. Keep the sentence to the form
 /// "what: expected X, got Y (file, tensor, offset)".
 template <typename... Args>
-[[noreturn]] void fail(ErrorKind kind, std::string_view component, fmt::format_string<Args...> format,
-                       Args&&... args) {
-  throw Error(kind, fmt::format("[{}] {}", component, fmt::format(format, std::forward<Args>(args)...)));
+[[noreturn]] void fail(ErrorKind kind, std::string_view component,
+                       fmt::format_string<Args...> format, Args&&... args) {
+  throw Error(kind,
+              fmt::format("[{}] {}", component, fmt::format(format, std::forward<Args>(args)...)));
 }
 
 /// Bytes that came from outside (a file name, a key, a token) made fit for one line of a message:
@@ -63,8 +64,8 @@ namespace detail {
 }  // namespace qw
 
 /// Our own invariant: throws Error{kInternal} naming the place. Never for user input.
-#define QW_CHECK(condition, ...)                                                       \
-  do {                                                                                 \
-    if (!(condition)) [[unlikely]]                                                     \
+#define QW_CHECK(condition, ...)                                                                 \
+  do {                                                                                           \
+    if (!(condition)) [[unlikely]]                                                               \
       ::qw::detail::check_failed(#condition, __FILE__, __LINE__, ::fmt::format("" __VA_ARGS__)); \
   } while (false)

@@ -28,7 +28,8 @@ inline float f16_to_f32(uint16_t bits) noexcept {
     const uint32_t quiet = mantissa != 0 ? 0x00400000u : 0u;
     return std::bit_cast<float>(sign | 0x7F800000u | (mantissa << 13) | quiet);
   }
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
   // Zero and subnormals: mantissa * 2^-24, exact in binary32.
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
   return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);

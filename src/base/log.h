@@ -3,9 +3,9 @@
 // Level 0 (base).
 #pragma once
 
-#include <string_view>
-
 #include <spdlog/spdlog.h>
+
+#include <string_view>
 
 namespace qw {
 

@@ -32,7 +32,8 @@ void on_sigbus(int signal, siginfo_t* info, void* context) {
   const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
   for (Slot& slot : g_slots) {
     const uintptr_t begin = slot.begin.load(std::memory_order_acquire);
-    if (begin == 0 || address < begin || address >= slot.end.load(std::memory_order_acquire)) continue;
+    if (begin == 0 || address < begin || address >= slot.end.load(std::memory_order_acquire))
+      continue;
     slot.lost.store(true, std::memory_order_release);
     const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     const uintptr_t start = address & ~(page - 1);
@@ -126,7 +127,9 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
 
 void MappedFile::check_readable() const {
   if (slot_ >= 0 && g_slots[static_cast<size_t>(slot_)].lost.load(std::memory_order_acquire)) {
-    fail(ErrorKind::kIo, "file", "mapped bytes: expected readable pages, got a bus error; the file was cut or its disk vanished ({})",
+    fail(ErrorKind::kIo, "file",
+         "mapped bytes: expected readable pages, got a bus error; the file was cut or its disk "
+         "vanished ({})",
          printable(path_, 4096));
   }
 }
@@ -137,14 +140,18 @@ void advise(std::span<const std::byte> part, int advice) noexcept {
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto begin = reinterpret_cast<uintptr_t>(part.data());
   // Dropping must not touch pages shared with neighbours; wanting may.
-  const uintptr_t first = advice == MADV_DONTNEED ? (begin + page - 1) / page * page : begin / page * page;
-  const uintptr_t last = advice == MADV_DONTNEED ? (begin + part.size()) / page * page : begin + part.size();
+  const uintptr_t first =
+      advice == MADV_DONTNEED ? (begin + page - 1) / page * page : begin / page * page;
+  const uintptr_t last =
+      advice == MADV_DONTNEED ? (begin + part.size()) / page * page : begin + part.size();
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, advice);
 }
 
 }  // namespace
 
-void MappedFile::will_need(std::span<const std::byte> part) const noexcept { advise(part, MADV_WILLNEED); }
+void MappedFile::will_need(std::span<const std::byte> part) const noexcept {
+  advise(part, MADV_WILLNEED);
+}
 void MappedFile::drop(std::span<const std::byte> part) const noexcept {
   // After a bus error the pages are ours, and dropping them changes nothing.
   advise(part, MADV_DONTNEED);
@@ -154,8 +161,8 @@ std::string read_text_file(const std::string& path, size_t max_bytes) {
   const auto file = MappedFile::open(path);
   const auto bytes = file->bytes();
   if (bytes.size() > max_bytes) {
-    fail(ErrorKind::kCorrupt, "file", "size: expected at most {} bytes, got {} ({})", max_bytes, bytes.size(),
-         printable(path, 4096));
+    fail(ErrorKind::kCorrupt, "file", "size: expected at most {} bytes, got {} ({})", max_bytes,
+         bytes.size(), printable(path, 4096));
   }
   std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   file->check_readable();
@@ -171,7 +178,8 @@ void write_file_atomically(const std::string& path, std::span<const std::byte> b
     fail_errno(temporary, action);
   };
   {
-    const Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+    const Descriptor file(
+        ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
     if (file.get() < 0) fail_errno(temporary, "create");
     while (!bytes.empty()) {
       const ssize_t written = ::write(file.get(), bytes.data(), bytes.size());

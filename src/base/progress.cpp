@@ -13,7 +13,8 @@ namespace {
 
 std::string amount(double value, Progress::Unit unit) {
   if (unit == Progress::Unit::kBytes) {
-    return value >= 1e9 ? fmt::format("{:.2f} GB", value * 1e-9) : fmt::format("{:.1f} MB", value * 1e-6);
+    return value >= 1e9 ? fmt::format("{:.2f} GB", value * 1e-9)
+                        : fmt::format("{:.1f} MB", value * 1e-6);
   }
   return fmt::format("{:.0f}{}", value, unit == Progress::Unit::kTokens ? " tokens" : "");
 }
@@ -28,18 +29,27 @@ std::string duration(double seconds) {
 }  // namespace
 
 Progress::Progress(std::string label, int64_t total, Unit unit, bool quiet)
-    : label_(std::move(label)), total_(total), unit_(unit), quiet_(quiet),
-      terminal_(isatty(STDERR_FILENO) == 1), start_(Clock::now()), last_print_(start_) {}
+    : label_(std::move(label)),
+      total_(total),
+      unit_(unit),
+      quiet_(quiet),
+      terminal_(isatty(STDERR_FILENO) == 1),
+      start_(Clock::now()),
+      last_print_(start_) {}
 
-Progress::~Progress() { finish(); }
+Progress::~Progress() {
+  finish();
+}
 
 void Progress::add(int64_t amount) {
   const std::lock_guard lock(mutex_);
   done_ += amount;
   const auto now = Clock::now();
-  const auto interval = terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(10000);
+  const auto interval =
+      terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(10000);
   const auto first = terminal_ ? std::chrono::milliseconds(500) : std::chrono::milliseconds(5000);
-  if (now - start_ >= first && now - last_print_ >= (printed_ ? interval : std::chrono::milliseconds(0))) {
+  if (now - start_ >= first &&
+      now - last_print_ >= (printed_ ? interval : std::chrono::milliseconds(0))) {
     print(now, false);
   }
 }

@@ -28,14 +28,16 @@ constexpr int kSpins = 4000;
 ThreadPool::ThreadPool(int n_threads) {
   QW_CHECK(n_threads >= 1, "a team needs a thread");
   workers_.reserve(static_cast<size_t>(n_threads - 1));
-  for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { worker_loop(i); });
+  for (int i = 1; i < n_threads; ++i)
+    workers_.emplace_back([this, i] { worker_loop(i); });
 }
 
 ThreadPool::~ThreadPool() {
   stop_.store(true);
   ticket_.fetch_add(2);
   ticket_.notify_all();
-  for (auto& worker : workers_) worker.join();
+  for (auto& worker : workers_)
+    worker.join();
 }
 
 void ThreadPool::run_chunks(int thread) noexcept {
@@ -73,11 +75,13 @@ void ThreadPool::worker_loop(int thread) {
   }
 }
 
-void ThreadPool::parallel_for(int64_t n_items, int64_t grain, FunctionRef<void(int64_t, int64_t, int)> body) {
+void ThreadPool::parallel_for(int64_t n_items, int64_t grain,
+                              FunctionRef<void(int64_t, int64_t, int)> body) {
   if (n_items <= 0) return;
   QW_CHECK(grain >= 1, "a chunk needs an item");
   if (workers_.empty() || n_items <= grain) {
-    for (int64_t begin = 0; begin < n_items; begin += grain) body(begin, std::min(begin + grain, n_items), 0);
+    for (int64_t begin = 0; begin < n_items; begin += grain)
+      body(begin, std::min(begin + grain, n_items), 0);
     return;
   }
   const std::lock_guard lock(call_mutex_);

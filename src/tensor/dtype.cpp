@@ -65,7 +65,9 @@ static_assert(in_order(), "the table is indexed by the enumerator");
 
 }  // namespace
 
-const DTypeInfo& info(DType dtype) noexcept { return kTable[static_cast<size_t>(dtype)]; }
+const DTypeInfo& info(DType dtype) noexcept {
+  return kTable[static_cast<size_t>(dtype)];
+}
 
 std::optional<DType> dtype_from_ggml_id(int64_t id) noexcept {
   for (const DTypeInfo& row : kTable) {
@@ -75,11 +77,10 @@ std::optional<DType> dtype_from_ggml_id(int64_t id) noexcept {
 }
 
 std::optional<DType> dtype_from_name(std::string_view name) noexcept {
-  const auto same = [](char a, char b) {
-    return a == std::tolower(static_cast<unsigned char>(b));
-  };
+  const auto same = [](char a, char b) { return a == std::tolower(static_cast<unsigned char>(b)); };
   for (const DTypeInfo& row : kTable) {
-    if (std::equal(row.name.begin(), row.name.end(), name.begin(), name.end(), same)) return row.dtype;
+    if (std::equal(row.name.begin(), row.name.end(), name.begin(), name.end(), same))
+      return row.dtype;
   }
   return std::nullopt;
 }
@@ -87,8 +88,9 @@ std::optional<DType> dtype_from_name(std::string_view name) noexcept {
 int64_t row_bytes(DType dtype, int64_t n_elems, std::string_view what) {
   const DTypeInfo& type = info(dtype);
   if (n_elems % type.block_elems != 0) {
-    fail(ErrorKind::kCorrupt, "tensor", "{}: expected a row of a multiple of {} elements for {}, got {}", what,
-         type.block_elems, type.name, n_elems);
+    fail(ErrorKind::kCorrupt, "tensor",
+         "{}: expected a row of a multiple of {} elements for {}, got {}", what, type.block_elems,
+         type.name, n_elems);
   }
   return checked_mul<int64_t>(n_elems / type.block_elems, type.block_bytes, what);
 }

@@ -19,8 +19,10 @@ class Shape {
   static constexpr int kMaxRank = 4;
 
   Shape() = default;
-  Shape(std::initializer_list<int64_t> sizes) : Shape(std::span(sizes.begin(), sizes.size()), "shape") {}
-  /// Errors: corrupt, when there are more than four sizes, one is negative, or the product overflows.
+  Shape(std::initializer_list<int64_t> sizes)
+      : Shape(std::span(sizes.begin(), sizes.size()), "shape") {}
+  /// Errors: corrupt, when there are more than four sizes, one is negative, or the product
+  /// overflows.
   Shape(std::span<const int64_t> sizes, std::string_view what);
 
   int rank() const noexcept { return rank_; }
@@ -29,7 +31,9 @@ class Shape {
   /// The last size (elements of a row), 1 for a scalar; and the product of the others.
   int64_t cols() const noexcept { return rank_ == 0 ? 1 : sizes_[static_cast<size_t>(rank_ - 1)]; }
   int64_t rows() const noexcept;
-  std::span<const int64_t> sizes() const noexcept { return {sizes_.data(), static_cast<size_t>(rank_)}; }
+  std::span<const int64_t> sizes() const noexcept {
+    return {sizes_.data(), static_cast<size_t>(rank_)};
+  }
   std::string str() const;  // "[2, 3]"
   bool operator==(const Shape& other) const noexcept;
 
@@ -50,7 +54,8 @@ class ShapeCheck {
   void set(std::string_view name, int64_t size);
   int64_t get(std::string_view name) const;
   /// Errors: corrupt, naming tensor, dimension, expected and found.
-  void match(std::string_view tensor, const Shape& shape, std::initializer_list<std::string_view> names);
+  void match(std::string_view tensor, const Shape& shape,
+             std::initializer_list<std::string_view> names);
 
  private:
   std::string where_;

@@ -1,0 +1,85 @@
+// Tests of the thread team: every item once, exceptions, re-use, several callers.
+#include "base/thread_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+#include <vector>
+
+#include "base/cancel.h"
+
+namespace qw {
+namespace {
+
+TEST(ThreadPool, DoesEveryItemOnceInChunksOfTheGrain) {
+  for (const int threads : {1, 2, 4}) {
+    ThreadPool pool(threads);
+    EXPECT_EQ(pool.size(), threads);
+    for (const int64_t n : {0, 1, 7, 64, 1000}) {
+      for (const int64_t grain : {1, 3, 64}) {
+        std::vector<std::atomic<int>> hits(static_cast<size_t>(n));
+        pool.parallel_for(n, grain, [&](int64_t begin, int64_t end, int thread) {
+          EXPECT_LE(end - begin, grain);
+          EXPECT_LT(thread, threads);
+          for (int64_t i = begin; i < end; ++i)
+            ++hits[static_cast<size_t>(i)];
+        });
+        for (const auto& hit : hits)
+          ASSERT_EQ(hit.load(), 1);
+      }
+    }
+  }
+}
+
+TEST(ThreadPool, ManyShortJobsInARow) {
+  ThreadPool pool(4);
+  std::atomic<int64_t> sum{0};
+  for (int job = 0; job < 20000; ++job) {
+    pool.parallel_for(4, 1, [&](int64_t begin, int64_t, int) {
+      sum.fetch_add(begin, std::memory_order_relaxed);
+    });
+  }
+  EXPECT_EQ(sum.load(), 20000 * 6);
+}
+
+TEST(ThreadPool, RethrowsAndGoesOn) {
+  ThreadPool pool(3);
+  EXPECT_THROW(pool.parallel_for(100, 1,
+                                 [](int64_t begin, int64_t, int) {
+                                   if (begin == 50) throw std::runtime_error("item 50");
+                                 }),
+               std::runtime_error);
+  std::atomic<int> count{0};
+  pool.parallel_for(10, 1, [&](int64_t, int64_t, int) { ++count; });
+  EXPECT_EQ(count.load(), 10);
+}
+
+TEST(ThreadPool, CallersTakeTurns) {
+  ThreadPool pool(2);
+  std::atomic<int64_t> sum{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&] {
+      for (int job = 0; job < 500; ++job) {
+        pool.parallel_for(8, 1, [&](int64_t, int64_t, int) { ++sum; });
+      }
+    });
+  }
+  for (auto& caller : callers)
+    caller.join();
+  EXPECT_EQ(sum.load(), 4 * 500 * 8);
+}
+
+TEST(ThreadPool, FindsACore) {
+  EXPECT_GE(physical_cores(), 1);
+}
+
+TEST(CancelFlag, ChecksOnlyWhenSet) {
+  CancelFlag flag;
+  EXPECT_NO_THROW(flag.check("work"));
+  flag.cancel();
+  EXPECT_THROW(flag.check("work"), Error);
+}
+
+}  // namespace
+}  // namespace qw

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Installs what building Qianwen needs and builds it. Sourced by ./run and ./check.
+#
+# Everything printed goes to stderr, so that `./run ARGS` adds nothing to the program's stdout.
+
+qw_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+# Debian/Ubuntu packages, and a file or program that shows each is there.
+qw_packages=(
+  "g++:g++" "cmake:cmake" "ninja-build:ninja" "git:git" "pkg-config:pkg-config"
+  "libfmt-dev:/usr/include/fmt/format.h"
+  "libspdlog-dev:/usr/include/spdlog/spdlog.h"
+  "nlohmann-json3-dev:/usr/include/nlohmann/json.hpp"
+  "libcli11-dev:/usr/include/CLI/CLI.hpp"
+  "libicu-dev:/usr/include/unicode/unorm2.h"
+  "libedit-dev:/usr/include/editline/readline.h"
+  "libgtest-dev:/usr/include/gtest/gtest.h"
+  "libgmock-dev:/usr/include/gmock/gmock.h"
+)
+# Wanted, but not needed: a second build is much faster with it.
+qw_optional_packages=("ccache:ccache")
+
+qw_say() { printf '%s\n' "$*" >&2; }
+
+qw_present() {
+  case "$1" in
+    /*) [[ -e "$1" ]] ;;
+    *) command -v "$1" > /dev/null 2>&1 ;;
+  esac
+}
+
+qw_missing() {
+  local entry
+  for entry in "$@"; do
+    qw_present "${entry#*:}" || printf '%s\n' "${entry%%:*}"
+  done
+}
+
+# Installs missing packages, or says exactly what is missing and how to get it.
+qw_install_packages() {
+  local missing optional
+  mapfile -t missing < <(qw_missing "${qw_packages[@]}")
+  mapfile -t optional < <(qw_missing "${qw_optional_packages[@]}")
+  (( ${#missing[@]} + ${#optional[@]} )) || return 0
+
+  local as_root=()
+  if [[ $EUID -ne 0 ]]; then
+    if command -v sudo > /dev/null 2>&1 && sudo -n true 2> /dev/null; then
+      as_root=(sudo -n)
+    else
+      (( ${#missing[@]} )) || return 0
+      qw_say "qianwen: these packages are missing, and only root can install them: ${missing[*]}"
+      qw_say "qianwen: run this, then try again:"
+      qw_say "  sudo apt-get update && sudo apt-get install -y ${missing[*]}"
+      return 1
+    fi
+  fi
+  if ! command -v apt-get > /dev/null 2>&1; then
+    (( ${#missing[@]} )) || return 0
+    qw_say "qianwen: this is not a Debian or Ubuntu system; install the equivalents of: ${missing[*]}"
+    return 1
+  fi
+  qw_say "qianwen: installing ${missing[*]} ${optional[*]}"
+  "${as_root[@]}" apt-get update -qq >&2 || qw_say "qianwen: apt-get update failed; trying with the lists that are there"
+  if (( ${#missing[@]} )); then
+    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 || {
+      qw_say "qianwen: apt-get could not install: ${missing[*]}"
+      return 1
+    }
+  fi
+  if (( ${#optional[@]} )); then
+    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${optional[@]}" >&2 ||
+      qw_say "qianwen: going on without ${optional[*]}"
+  fi
+}
+
+# A hash of every file that can change the build: names, sizes and times, so it costs milliseconds.
+qw_source_stamp() {
+  (cd "$qw_root" && find CMakeLists.txt CMakePresets.json cmake src include tests tools examples bench \
+    \( -name '*.cpp' -o -name '*.h' -o -name '*.cmake' -o -name 'CMakeLists.txt' -o -name '*.json' -o -name '*.in' \) \
+    -not -path 'tests/golden/*' -not -path 'tests/fuzz/*' -printf '%p %s %T@\n' 2> /dev/null | LC_ALL=C sort | cksum)
+}
+
+# qw_build TARGET...: configures and builds the release preset unless nothing changed since.
+qw_build() {
+  local build="$qw_root/build/release" stamp key
+  key="$(printf '%s' "$*" | tr -c 'a-zA-Z0-9' '_')"
+  stamp="$(qw_source_stamp)"
+  if [[ -f "$build/.qw-stamp-$key" && "$(< "$build/.qw-stamp-$key")" == "$stamp" && -x "$build/qianwen" ]]; then
+    return 0
+  fi
+  qw_install_packages || return 1
+  qw_say "qianwen: building (release preset; the first time takes a few minutes)"
+  (cd "$qw_root" && cmake --preset release > "$qw_root/.qw-configure.log" 2>&1) || {
+    cat "$qw_root/.qw-configure.log" >&2
+    rm -f "$qw_root/.qw-configure.log"
+    qw_say "qianwen: configuring failed"
+    return 1
+  }
+  rm -f "$qw_root/.qw-configure.log"
+  (cd "$qw_root" && cmake --build --preset release --target "$@") >&2 || {
+    qw_say "qianwen: the build failed"
+    return 1
+  }
+  printf '%s' "$stamp" > "$build/.qw-stamp-$key"
+}
