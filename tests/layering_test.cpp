@@ -42,7 +42,8 @@ std::map<std::string, std::set<std::string>> ladder() {
       if (word == "DEPS" || word == "LINK") {
         in_deps = word == "DEPS";
       } else if (in_deps) {
-        EXPECT_TRUE(allowed.count(word)) << name << " depends on " << word << ", which does not stand before it";
+        EXPECT_TRUE(allowed.count(word))
+            << name << " depends on " << word << ", which does not stand before it";
         set.insert(allowed[word].begin(), allowed[word].end());
       }
     }
@@ -78,7 +79,8 @@ TEST(Layering, EveryIncludeGoesDownTheLadder) {
   for (const Include& include : includes()) {
     ASSERT_TRUE(allowed.count(include.folder)) << include.folder << " is not on the ladder";
     const size_t slash = include.target.find('/');
-    ASSERT_NE(slash, std::string::npos) << include.file << ": include \"" << include.target << "\" by its path from src/";
+    ASSERT_NE(slash, std::string::npos)
+        << include.file << ": include \"" << include.target << "\" by its path from src/";
     const std::string target = include.target.substr(0, slash);
     if (target == "support" || target == "qianwen") continue;  // test helpers; the public headers
     ++checked;
@@ -90,26 +92,36 @@ TEST(Layering, EveryIncludeGoesDownTheLadder) {
 
 TEST(Layering, ForbiddenPairsAreForbiddenByTheTable) {
   const auto allowed = ladder();
-  for (const auto& [from, to] : std::vector<std::pair<std::string, std::string>>{
-           {"text", "model"}, {"text", "checkpoint"}, {"engine", "server"}, {"model", "engine"}, {"kernels", "backend"},
-           {"quant", "checkpoint"}, {"checkpoint", "model"}, {"server", "agent"}, {"eval", "server"}}) {
+  for (const auto& [from, to] :
+       std::vector<std::pair<std::string, std::string>>{{"text", "model"},
+                                                        {"text", "checkpoint"},
+                                                        {"engine", "server"},
+                                                        {"model", "engine"},
+                                                        {"kernels", "backend"},
+                                                        {"quant", "checkpoint"},
+                                                        {"checkpoint", "model"},
+                                                        {"server", "agent"},
+                                                        {"eval", "server"}}) {
     EXPECT_FALSE(allowed.at(from).count(to)) << from << " -> " << to;
   }
-  for (const auto& [from, set] : allowed) EXPECT_TRUE(from == "app" || !set.count("app")) << from;
+  for (const auto& [from, set] : allowed)
+    EXPECT_TRUE(from == "app" || !set.count("app")) << from;
 }
 
 TEST(Layering, IntrinsicsStayInIsaFolders) {
   for (const auto& entry : fs::recursive_directory_iterator(kRoot / "src")) {
     if (!entry.is_regular_file()) continue;
     const std::string path = fs::relative(entry.path(), kRoot / "src").string();
-    const bool isa_folder = path.rfind("kernels/cpu/", 0) == 0 && path.rfind("kernels/cpu/generic/", 0) != 0;
+    const bool isa_folder =
+        path.rfind("kernels/cpu/", 0) == 0 && path.rfind("kernels/cpu/generic/", 0) != 0;
     if (isa_folder) continue;
     EXPECT_EQ(read(entry.path()).find("<immintrin.h>"), std::string::npos) << path;
   }
 }
 
 TEST(Layering, ModelNamesNoDeviceAndNoInstructionSet) {
-  const std::regex forbidden(R"(\b(avx2|avx512\w*|neon|cuda|q[2-8]_[k0-1]|iq[1-4]_\w+)\b)", std::regex::icase);
+  const std::regex forbidden(R"(\b(avx2|avx512\w*|neon|cuda|q[2-8]_[k0-1]|iq[1-4]_\w+)\b)",
+                             std::regex::icase);
   for (const char* folder : {"model", "engine"}) {
     if (!fs::exists(kRoot / "src" / folder)) continue;
     for (const auto& entry : fs::recursive_directory_iterator(kRoot / "src" / folder)) {
@@ -120,7 +132,8 @@ TEST(Layering, ModelNamesNoDeviceAndNoInstructionSet) {
       for (std::string row; std::getline(text, row);) {
         ++number;
         const std::string code = row.substr(0, row.find("//"));
-        EXPECT_FALSE(std::regex_search(code, forbidden)) << entry.path() << ":" << number << ": " << row;
+        EXPECT_FALSE(std::regex_search(code, forbidden))
+            << entry.path() << ":" << number << ": " << row;
       }
     }
   }
