@@ -1,0 +1,115 @@
+// A checkpoint opened for use: weights, tokenizer, chat template and generation defaults in one.
+//
+// Level 6 (engine). The one place where the pieces are glued together: chat, generate, server,
+// evaluation and the public API all start here.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/cancel.h"
+#include "checkpoint/checkpoint.h"
+#include "engine/engine.h"
+#include "engine/generation_config.h"
+#include "model/model.h"
+
+namespace qw {
+
+class ChatTemplate;
+class Tokenizer;
+
+struct OpenOptions {
+  std::string device = "cpu";  // "cpu", "reference"
+  BackendOptions backend;      // threads, ISA, activations, deterministic
+  EngineOptions engine;        // ctx 0: the model's, or the largest that fits (said as a warning)
+  std::vector<AdapterSpec> adapters;  // all of them together are the model's adapter
+  int64_t memory_bytes = 0;    // what may be used in all. 0: the machine's available memory
+  bool quiet = false;          // no progress on stderr
+  const CancelFlag* cancel = nullptr;
+  /// Things the user should know, a sentence each; null: logged as warnings.
+  std::function<void(const std::string&)> on_warning;
+};
+
+/// Memory by kind, before anything is loaded. Bytes.
+struct MemoryPlan {
+  int64_t weights_bytes = 0;      // tensors as they lie in the file
+  int64_t kv_bytes = 0;           // of `kv_tokens` in the cache
+  int64_t activations_bytes = 0;  // of a step of chunk_tokens
+  int64_t logits_bytes = 0;
+  int64_t total_bytes = 0;
+  int64_t available_bytes = 0;
+  int64_t ctx = 0;                // the context in force
+  int64_t kv_tokens = 0;          // ctx * n_slots
+  int64_t trained_ctx = 0;        // the model's max_position_embeddings (rope scaling included)
+  int64_t largest_ctx = 0;        // that fits available_bytes with n_slots slots
+  int64_t kv_bytes_per_token = 0;
+};
+
+/// Plans without loading. options.engine.ctx 0: min(trained_ctx, largest_ctx). Errors:
+/// out_of_memory, with the numbers, when the context asked for (or the weights) cannot fit and
+/// `enforce` is set.
+MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelConfig& config,
+                       const Backend& backend, const OpenOptions& options, bool enforce);
+
+/// A conversation to render: the members of the `render` command's input. `messages` is an array of
+/// {"role", "content", ...}.
+struct ChatInput {
+  std::shared_ptr<const nlohmann::ordered_json> messages;   // required
+  std::shared_ptr<const nlohmann::ordered_json> tools;      // null: none
+  std::shared_ptr<const nlohmann::ordered_json> documents;  // null: none
+  std::shared_ptr<const nlohmann::ordered_json> variables;  // null, or an object of extra variables
+  bool add_generation_prompt = true;
+  bool continue_final_message = false;
+  std::string now;  // ISO local time for strftime_now; empty: the clock
+  /// Special-token strings inside message contents become special tokens. Off: plain text.
+  bool parse_special_in_content = false;
+};
+
+struct EncodedChat {
+  std::string text;
+  std::vector<int32_t> ids;
+  std::vector<std::pair<size_t, size_t>> assistant_ranges;  // byte ranges of `text` ({% generation %})
+};
+
+/// Everything but the weights: what tokenize, render, inspect and plan need. Cheap to open.
+struct ModelFiles {
+  std::shared_ptr<const Checkpoint> checkpoint;
+  std::shared_ptr<const Tokenizer> tokenizer;         // null: the checkpoint has none
+  std::shared_ptr<const ChatTemplate> chat_template;  // null: no tokenizer
+  std::string chat_template_origin;                   // "tokenizer_config.json", "default", ...
+  GenerationConfig generation;         // the checkpoint's defaults
+  std::vector<std::string> warnings;   // met on the way, a sentence each
+
+  /// Renders and encodes. Error{kNotFound} without tokenizer; errors of the template.
+  EncodedChat encode_chat(const ChatInput& input) const;
+  /// generation, with the end tokens of chat: every id of generation_config and <|im_end|>.
+  GenerationConfig chat_generation() const;
+};
+
+/// Reads tokenizer, template and generation_config of a directory, a single .safetensors or a
+/// GGUF file. weights_required false: a directory with tokenizer files only is fine.
+/// Errors: not_found, corrupt, unsupported, io.
+ModelFiles open_files(const std::string& path, bool weights_required = true);
+
+struct LoadedModel : ModelFiles {
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Model> model;
+  int32_t adapter = -1;  // for Request::adapter: of OpenOptions::adapters
+  MemoryPlan plan;
+  EngineOptions engine_options;  // with the context that was planned
+
+  std::unique_ptr<Engine> make_engine() const;
+  const ModelConfig& config() const { return model->config(); }
+};
+
+/// Opens a checkpoint for running. Errors: those of every part; out_of_memory before allocating.
+/// Vocabulary and embedding must agree: a tokenizer larger than the embedding is corrupt.
+std::unique_ptr<LoadedModel> open_model(const std::string& path, const OpenOptions& options = {});
+
+}  // namespace qw

@@ -1,0 +1,167 @@
+// The engine: requests in, tokens out. Continuous batching over a paged KV cache on one thread.
+//
+// Level 6 (engine). One thread owns all state and calls submit(), step(), cancel(); generate() and
+// score() are loops over them. Numeric contract: the tokens of a request depend on the request,
+// its seed and the weights, not on batch mates, chunk sizes, threads, paging or preemption.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/cancel.h"
+#include "base/function_ref.h"
+#include "engine/generation_config.h"
+#include "model/model.h"
+
+namespace qw {
+
+class LogitsProcessor;
+class Tokenizer;
+
+using RequestId = uint64_t;
+
+enum class FinishReason {
+  kEos,        // an end token
+  kStop,       // a stop string
+  kLength,     // max_new_tokens, max_length or the context
+  kCancelled,  // cancel()
+  kError,      // see Completion::error
+};
+std::string_view name_of(FinishReason reason);  // "eos", "stop", ...
+
+struct Logprob {
+  int32_t id = -1;
+  float logprob = 0;  // natural logarithm
+};
+
+/// Log-probabilities at one position, of the raw distribution: log_softmax of the model's logits
+/// (padding ids left out) before any processor. `top` is descending, ties by lower id.
+struct TokenLogprobs {
+  Logprob chosen;
+  int64_t rank = 0;  // of the chosen token, from 0
+  std::vector<Logprob> top;
+};
+
+struct Request {
+  std::vector<int32_t> prompt;  // not empty (put bos_token_id in it where that is wanted)
+  GenerationConfig config;
+  int32_t adapter = -1;                  // id from Model::add_adapters; -1: none
+  std::vector<int32_t> negative_prompt;  // guidance; empty: the prompt's last token, as Transformers
+  bool skip_special_tokens = true;       // in text
+  /// More processors, after the configured ones and before the warpers (grammars enter here).
+  std::vector<std::shared_ptr<LogitsProcessor>> processors;
+};
+
+struct Completion {
+  int index = 0;
+  std::vector<int32_t> ids;  // new tokens, an end token included
+  std::string text;          // without end token; cut before a stop string unless asked to keep it
+  FinishReason finish_reason = FinishReason::kLength;
+  std::string stop_string;              // the one found (kStop)
+  std::vector<TokenLogprobs> logprobs;  // one per id when asked for
+  std::optional<double> score;          // beam search: sequences_scores
+  std::string error;                    // kError
+  ErrorKind error_kind = ErrorKind::kInternal;
+};
+
+struct Timings {
+  double queue_s = 0, prefill_s = 0, decode_s = 0;
+  int64_t n_prompt = 0, n_generated = 0;  // tokens
+};
+
+struct RequestResult {
+  std::vector<Completion> completions;  // num_return_sequences of them
+  /// prompt_logprobs: one entry per prompt token but the first.
+  std::vector<TokenLogprobs> prompt_logprobs;
+  Timings timings;
+};
+
+/// What step() reports. A request gives any number of kToken, one kCompletion per answer, and
+/// exactly one kRequest, its last event.
+struct Event {
+  enum class Kind { kToken, kCompletion, kRequest } kind = Kind::kToken;
+  RequestId request = 0;
+  int index = 0;         // of the completion
+  int32_t token = -1;    // kToken; -1: text only (released by the detokenizer or stop strings)
+  std::string text;      // text that is certain now; may be empty
+  std::optional<TokenLogprobs> logprobs;
+  std::shared_ptr<const RequestResult> result;  // kRequest; for kCompletion null
+};
+
+struct EngineOptions {
+  int64_t ctx = 0;          // tokens of one sequence, prompt and answer. 0: the model's
+  std::string kv_type = "f16";  // f32, f16, bf16, q8_0, q4_0
+  int64_t n_slots = 1;      // sequences at the same time; more wait
+  int64_t kv_tokens = 0;    // size of the cache over all sequences. 0: ctx * n_slots
+  int64_t chunk_tokens = 512;  // at most so many tokens per step
+  int64_t logit_rows = 64;     // at most so many rows of logits at a time (prompt logprobs, score)
+  bool check_integrity = false;  // after every step; on in debug builds
+};
+
+/// Called for every event of a generate() call.
+using EventCallback = std::function<void(const Event&)>;
+
+struct ScoreOptions {
+  int32_t adapter = -1;
+  int64_t first_row = 0;                // rows before it are not wanted
+  ForwardObserver* observer = nullptr;  // sees the chunks in order
+  const CancelFlag* cancel = nullptr;
+};
+/// Rows [row, row + n) of the logits [T, vocab] of a teacher-forced pass.
+using RowsCallback = FunctionRef<void(int64_t row, int64_t n, const float* logits)>;
+
+class Engine {
+ public:
+  /// tokenizer: null for a checkpoint without one (ids only: text stays empty, stop strings are
+  /// refused). Model and tokenizer must outlive the engine. Errors: invalid_argument,
+  /// out_of_memory.
+  Engine(Model& model, const Tokenizer* tokenizer, const EngineOptions& options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  const EngineOptions& options() const;  // with the zeros filled in
+  int64_t kv_bytes() const;
+
+  /// Accepts a request or throws, with the numbers: invalid_argument (config out of range, ids
+  /// outside the vocabulary, empty prompt, prompt that does not fit the context or the cache).
+  RequestId submit(Request request);
+  /// Ends a request at the next step with what it has; unknown or finished ids are ignored.
+  void cancel(RequestId id);
+  /// One forward pass (or less) and what came of it. No work: no events.
+  std::vector<Event> step();
+  bool idle() const;
+
+  /// submit() and step() until the request ends; other requests go on meanwhile, their events are
+  /// kept for the next step(). Returns also when cancelled (finish reason kCancelled); an answer
+  /// that ends in kError is thrown as the Error it was.
+  RequestResult generate(Request request, const EventCallback& on_event = {},
+                         const CancelFlag* cancel = nullptr);
+
+  /// Teacher-forced logits of `ids` in chunks, never T x vocab at once; every row from
+  /// options.first_row is given to the callback exactly once, in order. The engine must be idle.
+  /// Errors: invalid_argument (empty, ids outside the vocabulary, longer than the context).
+  void score(std::span<const int32_t> ids, RowsCallback on_rows, const ScoreOptions& options = {});
+  /// Log-probability of every token but the first, and the `top` most likely at its place.
+  std::vector<TokenLogprobs> score_logprobs(std::span<const int32_t> ids, int64_t top = 0,
+                                            const ScoreOptions& options = {});
+
+  /// Number of pages free and in all; equal when idle (a leak otherwise).
+  int64_t free_pages() const;
+  int64_t n_pages() const;
+  /// How often a sequence lost its pages and was computed again.
+  int64_t n_preemptions() const;
+  /// Ids >= this are never produced: the tokenizer's size, or the vocabulary's without one.
+  int64_t usable_vocab() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace qw

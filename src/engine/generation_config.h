@@ -1,0 +1,127 @@
+// Every parameter of generation under Transformers' names, and where each value came from.
+//
+// Level 6 (engine). Defaults are Transformers' own; a checkpoint's generation_config.json is read
+// over them, the user's choices over that, and applied() tells which is which. Nothing is clamped:
+// a value out of range is an error that names the field. Source: Transformers' GenerationConfig.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace qw {
+
+enum class EarlyStopping { kFalse, kTrue, kNever };
+
+/// Where the value of a parameter came from.
+enum class ParameterSource { kDefault, kFile, kUser };
+
+/// A token sequence and what is added to the logit of its last token once the others stand.
+struct SequenceBias {
+  std::vector<int32_t> ids;
+  float bias = 0;
+  bool operator==(const SequenceBias&) const = default;
+};
+
+struct GenerationConfig {
+  // How long. Unset maxima mean: as far as the context goes.
+  std::optional<int64_t> max_new_tokens;  // new tokens; goes before max_length
+  std::optional<int64_t> max_length;      // prompt included
+  int64_t min_new_tokens = 0;
+  int64_t min_length = 0;  // prompt included
+  std::vector<std::string> stop_strings;
+  bool include_stop_str_in_output = false;  // Transformers keeps the stop string, servers cut it
+  bool ignore_eos = false;                  // go on after end tokens (benchmarks)
+
+  // Which strategy.
+  bool do_sample = false;
+  int64_t num_beams = 1;
+  int64_t num_beam_groups = 1;
+  double diversity_penalty = 0;
+  double length_penalty = 1;
+  EarlyStopping early_stopping = EarlyStopping::kFalse;
+  int64_t num_return_sequences = 1;
+  double penalty_alpha = 0;   // contrastive search when > 0 and top_k > 1 and not do_sample
+  double guidance_scale = 1;  // classifier-free guidance when not 1
+  int64_t prompt_lookup_num_tokens = 0;
+  uint64_t seed = 0;
+
+  // Warpers (do_sample only), in the order in which they apply. temperature 0 means greedy.
+  double temperature = 1;
+  int64_t top_k = 50;  // 0: off
+  double top_p = 1;
+  double min_p = 0;
+  double typical_p = 1;
+  double epsilon_cutoff = 0;
+  double eta_cutoff = 0;
+
+  // Processors (always).
+  double repetition_penalty = 1;
+  double encoder_repetition_penalty = 1;
+  double presence_penalty = 0;   // generated tokens only (OpenAI's)
+  double frequency_penalty = 0;  // generated tokens only (OpenAI's)
+  int64_t no_repeat_ngram_size = 0;
+  int64_t encoder_no_repeat_ngram_size = 0;
+  std::vector<std::vector<int32_t>> bad_words_ids;
+  /// Each inner list must appear in the answer (constrained beam search).
+  std::vector<std::vector<int32_t>> force_words_ids;
+  std::vector<SequenceBias> sequence_bias;
+  std::vector<std::pair<int32_t, float>> logit_bias;  // (id, added); OpenAI's
+  std::vector<int32_t> suppress_tokens;
+  std::vector<int32_t> begin_suppress_tokens;
+  std::optional<int32_t> forced_bos_token_id;
+  std::vector<int32_t> forced_eos_token_id;
+  std::optional<std::pair<int64_t, double>> exponential_decay_length_penalty;  // (start, factor)
+  bool remove_invalid_values = false;
+  bool renormalize_logits = false;
+
+  // Special tokens.
+  std::vector<int32_t> eos_token_id;  // every one ends the answer; duplicates are kept
+  std::optional<int32_t> pad_token_id, bos_token_id;
+
+  // What to report. nullopt: nothing; N: the chosen token and the N most likely.
+  std::optional<int64_t> logprobs, prompt_logprobs;
+
+  /// Sets one parameter by Transformers' name. JSON null leaves the default. Unknown names and
+  /// values of the wrong type or out of range are Error{kInvalidArgument}, naming the field.
+  void set(std::string_view name, const nlohmann::ordered_json& value, ParameterSource source);
+  /// The same from a command-line value: "0.7", "true", "never", "[[1,2],[3]]", "151645,151643";
+  /// stop_strings takes the text itself (each call adds one).
+  void set_text(std::string_view name, std::string_view value, ParameterSource source);
+  /// Names that set() and set_text() know, in the order of this struct.
+  static const std::vector<std::string>& names();
+
+  /// Reads a generation_config.json over this one, as ParameterSource::kFile. `file` names it in
+  /// errors. Returns warnings: fields that are unknown, or known but without effect here, each in
+  /// one sentence. Errors: corrupt (not JSON, wrong type), invalid_argument (out of range).
+  std::vector<std::string> read_json(std::string_view text, std::string_view file);
+
+  /// Checks every range and combination for a vocabulary of `vocab` ids (0: unknown).
+  /// Error{kInvalidArgument} naming the field, the accepted range and the value.
+  void validate(int64_t vocab) const;
+
+  /// {"temperature": {"value": 0.7, "source": "file"}, ...}: every parameter that is not at its
+  /// default, and those that the file or the user set to it.
+  nlohmann::ordered_json applied() const;
+  ParameterSource source_of(std::string_view name) const;
+
+  /// One sentence for each parameter that the user or the file set and the chosen strategy does
+  /// not use ("temperature 0.7 has no effect: do_sample is false").
+  std::vector<std::string> without_effect() const;
+
+  /// Whether tokens are drawn at random: do_sample and temperature != 0.
+  bool samples() const { return do_sample && temperature != 0; }
+  bool is_eos(int32_t id) const;
+
+ private:
+  std::map<std::string, ParameterSource, std::less<>> sources_;
+};
+
+std::string_view name_of(ParameterSource source);
+
+}  // namespace qw
