@@ -34,7 +34,8 @@ struct BlockRows {
 
 /// Groups of columns that share a scale and a zero point per output row (GPTQ, AWQ):
 ///   W[o, i] = scale[o, g(i)] * (q[o, i] - zero[o, g(i)])          kZeroPoint, exact in f32
-///   W[o, i] = round(scale[o, g(i)] * q[o, i]) + offset[o, g(i)]   kOffset (AWQ GEMV_FAST), two roundings
+///   W[o, i] = round(scale[o, g(i)] * q[o, i]) + offset[o, g(i)]   kOffset (AWQ GEMV_FAST), two
+///   roundings
 /// The concrete classes read one published layout each. All methods are const and thread safe.
 class GroupAffine {
  public:

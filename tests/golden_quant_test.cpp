@@ -1,0 +1,219 @@
+// Ring (a): decoded weights of every published quantised format, bit for bit.
+//
+// Expected values: tests/golden/{gptq,awq,gguf}, made by the libraries that publish the formats.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include "base/half.h"
+#include "base/sha256.h"
+#include "quant/awq.h"
+#include "quant/ggml_blocks.h"
+#include "quant/gptq.h"
+#include "support/golden.h"
+
+namespace qw {
+namespace {
+
+using nlohmann::json;
+using test::find_golden;
+using test::read_json;
+using test::read_tensors;
+
+using Tensors = std::map<std::string, RawTensor>;
+
+const RawTensor* find(const Tensors& tensors, const std::string& name) {
+  const auto it = tensors.find(name);
+  return it == tensors.end() ? nullptr : &it->second;
+}
+
+std::string sha256_f32(const std::vector<float>& values) {
+  return sha256_hex(std::as_bytes(std::span(values)));
+}
+
+std::string sha256_f16(const std::vector<float>& values) {
+  std::vector<uint16_t> halves(values.size());
+  std::transform(values.begin(), values.end(), halves.begin(), f32_to_f16);
+  return sha256_hex(std::as_bytes(std::span(halves)));
+}
+
+/// Decodes W in blocks of `step` rows, so that blocks and their edges are seen too.
+std::vector<float> decode(const LinearSource& source, int64_t step) {
+  std::vector<float> out(static_cast<size_t>(source.n * source.k));
+  for (int64_t row = 0; row < source.n; row += step) {
+    source.decode_rows(row, std::min(step, source.n - row), out.data() + row * source.k);
+  }
+  return out;
+}
+
+LinearSource as_linear(std::shared_ptr<const GroupAffine> affine) {
+  LinearSource out;
+  out.n = affine->n;
+  out.k = affine->k;
+  out.data = std::move(affine);
+  return out;
+}
+
+// --- folders of GPTQ and AWQ
+// -----------------------------------------------------------------------
+
+struct Folder {
+  json quant;
+  json expected;
+  Tensors tensors;
+};
+
+Folder open_folder(const std::string& path) {
+  Folder out;
+  const json config = read_json(path + "/config.json");
+  out.quant = config.contains("quantization_config") ? config["quantization_config"]
+                                                     : read_json(path + "/quantize_config.json");
+  out.expected = read_json(path + "/expected.json");
+  for (const auto& entry : std::filesystem::directory_iterator(path)) {
+    const std::string name = entry.path().filename().string();
+    if (name.ends_with(".safetensors") && name != "expected.safetensors") {
+      out.tensors.merge(read_tensors(entry.path().string()));
+    }
+  }
+  return out;
+}
+
+LinearSource open_gptq_module(const Folder& folder, const std::string& module) {
+  const GptqConfig config = {.bits = folder.quant.at("bits"),
+                             .group_size = folder.quant.at("group_size"),
+                             .desc_act = folder.quant.at("desc_act"),
+                             .sym = folder.quant.at("sym"),
+                             .v2_zeros = folder.quant.value("checkpoint_format", "") == "gptq_v2"};
+  const Tensors& all = folder.tensors;
+  std::string warning;
+  auto affine = open_gptq(config,
+                          {.module = module,
+                           .qweight = find(all, module + ".qweight"),
+                           .qzeros = find(all, module + ".qzeros"),
+                           .scales = find(all, module + ".scales"),
+                           .g_idx = find(all, module + ".g_idx")},
+                          &warning);
+  EXPECT_EQ(warning, "") << module;
+  return as_linear(std::move(affine));
+}
+
+LinearSource open_awq_module(const Folder& folder, const std::string& module) {
+  const std::string version = folder.quant.at("version");
+  const AwqConfig config = {.bits = folder.quant.at("bits"),
+                            .group_size = folder.quant.at("group_size"),
+                            .version = version == "gemm"   ? AwqVersion::kGemm
+                                       : version == "gemv" ? AwqVersion::kGemv
+                                                           : AwqVersion::kGemvFast};
+  const Tensors& all = folder.tensors;
+  return as_linear(open_awq(config, {.module = module,
+                                     .qweight = find(all, module + ".qweight"),
+                                     .qzeros = find(all, module + ".qzeros"),
+                                     .scales = find(all, module + ".scales")}));
+}
+
+using OpenModule = LinearSource (*)(const Folder&, const std::string&);
+
+void expect_folder(const std::string& path, OpenModule open_module) {
+  SCOPED_TRACE(path);
+  const Folder folder = open_folder(path);
+  ASSERT_FALSE(folder.expected.at("dequant").empty());
+  int64_t step = 16;
+  for (const auto& [module, expected] : folder.expected.at("dequant").items()) {
+    SCOPED_TRACE(module);
+    const LinearSource source = open_module(folder, module);
+    ASSERT_EQ(source.n, expected.at("out"));
+    ASSERT_EQ(source.k, expected.at("inn"));
+    const std::vector<float> weights = decode(source, step);
+    EXPECT_EQ(sha256_f32(weights), expected.at("sha256_f32"));
+    EXPECT_EQ(sha256_f16(weights), expected.at("sha256_f16"));
+    step = step == 16 ? 5 : step == 5 ? 64 : 16;  // 5: blocks that begin inside a packed word
+  }
+}
+
+void expect_folders(const std::string& format, OpenModule open_module, size_t n_least) {
+  std::set<std::string> names;
+  for (const std::string& root : {std::string(QIANWEN_SOURCE_DIR "/tests/golden/") + format,
+                                  find_golden("../golden/" + format).value_or("")}) {
+    if (root.empty() || !std::filesystem::exists(root)) continue;
+    for (const auto& entry : std::filesystem::directory_iterator(root)) {
+      const std::string name = entry.path().filename().string();
+      if (!std::filesystem::exists(entry.path() / "expected.json")) continue;
+      const json expected = read_json((entry.path() / "expected.json").string());
+      if (!expected.contains("dequant") || !names.insert(name).second) continue;
+      expect_folder(entry.path().string(), open_module);
+    }
+  }
+  EXPECT_GE(names.size(), n_least);
+}
+
+TEST(GoldenGptq, EveryLinearOfEveryFolder) {
+  expect_folders("gptq", open_gptq_module, 10);
+}
+
+TEST(GoldenAwq, EveryLinearOfEveryFolder) {
+  expect_folders("awq", open_awq_module, 6);
+}
+
+TEST(GoldenGptq, ZeroPointOfZero) {
+  const auto path = find_golden("gptq/zero_point_wrap");
+  ASSERT_TRUE(path);
+  const Tensors tensors = read_tensors(*path + "/tensors.safetensors");
+  const json expected = read_json(*path + "/expected.json");
+  const auto weights_of = [&](const std::string& storage, bool v2, std::string& warning) {
+    const GptqConfig config = {.bits = 4, .group_size = 128, .sym = false, .v2_zeros = v2};
+    return sha256_f32(decode(as_linear(open_gptq(config,
+                                                 {.module = "layer.x",
+                                                  .qweight = &tensors.at("qweight"),
+                                                  .qzeros = &tensors.at("qzeros." + storage),
+                                                  .scales = &tensors.at("scales"),
+                                                  .g_idx = &tensors.at("g_idx")},
+                                                 &warning)),
+                             64));
+  };
+  std::string warning;
+  EXPECT_EQ(weights_of("gptq_v2", true, warning), expected["gptq_v2.as_is"]["sha256_f32"]);
+  EXPECT_EQ(weights_of("gptqmodel_v1", false, warning),
+            expected["gptqmodel_v1.carry"]["sha256_f32"]);
+  EXPECT_EQ(expected["gptqmodel_v1.carry"]["sha256_f32"], expected["gptq_v2.as_is"]["sha256_f32"]);
+  EXPECT_EQ(warning, "") << "nothing is lost in these two";
+  EXPECT_EQ(weights_of("autogptq_v1", false, warning), expected["autogptq_v1.carry"]["sha256_f32"]);
+  EXPECT_EQ(
+      warning,
+      "layer.x.qzeros: a zero point of 0 was written over the zero points of 21 output rows by "
+      "the program that made the file (AutoGPTQ with sym=false); these rows may be wrong: "
+      "4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 21, 22, 23, 33, 34, ...");
+  EXPECT_EQ(expected["autogptq_v1.carry"]["wrong_rows"].size(), 21u);
+}
+
+// --- GGML blocks
+// ------------------------------------------------------------------------------------
+
+TEST(GoldenBlocks, DecodedBitForBit) {
+  const auto json_path = find_golden("gguf/blocks.json");
+  ASSERT_TRUE(json_path);
+  const json expected = read_json(*json_path);
+  const Tensors tensors = read_tensors(*find_golden("gguf/blocks.safetensors"));
+  int n_checked = 0;
+  for (const auto& [type, kinds] : expected.at("types").items()) {
+    const std::optional<DType> dtype = dtype_from_name(type);
+    ASSERT_TRUE(dtype) << type;
+    for (const char* kind : {"plain", "imatrix"}) {
+      if (!kinds.contains(kind)) continue;
+      const RawTensor* bytes = find(tensors, type + "." + kind + ".bytes");
+      if (bytes == nullptr) bytes = find(tensors, type + ".bytes");
+      ASSERT_NE(bytes, nullptr) << type;
+      const int64_t n_elems =
+          bytes->shape.n_elems() / info(*dtype).block_bytes * info(*dtype).block_elems;
+      std::vector<float> values(static_cast<size_t>(n_elems));
+      decode_row(*dtype, bytes->bytes.data(), n_elems, values.data());
+      EXPECT_EQ(sha256_f32(values), kinds[kind].at("sha256_f32")) << type << " " << kind;
+      ++n_checked;
+    }
+  }
+  EXPECT_GE(n_checked, 40);
+}
+
+}  // namespace
+}  // namespace qw
