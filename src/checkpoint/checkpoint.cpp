@@ -59,17 +59,49 @@ void read_companions(Checkpoint& out) {
     out.quantize_config_json = read_if_there(out.directory, "quant_config.json");
 }
 
-void add_file(Checkpoint& out, const std::string& path, Format format) {
+void add_safetensors(Checkpoint& out, const std::string& path) {
   const auto file = open_weights(path);
-  if (format == Format::kSafetensors) {
-    SafetensorsFile content = read_safetensors(file);
-    for (RawTensor& tensor : content.tensors)
-      out.tensors.add(std::move(tensor));
-    for (auto& entry : content.metadata)
-      out.safetensors_metadata.push_back(std::move(entry));
-  }
+  SafetensorsFile content = read_safetensors(file);
+  for (RawTensor& tensor : content.tensors)
+    out.tensors.add(std::move(tensor));
+  for (auto& entry : content.metadata)
+    out.safetensors_metadata.push_back(std::move(entry));
   out.mappings.push_back(file);
   out.weight_files.push_back(path);
+}
+
+void add_gguf(Checkpoint& out, const WeightFiles& files) {
+  std::vector<GgufFile> parts = read_gguf_model(
+      files.paths.front(), [](const std::string& path) { return open_weights(path); });
+  if (parts.size() < files.paths.size()) {
+    fail(ErrorKind::kCorrupt, "checkpoint",
+         "parts: expected split.count {} as the file names say, got {} ({})", files.paths.size(),
+         parts.size(), printable(files.paths.front(), 4096));
+  }
+  for (GgufFile& part : parts) {
+    for (RawTensor& tensor : part.tensors)
+      out.tensors.add(std::move(tensor));
+    out.mappings.push_back(part.mapping);
+    out.weight_files.push_back(part.mapping->path());
+  }
+  out.kind = Checkpoint::Kind::kGguf;
+  out.gguf = parts.front().metadata;
+}
+
+void add_weights(Checkpoint& out, const WeightFiles& files) {
+  switch (files.format) {
+    case Format::kNone:
+      return;
+    case Format::kGguf:
+      return add_gguf(out, files);
+    case Format::kSafetensors:
+      for (const std::string& path : files.paths)
+        add_safetensors(out, path);
+      return;
+    case Format::kTorch:
+      fail(ErrorKind::kUnsupported, "checkpoint", "PyTorch files are not read yet ({})",
+           files.paths.front());
+  }
 }
 
 // Every tensor that the index promises must be in the file it names. One that the index does not
@@ -137,8 +169,7 @@ std::shared_ptr<const Checkpoint> Checkpoint::open(const std::string& path, bool
   const WeightFiles files = is_directory ? find_weight_files(path) : weight_files_of(path);
   if (files.format == Format::kNone && tensors_required) fail_no_weights(path);
   read_companions(*out);
-  for (const std::string& file : files.paths)
-    add_file(*out, file, files.format);
+  add_weights(*out, files);
   check_index(out->tensors, files);
   out->check_readable();
   return out;
