@@ -31,6 +31,9 @@ struct Rows {
   int elem_bytes = 0;
 
   Rows first(int64_t n) const { return {data, n, cols, stride, elem_bytes}; }
+  Rows slice_rows(int64_t begin, int64_t n) const {
+    return {static_cast<std::byte*>(data) + begin * stride * elem_bytes, n, cols, stride, elem_bytes};
+  }
   Rows slice_cols(int64_t begin, int64_t n) const {
     return {static_cast<std::byte*>(data) + begin * elem_bytes, rows, n, stride, elem_bytes};
   }
@@ -169,7 +172,7 @@ class Backend {
   /// Starts a step. rope_cos, rope_sin: [T, head_dim / 2] on the host, attention factor included.
   /// All must stay alive until the next begin_step.
   virtual void begin_step(const BatchPlan& plan, std::span<const float> rope_cos, std::span<const float> rope_sin) = 0;
-  /// x[t] = table[tokens[t]] for rows [begin, end) of the plan.
+  /// x[t] = table[tokens[t]] for t in [begin, end): rows of the plan, and of x.
   virtual void embed(const EmbeddingWeight& table, int64_t begin, int64_t end, const Rows& x) = 0;
   /// x += y (unless y.data is null); h = x / sqrt(mean(x^2) + eps) * w. f32 throughout.
   virtual void add_rms_norm(const Rows& y, const Rows& x, const DeviceVector& w, float eps, const Rows& h) = 0;
@@ -201,7 +204,7 @@ class Backend {
   virtual std::vector<std::string> describe() const { return {}; }
 
  protected:
-  std::unique_ptr<RowsBuffer> ffn_scratch_;  // of the default ffn
+  std::unique_ptr<RowsBuffer> ffn_scratch_, logits_scratch_;  // of the defaults
 };
 
 std::unique_ptr<Backend> make_reference_backend(const BackendOptions& options);

@@ -1,0 +1,59 @@
+// What every device gets for free: fused operations made of the simple ones.
+//
+// Level 4 (backend). A new backend overrides these only to be faster.
+#include "backend/backend.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace qw {
+
+namespace {
+
+/// Rows of logits computed at a time: bounds the scratch at 64 x vocabulary.
+constexpr int64_t kLogitRows = 64;
+
+/// A buffer with room for [rows, cols], kept from call to call.
+Rows scratch(Backend& backend, std::unique_ptr<RowsBuffer>& buffer, int64_t rows, int64_t cols) {
+  if (!buffer || buffer->view.rows < rows || buffer->view.cols < cols) {
+    const int64_t kept_rows = buffer ? buffer->view.rows : 0;
+    const int64_t kept_cols = buffer ? buffer->view.cols : 0;
+    buffer.reset();
+    buffer = backend.allocate(std::max(rows, kept_rows), std::max(cols, kept_cols));
+  }
+  return buffer->view.first(rows).slice_cols(0, cols);
+}
+
+}  // namespace
+
+std::unique_ptr<LinearWeight> Backend::pack_tied(const LinearSource& source,
+                                                 const EmbeddingWeight& /*table*/) {
+  return pack_linear({&source, 1});
+}
+
+void Backend::ffn(const Rows& h, const Linear& gate_up, const Linear& down, const Rows& y) {
+  QW_CHECK(gate_up.weight->n == 2 * down.weight->k, "{}: {} rows for {} columns", gate_up.name,
+           gate_up.weight->n, down.weight->k);
+  const Rows gate_and_up = scratch(*this, ffn_scratch_, h.rows, gate_up.weight->n);
+  linear(h, gate_up, gate_and_up);
+  silu_mul(gate_and_up);
+  linear(gate_and_up.slice_cols(0, down.weight->k), down, y);
+}
+
+void Backend::logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,
+                     float* out) {
+  const int64_t vocab = lm_head.weight->n;
+  for (size_t begin = 0; begin < rows.size();) {
+    // Adjacent rows go through one product; one row's sum does not depend on its neighbours.
+    size_t end = begin + 1;
+    while (end < rows.size() && rows[end] == rows[end - 1] + 1 && end - begin < kLogitRows) ++end;
+    const auto count = static_cast<int64_t>(end - begin);
+    const Rows y = scratch(*this, logits_scratch_, count, vocab);
+    linear(h.slice_rows(rows[begin], count), lm_head, y, {}, rows.subspan(begin, end - begin));
+    download(y, out + static_cast<int64_t>(begin) * vocab);
+    begin = end;
+  }
+}
+
+}  // namespace qw
