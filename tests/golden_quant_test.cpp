@@ -200,7 +200,7 @@ TEST(GoldenBlocks, DecodedBitForBit) {
     const std::optional<DType> dtype = dtype_from_name(type);
     ASSERT_TRUE(dtype) << type;
     for (const char* kind : {"plain", "imatrix"}) {
-      if (!kinds.contains(kind)) continue;
+      if (!kinds.contains(kind) || !kinds[kind].is_object()) continue;  // or "same as plain"
       const RawTensor* bytes = find(tensors, type + "." + kind + ".bytes");
       if (bytes == nullptr) bytes = find(tensors, type + ".bytes");
       ASSERT_NE(bytes, nullptr) << type;

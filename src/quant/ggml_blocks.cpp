@@ -79,6 +79,24 @@ void decode_row(DType dtype, const std::byte* bytes, int64_t n_elems, float* out
       return decode_blocks<BlockQ6_K>(bytes, n, elems, out);
     case DType::kQ8_K:
       return decode_blocks<BlockQ8_K>(bytes, n, elems, out);
+    case DType::kIQ1_S:
+      return decode_blocks<BlockIQ1_S>(bytes, n, elems, out);
+    case DType::kIQ1_M:
+      return decode_blocks<BlockIQ1_M>(bytes, n, elems, out);
+    case DType::kIQ2_XXS:
+      return decode_blocks<BlockIQ2_XXS>(bytes, n, elems, out);
+    case DType::kIQ2_XS:
+      return decode_blocks<BlockIQ2_XS>(bytes, n, elems, out);
+    case DType::kIQ2_S:
+      return decode_blocks<BlockIQ2_S>(bytes, n, elems, out);
+    case DType::kIQ3_XXS:
+      return decode_blocks<BlockIQ3_XXS>(bytes, n, elems, out);
+    case DType::kIQ3_S:
+      return decode_blocks<BlockIQ3_S>(bytes, n, elems, out);
+    case DType::kIQ4_NL:
+      return decode_blocks<BlockIQ4_NL>(bytes, n, elems, out);
+    case DType::kIQ4_XS:
+      return decode_blocks<BlockIQ4_XS>(bytes, n, elems, out);
     case DType::kTQ1_0:
       return decode_blocks<BlockTQ1_0>(bytes, n, elems, out);
     case DType::kTQ2_0:

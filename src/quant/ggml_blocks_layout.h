@@ -233,6 +233,14 @@ inline std::array<int8_t, 8> unpack_iq4_xs_scales(const BlockIQ4_XS& block) noex
   return out;
 }
 
+/// d of IQ1_M: its four nibbles are the upper nibbles of the scale words, lowest first.
+inline F16Bits iq1_m_scale(const BlockIQ1_M& block) noexcept {
+  unsigned bits = 0;
+  for (size_t i = 0; i < 4; ++i)
+    bits |= static_cast<unsigned>(block.scales[i] >> 12) << (4 * i);
+  return static_cast<F16Bits>(bits);
+}
+
 /// The sixteen levels of IQ4_NL and IQ4_XS.
 inline constexpr std::array<int8_t, 16> kIq4Values = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                       1,    13,   25,  38,  53,  69,  89,  113};
