@@ -3,6 +3,9 @@
 // Expected values: tests/golden/{gptq,awq,gguf}, made by the libraries that publish the formats.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -213,6 +216,75 @@ TEST(GoldenBlocks, DecodedBitForBit) {
     }
   }
   EXPECT_GE(n_checked, 40);
+}
+
+double rmse(const float* a, const float* b, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i)
+    sum += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+  return std::sqrt(sum / static_cast<double>(n));
+}
+
+std::vector<float> floats_of(const RawTensor& tensor) {
+  std::vector<float> out(static_cast<size_t>(tensor.shape.n_elems()));
+  decode_row(tensor.dtype, tensor.bytes.data(), tensor.shape.n_elems(), out.data());
+  return out;
+}
+
+/// Rows of `input` encoded, and how many of them differ from the golden bytes.
+struct Encoded {
+  std::vector<std::byte> bytes;
+  int64_t n_rows_differing = 0;
+};
+Encoded encode_rows(DType dtype, const std::vector<float>& input, int64_t n_cols,
+                    const RawTensor& golden) {
+  Encoded out;
+  out.bytes.resize(golden.bytes.size());
+  const int64_t n_rows = golden.shape[0], stride = golden.shape[1];
+  for (int64_t r = 0; r < n_rows; ++r) {
+    std::byte* row = out.bytes.data() + r * stride;
+    encode_row(dtype, input.data() + r * n_cols, n_cols, row);
+    if (!std::equal(row, row + stride, golden.bytes.data() + r * stride)) ++out.n_rows_differing;
+  }
+  return out;
+}
+
+TEST(GoldenBlocks, EncodedByteForByte) {
+  const Tensors tensors = read_tensors(*find_golden("gguf/blocks.safetensors"));
+  const std::vector<float> x = floats_of(tensors.at("x"));
+  for (const char* type : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4",
+                           "NVFP4", "Q1_0", "Q2_0", "F16", "BF16"}) {
+    const RawTensor* golden = find(tensors, std::string(type) + ".plain.bytes");
+    if (golden == nullptr) golden = &tensors.at(std::string(type) + ".bytes");
+    EXPECT_EQ(encode_rows(*dtype_from_name(type), x, 512, *golden).n_rows_differing, 0) << type;
+  }
+  const std::vector<float> activations = floats_of(tensors.at("act.x"));
+  for (const char* type : {"Q8_0", "Q8_1", "Q8_K"}) {
+    const RawTensor& golden = tensors.at("act." + std::string(type) + ".ref");
+    EXPECT_EQ(encode_rows(*dtype_from_name(type), activations, 512, golden).n_rows_differing, 0)
+        << type;
+  }
+}
+
+TEST(GoldenBlocks, SearchedEncodersAreAsGood) {
+  const Tensors tensors = read_tensors(*find_golden("gguf/blocks.safetensors"));
+  const json expected = read_json(*find_golden("gguf/blocks.json"));
+  const std::vector<float> x = floats_of(tensors.at("x"));
+  for (const char* type : {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}) {
+    const DType dtype = *dtype_from_name(type);
+    const RawTensor& golden = tensors.at(std::string(type) + ".plain.bytes");
+    const Encoded encoded = encode_rows(dtype, x, 512, golden);
+    RecordProperty(type, static_cast<int>(encoded.n_rows_differing));
+    const json& limits = expected["types"][type]["plain"]["rmse_per_row"];
+    for (int64_t r = 0; r < 16; ++r) {
+      std::array<float, 512> decoded;
+      decode_row(dtype, encoded.bytes.data() + r * golden.shape[1], 512, decoded.data());
+      const double limit = limits[static_cast<size_t>(r)].get<double>();
+      EXPECT_LE(rmse(decoded.data(), x.data() + r * 512, 512), limit * 1.01)
+          << type << " row " << r;
+    }
+    EXPECT_LE(encoded.n_rows_differing, 2) << type << ": the reference may fuse multiply and add";
+  }
 }
 
 }  // namespace

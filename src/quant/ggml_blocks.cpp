@@ -1,6 +1,9 @@
 #include "quant/ggml_blocks.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "base/error.h"
 #include "base/half.h"
@@ -36,6 +39,52 @@ float narrow(double value) noexcept {
   if (value <= -kOverflow) return std::bit_cast<float>(0xFF800000u);
   return static_cast<float>(value);
 }
+
+template <typename Block>
+void encode_blocks(const float* in, int64_t n_blocks, int block_elems, std::byte* bytes) {
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    Block block;
+    ggml::encode(in, block);
+    std::memcpy(bytes, &block, sizeof(Block));
+    bytes += sizeof(Block);
+    in += block_elems;
+  }
+}
+
+template <typename Stored, typename Narrow>
+void store(const float* in, int64_t n_elems, std::byte* bytes, Narrow narrow_one) {
+  for (int64_t i = 0; i < n_elems; ++i) {
+    const Stored value = narrow_one(in[i]);
+    std::memcpy(bytes + i * static_cast<int64_t>(sizeof(Stored)), &value, sizeof(Stored));
+  }
+}
+
+/// Largest magnitude of a row. Errors: invalid_argument for an infinity or NaN.
+float max_magnitude(DType dtype, const float* in, int64_t n_elems) {
+  float most = 0.0F;
+  for (int64_t i = 0; i < n_elems; ++i) {
+    if (!std::isfinite(in[i])) {
+      fail(ErrorKind::kInvalidArgument, "quant",
+           "encode {}: expected finite values, got {} at element {}", name_of(dtype), in[i], i);
+    }
+    most = std::max(most, std::fabs(in[i]));
+  }
+  return most;
+}
+
+/// Block scales are at most the largest magnitude, so that only rows beyond f16 can overflow one.
+void check_scales(DType dtype, const std::byte* bytes, int64_t n_elems) {
+  std::vector<float> decoded(static_cast<size_t>(n_elems));
+  decode_row(dtype, bytes, n_elems, decoded.data());
+  for (const float value : decoded) {
+    if (!std::isfinite(value)) {
+      fail(ErrorKind::kInvalidArgument, "quant",
+           "encode {}: a value is too large for the type's f16 scale", name_of(dtype));
+    }
+  }
+}
+
+constexpr float kMaxF16 = 65504.0F;
 
 }  // namespace
 
@@ -114,6 +163,97 @@ void decode_row(DType dtype, const std::byte* bytes, int64_t n_elems, float* out
   }
   fail(ErrorKind::kUnsupported, "quant", "decode: expected a float or block type, got {}",
        type.name);
+}
+
+bool can_encode(DType dtype) noexcept {
+  switch (dtype) {
+    case DType::kIQ1_S:
+    case DType::kIQ1_M:
+    case DType::kIQ2_XXS:
+    case DType::kIQ2_XS:
+    case DType::kIQ2_S:
+    case DType::kIQ3_XXS:
+    case DType::kIQ3_S:
+      return false;  // searches over the grids, of use only with an importance matrix
+    default:
+      return is_float(dtype) || is_block(dtype);
+  }
+}
+
+namespace {
+
+void encode_block_row(DType dtype, const float* in, int64_t n, int elems, std::byte* bytes) {
+  switch (dtype) {
+    case DType::kQ4_0:
+      return encode_blocks<BlockQ4_0>(in, n, elems, bytes);
+    case DType::kQ4_1:
+      return encode_blocks<BlockQ4_1>(in, n, elems, bytes);
+    case DType::kQ5_0:
+      return encode_blocks<BlockQ5_0>(in, n, elems, bytes);
+    case DType::kQ5_1:
+      return encode_blocks<BlockQ5_1>(in, n, elems, bytes);
+    case DType::kQ8_0:
+      return encode_blocks<BlockQ8_0>(in, n, elems, bytes);
+    case DType::kQ8_1:
+      return encode_blocks<BlockQ8_1>(in, n, elems, bytes);
+    case DType::kQ2_K:
+      return encode_blocks<BlockQ2_K>(in, n, elems, bytes);
+    case DType::kQ3_K:
+      return encode_blocks<BlockQ3_K>(in, n, elems, bytes);
+    case DType::kQ4_K:
+      return encode_blocks<BlockQ4_K>(in, n, elems, bytes);
+    case DType::kQ5_K:
+      return encode_blocks<BlockQ5_K>(in, n, elems, bytes);
+    case DType::kQ6_K:
+      return encode_blocks<BlockQ6_K>(in, n, elems, bytes);
+    case DType::kQ8_K:
+      return encode_blocks<BlockQ8_K>(in, n, elems, bytes);
+    case DType::kIQ4_NL:
+      return encode_blocks<BlockIQ4_NL>(in, n, elems, bytes);
+    case DType::kIQ4_XS:
+      return encode_blocks<BlockIQ4_XS>(in, n, elems, bytes);
+    case DType::kTQ1_0:
+      return encode_blocks<BlockTQ1_0>(in, n, elems, bytes);
+    case DType::kTQ2_0:
+      return encode_blocks<BlockTQ2_0>(in, n, elems, bytes);
+    case DType::kMXFP4:
+      return encode_blocks<BlockMXFP4>(in, n, elems, bytes);
+    case DType::kNVFP4:
+      return encode_blocks<BlockNVFP4>(in, n, elems, bytes);
+    case DType::kQ1_0:
+      return encode_blocks<BlockQ1_0>(in, n, elems, bytes);
+    case DType::kQ2_0:
+      return encode_blocks<BlockQ2_0>(in, n, elems, bytes);
+    default:
+      QW_CHECK(false, "{} has no encoder", name_of(dtype));
+  }
+}
+
+}  // namespace
+
+void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes) {
+  const DTypeInfo& type = info(dtype);
+  if (!can_encode(dtype)) {
+    fail(ErrorKind::kUnsupported, "quant", "encode: expected a type that can be written, got {}",
+         type.name);
+  }
+  QW_CHECK(n_elems >= 0 && n_elems % type.block_elems == 0, "{} elements of {}", n_elems,
+           type.name);
+  switch (dtype) {
+    case DType::kF32:
+      return store<float>(in, n_elems, bytes, [](float x) { return x; });
+    case DType::kF64:
+      return store<double>(in, n_elems, bytes, [](float x) { return double{x}; });
+    case DType::kF16:
+      return store<uint16_t>(in, n_elems, bytes, f32_to_f16);
+    case DType::kBF16:
+      return store<uint16_t>(in, n_elems, bytes, f32_to_bf16);
+    default:
+      break;
+  }
+  const float most = max_magnitude(dtype, in, n_elems);
+  encode_block_row(dtype, in, n_elems / type.block_elems, type.block_elems, bytes);
+  if (most > kMaxF16) check_scales(dtype, bytes, n_elems);
 }
 
 }  // namespace qw

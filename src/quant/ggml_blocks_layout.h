@@ -210,6 +210,16 @@ inline K4Scales unpack_k4_scales(const std::array<uint8_t, 12>& packed) noexcept
   return out;
 }
 
+inline std::array<uint8_t, 12> pack_k4_scales(const K4Scales& scales) noexcept {
+  std::array<uint8_t, 12> out;
+  for (size_t s = 0; s < 4; ++s) {
+    out[s] = static_cast<uint8_t>(scales.scale[s] | scales.scale[s + 4] >> 4 << 6);
+    out[s + 4] = static_cast<uint8_t>(scales.min[s] | scales.min[s + 4] >> 4 << 6);
+    out[s + 8] = static_cast<uint8_t>((scales.scale[s + 4] & 15) | (scales.min[s + 4] & 15) << 4);
+  }
+  return out;
+}
+
 /// Scales (-32..31) of the sixteen sub-blocks of Q3_K: low nibbles in bytes 0..7 (sub-blocks 0..7
 /// low, 8..15 high), upper two bits of sub-block s in bits 2(s / 4).. of byte 8 + s % 4.
 inline std::array<int8_t, 16> unpack_q3_k_scales(const std::array<uint8_t, 12>& packed) noexcept {
@@ -218,6 +228,16 @@ inline std::array<int8_t, 16> unpack_q3_k_scales(const std::array<uint8_t, 12>& 
     const int low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4;
     const int high = packed[8 + s % 4] >> (2 * (s / 4)) & 3;
     out[s] = static_cast<int8_t>((low | high << 4) - 32);
+  }
+  return out;
+}
+
+inline std::array<uint8_t, 12> pack_q3_k_scales(const std::array<int8_t, 16>& scales) noexcept {
+  std::array<uint8_t, 12> out{};
+  for (size_t s = 0; s < 16; ++s) {
+    const int six = scales[s] + 32;
+    out[s % 8] |= static_cast<uint8_t>((six & 15) << (4 * (s / 8)));
+    out[8 + s % 4] |= static_cast<uint8_t>(six >> 4 << (2 * (s / 4)));
   }
   return out;
 }

@@ -36,4 +36,26 @@ void decode(const BlockNVFP4& block, float* out) noexcept;
 void decode(const BlockQ1_0& block, float* out) noexcept;
 void decode(const BlockQ2_0& block, float* out) noexcept;
 
+// Inputs are finite. Every encoder sets the whole block.
+void encode(const float* x, BlockQ4_0& block) noexcept;
+void encode(const float* x, BlockQ4_1& block) noexcept;
+void encode(const float* x, BlockQ5_0& block) noexcept;
+void encode(const float* x, BlockQ5_1& block) noexcept;
+void encode(const float* x, BlockQ8_0& block) noexcept;
+void encode(const float* x, BlockQ8_1& block) noexcept;
+void encode(const float* x, BlockQ2_K& block) noexcept;
+void encode(const float* x, BlockQ3_K& block) noexcept;
+void encode(const float* x, BlockQ4_K& block) noexcept;
+void encode(const float* x, BlockQ5_K& block) noexcept;
+void encode(const float* x, BlockQ6_K& block) noexcept;
+void encode(const float* x, BlockQ8_K& block) noexcept;
+void encode(const float* x, BlockIQ4_NL& block) noexcept;
+void encode(const float* x, BlockIQ4_XS& block) noexcept;
+void encode(const float* x, BlockTQ1_0& block) noexcept;
+void encode(const float* x, BlockTQ2_0& block) noexcept;
+void encode(const float* x, BlockMXFP4& block) noexcept;
+void encode(const float* x, BlockNVFP4& block) noexcept;
+void encode(const float* x, BlockQ1_0& block) noexcept;
+void encode(const float* x, BlockQ2_0& block) noexcept;
+
 }  // namespace qw::ggml
