@@ -51,7 +51,8 @@ struct ModelConfig {
   int64_t max_positions = 0;  // max_position_embeddings
   RopeConfig rope;
   int64_t sliding_window = 0;  // 0: none
-  int max_window_layers = 0;   // layers with index >= this are windowed
+  int max_window_layers = 0;   // layers with index >= this are windowed, unless
+  std::vector<bool> layer_is_windowed;  // says so for each layer (`layer_types`); empty: it does not
   std::optional<MoeConfig> moe;
   QuantizationConfig quantization;
   std::vector<int32_t> eos_ids;       // config.json / GGUF; generation_config may say more
@@ -59,12 +60,18 @@ struct ModelConfig {
 
   bool layer_is_sparse(int layer) const;
   int64_t window_of_layer(int layer) const;  // 0: full attention
-  int64_t n_parameters() const;              // all, and
-  int64_t n_parameters_active() const;       // those one token uses, embedding table excluded
+  int64_t n_parameters() const;         // all of them
+  int64_t n_parameters_active() const;  // those one token uses, both vocabulary matrices excluded
 
   /// Errors: corrupt (missing field, wrong type, impossible sizes), unsupported (architecture,
   /// activation, rope type, quantisation method; says what is supported).
   static ModelConfig from_checkpoint(const Checkpoint& checkpoint);
+
+ private:
+  static ModelConfig from_hf(const Checkpoint& checkpoint);
+  static ModelConfig from_gguf(const Checkpoint& checkpoint);
+  /// Impossible sizes and combinations: Error{kCorrupt}, naming the field.
+  void check(const std::string& file) const;
 };
 
 }  // namespace qw

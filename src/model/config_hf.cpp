@@ -1,0 +1,288 @@
+// ModelConfig from config.json as Transformers, AutoGPTQ and AutoAWQ write it.
+//
+// Level 5 (model). Fields and their meaning: transformers' configuration_qwen2.py,
+// configuration_qwen2_moe.py and modeling_rope_utils.py.
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "checkpoint/hf_config.h"
+#include "model/config.h"
+
+namespace qw {
+
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr std::string_view kFile = "config.json";
+
+int required_int32(const ordered_json& json, std::string_view key, std::string_view file = kFile) {
+  return checked_cast<int>(required_int(json, key, file), key);
+}
+
+void check_architecture(const ordered_json& json, ModelConfig& config) {
+  std::string name;
+  if (const ordered_json* list = find_member(json, "architectures", kFile)) {
+    if (!list->is_array() || list->empty() || !list->front().is_string()) {
+      fail(ErrorKind::kCorrupt, "config", "architectures: expected a list of names, got {} ({})",
+           describe_json(*list), kFile);
+    }
+    name = list->front().get<std::string>();
+  } else {
+    const std::string type = required_string(json, "model_type", kFile);
+    name = type == "qwen2" ? "Qwen2ForCausalLM" : type == "qwen2_moe" ? "Qwen2MoeForCausalLM" : type;
+  }
+  if (name != "Qwen2ForCausalLM" && name != "Qwen2MoeForCausalLM") {
+    fail(ErrorKind::kUnsupported, "config",
+         "architecture: expected Qwen2ForCausalLM or Qwen2MoeForCausalLM, got {} ({})",
+         printable(name), kFile);
+  }
+  config.architecture = name;
+}
+
+/// rope_theta and rope_scaling, or both in the newer rope_parameters.
+void read_rope(const ordered_json& json, ModelConfig& config) {
+  RopeConfig& rope = config.rope;
+  const ordered_json* scaling = find_member(json, "rope_scaling", kFile);
+  if (const ordered_json* parameters = find_member(json, "rope_parameters", kFile)) {
+    if (!parameters->is_object()) {
+      fail(ErrorKind::kCorrupt, "config", "rope_parameters: expected an object, got {} ({})",
+           describe_json(*parameters), kFile);
+    }
+    if (scaling == nullptr) scaling = parameters;
+    const auto theta = optional_real(*parameters, "rope_theta", kFile);
+    rope.theta = theta ? *theta : required_real(json, "rope_theta", kFile);
+  } else {
+    rope.theta = required_real(json, "rope_theta", kFile);
+  }
+  if (scaling == nullptr) return;
+  if (!scaling->is_object()) {
+    fail(ErrorKind::kCorrupt, "config", "rope_scaling: expected an object, got {} ({})",
+         describe_json(*scaling), kFile);
+  }
+  auto type = optional_string(*scaling, "rope_type", kFile);
+  if (!type) type = optional_string(*scaling, "type", kFile);
+  if (!type) {
+    fail(ErrorKind::kCorrupt, "config", "rope_scaling: expected a rope_type, got {} ({})",
+         describe_json(*scaling), kFile);
+  }
+  if (*type == "default") return;
+  if (*type == "linear") {
+    rope.scaling = RopeScaling::kLinear;
+  } else if (*type == "dynamic") {
+    rope.scaling = RopeScaling::kDynamic;
+  } else if (*type == "yarn") {
+    rope.scaling = RopeScaling::kYarn;
+  } else {
+    fail(ErrorKind::kUnsupported, "config",
+         "rope scaling: expected default, linear, dynamic or yarn, got {} ({})", printable(*type),
+         kFile);
+  }
+  rope.factor = required_real(*scaling, "factor", kFile);
+  rope.original_max_positions =
+      optional_int(*scaling, "original_max_position_embeddings", kFile).value_or(config.max_positions);
+  rope.beta_fast = optional_real(*scaling, "beta_fast", kFile).value_or(rope.beta_fast);
+  rope.beta_slow = optional_real(*scaling, "beta_slow", kFile).value_or(rope.beta_slow);
+  rope.attention_factor = optional_real(*scaling, "attention_factor", kFile);
+  const bool other_mscale = find_member(*scaling, "mscale", kFile) != nullptr ||
+                            find_member(*scaling, "mscale_all_dim", kFile) != nullptr;
+  if (other_mscale || !optional_bool(*scaling, "truncate", kFile).value_or(true)) {
+    fail(ErrorKind::kUnsupported, "config",
+         "rope scaling: expected YaRN without mscale and with a truncated range, got {} ({})",
+         describe_json(*scaling), kFile);
+  }
+}
+
+/// sliding_window counts only when use_sliding_window is true; files of Qwen1.5 carry an idle one.
+void read_window(const ordered_json& json, ModelConfig& config) {
+  if (!optional_bool(json, "use_sliding_window", kFile).value_or(false)) return;
+  config.sliding_window = optional_int(json, "sliding_window", kFile).value_or(0);
+  if (config.sliding_window == 0) return;
+  if (const ordered_json* types = find_member(json, "layer_types", kFile)) {
+    if (!types->is_array() || static_cast<int64_t>(types->size()) != config.n_layers) {
+      fail(ErrorKind::kCorrupt, "config", "layer_types: expected {} names, got {} ({})",
+           config.n_layers, describe_json(*types), kFile);
+    }
+    for (const ordered_json& type : *types) {
+      if (type != "sliding_attention" && type != "full_attention") {
+        fail(ErrorKind::kUnsupported, "config",
+             "layer_types: expected full_attention or sliding_attention, got {} ({})",
+             describe_json(type), kFile);
+      }
+      config.layer_is_windowed.push_back(type == "sliding_attention");
+    }
+    return;
+  }
+  config.max_window_layers = required_int32(json, "max_window_layers");
+}
+
+void read_moe(const ordered_json& json, ModelConfig& config) {
+  MoeConfig& moe = config.moe.emplace();
+  moe.n_experts = required_int32(json, "num_experts");
+  moe.top_k = required_int32(json, "num_experts_per_tok");
+  moe.expert_intermediate = required_int(json, "moe_intermediate_size", kFile);
+  moe.shared_intermediate = required_int(json, "shared_expert_intermediate_size", kFile);
+  moe.norm_topk_prob = required_bool(json, "norm_topk_prob", kFile);
+  moe.decoder_sparse_step = required_int32(json, "decoder_sparse_step");
+  const ordered_json* dense = find_member(json, "mlp_only_layers", kFile);
+  if (dense == nullptr) return;  // first releases of qwen2_moe had no such field
+  if (!dense->is_array()) {
+    fail(ErrorKind::kCorrupt, "config", "mlp_only_layers: expected a list, got {} ({})",
+         describe_json(*dense), kFile);
+  }
+  for (const ordered_json& layer : *dense) {
+    if (!layer.is_number_integer()) {
+      fail(ErrorKind::kCorrupt, "config", "mlp_only_layers: expected integers, got {} ({})",
+           describe_json(layer), kFile);
+    }
+    moe.mlp_only_layers.push_back(checked_cast<int>(layer.get<int64_t>(), "mlp_only_layers"));
+  }
+}
+
+std::vector<int32_t> read_ids(const ordered_json& json, std::string_view key,
+                              std::string_view file) {
+  const ordered_json* value = find_member(json, key, file);
+  if (value == nullptr) return {};
+  std::vector<int32_t> ids;
+  for (const ordered_json& id : value->is_array() ? *value : ordered_json::array({*value})) {
+    if (!id.is_number_integer()) {
+      fail(ErrorKind::kCorrupt, "config", "{}: expected an integer or a list of them, got {} ({})",
+           key, describe_json(*value), file);
+    }
+    ids.push_back(checked_cast<int32_t>(id.get<int64_t>(), key));
+  }
+  return ids;
+}
+
+/// The first of several spellings that is there.
+std::optional<int64_t> first_int(const ordered_json& json,
+                                 std::initializer_list<std::string_view> keys,
+                                 std::string_view file) {
+  for (const std::string_view key : keys) {
+    if (const auto value = optional_int(json, key, file)) return value;
+  }
+  return std::nullopt;
+}
+
+void read_gptq(const ordered_json& json, std::string_view file, QuantizationConfig& q) {
+  q.desc_act = optional_bool(json, "desc_act", file).value_or(false);
+  q.sym = optional_bool(json, "sym", file).value_or(true);
+  const std::string format = optional_string(json, "checkpoint_format", file).value_or("gptq");
+  if (format != "gptq" && format != "gptq_v2") {
+    fail(ErrorKind::kUnsupported, "config",
+         "checkpoint_format: expected gptq or gptq_v2, got {} ({})", printable(format), file);
+  }
+  if (optional_bool(json, "is_marlin_format", file).value_or(false)) {
+    fail(ErrorKind::kUnsupported, "config",
+         "is_marlin_format: expected false (plain GPTQ packing), got true ({})", file);
+  }
+  q.v2_zeros = format == "gptq_v2";
+}
+
+void read_awq(const ordered_json& json, std::string_view file, QuantizationConfig& q) {
+  q.awq_version = optional_string(json, "version", file).value_or("gemm");
+  std::ranges::transform(q.awq_version, q.awq_version.begin(),
+                         [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+  q.zero_point = optional_bool(json, "zero_point", file).value_or(true);
+  constexpr std::array<std::string_view, 3> kVersions = {"gemm", "gemv", "gemv_fast"};
+  if (std::ranges::find(kVersions, q.awq_version) == kVersions.end()) {
+    fail(ErrorKind::kUnsupported, "config", "AWQ version: expected {}, got {} ({})",
+         fmt::join(kVersions, ", "), printable(q.awq_version), file);
+  }
+}
+
+QuantizationConfig read_quantization(const ordered_json& json, std::string_view file) {
+  QuantizationConfig q;
+  if (!json.is_object()) {
+    fail(ErrorKind::kCorrupt, "config", "quantization_config: expected an object, got {} ({})",
+         describe_json(json), file);
+  }
+  // AutoGPTQ's own quantize_config.json of early releases and AutoAWQ's quant_config.json have no
+  // quant_method; their keys tell them apart.
+  const bool awq_keys = find_member(json, "w_bit", file) || find_member(json, "q_group_size", file);
+  const auto method = optional_string(json, "quant_method", file);
+  q.method = method ? *method : awq_keys ? "awq" : "gptq";
+  if (q.method != "gptq" && q.method != "awq") {
+    fail(ErrorKind::kUnsupported, "config", "quantisation method: expected gptq or awq, got {} ({})",
+         printable(q.method), file);
+  }
+  const auto bits = first_int(json, {"bits", "w_bit"}, file);
+  const auto group = first_int(json, {"group_size", "q_group_size"}, file);
+  if (!bits || !group) {
+    fail(ErrorKind::kCorrupt, "config", "quantisation: expected bits and group_size, got {} ({})",
+         describe_json(json), file);
+  }
+  q.bits = checked_cast<int>(*bits, "bits");
+  q.group_size = *group;
+  if (q.group_size < -1 || q.group_size == 0) {
+    fail(ErrorKind::kCorrupt, "config", "group_size: expected -1 or a positive number, got {} ({})",
+         q.group_size, file);
+  }
+  if (const ordered_json* modules = find_member(json, "modules_to_not_convert", file)) {
+    for (const ordered_json& module : *modules)
+      if (module.is_string()) q.modules_to_not_convert.push_back(module.get<std::string>());
+  }
+  q.method == "gptq" ? read_gptq(json, file, q) : read_awq(json, file, q);
+  return q;
+}
+
+}  // namespace
+
+ModelConfig ModelConfig::from_hf(const Checkpoint& checkpoint) {
+  if (!checkpoint.config_json) {
+    fail(ErrorKind::kNotFound, "config", "config.json: expected it beside the weights, found none ({})",
+         printable(checkpoint.directory));
+  }
+  const ordered_json json = parse_json_object(*checkpoint.config_json, kFile);
+  ModelConfig config;
+  check_architecture(json, config);
+  const std::string act = required_string(json, "hidden_act", kFile);
+  if (act != "silu" && act != "swish") {
+    fail(ErrorKind::kUnsupported, "config", "hidden_act: expected silu, got {} ({})", printable(act),
+         kFile);
+  }
+  config.hidden = required_int(json, "hidden_size", kFile);
+  config.intermediate = required_int(json, "intermediate_size", kFile);
+  config.vocab = required_int(json, "vocab_size", kFile);
+  config.n_layers = required_int32(json, "num_hidden_layers");
+  config.n_heads = required_int32(json, "num_attention_heads");
+  const auto kv_heads = optional_int(json, "num_key_value_heads", kFile);
+  config.n_kv_heads = kv_heads ? checked_cast<int>(*kv_heads, "num_key_value_heads") : config.n_heads;
+  if (const auto head_dim = optional_int(json, "head_dim", kFile)) {
+    config.head_dim = checked_cast<int>(*head_dim, "head_dim");
+  } else {
+    if (config.n_heads < 1 || config.hidden % config.n_heads != 0) {
+      fail(ErrorKind::kCorrupt, "config", "hidden_size: expected a multiple of {} heads, got {} ({})",
+           config.n_heads, config.hidden, kFile);
+    }
+    config.head_dim = checked_cast<int>(config.hidden / config.n_heads, "head size");
+  }
+  config.rms_norm_eps = required_real(json, "rms_norm_eps", kFile);
+  config.tied_embeddings = required_bool(json, "tie_word_embeddings", kFile);
+  config.max_positions = required_int(json, "max_position_embeddings", kFile);
+  read_rope(json, config);
+  read_window(json, config);
+  if (config.architecture == "Qwen2MoeForCausalLM") read_moe(json, config);
+  config.eos_ids = read_ids(json, "eos_token_id", kFile);
+  if (config.eos_ids.empty() && checkpoint.generation_config_json) {
+    constexpr std::string_view kGeneration = "generation_config.json";
+    config.eos_ids = read_ids(parse_json_object(*checkpoint.generation_config_json, kGeneration),
+                              "eos_token_id", kGeneration);
+  }
+  if (const auto ids = read_ids(json, "bos_token_id", kFile); !ids.empty()) config.bos_id = ids[0];
+  if (const auto ids = read_ids(json, "pad_token_id", kFile); !ids.empty()) config.pad_id = ids[0];
+  if (const ordered_json* quantization = find_member(json, "quantization_config", kFile)) {
+    config.quantization = read_quantization(*quantization, kFile);
+  } else if (checkpoint.quantize_config_json) {
+    constexpr std::string_view kQuantize = "quantize_config.json";
+    config.quantization =
+        read_quantization(parse_json_object(*checkpoint.quantize_config_json, kQuantize), kQuantize);
+  }
+  config.check(std::string(kFile));
+  return config;
+}
+
+}  // namespace qw

@@ -1,0 +1,143 @@
+#include "model/network.h"
+
+#include "base/error.h"
+#include "base/progress.h"
+
+namespace qw {
+
+namespace {
+
+class Packer {
+ public:
+  Packer(const Checkpoint& checkpoint, Backend& backend, const LoadOptions& options, int64_t bytes)
+      : checkpoint_(checkpoint),
+        backend_(backend),
+        options_(options),
+        progress_("loading", bytes, Progress::Unit::kBytes, options.quiet) {}
+
+  Linear pack(const LinearParts& parts) {
+    Linear out = start(parts);
+    if (parts.parts.empty()) return out;
+    out.weight = backend_.pack_linear(parts.parts);
+    done(parts);
+    return out;
+  }
+
+  std::unique_ptr<EmbeddingWeight> pack_embedding(const LinearParts& parts) {
+    start(parts);
+    return backend_.pack_embedding(parts.parts.front());
+  }
+
+  Linear pack_tied(const LinearParts& parts, const EmbeddingWeight& table) {
+    Linear out = start(parts);
+    out.weight = backend_.pack_tied(parts.parts.front(), table);
+    return out;
+  }
+
+  std::unique_ptr<MoeWeights> pack(const MoeSources& moe, const MoeConfig& config) {
+    auto out = std::make_unique<MoeWeights>();
+    out->router = pack(moe.router);
+    for (const LinearParts& expert : moe.gate_up)
+      out->gate_up.push_back(pack(expert));
+    for (const LinearParts& expert : moe.down)
+      out->down.push_back(pack(expert));
+    out->shared_gate_up = pack(moe.shared_gate_up);
+    out->shared_down = pack(moe.shared_down);
+    out->shared_gate = pack(moe.shared_gate);
+    out->top_k = config.top_k;
+    out->norm_topk_prob = config.norm_topk_prob;
+    return out;
+  }
+
+  /// Counts the bytes and tells the kernel that the pages may go.
+  void done(const LinearParts& parts) {
+    progress_.add(parts.published_bytes());
+    for (const auto bytes : parts.bytes) {
+      for (const auto& mapping : checkpoint_.mappings) {
+        const auto all = mapping->bytes();
+        if (bytes.data() >= all.data() && bytes.data() + bytes.size() <= all.data() + all.size())
+          mapping->drop(bytes);
+      }
+    }
+  }
+
+ private:
+  Linear start(const LinearParts& parts) {
+    if (options_.cancel != nullptr) options_.cancel->check("loading the model");
+    Linear out;
+    out.name = parts.name;
+    if (!parts.bias.empty()) out.bias = backend_.upload(parts.bias);
+    return out;
+  }
+
+  const Checkpoint& checkpoint_;
+  Backend& backend_;
+  const LoadOptions& options_;
+  Progress progress_;
+};
+
+}  // namespace
+
+Network pack_network(const NetworkSources& sources, const ModelConfig& config,
+                     const Checkpoint& checkpoint, Backend& backend, const LoadOptions& options) {
+  Packer packer(checkpoint, backend, options, sources.published_bytes());
+  Network network;
+  network.embedding = packer.pack_embedding(sources.embedding);
+  network.lm_head = sources.tied ? packer.pack_tied(sources.lm_head, *network.embedding)
+                                 : packer.pack(sources.lm_head);
+  packer.done(sources.embedding);
+  for (const LayerSources& layer : sources.layers) {
+    LayerWeights& out = network.layers.emplace_back();
+    out.input_norm = backend.upload(layer.input_norm);
+    out.post_norm = backend.upload(layer.post_norm);
+    out.qkv = packer.pack(layer.qkv);
+    out.o = packer.pack(layer.o);
+    out.gate_up = packer.pack(layer.gate_up);
+    out.down = packer.pack(layer.down);
+    if (!layer.moe.router.parts.empty()) out.moe = packer.pack(layer.moe, *config.moe);
+  }
+  network.final_norm = backend.upload(sources.final_norm);
+  checkpoint.check_readable();
+  return network;
+}
+
+void Network::for_each_linear(
+    const NetworkSources& sources,
+    const std::function<void(Linear&, const LinearParts&, double)>& visit) {
+  const auto call = [&](Linear& linear, const LinearParts& parts, double active = 1) {
+    if (linear.weight != nullptr) visit(linear, parts, active);
+  };
+  call(lm_head, sources.lm_head);
+  for (size_t l = 0; l < layers.size(); ++l) {
+    LayerWeights& w = layers[l];
+    const LayerSources& s = sources.layers[l];
+    call(w.qkv, s.qkv);
+    call(w.o, s.o);
+    call(w.gate_up, s.gate_up);
+    call(w.down, s.down);
+    if (w.moe == nullptr) continue;
+    call(w.moe->router, s.moe.router);
+    const double active = static_cast<double>(w.moe->top_k) / static_cast<double>(w.moe->down.size());
+    for (size_t e = 0; e < w.moe->down.size(); ++e) {
+      call(w.moe->gate_up[e], s.moe.gate_up[e], active);
+      call(w.moe->down[e], s.moe.down[e], active);
+    }
+    call(w.moe->shared_gate_up, s.moe.shared_gate_up);
+    call(w.moe->shared_down, s.moe.shared_down);
+    call(w.moe->shared_gate, s.moe.shared_gate);
+  }
+}
+
+Network::Place Network::find(const NetworkSources& sources, const ModuleId& id) {
+  Place place;
+  for_each_linear(sources, [&](Linear& linear, const LinearParts& parts, double) {
+    int64_t row = 0;
+    for (size_t part = 0; part < parts.modules.size(); ++part) {
+      if (parts.modules[part] == id) place = {&linear, &parts, part, row};
+      row += parts.parts[part].n;
+    }
+  });
+  return place;
+}
+
+}  // namespace qw

@@ -1,0 +1,249 @@
+#include "model/qwen2_model.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/log.h"
+
+namespace qw {
+
+namespace {
+
+/// Hands `rows` to the observer if it wants them. The name is made only when there is one.
+template <typename... Args>
+void tap(ForwardObserver* observer, const Backend& backend, const Rows& rows,
+         fmt::format_string<Args...> name, Args&&... args) {
+  if (observer == nullptr) return;
+  const std::string text = fmt::format(name, std::forward<Args>(args)...);
+  if (!observer->wants(text)) return;
+  std::vector<float> values(static_cast<size_t>(rows.rows * rows.cols));
+  backend.download(rows, values.data());
+  observer->on_value(text, rows.rows, rows.cols, values.data());
+}
+
+/// The exponent bits all set means infinity or NaN; an OR over integers is a loop that vectorises.
+bool all_finite(const float* values, int64_t n) {
+  constexpr uint32_t kExponent = 0x7F800000u;
+  uint32_t bad = 0;
+  for (int64_t i = 0; i < n; ++i)
+    bad |= static_cast<uint32_t>((std::bit_cast<uint32_t>(values[i]) & kExponent) == kExponent);
+  return bad == 0;
+}
+
+[[noreturn]] void fail_not_finite(std::string_view value, std::string_view where) {
+  fail(ErrorKind::kCorrupt, "model", "{}: expected finite values, got NaN or infinity ({})", value,
+       where);
+}
+
+}  // namespace
+
+std::unique_ptr<Model> Model::load(std::shared_ptr<const Checkpoint> checkpoint, Backend& backend,
+                                   const LoadOptions& options) {
+  ModelConfig config = ModelConfig::from_checkpoint(*checkpoint);
+  NetworkSources sources = open_network(*checkpoint, config);
+  for (const std::string& warning : sources.warnings) {
+    if (options.on_warning) {
+      options.on_warning(warning);
+    } else {
+      spdlog::warn("{}", warning);
+    }
+  }
+  Network network = pack_network(sources, config, *checkpoint, backend, options);
+  return std::make_unique<Qwen2Model>(std::move(checkpoint), std::move(config), std::move(sources),
+                                      std::move(network), backend);
+}
+
+Qwen2Model::Qwen2Model(std::shared_ptr<const Checkpoint> checkpoint, ModelConfig config,
+                       NetworkSources sources, Network network, Backend& backend)
+    : checkpoint_(std::move(checkpoint)),
+      config_(std::move(config)),
+      sources_(std::move(sources)),
+      network_(std::move(network)),
+      backend_(backend),
+      rope_(config_) {
+  double read = 0;
+  weight_bytes_ = network_.embedding->resident_bytes;
+  network_.for_each_linear(sources_, [&](Linear& linear, const LinearParts&, double active) {
+    weight_bytes_ += linear.weight->resident_bytes;
+    read += static_cast<double>(linear.weight->read_bytes) * active;
+  });
+  read_bytes_per_token_ = static_cast<int64_t>(read);
+}
+
+std::unique_ptr<KvCache> Qwen2Model::make_kv(int64_t n_pages, DType type) const {
+  return backend_.make_kv({.n_layers = config_.n_layers, .n_kv_heads = config_.n_kv_heads,
+                           .head_dim = config_.head_dim, .n_pages = n_pages, .type = type});
+}
+
+std::vector<Model::LayerInfo> Qwen2Model::layers() const {
+  std::vector<LayerInfo> out;
+  // Visiting changes nothing here; the network is const to our callers only.
+  const_cast<Network&>(network_).for_each_linear(
+      sources_, [&](Linear& linear, const LinearParts& parts, double) {
+        const LinearWeight& w = *linear.weight;
+        out.push_back({linear.name, parts.format(), w.kernel, w.n, w.k, w.resident_bytes});
+      });
+  return out;
+}
+
+Qwen2Model::Activations Qwen2Model::activations(int64_t n_tokens) {
+  const int64_t q = int64_t{config_.n_heads} * config_.head_dim;
+  const int64_t kv = int64_t{config_.n_kv_heads} * config_.head_dim;
+  if (n_tokens > capacity_) {
+    x_ = backend_.allocate(n_tokens, config_.hidden);
+    h_ = backend_.allocate(n_tokens, config_.hidden);
+    y_ = backend_.allocate(n_tokens, config_.hidden);
+    qkv_ = backend_.allocate(n_tokens, q + 2 * kv);
+    o_ = backend_.allocate(n_tokens, q);
+    capacity_ = n_tokens;
+  }
+  return {x_->view.first(n_tokens), h_->view.first(n_tokens), y_->view.first(n_tokens),
+          qkv_->view.first(n_tokens), o_->view.first(n_tokens)};
+}
+
+void Qwen2Model::forward(const BatchPlan& plan, KvCache& kv, float* logits,
+                         ForwardObserver* observer) {
+  check_plan(plan, kv);
+  if (plan.tokens.empty()) return;
+  const Activations a = activations(plan.n_tokens());
+  const auto eps = static_cast<float>(config_.rms_norm_eps);
+  backend_.take_fault();  // of a step that ended with an exception
+  rope_.fill_tables(plan, cos_, sin_);
+  backend_.begin_step(plan, cos_, sin_);
+
+  embed(plan, a.x);
+  tap(observer, backend_, a.x, "hidden.embed");
+  Rows y;  // what the block before adds to x; nothing yet
+  for (int l = 0; l < config_.n_layers; ++l) {
+    const LayerWeights& w = network_.layers[static_cast<size_t>(l)];
+    backend_.add_rms_norm(y, a.x, *w.input_norm, eps, a.h);  // x += y; h = norm(x)  [T, hidden]
+    if (l > 0) tap(observer, backend_, a.x, "hidden.layer.{}", l - 1);
+    tap(observer, backend_, a.h, "layer{}.input_layernorm", l);
+    attention(l, a, kv, observer);  // y = attention(h)
+    backend_.add_rms_norm(a.y, a.x, *w.post_norm, eps, a.h);
+    tap(observer, backend_, a.h, "layer{}.post_attention_layernorm", l);
+    feed_forward(l, a, observer);  // y = ffn(h)
+    y = a.y;
+    check_fault(fmt::format("layer {}", l));
+  }
+  backend_.add_rms_norm(y, a.x, *network_.final_norm, eps, a.h);
+  tap(observer, backend_, a.x, "hidden.layer.{}", config_.n_layers - 1);
+  tap(observer, backend_, a.h, "hidden.norm");
+  check_fault("after the last layer");
+  if (logits != nullptr && !plan.logit_rows.empty()) compute_logits(plan, a.h, logits);
+  backend_.sync();
+}
+
+/// y = W_o softmax(q k^T / sqrt(d)) v of the rotated projections of h.
+void Qwen2Model::attention(int layer, const Activations& a, KvCache& kv,
+                           ForwardObserver* observer) {
+  const LayerWeights& w = network_.layers[static_cast<size_t>(layer)];
+  const AttentionSpec spec{
+      .n_heads = config_.n_heads,
+      .n_kv_heads = config_.n_kv_heads,
+      .head_dim = config_.head_dim,
+      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim))),
+      .window = config_.window_of_layer(layer)};
+  const int64_t q = a.o.cols, k = (a.qkv.cols - q) / 2;
+  backend_.linear(a.h, w.qkv, a.qkv);               // [T, (nh + 2 nkv) * hd]
+  backend_.rope_store_kv(a.qkv, kv, layer, spec);   // rotates q, k; writes k, v at plan.slots
+  tap(observer, backend_, a.qkv.slice_cols(0, q), "layer{}.q_rope", layer);
+  tap(observer, backend_, a.qkv.slice_cols(q, k), "layer{}.k_rope", layer);
+  tap(observer, backend_, a.qkv.slice_cols(q + k, k), "layer{}.v", layer);
+  backend_.paged_attention(a.qkv, kv, layer, spec, a.o);  // [T, nh * hd]
+  tap(observer, backend_, a.o, "layer{}.attn_context", layer);
+  backend_.linear(a.o, w.o, a.y);
+  tap(observer, backend_, a.y, "layer{}.attn_output", layer);
+}
+
+/// y = down(silu(gate h) * up h), or the mixture of experts.
+void Qwen2Model::feed_forward(int layer, const Activations& a, ForwardObserver* observer) {
+  const LayerWeights& w = network_.layers[static_cast<size_t>(layer)];
+  if (w.moe == nullptr) {
+    backend_.ffn(a.h, w.gate_up, w.down, a.y);
+  } else {
+    const int64_t n_experts = w.moe->router.weight->n;
+    std::vector<float> scores;
+    const std::string name = fmt::format("layer{}.router_logits", layer);
+    if (observer != nullptr && observer->wants(name))
+      scores.resize(static_cast<size_t>(a.h.rows * n_experts));
+    backend_.moe_ffn(a.h, *w.moe, a.y, scores.empty() ? nullptr : scores.data());
+    if (!scores.empty()) observer->on_value(name, a.h.rows, n_experts, scores.data());
+    tap(observer, backend_, a.y, "layer{}.moe_output", layer);
+  }
+  tap(observer, backend_, a.y, "layer{}.mlp_output", layer);
+}
+
+void Qwen2Model::embed(const BatchPlan& plan, const Rows& x) {
+  for (size_t s = 0; s < plan.seq_context.size(); ++s) {
+    const int32_t adapter = plan.adapters.empty() ? -1 : plan.adapters[s];
+    const EmbeddingWeight* own =
+        adapter < 0 ? nullptr : adapters_[static_cast<size_t>(adapter)].embedding.get();
+    backend_.embed(own != nullptr ? *own : *network_.embedding, plan.seq_begin[s],
+                   plan.seq_begin[s + 1], x);
+  }
+}
+
+void Qwen2Model::compute_logits(const BatchPlan& plan, const Rows& h, float* logits) {
+  // Rows of one adapter that brings its own lm_head go together; rows come in sequence order.
+  const auto head_of = [&](int32_t row) -> const Linear& {
+    const auto next = std::ranges::upper_bound(plan.seq_begin, row);
+    const auto s = static_cast<size_t>(next - plan.seq_begin.begin() - 1);
+    const int32_t adapter = plan.adapters.empty() ? -1 : plan.adapters[s];
+    if (adapter < 0) return network_.lm_head;
+    const Linear& own = adapters_[static_cast<size_t>(adapter)].lm_head;
+    return own.weight != nullptr ? own : network_.lm_head;
+  };
+  const std::span<const int32_t> rows = plan.logit_rows;
+  for (size_t begin = 0; begin < rows.size();) {
+    const Linear& head = head_of(rows[begin]);
+    size_t end = begin + 1;
+    while (end < rows.size() && &head_of(rows[end]) == &head) ++end;
+    backend_.logits(h, rows.subspan(begin, end - begin), head,
+                    logits + static_cast<int64_t>(begin) * config_.vocab);
+    begin = end;
+  }
+  if (const auto fault = backend_.take_fault()) fail_not_finite("logits", fault->what);
+  if (!all_finite(logits, static_cast<int64_t>(rows.size()) * config_.vocab))
+    fail_not_finite("logits", "output of lm_head");
+}
+
+void Qwen2Model::check_fault(std::string_view where) {
+  if (const auto fault = backend_.take_fault())
+    fail_not_finite("hidden state", fmt::format("{}, {}", where, fault->what));
+}
+
+void Qwen2Model::check_plan(const BatchPlan& plan, const KvCache& kv) const {
+  const size_t n_tokens = plan.tokens.size(), n_seqs = plan.seq_context.size();
+  QW_CHECK(plan.positions.size() == n_tokens && plan.slots.size() == n_tokens);
+  QW_CHECK(plan.seq_begin.size() == n_seqs + 1 && plan.page_begin.size() == n_seqs + 1);
+  QW_CHECK(plan.seq_rope_length.size() == n_seqs);
+  QW_CHECK(plan.adapters.empty() || plan.adapters.size() == n_seqs);
+  QW_CHECK(plan.seq_begin.front() == 0 && plan.seq_begin.back() == static_cast<int32_t>(n_tokens));
+  QW_CHECK(plan.page_begin.front() >= 0 && plan.page_begin.back() <= static_cast<int32_t>(plan.pages.size()));
+  QW_CHECK(kv.spec.n_layers == config_.n_layers && kv.spec.n_kv_heads == config_.n_kv_heads &&
+           kv.spec.head_dim == config_.head_dim);
+  const int64_t n_slots = kv.spec.n_pages * kv.page_tokens;
+  for (size_t s = 0; s < n_seqs; ++s) {
+    QW_CHECK(plan.seq_begin[s] <= plan.seq_begin[s + 1] && plan.page_begin[s] <= plan.page_begin[s + 1]);
+    QW_CHECK(plan.adapters.empty() || plan.adapters[s] < static_cast<int32_t>(adapters_.size()),
+             "adapter {} of {}", plan.adapters[s], adapters_.size());
+    const int64_t held = int64_t{plan.page_begin[s + 1] - plan.page_begin[s]} * kv.page_tokens;
+    for (auto t = static_cast<size_t>(plan.seq_begin[s]); t < static_cast<size_t>(plan.seq_begin[s + 1]); ++t) {
+      QW_CHECK(plan.tokens[t] >= 0 && plan.tokens[t] < config_.vocab, "token {}", plan.tokens[t]);
+      QW_CHECK(plan.positions[t] >= 0 && plan.positions[t] < held, "position {} of {} slots",
+               plan.positions[t], held);
+      QW_CHECK(plan.slots[t] >= 0 && plan.slots[t] < n_slots, "slot {}", plan.slots[t]);
+    }
+  }
+  for (const int32_t page : plan.pages)
+    QW_CHECK(page >= 0 && page < kv.spec.n_pages, "page {} of {}", page, kv.spec.n_pages);
+  for (size_t i = 0; i < plan.logit_rows.size(); ++i) {
+    QW_CHECK(plan.logit_rows[i] >= 0 && plan.logit_rows[i] < static_cast<int32_t>(n_tokens));
+    QW_CHECK(i == 0 || plan.logit_rows[i] > plan.logit_rows[i - 1]);
+  }
+}
+
+}  // namespace qw

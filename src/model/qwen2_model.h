@@ -1,0 +1,66 @@
+// The one implementation of Model: dense and mixture-of-experts networks of the Qwen2 family.
+//
+// Level 5 (model).
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "model/model.h"
+#include "model/network.h"
+#include "model/rope.h"
+#include "model/sources.h"
+
+namespace qw {
+
+/// What one combination of adapters replaces as a whole (low-rank deltas live in the layers).
+struct AdapterOverrides {
+  std::unique_ptr<EmbeddingWeight> embedding;  // null: the base's
+  Linear lm_head;                              // weight null: the base's
+};
+
+class Qwen2Model : public Model {
+ public:
+  Qwen2Model(std::shared_ptr<const Checkpoint> checkpoint, ModelConfig config,
+             NetworkSources sources, Network network, Backend& backend);
+
+  const ModelConfig& config() const override { return config_; }
+  Backend& backend() const override { return backend_; }
+  int32_t add_adapters(const std::vector<AdapterSpec>& adapters) override;
+  std::unique_ptr<KvCache> make_kv(int64_t n_pages, DType type) const override;
+  void forward(const BatchPlan& plan, KvCache& kv, float* logits,
+               ForwardObserver* observer) override;
+  int64_t weight_bytes() const override { return weight_bytes_; }
+  int64_t read_bytes_per_token() const override { return read_bytes_per_token_; }
+  std::vector<LayerInfo> layers() const override;
+
+ private:
+  /// Activations of one step, [T, ...]; grown when a step needs more rows, never shrunk.
+  struct Activations {
+    Rows x, h, y, qkv, o;
+  };
+  Activations activations(int64_t n_tokens);
+  void embed(const BatchPlan& plan, const Rows& x);
+  void attention(int layer, const Activations& a, KvCache& kv, ForwardObserver* observer);
+  void feed_forward(int layer, const Activations& a, ForwardObserver* observer);
+  void compute_logits(const BatchPlan& plan, const Rows& h, float* logits);
+  void check_plan(const BatchPlan& plan, const KvCache& kv) const;
+  void check_fault(std::string_view where);
+
+  std::shared_ptr<const Checkpoint> checkpoint_;  // keeps the sources' bytes alive
+  ModelConfig config_;
+  NetworkSources sources_;
+  Network network_;
+  Backend& backend_;
+  Rope rope_;
+  std::vector<AdapterOverrides> adapters_;  // by adapter id
+  int64_t weight_bytes_ = 0, read_bytes_per_token_ = 0;
+
+  int64_t capacity_ = 0;  // rows of the buffers below
+  std::unique_ptr<RowsBuffer> x_, h_, y_, qkv_, o_;
+  std::vector<float> cos_, sin_;
+};
+
+}  // namespace qw
