@@ -6,6 +6,7 @@
 
 #include "base/checked.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/torch_file.h"
 #include "checkpoint/weight_files.h"
 
 namespace qw {
@@ -70,6 +71,14 @@ void add_safetensors(Checkpoint& out, const std::string& path) {
   out.weight_files.push_back(path);
 }
 
+void add_torch(Checkpoint& out, const std::string& path) {
+  const auto file = open_weights(path);
+  for (RawTensor& tensor : read_torch_file(file))
+    out.tensors.add(std::move(tensor));
+  out.mappings.push_back(file);
+  out.weight_files.push_back(path);
+}
+
 void add_gguf(Checkpoint& out, const WeightFiles& files) {
   std::vector<GgufFile> parts = read_gguf_model(
       files.paths.front(), [](const std::string& path) { return open_weights(path); });
@@ -99,8 +108,9 @@ void add_weights(Checkpoint& out, const WeightFiles& files) {
         add_safetensors(out, path);
       return;
     case Format::kTorch:
-      fail(ErrorKind::kUnsupported, "checkpoint", "PyTorch files are not read yet ({})",
-           files.paths.front());
+      for (const std::string& path : files.paths)
+        add_torch(out, path);
+      return;
   }
 }
 

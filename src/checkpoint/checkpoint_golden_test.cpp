@@ -37,5 +37,27 @@ TEST(CheckpointGolden, ShardedSafetensors) {
   ASSERT_EQ(by_shard->tensors.all().size(), checkpoint->tensors.all().size());
 }
 
+TEST(CheckpointGolden, EveryContainerHoldsTheSameTensors) {
+  const auto expected = Checkpoint::open(model("dense-mha-tied"));
+  for (const char* name : {"bin-zip", "bin-legacy", "bin-sharded"}) {
+    SCOPED_TRACE(name);
+    const auto found = Checkpoint::open(model(name));
+    for (const RawTensor& tensor : expected->tensors.all()) {
+      const RawTensor& other = found->tensors.at(tensor.name);
+      EXPECT_EQ(other.dtype, tensor.dtype) << tensor.name;
+      EXPECT_EQ(other.shape, tensor.shape) << tensor.name;
+      EXPECT_EQ(sha256_hex(other.bytes), sha256_hex(tensor.bytes)) << tensor.name;
+    }
+    // A tied lm_head may be stored under both names.
+    for (const RawTensor& tensor : found->tensors.all()) {
+      if (tensor.name == "lm_head.weight") continue;
+      EXPECT_NE(expected->tensors.find(tensor.name), nullptr) << tensor.name;
+    }
+  }
+  const auto zip = Checkpoint::open(model("bin-zip"));
+  EXPECT_EQ(zip->tensors.at("lm_head.weight").bytes.data(),
+            zip->tensors.at("model.embed_tokens.weight").bytes.data());
+}
+
 }  // namespace
 }  // namespace qw
