@@ -55,21 +55,14 @@ class AwqSource : public GroupAffine {
 /// qweight [k, n / 8], qzeros [n_groups, n / 8], scales [n_groups, n].
 class GemmSource final : public AwqSource {
  public:
+  /// Strips of 64 inputs: the words of all rows asked for share those inputs' cache lines.
   void codes(int64_t row, int64_t n_rows, uint8_t* out) const override {
-    for (int64_t word = row / 8; word * 8 < row + n_rows; ++word) {
-      const int64_t begin = std::max(row, word * 8), end = std::min(row + n_rows, word * 8 + 8);
-      for (int64_t i = 0; i < k; i += 8) {
-        const int64_t width = std::min<int64_t>(8, k - i);
-        std::array<uint64_t, 8> tile{};  // byte j of tile[c]: input i + c, output 8 word + j
-        for (int64_t c = 0; c < width; ++c) {
-          tile[static_cast<size_t>(c)] =
-              spread_gemm(packed::load_u32(qweight, (i + c) * (n / 8) + word));
-        }
-        transpose_8x8(tile);
-        for (int64_t o = begin; o < end; ++o) {
-          std::memcpy(out + (o - row) * k + i, &tile[static_cast<size_t>(o - word * 8)],
-                      static_cast<size_t>(width));
-        }
+    constexpr int64_t kStrip = 64;
+    for (int64_t first = 0; first < k; first += kStrip) {
+      const int64_t last = std::min(first + kStrip, k);
+      for (int64_t word = row / 8; word * 8 < row + n_rows; ++word) {
+        for (int64_t i = first; i < last; i += 8)
+          unpack_8x8(word, i, row, n_rows, out);
       }
     }
   }
@@ -85,6 +78,28 @@ class GemmSource final : public AwqSource {
         const int64_t o = row + r;
         const uint64_t nibbles = spread_gemm(packed::load_u32(qzeros, g * (n / 8) + o / 8));
         out[r * n_groups + g] = static_cast<float>(nibbles >> (8 * (o % 8)) & 15);
+      }
+    }
+  }
+
+ private:
+  /// The codes of inputs i.. i + 7 in one word column, as far as their outputs were asked for.
+  void unpack_8x8(int64_t word, int64_t i, int64_t row, int64_t n_rows, uint8_t* out) const {
+    const int64_t width = std::min<int64_t>(8, k - i);
+    std::array<uint64_t, 8> tile{};  // byte j of tile[c]: input i + c, output 8 word + j
+    for (int64_t c = 0; c < width; ++c) {
+      tile[static_cast<size_t>(c)] =
+          spread_gemm(packed::load_u32(qweight, (i + c) * (n / 8) + word));
+    }
+    transpose_8x8(tile);
+    const int64_t begin = std::max(row, word * 8), end = std::min(row + n_rows, word * 8 + 8);
+    for (int64_t o = begin; o < end; ++o) {
+      const uint64_t codes = tile[static_cast<size_t>(o - word * 8)];
+      uint8_t* to = out + (o - row) * k + i;
+      if (width == 8) {
+        packed::store_codes(to, codes);
+      } else {
+        std::memcpy(to, &codes, static_cast<size_t>(width));
       }
     }
   }
