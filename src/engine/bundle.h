@@ -29,8 +29,8 @@ struct OpenOptions {
   BackendOptions backend;      // threads, ISA, activations, deterministic
   EngineOptions engine;        // ctx 0: the model's, or the largest that fits (said as a warning)
   std::vector<AdapterSpec> adapters;  // all of them together are the model's adapter
-  int64_t memory_bytes = 0;    // what may be used in all. 0: the machine's available memory
-  bool quiet = false;          // no progress on stderr
+  int64_t memory_bytes = 0;           // what may be used in all. 0: the machine's available memory
+  bool quiet = false;                 // no progress on stderr
   const CancelFlag* cancel = nullptr;
   /// Things the user should know, a sentence each; null: logged as warnings.
   std::function<void(const std::string&)> on_warning;
@@ -44,10 +44,10 @@ struct MemoryPlan {
   int64_t logits_bytes = 0;
   int64_t total_bytes = 0;
   int64_t available_bytes = 0;
-  int64_t ctx = 0;                // the context in force
-  int64_t kv_tokens = 0;          // ctx * n_slots
-  int64_t trained_ctx = 0;        // the model's max_position_embeddings (rope scaling included)
-  int64_t largest_ctx = 0;        // that fits available_bytes with n_slots slots
+  int64_t ctx = 0;          // the context in force
+  int64_t kv_tokens = 0;    // ctx * n_slots
+  int64_t trained_ctx = 0;  // the model's max_position_embeddings (rope scaling included)
+  int64_t largest_ctx = 0;  // that fits available_bytes with n_slots slots
   int64_t kv_bytes_per_token = 0;
 };
 
@@ -74,7 +74,8 @@ struct ChatInput {
 struct EncodedChat {
   std::string text;
   std::vector<int32_t> ids;
-  std::vector<std::pair<size_t, size_t>> assistant_ranges;  // byte ranges of `text` ({% generation %})
+  std::vector<std::pair<size_t, size_t>>
+      assistant_ranges;  // byte ranges of `text` ({% generation %})
 };
 
 /// Everything but the weights: what tokenize, render, inspect and plan need. Cheap to open.
@@ -83,8 +84,8 @@ struct ModelFiles {
   std::shared_ptr<const Tokenizer> tokenizer;         // null: the checkpoint has none
   std::shared_ptr<const ChatTemplate> chat_template;  // null: no tokenizer
   std::string chat_template_origin;                   // "tokenizer_config.json", "default", ...
-  GenerationConfig generation;         // the checkpoint's defaults
-  std::vector<std::string> warnings;   // met on the way, a sentence each
+  GenerationConfig generation;                        // the checkpoint's defaults
+  std::vector<std::string> warnings;                  // met on the way, a sentence each
 
   /// Renders and encodes. Error{kNotFound} without tokenizer; errors of the template.
   EncodedChat encode_chat(const ChatInput& input) const;

@@ -39,8 +39,8 @@ struct Logprob {
   float logprob = 0;  // natural logarithm
 };
 
-/// Log-probabilities at one position, of the raw distribution: log_softmax of the model's logits
-/// (padding ids left out) before any processor. `top` is descending, ties by lower id.
+/// Log-probabilities at one position, of the raw distribution: log_softmax over all of the model's
+/// logits, before any processor. `top` is descending, ties by lower id.
 struct TokenLogprobs {
   Logprob chosen;
   int64_t rank = 0;  // of the chosen token, from 0
@@ -50,9 +50,10 @@ struct TokenLogprobs {
 struct Request {
   std::vector<int32_t> prompt;  // not empty (put bos_token_id in it where that is wanted)
   GenerationConfig config;
-  int32_t adapter = -1;                  // id from Model::add_adapters; -1: none
-  std::vector<int32_t> negative_prompt;  // guidance; empty: the prompt's last token, as Transformers
-  bool skip_special_tokens = true;       // in text
+  int32_t adapter = -1;  // id from Model::add_adapters; -1: none
+  std::vector<int32_t>
+      negative_prompt;              // guidance; empty: the prompt's last token, as Transformers
+  bool skip_special_tokens = true;  // in text
   /// More processors, after the configured ones and before the warpers (grammars enter here).
   std::vector<std::shared_ptr<LogitsProcessor>> processors;
 };
@@ -86,20 +87,20 @@ struct RequestResult {
 struct Event {
   enum class Kind { kToken, kCompletion, kRequest } kind = Kind::kToken;
   RequestId request = 0;
-  int index = 0;         // of the completion
-  int32_t token = -1;    // kToken; -1: text only (released by the detokenizer or stop strings)
-  std::string text;      // text that is certain now; may be empty
+  int index = 0;       // of the completion
+  int32_t token = -1;  // kToken; -1: text only (released by the detokenizer or stop strings)
+  std::string text;    // text that is certain now; may be empty
   std::optional<TokenLogprobs> logprobs;
   std::shared_ptr<const RequestResult> result;  // kRequest; for kCompletion null
 };
 
 struct EngineOptions {
-  int64_t ctx = 0;          // tokens of one sequence, prompt and answer. 0: the model's
+  int64_t ctx = 0;              // tokens of one sequence, prompt and answer. 0: the model's
   std::string kv_type = "f16";  // f32, f16, bf16, q8_0, q4_0
-  int64_t n_slots = 1;      // sequences at the same time; more wait
-  int64_t kv_tokens = 0;    // size of the cache over all sequences. 0: ctx * n_slots
-  int64_t chunk_tokens = 512;  // at most so many tokens per step
-  int64_t logit_rows = 64;     // at most so many rows of logits at a time (prompt logprobs, score)
+  int64_t n_slots = 1;          // sequences at the same time; more wait
+  int64_t kv_tokens = 0;        // size of the cache over all sequences. 0: ctx * n_slots
+  int64_t chunk_tokens = 512;   // at most so many tokens per step
+  int64_t logit_rows = 64;      // at most so many rows of logits at a time (prompt logprobs, score)
   bool check_integrity = false;  // after every step; on in debug builds
 };
 
@@ -118,9 +119,9 @@ using RowsCallback = FunctionRef<void(int64_t row, int64_t n, const float* logit
 class Engine {
  public:
   /// tokenizer: null for a checkpoint without one (ids only: text stays empty, stop strings are
-  /// refused). Model and tokenizer must outlive the engine. Errors: invalid_argument,
+  /// refused). The model must outlive the engine. Errors: invalid_argument,
   /// out_of_memory.
-  Engine(Model& model, const Tokenizer* tokenizer, const EngineOptions& options);
+  Engine(Model& model, std::shared_ptr<const Tokenizer> tokenizer, const EngineOptions& options);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

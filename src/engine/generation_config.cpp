@@ -1,0 +1,587 @@
+#include "engine/generation_config.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "checkpoint/hf_config.h"
+
+namespace qw {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int64_t kMaxTokensAsked = int64_t{1} << 31;  // no context is longer
+constexpr int64_t kMaxSequences = 1024;                // beams, answers: beyond is a mistake
+constexpr size_t kMaxListEntries = 1 << 20;            // of any list parameter
+constexpr size_t kMaxStopStrings = 1024;
+
+// ---- reading a value of each type --------------------------------------------------------------
+
+[[noreturn]] void fail_type(std::string_view name, std::string_view expected, const Json& value) {
+  fail(ErrorKind::kInvalidArgument, "generation", "{}: expected {}, got {}", name, expected,
+       describe_json(value));
+}
+
+int64_t read_integer(std::string_view name, const Json& value) {
+  if (value.is_number_unsigned() &&
+      value.get<uint64_t>() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+    fail_type(name, "an integer below 2^63", value);
+  }
+  if (value.is_number_integer()) return value.get<int64_t>();
+  if (value.is_number_float()) {
+    const double real = value.get<double>();
+    if (std::floor(real) == real && std::abs(real) < 0x1p53) return static_cast<int64_t>(real);
+  }
+  fail_type(name, "an integer", value);
+}
+
+void read(std::string_view name, const Json& value, int64_t& out) {
+  out = read_integer(name, value);
+}
+
+void read(std::string_view name, const Json& value, uint64_t& out) {
+  if (value.is_number_unsigned()) {
+    out = value.get<uint64_t>();
+  } else {
+    const int64_t v = read_integer(name, value);
+    if (v < 0) fail_type(name, "an integer from 0", value);
+    out = static_cast<uint64_t>(v);
+  }
+}
+
+void read(std::string_view name, const Json& value, double& out) {
+  if (!value.is_number()) fail_type(name, "a number", value);
+  out = value.get<double>();
+}
+
+void read(std::string_view name, const Json& value, bool& out) {
+  if (!value.is_boolean()) fail_type(name, "true or false", value);
+  out = value.get<bool>();
+}
+
+void read(std::string_view name, const Json& value, int32_t& out) {
+  const int64_t v = read_integer(name, value);
+  if (v < 0 || v > std::numeric_limits<int32_t>::max())
+    fail_type(name, "a token id (from 0)", value);
+  out = static_cast<int32_t>(v);
+}
+
+void read(std::string_view name, const Json& value, float& out) {
+  double v = 0;
+  read(name, value, v);
+  if (std::abs(v) > static_cast<double>(std::numeric_limits<float>::max()))
+    fail_type(name, "a 32-bit number", value);
+  out = static_cast<float>(v);
+}
+
+void read(std::string_view name, const Json& value, std::string& out) {
+  if (!value.is_string()) fail_type(name, "a string", value);
+  out = value.get<std::string>();
+}
+
+template <typename T>
+void read(std::string_view name, const Json& value, std::optional<T>& out) {
+  read(name, value, out.emplace());
+}
+
+/// A list; a single element stands for a list of one where that cannot be misread.
+template <typename T>
+void read(std::string_view name, const Json& value, std::vector<T>& out) {
+  std::vector<T> list;
+  if (value.is_array()) {
+    if (value.size() > kMaxListEntries) fail_type(name, "a list of at most 2^20 entries", value);
+    for (const Json& entry : value)
+      read(name, entry, list.emplace_back());
+  } else {
+    read(name, value, list.emplace_back());
+  }
+  out = std::move(list);
+}
+
+template <typename A, typename B>
+void read(std::string_view name, const Json& value, std::pair<A, B>& out) {
+  if (!value.is_array() || value.size() != 2) fail_type(name, "a pair [first, second]", value);
+  read(name, value[0], out.first);
+  read(name, value[1], out.second);
+}
+
+void read(std::string_view name, const Json& value, std::vector<std::vector<int32_t>>& out) {
+  if (!value.is_array()) fail_type(name, "a list of lists of token ids", value);
+  std::vector<std::vector<int32_t>> lists;
+  for (const Json& entry : value) {
+    if (!entry.is_array()) fail_type(name, "a list of lists of token ids", value);
+    read(name, entry, lists.emplace_back());
+  }
+  out = std::move(lists);
+}
+
+void read(std::string_view name, const Json& value, SequenceBias& out) {
+  if (!value.is_array() || value.size() != 2) fail_type(name, "[[token ids], bias]", value);
+  read(name, value[0], out.ids);
+  read(name, value[1], out.bias);
+}
+
+/// {"id": bias, ...} as OpenAI writes it, or [[id, bias], ...].
+void read(std::string_view name, const Json& value, std::vector<std::pair<int32_t, float>>& out) {
+  std::vector<std::pair<int32_t, float>> pairs;
+  if (value.is_object()) {
+    for (const auto& [key, bias] : value.items()) {
+      const Json id = Json::parse(key, nullptr, false);
+      if (!id.is_number_integer()) fail_type(name, "token ids as keys", value);
+      auto& pair = pairs.emplace_back();
+      read(name, id, pair.first);
+      read(name, bias, pair.second);
+    }
+  } else if (value.is_array()) {
+    for (const Json& entry : value)
+      read(name, entry, pairs.emplace_back());
+  } else {
+    fail_type(name, "an object {\"id\": bias}", value);
+  }
+  out = std::move(pairs);
+}
+
+void read(std::string_view name, const Json& value, EarlyStopping& out) {
+  if (value.is_boolean()) {
+    out = value.get<bool>() ? EarlyStopping::kTrue : EarlyStopping::kFalse;
+  } else if (value.is_string() && value.get<std::string>() == "never") {
+    out = EarlyStopping::kNever;
+  } else {
+    fail_type(name, "true, false or \"never\"", value);
+  }
+}
+
+// ---- writing -----------------------------------------------------------------------------------
+
+template <typename T>
+Json write(const T& value) {
+  return Json(value);
+}
+template <typename T>
+Json write(const std::optional<T>& value) {
+  return value ? write(*value) : Json(nullptr);
+}
+template <typename A, typename B>
+Json write(const std::pair<A, B>& value) {
+  return Json::array({value.first, value.second});
+}
+Json write(const SequenceBias& value) {
+  return Json::array({value.ids, value.bias});
+}
+Json write(const EarlyStopping& value) {
+  return value == EarlyStopping::kNever ? Json("never") : Json(value == EarlyStopping::kTrue);
+}
+template <typename T>
+Json write(const std::vector<T>& value) {
+  Json out = Json::array();
+  for (const T& entry : value)
+    out.push_back(write(entry));
+  return out;
+}
+
+// ---- the table of parameters -------------------------------------------------------------------
+
+struct Parameter {
+  std::string_view name;
+  void (*read_into)(std::string_view, const Json&, GenerationConfig&);
+  Json (*write_from)(const GenerationConfig&);
+  void (*reset)(GenerationConfig&);
+};
+
+template <auto Member>
+constexpr Parameter parameter(std::string_view name) {
+  return {name,
+          [](std::string_view n, const Json& value, GenerationConfig& config) {
+            read(n, value, config.*Member);
+          },
+          [](const GenerationConfig& config) { return write(config.*Member); },
+          [](GenerationConfig& config) { config.*Member = GenerationConfig{}.*Member; }};
+}
+
+using C = GenerationConfig;
+constexpr auto kParameters = std::to_array<Parameter>({
+    parameter<&C::max_new_tokens>("max_new_tokens"),
+    parameter<&C::max_length>("max_length"),
+    parameter<&C::min_new_tokens>("min_new_tokens"),
+    parameter<&C::min_length>("min_length"),
+    parameter<&C::stop_strings>("stop_strings"),
+    parameter<&C::include_stop_str_in_output>("include_stop_str_in_output"),
+    parameter<&C::ignore_eos>("ignore_eos"),
+    parameter<&C::do_sample>("do_sample"),
+    parameter<&C::num_beams>("num_beams"),
+    parameter<&C::num_beam_groups>("num_beam_groups"),
+    parameter<&C::diversity_penalty>("diversity_penalty"),
+    parameter<&C::length_penalty>("length_penalty"),
+    parameter<&C::early_stopping>("early_stopping"),
+    parameter<&C::num_return_sequences>("num_return_sequences"),
+    parameter<&C::penalty_alpha>("penalty_alpha"),
+    parameter<&C::guidance_scale>("guidance_scale"),
+    parameter<&C::prompt_lookup_num_tokens>("prompt_lookup_num_tokens"),
+    parameter<&C::seed>("seed"),
+    parameter<&C::temperature>("temperature"),
+    parameter<&C::top_k>("top_k"),
+    parameter<&C::top_p>("top_p"),
+    parameter<&C::min_p>("min_p"),
+    parameter<&C::typical_p>("typical_p"),
+    parameter<&C::epsilon_cutoff>("epsilon_cutoff"),
+    parameter<&C::eta_cutoff>("eta_cutoff"),
+    parameter<&C::repetition_penalty>("repetition_penalty"),
+    parameter<&C::encoder_repetition_penalty>("encoder_repetition_penalty"),
+    parameter<&C::presence_penalty>("presence_penalty"),
+    parameter<&C::frequency_penalty>("frequency_penalty"),
+    parameter<&C::no_repeat_ngram_size>("no_repeat_ngram_size"),
+    parameter<&C::encoder_no_repeat_ngram_size>("encoder_no_repeat_ngram_size"),
+    parameter<&C::bad_words_ids>("bad_words_ids"),
+    parameter<&C::force_words_ids>("force_words_ids"),
+    parameter<&C::sequence_bias>("sequence_bias"),
+    parameter<&C::logit_bias>("logit_bias"),
+    parameter<&C::suppress_tokens>("suppress_tokens"),
+    parameter<&C::begin_suppress_tokens>("begin_suppress_tokens"),
+    parameter<&C::forced_bos_token_id>("forced_bos_token_id"),
+    parameter<&C::forced_eos_token_id>("forced_eos_token_id"),
+    parameter<&C::exponential_decay_length_penalty>("exponential_decay_length_penalty"),
+    parameter<&C::remove_invalid_values>("remove_invalid_values"),
+    parameter<&C::renormalize_logits>("renormalize_logits"),
+    parameter<&C::eos_token_id>("eos_token_id"),
+    parameter<&C::pad_token_id>("pad_token_id"),
+    parameter<&C::bos_token_id>("bos_token_id"),
+    parameter<&C::logprobs>("logprobs"),
+    parameter<&C::prompt_logprobs>("prompt_logprobs"),
+});
+
+/// Fields of published files that say nothing about generation.
+constexpr std::array<std::string_view, 2> kMetadata = {"transformers_version",
+                                                       "_from_model_config"};
+/// Fields that Transformers knows and that change nothing here.
+constexpr auto kWithoutEffect = std::to_array<std::string_view>({"use_cache",
+                                                                 "cache_implementation",
+                                                                 "cache_config",
+                                                                 "return_legacy_cache",
+                                                                 "output_scores",
+                                                                 "output_logits",
+                                                                 "output_attentions",
+                                                                 "output_hidden_states",
+                                                                 "return_dict_in_generate",
+                                                                 "max_time",
+                                                                 "is_assistant",
+                                                                 "num_assistant_tokens",
+                                                                 "num_assistant_tokens_schedule",
+                                                                 "assistant_confidence_threshold",
+                                                                 "max_matching_ngram_size",
+                                                                 "low_memory",
+                                                                 "decoder_start_token_id",
+                                                                 "token_healing",
+                                                                 "dola_layers",
+                                                                 "watermarking_config",
+                                                                 "prefill_chunk_size",
+                                                                 "generation_kwargs",
+                                                                 "assistant_early_exit"});
+
+const Parameter* find_parameter(std::string_view name) {
+  const auto it = std::find_if(kParameters.begin(), kParameters.end(),
+                               [&](const Parameter& p) { return p.name == name; });
+  return it == kParameters.end() ? nullptr : &*it;
+}
+
+// ---- ranges ------------------------------------------------------------------------------------
+
+void in_range(std::string_view name, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return;
+  fail(ErrorKind::kInvalidArgument, "generation", "{}: expected {} to {}, got {}", name, low, high,
+       value);
+}
+
+void in_range(std::string_view name, double value, double low, double high) {
+  if (value >= low && value <= high) return;  // NaN fails too
+  fail(ErrorKind::kInvalidArgument, "generation", "{}: expected {} to {}, got {}", name, low, high,
+       value);
+}
+
+void positive(std::string_view name, double value, double high) {
+  if (value > 0 && value <= high) return;
+  fail(ErrorKind::kInvalidArgument, "generation",
+       "{}: expected a number above 0 and up to {}, got {}", name, high, value);
+}
+
+void check_lengths(const GenerationConfig& c) {
+  if (c.max_new_tokens) in_range("max_new_tokens", *c.max_new_tokens, 1, kMaxTokensAsked);
+  if (c.max_length) in_range("max_length", *c.max_length, 1, kMaxTokensAsked);
+  in_range("min_new_tokens", c.min_new_tokens, 0, kMaxTokensAsked);
+  in_range("min_length", c.min_length, 0, kMaxTokensAsked);
+  in_range("num_beams", c.num_beams, 1, kMaxSequences);
+  in_range("num_beam_groups", c.num_beam_groups, 1, kMaxSequences);
+  in_range("num_return_sequences", c.num_return_sequences, 1, kMaxSequences);
+  in_range("prompt_lookup_num_tokens", c.prompt_lookup_num_tokens, 0, 1024);
+  if (c.stop_strings.size() > kMaxStopStrings) {
+    in_range("stop_strings (how many)", static_cast<int64_t>(c.stop_strings.size()), 0,
+             static_cast<int64_t>(kMaxStopStrings));
+  }
+  for (const std::string& stop : c.stop_strings) {
+    if (stop.empty())
+      fail(ErrorKind::kInvalidArgument, "generation",
+           "stop_strings: expected strings that are not empty, got \"\"");
+  }
+}
+
+void check_distribution(const GenerationConfig& c) {
+  constexpr double kHuge = 1e9;
+  in_range("temperature", c.temperature, 0, 1e6);
+  in_range("top_k", c.top_k, 0, kMaxTokensAsked);
+  in_range("top_p", c.top_p, 0, 1);
+  in_range("min_p", c.min_p, 0, 1);
+  positive("typical_p", c.typical_p, 1);
+  in_range("epsilon_cutoff", c.epsilon_cutoff, 0, 1);
+  in_range("eta_cutoff", c.eta_cutoff, 0, 1);
+  positive("repetition_penalty", c.repetition_penalty, 1e6);
+  positive("encoder_repetition_penalty", c.encoder_repetition_penalty, 1e6);
+  in_range("presence_penalty", c.presence_penalty, -kHuge, kHuge);
+  in_range("frequency_penalty", c.frequency_penalty, -kHuge, kHuge);
+  in_range("diversity_penalty", c.diversity_penalty, 0, kHuge);
+  in_range("length_penalty", c.length_penalty, -1000, 1000);
+  in_range("penalty_alpha", c.penalty_alpha, 0, 1);
+  in_range("guidance_scale", c.guidance_scale, -1000, 1000);
+  in_range("no_repeat_ngram_size", c.no_repeat_ngram_size, 0, kMaxTokensAsked);
+  in_range("encoder_no_repeat_ngram_size", c.encoder_no_repeat_ngram_size, 0, kMaxTokensAsked);
+  if (c.logprobs) in_range("logprobs", *c.logprobs, 0, kMaxTokensAsked);
+  if (c.prompt_logprobs) in_range("prompt_logprobs", *c.prompt_logprobs, 0, kMaxTokensAsked);
+  if (c.exponential_decay_length_penalty) {
+    in_range("exponential_decay_length_penalty (start)", c.exponential_decay_length_penalty->first,
+             0, kMaxTokensAsked);
+    positive("exponential_decay_length_penalty (factor)",
+             c.exponential_decay_length_penalty->second, 1e6);
+  }
+}
+
+void check_ids(std::string_view name, const std::vector<int32_t>& ids, int64_t vocab) {
+  for (const int32_t id : ids) {
+    if (id >= 0 && (vocab == 0 || id < vocab)) continue;
+    if (vocab == 0)
+      fail(ErrorKind::kInvalidArgument, "generation", "{}: expected token ids from 0, got {}", name,
+           id);
+    fail(ErrorKind::kInvalidArgument, "generation", "{}: expected token ids from 0 to {}, got {}",
+         name, vocab - 1, id);
+  }
+}
+
+void check_sequence(std::string_view name, const std::vector<int32_t>& ids, int64_t vocab) {
+  if (ids.empty())
+    fail(ErrorKind::kInvalidArgument, "generation", "{}: expected lists that are not empty, got []",
+         name);
+  check_ids(name, ids, vocab);
+}
+
+void check_all_ids(const GenerationConfig& c, int64_t vocab) {
+  for (const auto& ids : c.bad_words_ids)
+    check_sequence("bad_words_ids", ids, vocab);
+  for (const auto& ids : c.force_words_ids)
+    check_sequence("force_words_ids", ids, vocab);
+  for (const auto& bias : c.sequence_bias) {
+    check_sequence("sequence_bias", bias.ids, vocab);
+    if (!std::isfinite(bias.bias))
+      in_range("sequence_bias", static_cast<double>(bias.bias), -1e38, 1e38);
+  }
+  for (const auto& [id, bias] : c.logit_bias) {
+    check_ids("logit_bias", {id}, vocab);
+    if (!std::isfinite(bias)) in_range("logit_bias", static_cast<double>(bias), -1e38, 1e38);
+  }
+  check_ids("suppress_tokens", c.suppress_tokens, vocab);
+  check_ids("begin_suppress_tokens", c.begin_suppress_tokens, vocab);
+  check_ids("forced_eos_token_id", c.forced_eos_token_id, vocab);
+  check_ids("eos_token_id", c.eos_token_id, vocab);
+  if (c.forced_bos_token_id) check_ids("forced_bos_token_id", {*c.forced_bos_token_id}, vocab);
+}
+
+void check_combinations(const GenerationConfig& c) {
+  const auto refuse = [](std::string_view sentence) {
+    fail(ErrorKind::kInvalidArgument, "generation", "{}", sentence);
+  };
+  if (c.max_new_tokens && c.min_new_tokens > *c.max_new_tokens) {
+    in_range("min_new_tokens", c.min_new_tokens, 0, *c.max_new_tokens);
+  }
+  if (c.num_beams % c.num_beam_groups != 0) {
+    fail(ErrorKind::kInvalidArgument, "generation",
+         "num_beam_groups: expected a divisor of num_beams ({}), got {}", c.num_beams,
+         c.num_beam_groups);
+  }
+  if (c.num_beam_groups > 1 && c.diversity_penalty == 0) {
+    refuse("diversity_penalty: expected a number above 0 with num_beam_groups > 1, got 0");
+  }
+  if (c.num_beam_groups > 1 && c.samples())
+    refuse("num_beam_groups: expected do_sample false, got true");
+  if (c.num_beams > 1) {
+    in_range("num_return_sequences", c.num_return_sequences, 1, c.num_beams);
+    if (!c.stop_strings.empty()) refuse("stop_strings: expected num_beams 1, got beam search");
+    if (c.guidance_scale != 1) refuse("guidance_scale: expected num_beams 1, got beam search");
+    if (c.penalty_alpha > 0) refuse("penalty_alpha: expected num_beams 1, got beam search");
+  }
+  if (c.penalty_alpha > 0 && c.guidance_scale != 1)
+    refuse("guidance_scale: expected no contrastive search (penalty_alpha 0)");
+  if (!c.force_words_ids.empty()) {
+    fail(ErrorKind::kUnsupported, "generation",
+         "force_words_ids: constrained beam search is not supported; forced_bos_token_id, "
+         "forced_eos_token_id and "
+         "sequence_bias are");
+  }
+}
+
+}  // namespace
+
+std::string_view name_of(ParameterSource source) {
+  switch (source) {
+    case ParameterSource::kDefault:
+      return "default";
+    case ParameterSource::kFile:
+      return "file";
+    case ParameterSource::kUser:
+      return "user";
+  }
+  return "default";
+}
+
+void GenerationConfig::set(std::string_view name, const Json& value, ParameterSource source) {
+  const Parameter* parameter = find_parameter(name);
+  if (parameter == nullptr) {
+    fail(ErrorKind::kInvalidArgument, "generation", "{}: no such generation parameter",
+         printable(name));
+  }
+  GenerationConfig changed = *this;
+  if (value.is_null()) {
+    parameter->reset(changed);
+  } else {
+    parameter->read_into(name, value, changed);
+  }
+  check_lengths(changed);
+  check_distribution(changed);
+  check_all_ids(changed, 0);
+  changed.sources_[std::string(name)] = source;
+  *this = std::move(changed);
+}
+
+void GenerationConfig::set_text(std::string_view name, std::string_view value,
+                                ParameterSource source) {
+  if (name == "stop_strings") {
+    Json all = stop_strings;
+    all.push_back(std::string(value));
+    return set(name, all, source);
+  }
+  Json parsed = Json::parse(value, nullptr, false);
+  if (parsed.is_discarded()) parsed = Json::parse("[" + std::string(value) + "]", nullptr, false);
+  if (parsed.is_discarded()) parsed = std::string(value);
+  set(name, parsed, source);
+}
+
+const std::vector<std::string>& GenerationConfig::names() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> out;
+    for (const Parameter& p : kParameters)
+      out.emplace_back(p.name);
+    return out;
+  }();
+  return names;
+}
+
+std::vector<std::string> GenerationConfig::read_json(std::string_view text, std::string_view file) {
+  const Json object = parse_json_object(text, file);
+  std::vector<std::string> warnings;
+  GenerationConfig changed = *this;
+  const auto listed = [](const auto& list, std::string_view key) {
+    return std::find(list.begin(), list.end(), key) != list.end();
+  };
+  for (const auto& [key, value] : object.items()) {
+    if (listed(kMetadata, key)) continue;
+    if (listed(kWithoutEffect, key)) {
+      if (key == "use_cache" && value.is_boolean() && value.get<bool>()) continue;
+      if (!value.is_null() && value != false && value != 0) {
+        warnings.push_back(
+            fmt::format("{}: {} has no effect here ({})", file, key, describe_json(value)));
+      }
+      continue;
+    }
+    if (find_parameter(key) == nullptr) {
+      warnings.push_back(fmt::format("{}: unknown field {} is not applied ({})", file,
+                                     printable(key), describe_json(value)));
+      continue;
+    }
+    if (value.is_null()) continue;
+    try {
+      changed.set(key, value, ParameterSource::kFile);
+    } catch (const Error& error) {
+      throw Error(ErrorKind::kCorrupt, fmt::format("{} ({})", error.message(), printable(file)));
+    }
+  }
+  *this = std::move(changed);
+  return warnings;
+}
+
+void GenerationConfig::validate(int64_t vocab) const {
+  check_lengths(*this);
+  check_distribution(*this);
+  check_all_ids(*this, vocab);
+  check_combinations(*this);
+}
+
+Json GenerationConfig::applied() const {
+  static const GenerationConfig defaults;
+  Json out = Json::object();
+  for (const Parameter& parameter : kParameters) {
+    Json value = parameter.write_from(*this);
+    const auto source = sources_.find(parameter.name);
+    const bool changed = value != parameter.write_from(defaults);
+    if (!changed && source == sources_.end()) continue;
+    // A field that was assigned directly is the caller's choice.
+    const ParameterSource from = source == sources_.end() ? ParameterSource::kUser : source->second;
+    out[std::string(parameter.name)] = {{"value", std::move(value)}, {"source", name_of(from)}};
+  }
+  return out;
+}
+
+ParameterSource GenerationConfig::source_of(std::string_view name) const {
+  const auto it = sources_.find(name);
+  if (it != sources_.end()) return it->second;
+  const Parameter* parameter = find_parameter(name);
+  static const GenerationConfig defaults;
+  const bool changed =
+      parameter != nullptr && parameter->write_from(*this) != parameter->write_from(defaults);
+  return changed ? ParameterSource::kUser : ParameterSource::kDefault;
+}
+
+std::vector<std::string> GenerationConfig::without_effect() const {
+  static const GenerationConfig defaults;
+  std::vector<std::string> out;
+  const auto note = [&](std::string_view name, std::string_view why) {
+    const Parameter* parameter = find_parameter(name);
+    const Json value = parameter->write_from(*this);
+    if (value != parameter->write_from(defaults)) {
+      out.push_back(fmt::format("{} {} has no effect: {}", name, value.dump(), why));
+    }
+  };
+  const bool contrastive = penalty_alpha > 0 && top_k > 1 && num_beams == 1 && !samples();
+  if (!samples()) {
+    const std::string_view why = do_sample ? "temperature is 0" : "do_sample is false";
+    for (const std::string_view name :
+         {"top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"})
+      note(name, why);
+    if (!do_sample && temperature != 0) note("temperature", why);
+    if (!contrastive) note("top_k", why);
+  } else {
+    note("penalty_alpha", "do_sample is true");
+  }
+  if (num_beams == 1) {
+    for (const std::string_view name : {"length_penalty", "early_stopping", "diversity_penalty"})
+      note(name, "num_beams is 1");
+  }
+  if (max_new_tokens) note("max_length", "max_new_tokens is set");
+  if (ignore_eos) note("min_new_tokens", "ignore_eos is true");
+  return out;
+}
+
+bool GenerationConfig::is_eos(int32_t id) const {
+  return !ignore_eos &&
+         std::find(eos_token_id.begin(), eos_token_id.end(), id) != eos_token_id.end();
+}
+
+}  // namespace qw

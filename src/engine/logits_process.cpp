@@ -1,0 +1,182 @@
+#include "engine/logits_process.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "engine/logits_math.h"
+#include "engine/logits_processors.h"
+#include "engine/logits_warpers.h"
+
+namespace qw {
+namespace {
+
+/// The end tokens that count: none when they are to be ignored.
+std::vector<int32_t> effective_eos(const GenerationConfig& config) {
+  return config.ignore_eos ? std::vector<int32_t>{} : config.eos_token_id;
+}
+
+/// Tokens that every warper must leave: beams need one more than there are end tokens, so that a
+/// beam can always go on.
+int64_t tokens_to_keep(const GenerationConfig& config, const std::vector<int32_t>& eos) {
+  if (config.num_beams <= 1) return 1;
+  return eos.empty() ? 2 : static_cast<int64_t>(eos.size()) + 1;
+}
+
+void add_biases(const GenerationConfig& config, ProcessorList& out) {
+  std::vector<SequenceBias> biases = config.sequence_bias;
+  if (!biases.empty()) out.push_back(std::make_shared<SequenceBiasProcessor>(std::move(biases)));
+  if (config.logit_bias.empty()) return;
+  std::vector<SequenceBias> single;
+  for (const auto& [id, bias] : config.logit_bias)
+    single.push_back({{id}, bias});
+  out.push_back(std::make_shared<SequenceBiasProcessor>(std::move(single)));
+}
+
+void add_penalties(const GenerationConfig& config, std::span<const int32_t> prompt,
+                   ProcessorList& out) {
+  const std::vector<int32_t> prompt_ids(prompt.begin(), prompt.end());
+  if (config.encoder_repetition_penalty != 1) {
+    out.push_back(
+        std::make_shared<EncoderRepetitionPenalty>(config.encoder_repetition_penalty, prompt_ids));
+  }
+  if (config.repetition_penalty != 1) {
+    out.push_back(std::make_shared<RepetitionPenalty>(config.repetition_penalty));
+  }
+  if (config.presence_penalty != 0 || config.frequency_penalty != 0) {
+    out.push_back(std::make_shared<PresenceFrequencyPenalty>(config.presence_penalty,
+                                                             config.frequency_penalty));
+  }
+  if (config.no_repeat_ngram_size > 0) {
+    out.push_back(std::make_shared<NoRepeatNgram>(config.no_repeat_ngram_size));
+  }
+  if (config.encoder_no_repeat_ngram_size > 0) {
+    out.push_back(std::make_shared<NoRepeatNgram>(config.encoder_no_repeat_ngram_size, prompt_ids));
+  }
+}
+
+void add_lengths(const GenerationConfig& config, int64_t prompt_len, int64_t max_length,
+                 const std::vector<int32_t>& eos, ProcessorList& out) {
+  if (config.min_length > 0 && !eos.empty()) {
+    out.push_back(std::make_shared<MinLength>(config.min_length, eos));
+  }
+  if (config.min_new_tokens > 0 && !eos.empty()) {
+    out.push_back(std::make_shared<MinLength>(prompt_len + config.min_new_tokens, eos));
+  }
+  if (config.forced_bos_token_id) {
+    out.push_back(
+        std::make_shared<ForcedTokens>(std::vector<int32_t>{*config.forced_bos_token_id}, 1));
+  }
+  if (!config.forced_eos_token_id.empty()) {
+    out.push_back(std::make_shared<ForcedTokens>(config.forced_eos_token_id, max_length - 1));
+  }
+  if (config.remove_invalid_values) out.push_back(std::make_shared<RemoveInvalid>());
+  if (config.exponential_decay_length_penalty && !eos.empty()) {
+    const auto& [start, factor] = *config.exponential_decay_length_penalty;
+    out.push_back(std::make_shared<ExponentialDecayLength>(start + prompt_len, factor, eos));
+  }
+}
+
+void add_suppressions(const GenerationConfig& config, int64_t prompt_len, ProcessorList& out) {
+  if (!config.suppress_tokens.empty()) {
+    out.push_back(std::make_shared<SuppressTokens>(config.suppress_tokens));
+  }
+  if (!config.begin_suppress_tokens.empty()) {
+    // After a forced first token the answer begins one later.
+    const bool forced_first = prompt_len <= 1 && config.forced_bos_token_id.has_value();
+    out.push_back(std::make_shared<SuppressTokens>(config.begin_suppress_tokens,
+                                                   prompt_len + (forced_first ? 1 : 0)));
+  }
+}
+
+void add_warpers(const GenerationConfig& config, int64_t keep, ProcessorList& out) {
+  if (config.temperature != 1) out.push_back(std::make_shared<Temperature>(config.temperature));
+  if (config.top_k > 0) out.push_back(std::make_shared<TopK>(config.top_k, keep));
+  if (config.top_p < 1) out.push_back(std::make_shared<TopP>(config.top_p, keep));
+  if (config.min_p > 0) out.push_back(std::make_shared<MinP>(config.min_p, keep));
+  if (config.typical_p < 1) out.push_back(std::make_shared<TypicalP>(config.typical_p, keep));
+  if (config.epsilon_cutoff > 0 && config.epsilon_cutoff < 1) {
+    out.push_back(std::make_shared<Cutoff>(Cutoff::Kind::kEpsilon, config.epsilon_cutoff, keep));
+  }
+  if (config.eta_cutoff > 0 && config.eta_cutoff < 1) {
+    out.push_back(std::make_shared<Cutoff>(Cutoff::Kind::kEta, config.eta_cutoff, keep));
+  }
+}
+
+}  // namespace
+
+void LogitsRow::keep_only(std::vector<int32_t> ids) {
+  std::vector<float> kept(ids.size());
+  for (size_t i = 0; i < ids.size(); ++i)
+    kept[i] = values_[static_cast<size_t>(ids[i])];
+  if (sparse_) {
+    for (const int32_t id : live_)
+      values_[static_cast<size_t>(id)] = kMinusInfinity;
+  } else {
+    std::fill(values_.begin(), values_.end(), kMinusInfinity);
+  }
+  for (size_t i = 0; i < ids.size(); ++i)
+    values_[static_cast<size_t>(ids[i])] = kept[i];
+  sparse_ = true;
+  live_ = std::move(ids);
+}
+
+LogitsRow::Compact LogitsRow::compact() const {
+  Compact out;
+  if (!sparse_) {
+    out.values = values_;
+    return out;
+  }
+  out.ids = live_;
+  out.gathered.reserve(live_.size());
+  for (const int32_t id : live_)
+    out.gathered.push_back(values_[static_cast<size_t>(id)]);
+  out.values = out.gathered;  // moving a Compact keeps the vector's memory, and so this span
+  return out;
+}
+
+void LogitsPipeline::mask_padding(LogitsRow& row) const {
+  std::span<float> values = row.values();
+  if (usable_vocab >= static_cast<int64_t>(values.size())) return;
+  std::fill(values.begin() + usable_vocab, values.end(), kMinusInfinity);
+}
+
+void LogitsPipeline::apply(const TokenHistory& history, LogitsRow& row) const {
+  mask_padding(row);
+  for (const auto& processor : processors)
+    processor->process(history, row);
+  mask_padding(row);  // a processor may have lifted them (remove_invalid_values)
+  for (const auto& warper : warpers)
+    warper->process(history, row);
+}
+
+LogitsPipeline make_pipeline(const GenerationConfig& config, std::span<const int32_t> prompt,
+                             int64_t max_length, int64_t usable_vocab,
+                             std::span<const std::shared_ptr<LogitsProcessor>> extra) {
+  const std::vector<int32_t> eos = effective_eos(config);
+  const auto prompt_len = static_cast<int64_t>(prompt.size());
+  LogitsPipeline pipeline;
+  pipeline.usable_vocab = usable_vocab;
+  add_biases(config, pipeline.processors);
+  add_penalties(config, prompt, pipeline.processors);
+  if (auto bans = bad_word_biases(config.bad_words_ids, eos); !bans.empty()) {
+    pipeline.processors.push_back(std::make_shared<SequenceBiasProcessor>(std::move(bans)));
+  }
+  add_lengths(config, prompt_len, max_length, eos, pipeline.processors);
+  add_suppressions(config, prompt_len, pipeline.processors);
+  for (const auto& processor : extra)
+    pipeline.processors.push_back(processor);
+  if (config.samples()) add_warpers(config, tokens_to_keep(config, eos), pipeline.warpers);
+  if (config.renormalize_logits) pipeline.warpers.push_back(std::make_shared<Renormalize>());
+  return pipeline;
+}
+
+void apply_guidance(std::span<float> cond, std::span<float> uncond, double guidance_scale) {
+  QW_CHECK(cond.size() == uncond.size());
+  log_softmax(cond);
+  log_softmax(uncond);
+  const auto scale = static_cast<float>(guidance_scale);
+  for (size_t i = 0; i < cond.size(); ++i)
+    cond[i] = scale * (cond[i] - uncond[i]) + uncond[i];
+}
+
+}  // namespace qw

@@ -1,0 +1,170 @@
+#include "engine/logits_processors.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <unordered_map>
+
+#include "engine/logits_math.h"
+
+namespace qw {
+namespace {
+
+std::vector<int32_t> distinct(std::span<const int32_t> ids) {
+  std::vector<int32_t> out(ids.begin(), ids.end());
+  std::sort(out.begin(), out.end());
+  out.erase(std::unique(out.begin(), out.end()), out.end());
+  return out;
+}
+
+bool ends_with(std::span<const int32_t> ids, std::span<const int32_t> tail) {
+  return ids.size() >= tail.size() &&
+         std::equal(tail.begin(), tail.end(), ids.end() - static_cast<std::ptrdiff_t>(tail.size()));
+}
+
+void scale_against_sign(float& value, float penalty) {
+  value = value < 0 ? value * penalty : value / penalty;
+}
+
+}  // namespace
+
+void RepetitionPenalty::process(const TokenHistory& history, LogitsRow& row) const {
+  for (const int32_t id : distinct(history.ids))
+    scale_against_sign(row[id], penalty_);
+}
+
+EncoderRepetitionPenalty::EncoderRepetitionPenalty(double penalty, std::vector<int32_t> prompt)
+    : penalty_(static_cast<float>(1 / penalty)), prompt_(distinct(prompt)) {}
+
+void EncoderRepetitionPenalty::process(const TokenHistory&, LogitsRow& row) const {
+  for (const int32_t id : prompt_)
+    scale_against_sign(row[id], penalty_);
+}
+
+void PresenceFrequencyPenalty::process(const TokenHistory& history, LogitsRow& row) const {
+  std::vector<int32_t> sorted(history.generated().begin(), history.generated().end());
+  std::sort(sorted.begin(), sorted.end());
+  for (size_t begin = 0; begin < sorted.size();) {
+    const auto end =
+        static_cast<size_t>(std::upper_bound(sorted.begin() + static_cast<std::ptrdiff_t>(begin),
+                                             sorted.end(), sorted[begin]) -
+                            sorted.begin());
+    row[sorted[begin]] -= frequency_ * static_cast<float>(end - begin) + presence_;
+    begin = end;
+  }
+}
+
+void NoRepeatNgram::process(const TokenHistory& history, LogitsRow& row) const {
+  const auto prefix_len = static_cast<size_t>(n_ - 1);
+  if (history.ids.size() < prefix_len) return;
+  const std::span<const int32_t> prefix = history.ids.last(prefix_len);
+  const std::span<const int32_t> source =
+      from_prompt_ ? std::span<const int32_t>(source_) : history.ids;
+  for (size_t i = 0; i + prefix_len < source.size(); ++i) {
+    if (std::equal(prefix.begin(), prefix.end(), source.begin() + static_cast<std::ptrdiff_t>(i))) {
+      row[source[i + prefix_len]] = kMinusInfinity;
+    }
+  }
+}
+
+SequenceBiasProcessor::SequenceBiasProcessor(std::vector<SequenceBias> biases)
+    : biases_(std::move(biases)) {
+  // Single tokens first, then the order given: the order in which Transformers adds them up.
+  std::stable_sort(biases_.begin(), biases_.end(),
+                   [](const SequenceBias& a, const SequenceBias& b) {
+                     if (a.ids.back() != b.ids.back()) return a.ids.back() < b.ids.back();
+                     return (a.ids.size() == 1) > (b.ids.size() == 1);
+                   });
+}
+
+void SequenceBiasProcessor::process(const TokenHistory& history, LogitsRow& row) const {
+  for (size_t i = 0; i < biases_.size();) {
+    const int32_t target = biases_[i].ids.back();
+    float sum = 0;
+    for (; i < biases_.size() && biases_[i].ids.back() == target; ++i) {
+      const std::span<const int32_t> ids = biases_[i].ids;
+      const bool fits = ids.size() == 1 || ids.size() <= history.ids.size();
+      if (fits && ends_with(history.ids, ids.first(ids.size() - 1))) sum += biases_[i].bias;
+    }
+    if (sum != 0) row[target] += sum;
+  }
+}
+
+std::vector<SequenceBias> bad_word_biases(const std::vector<std::vector<int32_t>>& bad_words,
+                                          const std::vector<int32_t>& eos) {
+  std::vector<SequenceBias> out;
+  for (const auto& ids : bad_words) {
+    const bool is_eos = ids.size() == 1 && std::find(eos.begin(), eos.end(), ids[0]) != eos.end();
+    if (!is_eos) out.push_back({ids, kMinusInfinity});
+  }
+  return out;
+}
+
+void SuppressTokens::process(const TokenHistory& history, LogitsRow& row) const {
+  if (at_length_ >= 0 && history.size() != at_length_) return;
+  for (const int32_t id : ids_)
+    row[id] = kMinusInfinity;
+}
+
+void MinLength::process(const TokenHistory& history, LogitsRow& row) const {
+  if (history.size() >= min_length_) return;
+  for (const int32_t id : eos_)
+    row[id] = kMinusInfinity;
+}
+
+void ForcedTokens::process(const TokenHistory& history, LogitsRow& row) const {
+  if (history.size() != at_length_) return;
+  std::span<float> values = row.values();
+  std::fill(values.begin(), values.end(), kMinusInfinity);
+  for (const int32_t id : ids_)
+    row[id] = 0;
+}
+
+ExponentialDecayLength::ExponentialDecayLength(int64_t start, double factor,
+                                               std::vector<int32_t> eos)
+    : start_(start), factor_(factor), eos_(distinct(eos)) {}
+
+void ExponentialDecayLength::process(const TokenHistory& history, LogitsRow& row) const {
+  if (history.size() <= start_) return;
+  const auto growth =
+      static_cast<float>(std::pow(factor_, static_cast<double>(history.size() - start_)) - 1);
+  // A growth beyond the float range would make 0 * infinity; the largest float says the same.
+  const float capped = std::min(growth, std::numeric_limits<float>::max());
+  for (const int32_t id : eos_) {
+    const float value = row[id];
+    if (std::isfinite(value)) row[id] = value + std::abs(value) * capped;
+  }
+}
+
+void RemoveInvalid::process(const TokenHistory&, LogitsRow& row) const {
+  constexpr float kMax = std::numeric_limits<float>::max();
+  for (float& v : row.values()) {
+    if (std::isnan(v)) {
+      v = 0;
+    } else if (std::isinf(v)) {
+      v = v > 0 ? kMax : -kMax;
+    }
+  }
+}
+
+void Renormalize::process(const TokenHistory&, LogitsRow& row) const {
+  const LogitsRow::Compact compact = row.compact();
+  const double log_sum = log_sum_exp(compact.values);
+  if (!std::isfinite(log_sum)) return;  // nothing is left: the sampler says so
+  for (size_t i = 0; i < compact.values.size(); ++i) {
+    float& v = row[compact.id(i)];
+    v = static_cast<float>(static_cast<double>(v) - log_sum);
+  }
+}
+
+void apply_hamming_diversity(double penalty, std::span<const int32_t> chosen_by_earlier_groups,
+                             LogitsRow& row) {
+  std::unordered_map<int32_t, int> counts;
+  for (const int32_t id : chosen_by_earlier_groups)
+    ++counts[id];
+  for (const auto& [id, count] : counts) {
+    row[id] -= static_cast<float>(penalty) * static_cast<float>(count);
+  }
+}
+
+}  // namespace qw

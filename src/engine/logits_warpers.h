@@ -1,0 +1,93 @@
+// The warpers of sampling: temperature and the rules that cut the tail of the distribution.
+//
+// Level 6 (engine). Transformers' classes of the same name; sums are in double and nothing sorts
+// the vocabulary when a smaller set will do. `min_keep` tokens always stay (beam sampling).
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "engine/logits_process.h"
+
+namespace qw {
+
+/// x / temperature.
+class Temperature : public LogitsProcessor {
+ public:
+  explicit Temperature(double temperature) : temperature_(static_cast<float>(temperature)) {}
+  void process(const TokenHistory& history, LogitsRow& row) const override;
+  std::string_view name() const override { return "temperature"; }
+
+ private:
+  float temperature_;
+};
+
+/// Keeps every value >= the k-th largest (ties at the boundary all stay).
+class TopK : public LogitsProcessor {
+ public:
+  TopK(int64_t k, int64_t min_keep) : k_(k > min_keep ? k : min_keep) {}
+  void process(const TokenHistory& history, LogitsRow& row) const override;
+  std::string_view name() const override { return "top_k"; }
+
+ private:
+  int64_t k_;
+};
+
+/// Keeps the smallest set of most likely tokens whose probability reaches p: a token goes when the
+/// probability of those above it is already >= p. Of equal tokens the higher id ranks first (the
+/// order in which a stable ascending sort gives them up).
+class TopP : public LogitsProcessor {
+ public:
+  TopP(double p, int64_t min_keep) : p_(p), min_keep_(min_keep) {}
+  void process(const TokenHistory& history, LogitsRow& row) const override;
+  std::string_view name() const override { return "top_p"; }
+
+ private:
+  double p_;
+  int64_t min_keep_;
+};
+
+/// Keeps probabilities >= min_p * the largest.
+class MinP : public LogitsProcessor {
+ public:
+  MinP(double min_p, int64_t min_keep) : min_p_(min_p), min_keep_(min_keep) {}
+  void process(const TokenHistory& history, LogitsRow& row) const override;
+  std::string_view name() const override { return "min_p"; }
+
+ private:
+  double min_p_;
+  int64_t min_keep_;
+};
+
+/// Keeps the tokens whose surprise -log p is nearest the entropy, until their mass passes `mass`
+/// (Meister et al., "Locally typical sampling", 2022).
+class TypicalP : public LogitsProcessor {
+ public:
+  TypicalP(double mass, int64_t min_keep) : mass_(mass), min_keep_(min_keep) {}
+  void process(const TokenHistory& history, LogitsRow& row) const override;
+  std::string_view name() const override { return "typical_p"; }
+
+ private:
+  double mass_;
+  int64_t min_keep_;
+};
+
+/// Keeps probabilities >= cutoff: epsilon, or eta = min(epsilon, sqrt(epsilon) e^-entropy)
+/// (Hewitt et al., "Truncation sampling as language model desmoothing", 2022).
+class Cutoff : public LogitsProcessor {
+ public:
+  enum class Kind { kEpsilon, kEta };
+  Cutoff(Kind kind, double epsilon, int64_t min_keep)
+      : kind_(kind), epsilon_(epsilon), min_keep_(min_keep) {}
+  void process(const TokenHistory& history, LogitsRow& row) const override;
+  std::string_view name() const override {
+    return kind_ == Kind::kEpsilon ? "epsilon_cutoff" : "eta_cutoff";
+  }
+
+ private:
+  Kind kind_;
+  double epsilon_;
+  int64_t min_keep_;
+};
+
+}  // namespace qw

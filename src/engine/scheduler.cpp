@@ -1,0 +1,337 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/checked.h"
+#include "base/error.h"
+
+namespace qw {
+
+Scheduler::Scheduler(const SchedulerOptions& options) : options_(options), pool_(options.n_pages) {
+  QW_CHECK(options.page_tokens > 0 && options.max_tokens > 0 && options.max_families > 0 &&
+           options.max_rows > 0);
+}
+
+int64_t Scheduler::pages_for(int64_t n_tokens) const {
+  return ceil_div<int64_t>(n_tokens, options_.page_tokens);
+}
+
+int64_t Scheduler::pages_at_worst(int64_t prompt_len, int64_t max_len, int64_t width) const {
+  // Full pages of the prompt stay shared; everything after them may differ in every fork. The last
+  // token of the prompt is computed by each fork, so the page it lies in is not shared either.
+  const int64_t shared = std::max<int64_t>(prompt_len - 1, 0) / options_.page_tokens;
+  return shared + width * (pages_for(max_len) - shared);
+}
+
+// ---- sequences and units -----------------------------------------------------------------------
+
+UnitId Scheduler::add_unit(int64_t family) {
+  const UnitId id = next_unit_++;
+  units_[id].family = family;
+  return id;
+}
+
+SeqId Scheduler::add_sequence(UnitId unit, Sequence spec) {
+  QW_CHECK(!spec.tokens.empty());
+  spec.id = next_seq_++;
+  spec.unit = unit;
+  spec.n_computed = 0;
+  spec.pages.clear();
+  units_.at(unit).sequences.push_back(spec.id);
+  const SeqId id = spec.id;
+  sequences_.emplace(id, std::move(spec));
+  return id;
+}
+
+SeqId Scheduler::fork(SeqId parent) {
+  Sequence child = at(parent);
+  child.id = next_seq_++;
+  for (const int32_t page : child.pages)
+    pool_.retain(page);
+  units_.at(child.unit).sequences.push_back(child.id);
+  const SeqId id = child.id;
+  sequences_.emplace(id, std::move(child));
+  return id;
+}
+
+void Scheduler::append(SeqId id, int32_t token) {
+  at(id).tokens.push_back(token);
+}
+
+void Scheduler::remove_sequence(SeqId id) {
+  Sequence& sequence = at(id);
+  drop_pages(sequence);
+  std::erase(units_.at(sequence.unit).sequences, id);
+  sequences_.erase(id);
+}
+
+void Scheduler::remove_unit(UnitId id) {
+  const std::vector<SeqId> members = units_.at(id).sequences;
+  for (const SeqId seq : members)
+    remove_sequence(seq);
+  units_.erase(id);
+}
+
+Sequence& Scheduler::at(SeqId id) {
+  const auto it = sequences_.find(id);
+  QW_CHECK(it != sequences_.end(), "no sequence {}", id);
+  return it->second;
+}
+
+const Sequence& Scheduler::sequence(SeqId id) const {
+  const auto it = sequences_.find(id);
+  QW_CHECK(it != sequences_.end(), "no sequence {}", id);
+  return it->second;
+}
+
+void Scheduler::drop_pages(Sequence& sequence) {
+  for (const int32_t page : sequence.pages)
+    pool_.release(page);
+  sequence.pages.clear();
+  sequence.n_computed = 0;
+}
+
+// ---- one step ----------------------------------------------------------------------------------
+
+StepPlan Scheduler::schedule() {
+  StepPlan step;
+  Budget budget{options_.max_tokens, options_.max_rows};
+  // Ids first: preempting changes flags of later units, never the map.
+  std::vector<UnitId> ids;
+  for (const auto& [id, unit] : units_)
+    ids.push_back(id);
+  for (const UnitId id : ids)
+    schedule_unit(id, false, step, budget);
+  for (const UnitId id : ids)
+    schedule_unit(id, true, step, budget);
+  admit(step, budget);
+
+  for (const StepPlan::Chunk& chunk : step.chunks) {
+    append_chunk(at(chunk.seq), chunk.begin, chunk.end, options_, step);
+  }
+  if (!step.batch.tokens.empty()) {
+    step.batch.seq_begin.push_back(static_cast<int32_t>(step.batch.n_tokens()));
+    step.batch.page_begin.push_back(static_cast<int32_t>(step.batch.pages.size()));
+  }
+  return step;
+}
+
+/// Schedules the sequences of a running unit that decode (one token pending) or that prefill.
+void Scheduler::schedule_unit(UnitId id, bool prefill, StepPlan& step, Budget& budget) {
+  for (const SeqId seq : units_.at(id).sequences) {
+    if (!units_.at(id).running) return;  // not admitted, or preempted just now
+    Sequence& sequence = at(seq);
+    const bool decodes = sequence.n_pending() == 1 && sequence.n_computed > 0;
+    if (sequence.n_pending() == 0 || decodes == prefill) continue;
+    const bool placed = std::any_of(step.chunks.begin(), step.chunks.end(),
+                                    [&](const StepPlan::Chunk& chunk) { return chunk.seq == seq; });
+    if (placed) continue;  // a sequence made warm by sharing in this very step
+    if (sequence.pages.empty() && !share_prefix(sequence)) continue;
+    schedule_sequence(sequence, sequence.n_pending(), step, budget);
+  }
+}
+
+void Scheduler::schedule_sequence(Sequence& sequence, int64_t n_tokens, StepPlan& step,
+                                  Budget& budget) {
+  const int64_t begin = sequence.n_computed;
+  int64_t n = std::min(n_tokens, budget.tokens);
+  // Rows beyond the last token's count against the row budget.
+  const int64_t unasked =
+      std::max<int64_t>(std::min(sequence.logits_from, sequence.size() - 1) - begin, 0);
+  n = std::min(n, unasked + std::max<int64_t>(budget.rows, 1));
+  if (n <= 0) return;
+  if (!reserve(sequence, begin + n, step)) {
+    // Not enough pages even after preempting everything younger: take what is there.
+    const int64_t room = static_cast<int64_t>(sequence.pages.size()) * options_.page_tokens - begin;
+    n = std::min(n, room);
+    if (n <= 0 || !units_.at(sequence.unit).running) return;
+  }
+  step.chunks.push_back({sequence.id, begin, begin + n});
+  budget.tokens -= n;
+  budget.rows -= std::max<int64_t>(n - unasked, 0);
+}
+
+/// Makes sure that positions [n_computed, end) lie in pages that belong to this sequence alone.
+bool Scheduler::reserve(Sequence& sequence, int64_t end, StepPlan& step) {
+  const auto first = static_cast<size_t>(sequence.n_computed / options_.page_tokens);
+  const auto used = static_cast<int>(sequence.n_computed % options_.page_tokens);
+  if (first < sequence.pages.size() && pool_.is_shared(sequence.pages[first])) {
+    const std::optional<int32_t> own = allocate_or_preempt(sequence.unit, step);
+    if (!own) return false;
+    const int32_t shared = sequence.pages[first];
+    if (used > 0) step.copies.push_back({sequence.id, shared, *own, used});
+    pool_.release(shared);
+    sequence.pages[first] = *own;
+  }
+  while (static_cast<int64_t>(sequence.pages.size()) < pages_for(end)) {
+    const std::optional<int32_t> page = allocate_or_preempt(sequence.unit, step);
+    if (!page) return false;
+    sequence.pages.push_back(*page);
+  }
+  return true;
+}
+
+/// A free page, taken from the youngest running unit if need be; nothing when only units older
+/// than `for_unit` and itself hold any.
+std::optional<int32_t> Scheduler::allocate_or_preempt(UnitId for_unit, StepPlan& step) {
+  while (true) {
+    if (const std::optional<int32_t> page = pool_.allocate()) return page;
+    const std::optional<UnitId> victim = youngest_running();
+    if (!victim || *victim <= for_unit) return std::nullopt;
+    preempt(*victim, step);
+  }
+}
+
+std::optional<UnitId> Scheduler::youngest_running() const {
+  for (auto it = units_.rbegin(); it != units_.rend(); ++it) {
+    if (it->second.running) return it->first;
+  }
+  return std::nullopt;
+}
+
+void Scheduler::preempt(UnitId id, StepPlan& step) {
+  Unit& unit = units_.at(id);
+  unit.running = false;
+  ++n_preemptions_;
+  for (const SeqId seq : unit.sequences) {
+    drop_pages(at(seq));
+    std::erase_if(step.chunks, [seq](const StepPlan::Chunk& chunk) { return chunk.seq == seq; });
+    std::erase_if(step.copies, [seq](const StepPlan::Copy& copy) { return copy.seq == seq; });
+  }
+}
+
+bool Scheduler::can_admit(const Unit& unit) const {
+  std::set<int64_t> families;
+  for (const auto& [id, other] : units_) {
+    if (other.running) families.insert(other.family);
+  }
+  if (families.empty()) return true;
+  families.insert(unit.family);
+  if (static_cast<int64_t>(families.size()) > options_.max_families) return false;
+  int64_t need = 0;
+  for (const SeqId seq : unit.sequences) {
+    const Sequence& sequence = sequences_.at(seq);
+    const Sharable sharable = find_sharable(sequence);
+    if (sharable.wait) return false;
+    need += pages_for(sequence.size() + 1) - sharable.n_tokens / options_.page_tokens;
+  }
+  return need <= pool_.n_free();
+}
+
+/// Admits waiting units in order of arrival; nobody overtakes the first that has to wait.
+void Scheduler::admit(StepPlan& step, Budget& budget) {
+  for (auto& [id, unit] : units_) {
+    if (unit.running) continue;
+    if (budget.tokens <= 0 || !can_admit(unit)) return;
+    unit.running = true;
+    schedule_unit(id, true, step, budget);
+    schedule_unit(id, false, step, budget);
+  }
+}
+
+Scheduler::Sharable Scheduler::find_sharable(const Sequence& sequence) const {
+  Sharable best;
+  for (const auto& [id, other] : sequences_) {
+    if (id == sequence.id || other.lineage != sequence.lineage) continue;
+    if (!units_.at(other.unit).running) continue;
+    // All but the last token, whose logits this sequence needs itself.
+    const auto mismatch = std::mismatch(sequence.tokens.begin(), sequence.tokens.end() - 1,
+                                        other.tokens.begin(), other.tokens.end());
+    const int64_t common = mismatch.first - sequence.tokens.begin();
+    const bool goes_first = !other.pages.empty() || id < sequence.id;
+    if (goes_first && other.n_computed < common) best.wait = true;
+    const int64_t shared = std::min(common, other.n_computed);
+    if (shared > best.n_tokens) {
+      best.from = &other;
+      best.n_tokens = shared;
+    }
+  }
+  return best;
+}
+
+/// Lets a sequence without pages start with the pages of its lineage. False: better wait.
+bool Scheduler::share_prefix(Sequence& sequence) {
+  const Sharable sharable = find_sharable(sequence);
+  if (sharable.wait) return false;
+  if (sharable.from == nullptr) return true;
+  const auto n = static_cast<size_t>(pages_for(sharable.n_tokens));
+  const std::span<const int32_t> pages = std::span(sharable.from->pages).first(n);
+  sequence.pages.assign(pages.begin(), pages.end());
+  for (const int32_t page : sequence.pages) pool_.retain(page);
+  sequence.n_computed = sharable.n_tokens;
+  return true;
+}
+
+void Scheduler::commit(const StepPlan& step) {
+  for (const StepPlan::Chunk& chunk : step.chunks)
+    at(chunk.seq).n_computed = chunk.end;
+}
+
+// ---- the batch ---------------------------------------------------------------------------------
+
+void Scheduler::append_chunk(const Sequence& sequence, int64_t begin, int64_t end,
+                             const SchedulerOptions& options, StepPlan& step) {
+  BatchPlan& batch = step.batch;
+  for (int64_t entry = begin; entry < end;) {
+    // The prompt is one entry (its rotation follows the whole prompt's length); what was decoded
+    // is one entry, or one per token where each had a length of its own.
+    const bool in_prompt = entry < sequence.prompt_len;
+    const int64_t decoded_end = options.rope_follows_length ? entry + 1 : end;
+    const int64_t entry_end = in_prompt ? std::min(end, sequence.prompt_len) : decoded_end;
+    batch.seq_begin.push_back(static_cast<int32_t>(batch.n_tokens()));
+    batch.seq_context.push_back(static_cast<int32_t>(entry_end));
+    batch.seq_rope_length.push_back(
+        static_cast<int32_t>(in_prompt ? sequence.prompt_len : entry_end));
+    batch.adapters.push_back(sequence.adapter);
+    batch.page_begin.push_back(static_cast<int32_t>(batch.pages.size()));
+    const int64_t n_pages = ceil_div<int64_t>(entry_end, options.page_tokens);
+    batch.pages.insert(batch.pages.end(), sequence.pages.begin(), sequence.pages.begin() + n_pages);
+    for (int64_t position = entry; position < entry_end; ++position) {
+      const auto row = static_cast<int32_t>(batch.n_tokens());
+      const int32_t page = sequence.pages[static_cast<size_t>(position / options.page_tokens)];
+      batch.tokens.push_back(sequence.tokens[static_cast<size_t>(position)]);
+      batch.positions.push_back(static_cast<int32_t>(position));
+      batch.slots.push_back(
+          static_cast<int32_t>(page * options.page_tokens + position % options.page_tokens));
+      if (position < sequence.logits_from && position + 1 != sequence.size()) continue;
+      batch.logit_rows.push_back(row);
+      step.rows.push_back({sequence.id, position, row});
+    }
+    entry = entry_end;
+  }
+}
+
+// ---- pages outside the schedule, and checks ----------------------------------------------------
+
+std::vector<int32_t> Scheduler::take_pages(int64_t n) {
+  QW_CHECK(n <= pool_.n_free());
+  std::vector<int32_t> pages;
+  for (int64_t i = 0; i < n; ++i)
+    pages.push_back(*pool_.allocate());
+  return pages;
+}
+
+void Scheduler::release_pages(std::span<const int32_t> pages) {
+  for (const int32_t page : pages)
+    pool_.release(page);
+}
+
+void Scheduler::check_integrity() const {
+  std::vector<int32_t> held;
+  for (const auto& [id, sequence] : sequences_) {
+    held.insert(held.end(), sequence.pages.begin(), sequence.pages.end());
+    const auto capacity = static_cast<int64_t>(sequence.pages.size()) * options_.page_tokens;
+    QW_CHECK(sequence.n_computed <= capacity, "sequence {}: {} tokens in {} places", id,
+             sequence.n_computed, capacity);
+    QW_CHECK(sequence.n_computed <= sequence.size());
+    const std::set<int32_t> distinct(sequence.pages.begin(), sequence.pages.end());
+    QW_CHECK(distinct.size() == sequence.pages.size(), "sequence {} holds a page twice", id);
+    const Unit& unit = units_.at(sequence.unit);
+    QW_CHECK(std::count(unit.sequences.begin(), unit.sequences.end(), id) == 1);
+    QW_CHECK(unit.running || sequence.pages.empty(), "sequence {} waits and holds pages", id);
+  }
+  pool_.check_integrity(held);
+}
+
+}  // namespace qw

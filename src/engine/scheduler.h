@@ -1,0 +1,161 @@
+// Which tokens the next step computes: first come, first served, running decodes before prefill.
+//
+// Level 6 (engine). Pure host code: no tensors, no clock, no I/O. A *sequence* is a list of tokens
+// of which the first n_computed are in the KV cache; a *unit* is the set of sequences that advance
+// in lock-step (one for plain decoding; the beams of a search) and that lose their pages together.
+// When pages run out the youngest unit gives its pages back and is computed again later; by the
+// numeric contract that changes no bit. Source: Orca (Yu et al., 2022), vLLM, Sarathi (chunked
+// prefill).
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "backend/batch_plan.h"
+#include "engine/kv_pages.h"
+
+namespace qw {
+
+using SeqId = int64_t;
+using UnitId = int64_t;
+
+struct SchedulerOptions {
+  int64_t n_pages = 0;
+  int page_tokens = 0;
+  int64_t max_tokens = 512;  // of a step
+  int64_t max_families = 1;  // requests running at the same time, whatever their widths
+  int64_t max_rows = 64;     // of logits beyond the one per sequence that decoding needs
+  /// Dynamic NTK scaling: a token's rotation depends on the length its sequence had when it was
+  /// computed, so tokens that were decoded one by one must be recomputed one by one.
+  bool rope_follows_length = false;
+};
+
+struct Sequence {
+  static constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+
+  SeqId id = 0;
+  UnitId unit = 0;
+  int64_t lineage = 0;  // sequences of a lineage share the KV of the tokens they have in common
+  std::vector<int32_t> tokens;
+  int64_t prompt_len = 0;
+  int32_t adapter = -1;
+  int64_t logits_from = kNever;  // rows wanted from this position on, besides the last one
+
+  int64_t n_computed = 0;
+  std::vector<int32_t> pages;
+
+  int64_t size() const noexcept { return static_cast<int64_t>(tokens.size()); }
+  int64_t n_pending() const noexcept { return size() - n_computed; }
+};
+
+/// A row of logits that a step yields: what follows tokens[position] of the sequence.
+struct WantedRow {
+  SeqId seq = 0;
+  int64_t position = 0;
+  int32_t batch_row = 0;  // row of the batch; rows are in the order of BatchPlan::logit_rows
+};
+
+struct StepPlan {
+  struct Chunk {
+    SeqId seq = 0;
+    int64_t begin = 0, end = 0;  // positions computed
+  };
+  struct Copy {
+    SeqId seq = 0;
+    int32_t from = 0, to = 0;
+    int n_tokens = 0;
+  };
+  BatchPlan batch;
+  std::vector<Copy> copies;  // to be made, in order, before the forward pass
+  std::vector<Chunk> chunks;
+  std::vector<WantedRow> rows;
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerOptions& options);
+
+  /// Pages that a unit of `width` forks of one prompt holds at worst, grown to max_len tokens
+  /// each. The caller refuses what exceeds n_pages().
+  int64_t pages_at_worst(int64_t prompt_len, int64_t max_len, int64_t width) const;
+
+  /// Units of one family (the answers to one request) take one place among max_families.
+  UnitId add_unit(int64_t family);
+  /// `spec`: lineage, tokens (not empty), prompt_len, adapter, logits_from.
+  SeqId add_sequence(UnitId unit, Sequence spec);
+  /// A sequence of the same unit with the same tokens that shares all pages until one is written.
+  SeqId fork(SeqId parent);
+  void append(SeqId id, int32_t token);
+  void set_logits_from(SeqId id, int64_t position) { at(id).logits_from = position; }
+  void remove_sequence(SeqId id);
+  void remove_unit(UnitId id);
+
+  const Sequence& sequence(SeqId id) const;
+  bool has_unit(UnitId id) const { return units_.count(id) != 0; }
+
+  /// The next step; empty when nothing is pending. Pages are taken, n_computed is not yet changed:
+  /// call commit() once the step is computed.
+  StepPlan schedule();
+  void commit(const StepPlan& step);
+
+  bool idle() const noexcept { return units_.empty(); }
+  int64_t n_pages() const noexcept { return pool_.n_pages(); }
+  int64_t n_free_pages() const noexcept { return pool_.n_free(); }
+  int64_t n_preemptions() const noexcept { return n_preemptions_; }
+  int page_tokens() const noexcept { return options_.page_tokens; }
+  /// Throws Error{kInternal} when pages, sequences and units disagree.
+  void check_integrity() const;
+
+  /// Takes pages for a sequence outside the schedule (score); free them with release_pages.
+  std::vector<int32_t> take_pages(int64_t n);
+  void release_pages(std::span<const int32_t> pages);
+
+  /// Appends the tokens [begin, end) of a sequence to a batch, as one entry or, where
+  /// rope_follows_length demands it, as several. `wanted` gets the rows of logits.
+  static void append_chunk(const Sequence& sequence, int64_t begin, int64_t end,
+                           const SchedulerOptions& options, StepPlan& step);
+
+ private:
+  struct Unit {
+    int64_t family = 0;
+    bool running = false;
+    std::vector<SeqId> sequences;
+  };
+  struct Budget {
+    int64_t tokens = 0, rows = 0;
+  };
+
+  Sequence& at(SeqId id);
+  void schedule_unit(UnitId id, bool prefill, StepPlan& step, Budget& budget);
+  void schedule_sequence(Sequence& sequence, int64_t n_tokens, StepPlan& step, Budget& budget);
+  void admit(StepPlan& step, Budget& budget);
+  bool can_admit(const Unit& unit) const;
+  /// What a sequence without pages could take over from another of its lineage.
+  struct Sharable {
+    const Sequence* from = nullptr;
+    int64_t n_tokens = 0;
+    bool wait = false;  // another is still on its way through more of the common tokens
+  };
+  Sharable find_sharable(const Sequence& sequence) const;
+  bool share_prefix(Sequence& sequence);
+  bool reserve(Sequence& sequence, int64_t end, StepPlan& step);
+  std::optional<int32_t> allocate_or_preempt(UnitId for_unit, StepPlan& step);
+  std::optional<UnitId> youngest_running() const;
+  void preempt(UnitId id, StepPlan& step);
+  void drop_pages(Sequence& sequence);
+  int64_t pages_for(int64_t n_tokens) const;
+
+  SchedulerOptions options_;
+  PagePool pool_;
+  std::map<UnitId, Unit> units_;  // in order of arrival
+  std::map<SeqId, Sequence> sequences_;
+  UnitId next_unit_ = 1;
+  SeqId next_seq_ = 1;
+  int64_t n_preemptions_ = 0;
+};
+
+}  // namespace qw
