@@ -1,0 +1,117 @@
+#include "text/stop_strings.h"
+
+#include <utility>
+
+#include "base/error.h"
+#include "base/utf8.h"
+
+namespace qw {
+namespace {
+
+constexpr std::string_view kComponent = "stop strings";
+constexpr size_t kMaxBytes = size_t{1} << 20;
+
+uint64_t edge_key(uint32_t node, unsigned char byte) noexcept {
+  return uint64_t{node} << 8 | byte;
+}
+
+}  // namespace
+
+StopStrings::StopStrings(std::vector<std::string> strings)
+    : strings_(std::move(strings)), nodes_(1) {
+  size_t n_bytes = 0;
+  for (size_t i = 0; i < strings_.size(); ++i) {
+    const std::string& text = strings_[i];
+    if (text.empty()) {
+      fail(ErrorKind::kInvalidArgument, kComponent, "stop string {}: it is empty", i);
+    }
+    if (find_invalid_utf8(text) != std::string::npos) {
+      fail(ErrorKind::kInvalidArgument, kComponent, "stop string {}: '{}' is not valid UTF-8", i,
+           printable(text));
+    }
+    n_bytes += text.size();
+    if (n_bytes >= kMaxBytes) {
+      fail(ErrorKind::kInvalidArgument, kComponent, "stop strings: expected under {} bytes in all",
+           kMaxBytes);
+    }
+    add(text, static_cast<int32_t>(i));
+  }
+  link();
+}
+
+std::optional<uint32_t> StopStrings::child_of(uint32_t node, unsigned char byte) const {
+  const auto it = edges_.find(edge_key(node, byte));
+  return it == edges_.end() ? std::nullopt : std::optional<uint32_t>(it->second);
+}
+
+void StopStrings::add(std::string_view text, int32_t index) {
+  uint32_t node = kRoot;
+  for (const char c : text) {
+    const auto fresh_id = static_cast<uint32_t>(nodes_.size());
+    const auto [it, fresh] =
+        edges_.try_emplace(edge_key(node, static_cast<unsigned char>(c)), fresh_id);
+    if (fresh) nodes_.push_back({nodes_[node].depth + 1, kRoot, -1});
+    node = it->second;
+  }
+  if (nodes_[node].stop < 0) nodes_[node].stop = index;  // of equal strings the first
+}
+
+void StopStrings::link() {
+  // Breadth first, so that a node's fallback, which is shorter, is complete before the node.
+  std::vector<std::vector<std::pair<unsigned char, uint32_t>>> children(nodes_.size());
+  for (const auto& [key, child] : edges_) {
+    children[static_cast<size_t>(key >> 8)].emplace_back(static_cast<unsigned char>(key & 0xFF),
+                                                         child);
+  }
+  std::vector<uint32_t> order = {kRoot};
+  for (size_t i = 0; i < order.size(); ++i) {
+    const uint32_t node = order[i];
+    for (const auto& [byte, child] : children[node]) {
+      order.push_back(child);
+      if (node == kRoot) continue;  // falls back to the root
+      uint32_t suffix = nodes_[node].fallback;
+      while (suffix != kRoot && !child_of(suffix, byte))
+        suffix = nodes_[suffix].fallback;
+      nodes_[child].fallback = child_of(suffix, byte).value_or(kRoot);
+      if (nodes_[child].stop < 0) nodes_[child].stop = nodes_[nodes_[child].fallback].stop;
+    }
+  }
+}
+
+StopStrings::Result StopStrings::push(std::string_view piece) {
+  QW_CHECK(!matched_, "text pushed after a stop string was found");
+  held_.append(piece);
+  const size_t first = held_.size() - piece.size();
+  for (size_t i = first; i < held_.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(held_[i]);
+    auto next = child_of(state_, byte);
+    while (!next && state_ != kRoot) {
+      state_ = nodes_[state_].fallback;
+      next = child_of(state_, byte);
+    }
+    state_ = next.value_or(kRoot);
+    if (const int32_t stop = nodes_[state_].stop; stop >= 0) {
+      matched_ = true;
+      const auto index = static_cast<size_t>(stop);
+      return {held_.substr(0, i + 1 - strings_[index].size()), index};
+    }
+  }
+  const size_t n_final = held_.size() - nodes_[state_].depth;
+  Result result{held_.substr(0, n_final), std::nullopt};
+  held_.erase(0, n_final);
+  return result;
+}
+
+std::string StopStrings::flush() {
+  std::string rest = matched_ ? std::string() : std::move(held_);
+  reset();
+  return rest;
+}
+
+void StopStrings::reset() noexcept {
+  state_ = kRoot;
+  matched_ = false;
+  held_.clear();
+}
+
+}  // namespace qw
