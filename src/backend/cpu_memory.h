@@ -1,0 +1,87 @@
+// Memory of the CPU backend: activations, vectors, embedding tables and the paged KV cache.
+//
+// Level 4 (backend), private to the CPU backend.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "backend/backend.h"
+#include "kernels/kv_pages.h"
+
+namespace qw {
+
+/// Zeroed anonymous memory, a multiple of the system's page, in huge pages where the system has
+/// them. Pages that are never touched take no memory.
+class PageMemory {
+ public:
+  /// Errors: out_of_memory, naming `what`.
+  PageMemory(int64_t size_bytes, std::string_view what);
+  ~PageMemory();
+  PageMemory(const PageMemory&) = delete;
+  PageMemory& operator=(const PageMemory&) = delete;
+  std::byte* data() const noexcept { return data_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  size_t size_bytes_ = 0;
+};
+
+/// Activations in f32; rows begin on cache lines.
+class CpuRows final : public RowsBuffer {
+ public:
+  CpuRows(int64_t rows, int64_t cols);
+
+ private:
+  std::unique_ptr<float, void (*)(void*)> values_;
+};
+
+inline float* row_of(const Rows& rows, int64_t r) noexcept {
+  return static_cast<float*>(rows.data) + r * rows.stride;
+}
+
+class CpuVector final : public DeviceVector {
+ public:
+  explicit CpuVector(std::span<const float> values) : values_(values.begin(), values.end()) {
+    size = static_cast<int64_t>(values_.size());
+  }
+  const float* data() const noexcept { return values_.data(); }
+
+ private:
+  std::vector<float> values_;
+};
+
+/// A table that stays in its published bytes: the rows that are wanted are decoded when they are.
+class CpuEmbedding final : public EmbeddingWeight {
+ public:
+  explicit CpuEmbedding(const LinearSource& table) : source(table) {
+    vocab = source.n;
+    hidden = source.k;
+    resident_bytes = source.published_bytes();
+  }
+  const LinearSource source;
+};
+
+/// Keys and values, [layer][page][kv head][page of one head]; see kernels/kv_pages.h.
+class CpuKv final : public KvCache {
+ public:
+  /// Errors: unsupported (type), out_of_memory.
+  explicit CpuKv(const KvSpec& spec);
+  /// Bytes of a cache of this spec. Errors: unsupported, and out_of_memory when no machine has it.
+  static int64_t bytes(const KvSpec& spec);
+
+  void copy_page(int32_t from, int32_t to, int n_tokens) override;
+
+  const kernels::KvLayout& layout() const noexcept { return layout_; }
+  std::byte* page(int layer, int64_t page, int kv_head) const noexcept {
+    return memory_.data() +
+           ((layer * spec.n_pages + page) * spec.n_kv_heads + kv_head) * layout_.head_bytes;
+  }
+
+ private:
+  kernels::KvLayout layout_;
+  PageMemory memory_;
+};
+
+}  // namespace qw

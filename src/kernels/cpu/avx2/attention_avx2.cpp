@@ -1,0 +1,10 @@
+#include "kernels/cpu/attention_body.h"
+#include "kernels/cpu/avx2/elementwise_vec.h"
+#include "kernels/cpu/kv_body.h"
+
+namespace qw::kernels::avx2 {
+
+const AttentionOps kAttentionOps = AttentionBody<Vec>::table();
+const KvOps kKvOps = KvBody<Vec>::table();
+
+}  // namespace qw::kernels::avx2
