@@ -1,0 +1,26 @@
+// Any bytes as a GGUF file: an Error or tensors inside the file, nothing else.
+#include <cstdint>
+
+#include "base/error.h"
+#include "checkpoint/gguf.h"
+#include "checkpoint/memory_file.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const auto file = qw::map_bytes(std::as_bytes(std::span(data, size)));
+  try {
+    uint64_t sum = 0;
+    const qw::GgufFile content = qw::read_gguf(file);
+    for (const qw::RawTensor& tensor : content.tensors) {
+      for (const std::byte byte : tensor.bytes)
+        sum += std::to_integer<uint64_t>(byte);
+    }
+    sum += static_cast<uint64_t>(content.metadata->integer_or("general.file_type", 0));
+    sum += content.metadata->string_or("general.name", "").size();
+    volatile uint64_t kept = sum;  // the bytes must be read
+    (void)kept;
+  } catch (const qw::Error& error) {
+    QW_CHECK(error.kind() == qw::ErrorKind::kCorrupt || error.kind() == qw::ErrorKind::kUnsupported,
+             "{}", error.message());
+  }
+  return 0;
+}
