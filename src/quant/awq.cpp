@@ -15,11 +15,8 @@ using packed::FloatTensor;
 
 constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max() / 64;
 
-/// The column that nibble i of a GEMM word holds, within the word's eight.
-constexpr std::array<int, 8> kGemmColumn = {0, 2, 4, 6, 1, 3, 5, 7};
-
-/// Nibbles of a GEMM word in column order, one to a byte. Columns 0, 2, 4, 6 are the low half-word
-/// and 1, 3, 5, 7 the high one, so bytes of the two interleave.
+/// Nibbles of a GEMM word in column order, one to a byte. Nibble i holds column 0 2 4 6 1 3 5 7 of
+/// the word's eight, so the bytes of the two half-words interleave.
 uint64_t spread_gemm(uint32_t word) noexcept {
   const auto to_even_bytes = [](uint64_t four) {  // nibble j of 16 bits to byte 2j
     four = (four | four << 24) & 0x000000FF000000FFu;

@@ -96,8 +96,7 @@ void decode_row(DType dtype, const std::byte* bytes, int64_t n_elems, float* out
   const int elems = type.block_elems;
   switch (dtype) {
     case DType::kF32:
-      std::memcpy(out, bytes, static_cast<size_t>(n) * sizeof(float));
-      return;
+      return widen<float>(bytes, n, out, [](float x) { return x; });
     case DType::kF16:
       return widen<uint16_t>(bytes, n, out, f16_to_f32);
     case DType::kBF16:

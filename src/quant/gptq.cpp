@@ -26,28 +26,31 @@ class PackedZeros {
         v2_(v2) {}
 
   /// The zero of column o in group g.
-  int at(int64_t g, int64_t o) const noexcept { return field(g, o, !v2_); }
-  /// The field as stored.
-  int stored(int64_t g, int64_t o) const noexcept { return field(g, o, false); }
-
- private:
-  /// 2, 4 and 8 bits: a field lies in one word, and carries end there.
-  int field(int64_t g, int64_t o, bool add_one) const noexcept {
-    if (bits_ == 3) return field_of_3(g, o, add_one);
+  int at(int64_t g, int64_t o) const noexcept {
+    if (bits_ == 3) return field_of_3(g, o);
     const int64_t per_word = 32 / bits_;
     const uint32_t mask = (1u << bits_) - 1;
     uint32_t word = load_u32_at(g, o / per_word);
-    if (add_one) word += 0xFFFFFFFFu / mask;  // a one in the lowest bit of each field
+    if (!v2_)
+      word += 0xFFFFFFFFu / mask;  // a one in the lowest bit of each field; carries end here
     return static_cast<int>(word >> (o % per_word * bits_) & mask);
   }
 
+  /// True if column o's field, as far as it lies in the word where it begins, is stored as ones.
+  bool is_ones(int64_t g, int64_t o) const noexcept {
+    const auto shift = static_cast<int>(o * bits_ % 32);
+    const uint32_t mask = (1u << std::min(bits_, 32 - shift)) - 1;
+    return (load_u32_at(g, o * bits_ / 32) >> shift & mask) == mask;
+  }
+
+ private:
   /// 32 columns are 96 bits over three words; the last words may be missing in a file whose n is
   /// not a multiple of 32.
-  int field_of_3(int64_t g, int64_t o, bool add_one) const noexcept {
+  int field_of_3(int64_t g, int64_t o) const noexcept {
     const int64_t first = o / 32 * 3;
     uint64_t low = load_u32_at(g, first) | static_cast<uint64_t>(load_u32_at(g, first + 1)) << 32;
     uint64_t high = load_u32_at(g, first + 2);
-    if (add_one) {
+    if (!v2_) {
       constexpr uint64_t kOnesLow = 0x9249249249249249u, kOnesHigh = 0x24924924u;
       low += kOnesLow;
       high += kOnesHigh + (low < kOnesLow ? 1 : 0);
@@ -154,7 +157,6 @@ std::vector<int32_t> read_groups(const RawTensor& g_idx, std::string_view module
 /// field to the top of the word and so overwrites the fields above; a field of ones below one that
 /// is not all ones shows a borrow instead, as GPTQModel writes it, where nothing is lost.
 std::vector<int64_t> lost_rows(const PackedZeros& zeros, int bits, int64_t n_groups, int64_t n) {
-  const int ones = (1 << bits) - 1;
   std::vector<int64_t> lost;
   for (int64_t g = 0; g < n_groups; ++g) {
     for (int64_t begin = 0, end = 0; begin < n; begin = end) {
@@ -163,10 +165,10 @@ std::vector<int64_t> lost_rows(const PackedZeros& zeros, int bits, int64_t n_gro
       while (end < n && end * bits / 32 == word)
         ++end;
       int64_t run = end;
-      while (run > begin && zeros.stored(g, run - 1) == ones)
+      while (run > begin && zeros.is_ones(g, run - 1))
         --run;
       for (int64_t o = begin; o < run; ++o) {
-        if (zeros.stored(g, o) == ones) return {};
+        if (zeros.is_ones(g, o)) return {};
       }
       for (int64_t o = run + 1; o < end; ++o)
         lost.push_back(o);

@@ -1,0 +1,141 @@
+// Properties of the block codecs that goldens do not show; golden values:
+// tests/golden_quant_test.cpp.
+#include "quant/ggml_blocks.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "base/error.h"
+#include "quant/ggml_blocks_layout.h"
+#include "quant/ggml_grids.h"
+
+namespace qw {
+namespace {
+
+template <typename Visit>
+void for_each_type(Visit visit) {
+  for (int i = 0; i <= static_cast<int>(DType::kQ2_0); ++i)
+    visit(static_cast<DType>(i));
+}
+
+std::vector<float> normal_row(int64_t n) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> out(static_cast<size_t>(n));
+  for (float& value : out)
+    value = normal(random);
+  return out;
+}
+
+TEST(GgmlBlocks, EveryFloatAndBlockTypeDecodesAndIntegersAreRefused) {
+  for_each_type([](DType dtype) {
+    const std::vector<std::byte> bytes(4096);
+    std::vector<float> out(256, 1.0F);
+    if (is_float(dtype) || is_block(dtype)) {
+      decode_row(dtype, bytes.data(), 256, out.data());
+      // All-zero bytes are a zero scale, but for E8M0, whose smallest scale is 2^-128.
+      for (const float value : out)
+        EXPECT_EQ(value, 0.0F) << name_of(dtype);
+    } else {
+      EXPECT_THROW(decode_row(dtype, bytes.data(), 256, out.data()), Error) << name_of(dtype);
+      EXPECT_FALSE(can_encode(dtype)) << name_of(dtype);
+    }
+  });
+}
+
+TEST(GgmlBlocks, RowsMayLieAnywhere) {
+  const std::vector<float> row = normal_row(512);
+  for_each_type([&](DType dtype) {
+    if (!can_encode(dtype)) return;
+    const auto n_bytes = static_cast<size_t>(row_bytes(dtype, 512, "test"));
+    std::vector<std::byte> bytes(n_bytes + 1);
+    std::vector<float> aligned(512), shifted(512);
+    encode_row(dtype, row.data(), 512, bytes.data());
+    decode_row(dtype, bytes.data(), 512, aligned.data());
+    std::memmove(bytes.data() + 1, bytes.data(), n_bytes);
+    decode_row(dtype, bytes.data() + 1, 512, shifted.data());
+    EXPECT_EQ(aligned, shifted) << name_of(dtype);
+  });
+}
+
+TEST(GgmlBlocks, EncodingErrorShrinksWithBits) {
+  const std::vector<float> row = normal_row(2048);
+  const auto error_of = [&](DType dtype) {
+    std::vector<std::byte> bytes(static_cast<size_t>(row_bytes(dtype, 2048, "test")));
+    std::vector<float> decoded(2048);
+    encode_row(dtype, row.data(), 2048, bytes.data());
+    decode_row(dtype, bytes.data(), 2048, decoded.data());
+    double sum = 0;
+    for (size_t i = 0; i < 2048; ++i)
+      sum += std::pow(double{decoded[i]} - row[i], 2);
+    return std::sqrt(sum / 2048);
+  };
+  using enum DType;
+  const std::vector<DType> finer = {kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K, kQ8_0, kF16, kF32};
+  for (size_t i = 1; i < finer.size(); ++i) {
+    EXPECT_LT(error_of(finer[i]), error_of(finer[i - 1])) << name_of(finer[i]);
+  }
+}
+
+TEST(GgmlBlocks, EncodeRefusesWhatCannotBeStored) {
+  std::vector<float> row(256, 1.0F);
+  std::vector<std::byte> bytes(1024);
+  EXPECT_FALSE(can_encode(DType::kIQ2_XS));
+  EXPECT_THROW(encode_row(DType::kIQ2_XS, row.data(), 256, bytes.data()), Error);
+  row[17] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THROW(encode_row(DType::kQ4_K, row.data(), 256, bytes.data()), Error);
+  row[17] = 1e30F;  // its scale is beyond f16
+  EXPECT_THROW(encode_row(DType::kQ4_0, row.data(), 256, bytes.data()), Error);
+  row[17] = 1e5F;  // this one is not
+  EXPECT_NO_THROW(encode_row(DType::kQ4_0, row.data(), 256, bytes.data()));
+}
+
+TEST(GgmlBlocks, PackedScalesReadBack) {
+  K4Scales k4;
+  std::array<int8_t, 16> q3;
+  for (size_t s = 0; s < 8; ++s) {
+    k4.scale[s] = static_cast<uint8_t>(9 * s);
+    k4.min[s] = static_cast<uint8_t>(63 - 7 * s);
+  }
+  for (size_t s = 0; s < 16; ++s)
+    q3[s] = static_cast<int8_t>(4 * static_cast<int>(s) - 31);
+  EXPECT_EQ(unpack_k4_scales(pack_k4_scales(k4)).scale, k4.scale);
+  EXPECT_EQ(unpack_k4_scales(pack_k4_scales(k4)).min, k4.min);
+  EXPECT_EQ(unpack_q3_k_scales(pack_q3_k_scales(q3)), q3);
+}
+
+TEST(GgmlBlocks, SmallFloatScales) {
+  EXPECT_EQ(e8m0_half(0), 0x1p-128F);
+  EXPECT_EQ(e8m0_half(1), 0x1p-127F);
+  EXPECT_EQ(e8m0_half(128), 1.0F);
+  EXPECT_EQ(ue4m3_half(0x01), 0x1p-10F);
+  EXPECT_EQ(ue4m3_half(0x38), 0.5F);
+  EXPECT_EQ(ue4m3_half(0x7E), 224.0F);
+  EXPECT_EQ(ue4m3_half(0x7F), 0.0F);
+}
+
+TEST(GgmlBlocks, SignIndicesGiveAnEvenNumberOfSigns) {
+  for (unsigned index = 0; index < 128; ++index) {
+    EXPECT_EQ(iq_signs(index) & 127u, index);
+    EXPECT_EQ(std::popcount(iq_signs(index)) % 2, 0);
+  }
+}
+
+TEST(GgmlBlocks, DoublesNarrowWithoutSurprises) {
+  const std::vector<double> values = {1.0 / 3.0, 1e300, -1e300, 0x1.fffffep127, 1e-320};
+  std::vector<float> out(values.size());
+  decode_row(DType::kF64, reinterpret_cast<const std::byte*>(values.data()), 5, out.data());
+  EXPECT_EQ(out[0], 1.0F / 3.0F);
+  EXPECT_EQ(out[1], std::numeric_limits<float>::infinity());
+  EXPECT_EQ(out[2], -std::numeric_limits<float>::infinity());
+  EXPECT_EQ(out[3], std::numeric_limits<float>::max());
+  EXPECT_EQ(out[4], 0.0F);
+}
+
+}  // namespace
+}  // namespace qw
