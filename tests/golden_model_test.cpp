@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <numeric>
 
 #include "model/rope.h"
@@ -20,18 +19,6 @@ using nlohmann::json;
 /// Bounds of golden/models/README.md for f32 maths, and the bound on logits.
 constexpr double kLogits = 5e-4, kLogitsRelative = 1e-4, kTrace = 2e-4, kLogprob = 1e-4;
 constexpr double kGreedyMargin = 0.02;
-
-std::vector<std::string> model_names() {
-  std::vector<std::string> names;
-  if (const auto root = find_golden("models")) {
-    for (const auto& entry : std::filesystem::directory_iterator(*root)) {
-      if (std::filesystem::exists(entry.path() / "expected.json"))
-        names.push_back(entry.path().filename().string());
-    }
-  }
-  std::ranges::sort(names);
-  return names;
-}
 
 struct Case {
   std::string model, variant;
@@ -138,7 +125,8 @@ TEST_P(GoldenModel, LogProbabilitiesOfAGivenText) {
   ASSERT_EQ(got.size(), want.size());
   for (size_t i = 0; i < got.size(); ++i)
     EXPECT_NEAR(got[i], want[i], exact_ ? kLogprob : 2 * logit_tolerance()) << i;
-  const double nll = -std::accumulate(got.begin(), got.end(), 0.0) / static_cast<double>(got.size());
+  const double nll =
+      -std::accumulate(got.begin(), got.end(), 0.0) / static_cast<double>(got.size());
   EXPECT_NEAR(nll, forced["mean_nll"].get<double>(), exact_ ? 1e-5 : 0.05);
 }
 
@@ -195,30 +183,26 @@ TEST_P(GoldenTorchFile, EqualsTheSafetensorsModel) {
   ModelRunner runner(*path, "reference");
   for (const json& prompt : expected["prompts"]) {
     const auto got = runner.logits(prompt["input_ids"], prompt["positions"]);
-    EXPECT_LE(largest_difference(got, floats_of(tensors.at(prompt["logits"])), runner.vocab()).absolute,
-              kLogits);
+    EXPECT_LE(
+        largest_difference(got, floats_of(tensors.at(prompt["logits"])), runner.vocab()).absolute,
+        kLogits);
   }
 }
 
 std::vector<Case> cases() {
   std::vector<Case> out;
-  for (const std::string& model : model_names())
+  for (const std::string& model : golden_names("models"))
     for (const char* variant : {"reference", "cpu_f32", "cpu"})
       out.push_back({model, variant});
   return out;
 }
 
-std::string name_of_case(const testing::TestParamInfo<Case>& info) {
-  std::string name = info.param.model + "_" + info.param.variant;
-  std::ranges::replace_if(name, [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
-  return name;
-}
-
-INSTANTIATE_TEST_SUITE_P(All, GoldenModel, testing::ValuesIn(cases()), name_of_case);
-INSTANTIATE_TEST_SUITE_P(All, GoldenTorchFile, testing::Values("bin-zip", "bin-legacy", "bin-sharded"),
-                         [](const auto& info) {
-                           return info.param.substr(4);
-                         });
+INSTANTIATE_TEST_SUITE_P(All, GoldenModel, testing::ValuesIn(cases()), [](const auto& info) {
+  return test_name(info.param.model + "_" + info.param.variant);
+});
+INSTANTIATE_TEST_SUITE_P(All, GoldenTorchFile,
+                         testing::Values("bin-zip", "bin-legacy", "bin-sharded"),
+                         [](const auto& info) { return info.param.substr(4); });
 
 }  // namespace
 

@@ -47,7 +47,8 @@ void Backend::logits(const Rows& h, std::span<const int32_t> rows, const Linear&
   for (size_t begin = 0; begin < rows.size();) {
     // Adjacent rows go through one product; one row's sum does not depend on its neighbours.
     size_t end = begin + 1;
-    while (end < rows.size() && rows[end] == rows[end - 1] + 1 && end - begin < kLogitRows) ++end;
+    while (end < rows.size() && rows[end] == rows[end - 1] + 1 && end - begin < kLogitRows)
+      ++end;
     const auto count = static_cast<int64_t>(end - begin);
     const Rows y = scratch(*this, logits_scratch_, count, vocab);
     linear(h.slice_rows(rows[begin], count), lm_head, y, {}, rows.subspan(begin, end - begin));

@@ -63,8 +63,9 @@ void decode_checked(const LinearSource& source, float* out) {
   source.decode_rows(0, source.n, out);
   for (int64_t i = 0; i < source.n * source.k; ++i) {
     if (!std::isfinite(out[i])) {
-      fail(ErrorKind::kCorrupt, "backend", "{}: expected finite weights, got {} (row {}, column {})",
-           printable(source.name), out[i], i / source.k, i % source.k);
+      fail(ErrorKind::kCorrupt, "backend",
+           "{}: expected finite weights, got {} (row {}, column {})", printable(source.name),
+           out[i], i / source.k, i % source.k);
     }
   }
 }
@@ -103,7 +104,9 @@ class HostKv : public KvCache {
   }
 
   float* key(int layer, int64_t slot) { return keys_.data() + (layer * slots_ + slot) * width_; }
-  float* value(int layer, int64_t slot) { return values_.data() + (layer * slots_ + slot) * width_; }
+  float* value(int layer, int64_t slot) {
+    return values_.data() + (layer * slots_ + slot) * width_;
+  }
   const float* key(int layer, int64_t slot) const {
     return keys_.data() + (layer * slots_ + slot) * width_;
   }
@@ -167,7 +170,8 @@ class ReferenceBackend : public Backend {
   int64_t kv_bytes(const KvSpec& spec) const override {
     check_kv(spec);
     const int64_t row = int64_t{2} * spec.n_layers * spec.n_kv_heads * spec.head_dim * 4;
-    return checked_mul(checked_mul<int64_t>(row, kPageTokens, "KV cache"), spec.n_pages, "KV cache");
+    return checked_mul(checked_mul<int64_t>(row, kPageTokens, "KV cache"), spec.n_pages,
+                       "KV cache");
   }
   void download(const Rows& rows, float* out) const override {
     for (int64_t r = 0; r < rows.rows; ++r)
@@ -256,7 +260,8 @@ std::unique_ptr<DeviceVector> ReferenceBackend::upload(std::span<const float> va
 
 void ReferenceBackend::check_kv(const KvSpec& spec) {
   const bool blocks = spec.type == DType::kQ8_0 || spec.type == DType::kQ4_0;
-  if (!blocks && spec.type != DType::kF32 && spec.type != DType::kF16 && spec.type != DType::kBF16) {
+  if (!blocks && spec.type != DType::kF32 && spec.type != DType::kF16 &&
+      spec.type != DType::kBF16) {
     fail(ErrorKind::kUnsupported, "backend",
          "KV cache type: expected f32, f16, bf16, q8_0 or q4_0, got {}", name_of(spec.type));
   }
@@ -313,13 +318,14 @@ void ReferenceBackend::add_delta(const LoraDelta& delta, const float* x,
   for (int64_t i = 0; i < rank; ++i)
     t[static_cast<size_t>(i)] = static_cast<float>(dot(x, values_of(*delta.a).data() + i * k, k));
   for (int64_t o = 0; o < delta.b->n; ++o) {
-    const double addend =
-        static_cast<double>(delta.scale) * dot(t.data(), values_of(*delta.b).data() + o * rank, rank);
+    const double addend = static_cast<double>(delta.scale) *
+                          dot(t.data(), values_of(*delta.b).data() + o * rank, rank);
     double& out = y[static_cast<size_t>(delta.out_begin + o)];
     if (delta.row_factor == nullptr) {
       out += addend;
     } else {  // `out` is W x as yet: one DoRA delta per row (see LoraDelta)
-      out = static_cast<double>(values_of(*delta.row_factor)[static_cast<size_t>(o)]) * (out + addend);
+      out = static_cast<double>(values_of(*delta.row_factor)[static_cast<size_t>(o)]) *
+            (out + addend);
     }
   }
 }
@@ -350,7 +356,8 @@ void ReferenceBackend::linear(const Rows& x, const Linear& layer, const Rows& y,
     float* out = row_of(y, r);
     for (int64_t o = 0; o < weight.n; ++o) {
       double value = product[static_cast<size_t>(o)];
-      if (layer.bias != nullptr) value += static_cast<double>(values_of(*layer.bias)[static_cast<size_t>(o)]);
+      if (layer.bias != nullptr)
+        value += static_cast<double>(values_of(*layer.bias)[static_cast<size_t>(o)]);
       if (epilogue.accumulate) value += static_cast<double>(out[o]);
       out[o] = static_cast<float>(value);
     }
@@ -402,8 +409,8 @@ void ReferenceBackend::paged_attention(const Rows& qkv, const KvCache& kv, int l
       double largest = -std::numeric_limits<double>::infinity();
       bool finite = true;
       for (int64_t j = first; j <= position; ++j) {
-        const double score = dot(q, cache.key(layer, slot_of(j)) + kv_offset, hd) *
-                             static_cast<double>(spec.scale);
+        const double score =
+            dot(q, cache.key(layer, slot_of(j)) + kv_offset, hd) * static_cast<double>(spec.scale);
         weights[static_cast<size_t>(j - first)] = score;
         largest = std::max(largest, score);
         finite = finite && std::isfinite(score);

@@ -1,10 +1,193 @@
+// Applying adapters: low-rank deltas join the layers, whole tensors become overrides.
+//
+// Level 5 (model). Everything is staged first, so that an adapter that fails leaves no trace.
+#include <cmath>
+#include <optional>
+
 #include "base/error.h"
+#include "model/adapter_file.h"
 #include "model/qwen2_model.h"
 
 namespace qw {
 
-int32_t Qwen2Model::add_adapters(const std::vector<AdapterSpec>& /*adapters*/) {
-  fail(ErrorKind::kUnsupported, "adapter", "adapters: not built in yet");
+namespace {
+
+void check_shape(const std::string& module, const LinearSource& got, int64_t n, int64_t k,
+                 const std::string& path) {
+  if (got.n == n && got.k == k) return;
+  fail(ErrorKind::kCorrupt, "adapter", "module {}: expected {} [{}, {}], got [{}, {}] ({})",
+       printable(module), printable(got.name), n, k, got.n, got.k, printable(path));
+}
+
+/// m / ||W + s B A||, one factor per row (DoRA). Rows are decoded one at a time.
+std::vector<float> dora_row_factors(const LinearSource& w, const LowRankDelta& delta,
+                                    double scale) {
+  const int64_t rank = delta.a.n, k = delta.a.k;
+  std::vector<float> a(static_cast<size_t>(rank * k)), b(static_cast<size_t>(rank));
+  delta.a.decode_rows(0, rank, a.data());
+  std::vector<float> row(static_cast<size_t>(k)), factors;
+  std::vector<double> sum(static_cast<size_t>(k));
+  for (int64_t o = 0; o < w.n; ++o) {
+    w.decode_rows(o, 1, row.data());
+    delta.b.decode_rows(o, 1, b.data());
+    std::copy(row.begin(), row.end(), sum.begin());
+    for (int64_t j = 0; j < rank; ++j) {
+      const double factor = scale * static_cast<double>(b[static_cast<size_t>(j)]);
+      for (int64_t i = 0; i < k; ++i)
+        sum[static_cast<size_t>(i)] +=
+            factor * static_cast<double>(a[static_cast<size_t>(j * k + i)]);
+    }
+    double squares = 0;
+    for (const double value : sum)
+      squares += value * value;
+    factors.push_back(static_cast<float>(
+        static_cast<double>(delta.magnitude[static_cast<size_t>(o)]) / std::sqrt(squares)));
+  }
+  return factors;
+}
+
+/// A dense f32 matrix of our own as a source.
+LinearSource source_of(std::shared_ptr<const std::vector<float>> values, int64_t n, int64_t k,
+                       std::string name) {
+  LinearSource out;
+  out.name = std::move(name);
+  out.n = n;
+  out.k = k;
+  out.data = DenseRows{DType::kF32, reinterpret_cast<const std::byte*>(values->data()),
+                       k * static_cast<int64_t>(sizeof(float))};
+  out.owner = std::move(values);
+  return out;
+}
+
+/// table[t] += scale * B A[:, t] for every token t.
+void add_embedding_delta(std::vector<float>& table, int64_t vocab, int64_t hidden,
+                         const EmbeddingDelta& delta, double scale) {
+  const int64_t rank = delta.b.k;
+  std::vector<float> a(static_cast<size_t>(rank * vocab)), b(static_cast<size_t>(hidden * rank));
+  delta.a.decode_rows(0, delta.a.n, a.data());
+  delta.b.decode_rows(0, hidden, b.data());
+  for (int64_t t = 0; t < vocab; ++t) {
+    for (int64_t h = 0; h < hidden; ++h) {
+      double sum = 0;
+      for (int64_t j = 0; j < rank; ++j) {
+        const float at =
+            a[static_cast<size_t>(delta.a_rows_are_tokens ? t * rank + j : j * vocab + t)];
+        sum += static_cast<double>(b[static_cast<size_t>(h * rank + j)]) * static_cast<double>(at);
+      }
+      table[static_cast<size_t>(t * hidden + h)] += static_cast<float>(scale * sum);
+    }
+  }
+}
+
+/// One combination of adapters, as it is being put together.
+class Combination {
+ public:
+  Combination(int32_t id, const ModelConfig& config, const NetworkSources& sources,
+              Network& network, Backend& backend)
+      : id_(id), config_(config), sources_(sources), network_(network), backend_(backend) {}
+
+  void add(const AdapterFile& file, double scale) {
+    for (const Replacement& replacement : file.replacements)
+      replace(replacement, file.path);
+    for (const EmbeddingDelta& delta : file.embedding_deltas)
+      add_to_embedding(delta, scale, file.path);
+    for (const LowRankDelta& delta : file.deltas)
+      add_delta(delta, scale, file.path);
+  }
+
+  /// Moves the deltas into the layers; nothing can fail from here on but memory.
+  AdapterOverrides finish() {
+    AdapterOverrides out;
+    if (embedding_) out.embedding = backend_.pack_embedding(*embedding_);
+    if (head_) {
+      out.lm_head.name = "lm_head";
+      out.lm_head.weight = backend_.pack_linear({&*head_, 1});
+    }
+    for (auto& [linear, delta] : staged_) {
+      // Deltas of lm_head go to the adapter's own one when it has one.
+      Linear* target = linear == &network_.lm_head && head_ ? &out.lm_head : linear;
+      target->deltas.push_back(std::move(delta));
+    }
+    return out;
+  }
+
+ private:
+  void replace(const Replacement& replacement, const std::string& path) {
+    const bool is_embedding = replacement.id.slot == Slot::kEmbedding;
+    if (!is_embedding && replacement.id.slot != Slot::kLmHead) {
+      fail(ErrorKind::kUnsupported, "adapter",
+           "tensor {}: whole tensors are supported for embed_tokens and lm_head only ({})",
+           printable(replacement.weight.name), printable(path));
+    }
+    std::optional<LinearSource>& target = is_embedding ? embedding_ : head_;
+    if (target) {
+      fail(ErrorKind::kInvalidArgument, "adapter",
+           "tensor {}: expected one adapter to replace it, a second one does ({})",
+           printable(replacement.weight.name), printable(path));
+    }
+    check_shape(hf_name(replacement.id), replacement.weight, config_.vocab, config_.hidden, path);
+    target = replacement.weight;
+  }
+
+  void add_to_embedding(const EmbeddingDelta& delta, double scale, const std::string& path) {
+    const int64_t rank = delta.b.k;
+    check_shape("embed_tokens", delta.a, delta.a_rows_are_tokens ? config_.vocab : rank,
+                delta.a_rows_are_tokens ? rank : config_.vocab, path);
+    check_shape("embed_tokens", delta.b, config_.hidden, rank, path);
+    const LinearSource base = embedding_ ? *embedding_ : sources_.embedding.parts.front();
+    auto table = std::make_shared<std::vector<float>>(static_cast<size_t>(base.n * base.k));
+    base.decode_rows(0, base.n, table->data());
+    add_embedding_delta(*table, base.n, base.k, delta, delta.scaling * scale);
+    embedding_ = source_of(std::move(table), base.n, base.k, "embed_tokens with adapter");
+  }
+
+  void add_delta(const LowRankDelta& delta, double scale, const std::string& path) {
+    const Network::Place place = network_.find(sources_, delta.id);
+    if (place.linear == nullptr) {
+      fail(ErrorKind::kCorrupt, "adapter",
+           "module {}: expected a linear layer of this model, it has none of this name ({})",
+           printable(delta.name), printable(path));
+    }
+    const LinearSource& part = place.parts->parts[place.part];
+    check_shape(delta.name, delta.a, delta.a.n, part.k, path);
+    check_shape(delta.name, delta.b, part.n, delta.a.n, path);
+    const double total = delta.scaling * scale;
+    LoraDelta out;
+    out.adapter = id_;
+    out.out_begin = place.row_begin;
+    out.scale = static_cast<float>(total);
+    out.a = backend_.pack_linear({&delta.a, 1});
+    out.b = backend_.pack_linear({&delta.b, 1});
+    if (!delta.magnitude.empty()) {
+      const LinearSource& w = delta.id.slot == Slot::kLmHead && head_ ? *head_ : part;
+      out.row_factor = backend_.upload(dora_row_factors(w, delta, total));
+    }
+    staged_.emplace_back(place.linear, std::move(out));
+  }
+
+  int32_t id_;
+  const ModelConfig& config_;
+  const NetworkSources& sources_;
+  Network& network_;
+  Backend& backend_;
+  std::optional<LinearSource> embedding_, head_;  // empty: the base's
+  std::vector<std::pair<Linear*, LoraDelta>> staged_;
+};
+
+}  // namespace
+
+int32_t Qwen2Model::add_adapters(const std::vector<AdapterSpec>& adapters) {
+  const auto id = static_cast<int32_t>(adapters_.size());
+  Combination combination(id, config_, sources_, network_, backend_);
+  for (const AdapterSpec& spec : adapters) {
+    if (!std::isfinite(spec.scale)) {
+      fail(ErrorKind::kInvalidArgument, "adapter", "scale of {}: expected a number, got {}",
+           printable(spec.path), spec.scale);
+    }
+    combination.add(read_adapter(spec.path), spec.scale);
+  }
+  adapters_.push_back(combination.finish());
+  return id;
 }
 
 }  // namespace qw

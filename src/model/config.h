@@ -30,7 +30,7 @@ struct QuantizationConfig {
   int bits = 0;
   int64_t group_size = 0;
   bool desc_act = false, sym = true, zero_point = true, v2_zeros = false;
-  std::string awq_version;                        // gemm, gemv, gemv_fast
+  std::string awq_version;  // gemm, gemv, gemv_fast
   std::vector<std::string> modules_to_not_convert;
 };
 
@@ -52,15 +52,16 @@ struct ModelConfig {
   RopeConfig rope;
   int64_t sliding_window = 0;  // 0: none
   int max_window_layers = 0;   // layers with index >= this are windowed, unless
-  std::vector<bool> layer_is_windowed;  // says so for each layer (`layer_types`); empty: it does not
+  std::vector<bool>
+      layer_is_windowed;  // says so for each layer (`layer_types`); empty: it does not
   std::optional<MoeConfig> moe;
   QuantizationConfig quantization;
-  std::vector<int32_t> eos_ids;       // config.json / GGUF; generation_config may say more
+  std::vector<int32_t> eos_ids;  // config.json / GGUF; generation_config may say more
   std::optional<int32_t> bos_id, pad_id;
 
   bool layer_is_sparse(int layer) const;
   int64_t window_of_layer(int layer) const;  // 0: full attention
-  int64_t n_parameters() const;         // all of them
+  int64_t n_parameters() const;              // all of them
   int64_t n_parameters_active() const;  // those one token uses, both vocabulary matrices excluded
 
   /// Errors: corrupt (missing field, wrong type, impossible sizes), unsupported (architecture,

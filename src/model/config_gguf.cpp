@@ -52,8 +52,9 @@ void read_rope(const Keys& keys, const std::string& file, ModelConfig& config) {
     rope.scaling = type == "linear" ? RopeScaling::kLinear : RopeScaling::kYarn;
     rope.factor = keys.real("rope.scaling.factor");
   } else if (!type.empty() && type != "none") {
-    fail(ErrorKind::kUnsupported, "config", "rope scaling: expected none, linear or yarn, got {} ({})",
-         printable(type), printable(file));
+    fail(ErrorKind::kUnsupported, "config",
+         "rope scaling: expected none, linear or yarn, got {} ({})", printable(type),
+         printable(file));
   }
   if (rope.scaling != RopeScaling::kYarn) return;
   rope.original_max_positions =
@@ -142,8 +143,8 @@ ModelConfig ModelConfig::from_gguf(const Checkpoint& checkpoint) {
   config.hidden = keys.integer("embedding_length");
   config.n_layers = keys.int32("block_count");
   config.n_heads = keys.int32("attention.head_count");
-  config.n_kv_heads = checked_cast<int>(
-      keys.integer_or("attention.head_count_kv", config.n_heads), "attention.head_count_kv");
+  config.n_kv_heads = checked_cast<int>(keys.integer_or("attention.head_count_kv", config.n_heads),
+                                        "attention.head_count_kv");
   if (keys.has("attention.key_length")) {
     config.head_dim = keys.int32("attention.key_length");
     if (keys.integer_or("attention.value_length", config.head_dim) != config.head_dim) {

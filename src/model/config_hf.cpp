@@ -33,7 +33,9 @@ void check_architecture(const ordered_json& json, ModelConfig& config) {
     name = list->front().get<std::string>();
   } else {
     const std::string type = required_string(json, "model_type", kFile);
-    name = type == "qwen2" ? "Qwen2ForCausalLM" : type == "qwen2_moe" ? "Qwen2MoeForCausalLM" : type;
+    name = type == "qwen2"       ? "Qwen2ForCausalLM"
+           : type == "qwen2_moe" ? "Qwen2MoeForCausalLM"
+                                 : type;
   }
   if (name != "Qwen2ForCausalLM" && name != "Qwen2MoeForCausalLM") {
     fail(ErrorKind::kUnsupported, "config",
@@ -82,8 +84,8 @@ void read_rope(const ordered_json& json, ModelConfig& config) {
          kFile);
   }
   rope.factor = required_real(*scaling, "factor", kFile);
-  rope.original_max_positions =
-      optional_int(*scaling, "original_max_position_embeddings", kFile).value_or(config.max_positions);
+  rope.original_max_positions = optional_int(*scaling, "original_max_position_embeddings", kFile)
+                                    .value_or(config.max_positions);
   rope.beta_fast = optional_real(*scaling, "beta_fast", kFile).value_or(rope.beta_fast);
   rope.beta_slow = optional_real(*scaling, "beta_slow", kFile).value_or(rope.beta_slow);
   rope.attention_factor = optional_real(*scaling, "attention_factor", kFile);
@@ -184,8 +186,9 @@ void read_gptq(const ordered_json& json, std::string_view file, QuantizationConf
 
 void read_awq(const ordered_json& json, std::string_view file, QuantizationConfig& q) {
   q.awq_version = optional_string(json, "version", file).value_or("gemm");
-  std::ranges::transform(q.awq_version, q.awq_version.begin(),
-                         [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+  std::ranges::transform(q.awq_version, q.awq_version.begin(), [](char c) {
+    return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+  });
   q.zero_point = optional_bool(json, "zero_point", file).value_or(true);
   constexpr std::array<std::string_view, 3> kVersions = {"gemm", "gemv", "gemv_fast"};
   if (std::ranges::find(kVersions, q.awq_version) == kVersions.end()) {
@@ -206,8 +209,8 @@ QuantizationConfig read_quantization(const ordered_json& json, std::string_view 
   const auto method = optional_string(json, "quant_method", file);
   q.method = method ? *method : awq_keys ? "awq" : "gptq";
   if (q.method != "gptq" && q.method != "awq") {
-    fail(ErrorKind::kUnsupported, "config", "quantisation method: expected gptq or awq, got {} ({})",
-         printable(q.method), file);
+    fail(ErrorKind::kUnsupported, "config",
+         "quantisation method: expected gptq or awq, got {} ({})", printable(q.method), file);
   }
   const auto bits = first_int(json, {"bits", "w_bit"}, file);
   const auto group = first_int(json, {"group_size", "q_group_size"}, file);
@@ -233,7 +236,8 @@ QuantizationConfig read_quantization(const ordered_json& json, std::string_view 
 
 ModelConfig ModelConfig::from_hf(const Checkpoint& checkpoint) {
   if (!checkpoint.config_json) {
-    fail(ErrorKind::kNotFound, "config", "config.json: expected it beside the weights, found none ({})",
+    fail(ErrorKind::kNotFound, "config",
+         "config.json: expected it beside the weights, found none ({})",
          printable(checkpoint.directory));
   }
   const ordered_json json = parse_json_object(*checkpoint.config_json, kFile);
@@ -241,8 +245,8 @@ ModelConfig ModelConfig::from_hf(const Checkpoint& checkpoint) {
   check_architecture(json, config);
   const std::string act = required_string(json, "hidden_act", kFile);
   if (act != "silu" && act != "swish") {
-    fail(ErrorKind::kUnsupported, "config", "hidden_act: expected silu, got {} ({})", printable(act),
-         kFile);
+    fail(ErrorKind::kUnsupported, "config", "hidden_act: expected silu, got {} ({})",
+         printable(act), kFile);
   }
   config.hidden = required_int(json, "hidden_size", kFile);
   config.intermediate = required_int(json, "intermediate_size", kFile);
@@ -250,13 +254,15 @@ ModelConfig ModelConfig::from_hf(const Checkpoint& checkpoint) {
   config.n_layers = required_int32(json, "num_hidden_layers");
   config.n_heads = required_int32(json, "num_attention_heads");
   const auto kv_heads = optional_int(json, "num_key_value_heads", kFile);
-  config.n_kv_heads = kv_heads ? checked_cast<int>(*kv_heads, "num_key_value_heads") : config.n_heads;
+  config.n_kv_heads =
+      kv_heads ? checked_cast<int>(*kv_heads, "num_key_value_heads") : config.n_heads;
   if (const auto head_dim = optional_int(json, "head_dim", kFile)) {
     config.head_dim = checked_cast<int>(*head_dim, "head_dim");
   } else {
     if (config.n_heads < 1 || config.hidden % config.n_heads != 0) {
-      fail(ErrorKind::kCorrupt, "config", "hidden_size: expected a multiple of {} heads, got {} ({})",
-           config.n_heads, config.hidden, kFile);
+      fail(ErrorKind::kCorrupt, "config",
+           "hidden_size: expected a multiple of {} heads, got {} ({})", config.n_heads,
+           config.hidden, kFile);
     }
     config.head_dim = checked_cast<int>(config.hidden / config.n_heads, "head size");
   }
@@ -278,8 +284,8 @@ ModelConfig ModelConfig::from_hf(const Checkpoint& checkpoint) {
     config.quantization = read_quantization(*quantization, kFile);
   } else if (checkpoint.quantize_config_json) {
     constexpr std::string_view kQuantize = "quantize_config.json";
-    config.quantization =
-        read_quantization(parse_json_object(*checkpoint.quantize_config_json, kQuantize), kQuantize);
+    config.quantization = read_quantization(
+        parse_json_object(*checkpoint.quantize_config_json, kQuantize), kQuantize);
   }
   config.check(std::string(kFile));
   return config;

@@ -11,8 +11,8 @@
 #include <string_view>
 #include <vector>
 
-#include "base/cancel.h"
 #include "backend/backend.h"
+#include "base/cancel.h"
 #include "checkpoint/checkpoint.h"
 #include "model/config.h"
 
@@ -31,7 +31,7 @@ class ForwardObserver {
 };
 
 struct LoadOptions {
-  bool quiet = false;                 // no progress on stderr
+  bool quiet = false;  // no progress on stderr
   const CancelFlag* cancel = nullptr;
   std::function<void(std::string)> on_warning;  // null: logged
 };
@@ -63,7 +63,8 @@ class Model {
   /// One step: logits [plan.logit_rows.size(), vocab] to `logits` (host; null: none wanted).
   /// Ids must be in [0, vocab), slots in the cache. Errors: internal when the plan is inconsistent;
   /// corrupt, naming the layer, when a value is not finite.
-  virtual void forward(const BatchPlan& plan, KvCache& kv, float* logits, ForwardObserver* observer = nullptr) = 0;
+  virtual void forward(const BatchPlan& plan, KvCache& kv, float* logits,
+                       ForwardObserver* observer = nullptr) = 0;
 
   /// Resident bytes of packed weights, and bytes that decoding one token must read
   /// (weights but the embedding table; active experts only).

@@ -117,7 +117,8 @@ void Network::for_each_linear(
     call(w.down, s.down);
     if (w.moe == nullptr) continue;
     call(w.moe->router, s.moe.router);
-    const double active = static_cast<double>(w.moe->top_k) / static_cast<double>(w.moe->down.size());
+    const double active =
+        static_cast<double>(w.moe->top_k) / static_cast<double>(w.moe->down.size());
     for (size_t e = 0; e < w.moe->down.size(); ++e) {
       call(w.moe->gate_up[e], s.moe.gate_up[e], active);
       call(w.moe->down[e], s.moe.down[e], active);

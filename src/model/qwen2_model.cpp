@@ -73,8 +73,11 @@ Qwen2Model::Qwen2Model(std::shared_ptr<const Checkpoint> checkpoint, ModelConfig
 }
 
 std::unique_ptr<KvCache> Qwen2Model::make_kv(int64_t n_pages, DType type) const {
-  return backend_.make_kv({.n_layers = config_.n_layers, .n_kv_heads = config_.n_kv_heads,
-                           .head_dim = config_.head_dim, .n_pages = n_pages, .type = type});
+  return backend_.make_kv({.n_layers = config_.n_layers,
+                           .n_kv_heads = config_.n_kv_heads,
+                           .head_dim = config_.head_dim,
+                           .n_pages = n_pages,
+                           .type = type});
 }
 
 std::vector<Model::LayerInfo> Qwen2Model::layers() const {
@@ -147,8 +150,8 @@ void Qwen2Model::attention(int layer, const Activations& a, KvCache& kv,
       .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim))),
       .window = config_.window_of_layer(layer)};
   const int64_t q = a.o.cols, k = (a.qkv.cols - q) / 2;
-  backend_.linear(a.h, w.qkv, a.qkv);               // [T, (nh + 2 nkv) * hd]
-  backend_.rope_store_kv(a.qkv, kv, layer, spec);   // rotates q, k; writes k, v at plan.slots
+  backend_.linear(a.h, w.qkv, a.qkv);              // [T, (nh + 2 nkv) * hd]
+  backend_.rope_store_kv(a.qkv, kv, layer, spec);  // rotates q, k; writes k, v at plan.slots
   tap(observer, backend_, a.qkv.slice_cols(0, q), "layer{}.q_rope", layer);
   tap(observer, backend_, a.qkv.slice_cols(q, k), "layer{}.k_rope", layer);
   tap(observer, backend_, a.qkv.slice_cols(q + k, k), "layer{}.v", layer);
@@ -200,7 +203,8 @@ void Qwen2Model::compute_logits(const BatchPlan& plan, const Rows& h, float* log
   for (size_t begin = 0; begin < rows.size();) {
     const Linear& head = head_of(rows[begin]);
     size_t end = begin + 1;
-    while (end < rows.size() && &head_of(rows[end]) == &head) ++end;
+    while (end < rows.size() && &head_of(rows[end]) == &head)
+      ++end;
     backend_.logits(h, rows.subspan(begin, end - begin), head,
                     logits + static_cast<int64_t>(begin) * config_.vocab);
     begin = end;
@@ -222,16 +226,19 @@ void Qwen2Model::check_plan(const BatchPlan& plan, const KvCache& kv) const {
   QW_CHECK(plan.seq_rope_length.size() == n_seqs);
   QW_CHECK(plan.adapters.empty() || plan.adapters.size() == n_seqs);
   QW_CHECK(plan.seq_begin.front() == 0 && plan.seq_begin.back() == static_cast<int32_t>(n_tokens));
-  QW_CHECK(plan.page_begin.front() >= 0 && plan.page_begin.back() <= static_cast<int32_t>(plan.pages.size()));
+  QW_CHECK(plan.page_begin.front() >= 0 &&
+           plan.page_begin.back() <= static_cast<int32_t>(plan.pages.size()));
   QW_CHECK(kv.spec.n_layers == config_.n_layers && kv.spec.n_kv_heads == config_.n_kv_heads &&
            kv.spec.head_dim == config_.head_dim);
   const int64_t n_slots = kv.spec.n_pages * kv.page_tokens;
   for (size_t s = 0; s < n_seqs; ++s) {
-    QW_CHECK(plan.seq_begin[s] <= plan.seq_begin[s + 1] && plan.page_begin[s] <= plan.page_begin[s + 1]);
+    QW_CHECK(plan.seq_begin[s] <= plan.seq_begin[s + 1] &&
+             plan.page_begin[s] <= plan.page_begin[s + 1]);
     QW_CHECK(plan.adapters.empty() || plan.adapters[s] < static_cast<int32_t>(adapters_.size()),
              "adapter {} of {}", plan.adapters[s], adapters_.size());
     const int64_t held = int64_t{plan.page_begin[s + 1] - plan.page_begin[s]} * kv.page_tokens;
-    for (auto t = static_cast<size_t>(plan.seq_begin[s]); t < static_cast<size_t>(plan.seq_begin[s + 1]); ++t) {
+    for (auto t = static_cast<size_t>(plan.seq_begin[s]);
+         t < static_cast<size_t>(plan.seq_begin[s + 1]); ++t) {
       QW_CHECK(plan.tokens[t] >= 0 && plan.tokens[t] < config_.vocab, "token {}", plan.tokens[t]);
       QW_CHECK(plan.positions[t] >= 0 && plan.positions[t] < held, "position {} of {} slots",
                plan.positions[t], held);

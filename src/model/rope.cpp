@@ -11,14 +11,15 @@ namespace {
 /// base^(2i/d) as torch.pow gives it for f32: both operands rounded to f32, one rounding after.
 float power(double base, int64_t i, int head_dim) {
   const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
-  return static_cast<float>(std::pow(static_cast<double>(static_cast<float>(base)),
-                                     static_cast<double>(exponent)));
+  return static_cast<float>(
+      std::pow(static_cast<double>(static_cast<float>(base)), static_cast<double>(exponent)));
 }
 
 /// Index of the dimension that turns `rotations` times over the original context (YaRN, eq. 23).
 double correction_dim(double rotations, const RopeConfig& rope, int head_dim) {
   return head_dim *
-         std::log(static_cast<double>(rope.original_max_positions) / (rotations * 2 * std::numbers::pi)) /
+         std::log(static_cast<double>(rope.original_max_positions) /
+                  (rotations * 2 * std::numbers::pi)) /
          (2 * std::log(rope.theta));
 }
 
@@ -32,7 +33,8 @@ std::vector<float> yarn_frequencies(const RopeConfig& rope, int head_dim) {
     const float extrapolated = 1.0f / p;
     const float interpolated = 1.0f / (static_cast<float>(rope.factor) * p);
     const float ramp = std::clamp(
-        (static_cast<float>(i) - static_cast<float>(low)) / static_cast<float>(high - low), 0.0f, 1.0f);
+        (static_cast<float>(i) - static_cast<float>(low)) / static_cast<float>(high - low), 0.0f,
+        1.0f);
     const float keep = 1.0f - ramp;
     out[i] = interpolated * (1.0f - keep) + extrapolated * keep;
   }
@@ -79,10 +81,12 @@ void Rope::fill_tables(const BatchPlan& plan, std::vector<float>& cos,
   sin.resize(plan.tokens.size() * half);
   for (size_t s = 0; s < plan.seq_context.size(); ++s) {
     const std::vector<float> frequencies = inverse_frequencies(plan.seq_rope_length[s]);
-    for (auto t = static_cast<size_t>(plan.seq_begin[s]); t < static_cast<size_t>(plan.seq_begin[s + 1]); ++t) {
+    for (auto t = static_cast<size_t>(plan.seq_begin[s]);
+         t < static_cast<size_t>(plan.seq_begin[s + 1]); ++t) {
       for (size_t i = 0; i < half; ++i) {
         // The angle is rounded to f32 first, as in the reference.
-        const auto angle = static_cast<double>(static_cast<float>(plan.positions[t]) * frequencies[i]);
+        const auto angle =
+            static_cast<double>(static_cast<float>(plan.positions[t]) * frequencies[i]);
         cos[t * half + i] = static_cast<float>(std::cos(angle)) * attention_scaling_;
         sin[t * half + i] = static_cast<float>(std::sin(angle)) * attention_scaling_;
       }

@@ -22,26 +22,39 @@ struct Dims {
 
 Dims dims_of(Slot slot) {
   switch (slot) {
-    case Slot::kQ: return {"heads * head_dim", "hidden"};
+    case Slot::kQ:
+      return {"heads * head_dim", "hidden"};
     case Slot::kK:
-    case Slot::kV: return {"kv_heads * head_dim", "hidden"};
-    case Slot::kO: return {"hidden", "heads * head_dim"};
+    case Slot::kV:
+      return {"kv_heads * head_dim", "hidden"};
+    case Slot::kO:
+      return {"hidden", "heads * head_dim"};
     case Slot::kGate:
-    case Slot::kUp: return {"intermediate", "hidden"};
-    case Slot::kDown: return {"hidden", "intermediate"};
-    case Slot::kRouter: return {"experts", "hidden"};
+    case Slot::kUp:
+      return {"intermediate", "hidden"};
+    case Slot::kDown:
+      return {"hidden", "intermediate"};
+    case Slot::kRouter:
+      return {"experts", "hidden"};
     case Slot::kExpertGate:
-    case Slot::kExpertUp: return {"expert_intermediate", "hidden"};
-    case Slot::kExpertDown: return {"hidden", "expert_intermediate"};
+    case Slot::kExpertUp:
+      return {"expert_intermediate", "hidden"};
+    case Slot::kExpertDown:
+      return {"hidden", "expert_intermediate"};
     case Slot::kSharedGate:
-    case Slot::kSharedUp: return {"shared_intermediate", "hidden"};
-    case Slot::kSharedDown: return {"hidden", "shared_intermediate"};
-    case Slot::kSharedExpertGate: return {"1", "hidden"};
+    case Slot::kSharedUp:
+      return {"shared_intermediate", "hidden"};
+    case Slot::kSharedDown:
+      return {"hidden", "shared_intermediate"};
+    case Slot::kSharedExpertGate:
+      return {"1", "hidden"};
     case Slot::kEmbedding:
-    case Slot::kLmHead: return {"vocab", "hidden"};
+    case Slot::kLmHead:
+      return {"vocab", "hidden"};
     case Slot::kInputNorm:
     case Slot::kPostNorm:
-    case Slot::kFinalNorm: break;
+    case Slot::kFinalNorm:
+      break;
   }
   QW_CHECK(false, "a norm is no matrix");
   return {};
@@ -75,12 +88,16 @@ class ModuleReader {
 
   /// gate_proj and up_proj of an expert that are one tensor in the file.
   void append_fused_expert(LinearParts& gate_up, LinearParts& down, int layer, int expert);
-  bool has_fused_experts(int layer) const { return find(fused_name(layer, "gate_up_proj")) != nullptr; }
+  bool has_fused_experts(int layer) const {
+    return find(fused_name(layer, "gate_up_proj")) != nullptr;
+  }
 
   bool has(const ModuleId& id) const {
     return find(name(id) + ".weight") != nullptr || find(name(id) + ".qweight") != nullptr;
   }
-  const RawTensor* find(const std::string& tensor) const { return checkpoint_.tensors.find(tensor); }
+  const RawTensor* find(const std::string& tensor) const {
+    return checkpoint_.tensors.find(tensor);
+  }
   const RawTensor& use(const std::string& tensor);
   std::string name(const ModuleId& id) const { return is_gguf_ ? gguf_name(id) : hf_name(id); }
 
@@ -141,7 +158,8 @@ LinearSource ModuleReader::dense(LinearParts& out, const ModuleId& id) {
     dims_.match(tensor, raw.shape, {"experts", dims.n, dims.k});
     LinearSource source = LinearSource::of_expert(raw, id.expert);
     const size_t expert_bytes = raw.bytes.size() / static_cast<size_t>(raw.shape[0]);
-    out.bytes.push_back(raw.bytes.subspan(static_cast<size_t>(id.expert) * expert_bytes, expert_bytes));
+    out.bytes.push_back(
+        raw.bytes.subspan(static_cast<size_t>(id.expert) * expert_bytes, expert_bytes));
     return source;
   }
   // The gate of the shared expert is [1, hidden] from converters, [hidden] from llama-quantize.
@@ -163,11 +181,14 @@ LinearSource ModuleReader::grouped(LinearParts& out, const std::string& module) 
     const RawTensor* g_idx = find(module + ".g_idx");
     if (g_idx != nullptr) used_.insert(module + ".g_idx");
     std::string warning;
-    affine = open_gptq({.bits = q.bits, .group_size = q.group_size, .desc_act = q.desc_act,
-                        .sym = q.sym, .v2_zeros = q.v2_zeros},
-                       {.module = module, .qweight = &codes, .qzeros = &zeros, .scales = &scales,
-                        .g_idx = g_idx},
-                       &warning);
+    affine = open_gptq(
+        {.bits = q.bits,
+         .group_size = q.group_size,
+         .desc_act = q.desc_act,
+         .sym = q.sym,
+         .v2_zeros = q.v2_zeros},
+        {.module = module, .qweight = &codes, .qzeros = &zeros, .scales = &scales, .g_idx = g_idx},
+        &warning);
     if (!warning.empty()) warnings.push_back(std::move(warning));
   } else if (q.method == "awq") {
     const AwqVersion version = q.awq_version == "gemv"        ? AwqVersion::kGemv

@@ -18,10 +18,10 @@ namespace qw {
 
 /// Matrices that share their input and are packed into one Linear, stacked along n.
 struct LinearParts {
-  std::string name;                  // "layers.3.qkv"
-  std::vector<LinearSource> parts;   // empty: the network has no such layer
-  std::vector<ModuleId> modules;     // what each part is
-  std::vector<float> bias;           // of all parts; empty: none
+  std::string name;                               // "layers.3.qkv"
+  std::vector<LinearSource> parts;                // empty: the network has no such layer
+  std::vector<ModuleId> modules;                  // what each part is
+  std::vector<float> bias;                        // of all parts; empty: none
   std::vector<std::span<const std::byte>> bytes;  // of the file, for dropping pages
 
   int64_t published_bytes() const;
@@ -29,7 +29,7 @@ struct LinearParts {
 };
 
 struct MoeSources {
-  LinearParts router;                // parts empty: a dense layer
+  LinearParts router;  // parts empty: a dense layer
   std::vector<LinearParts> gate_up, down;
   LinearParts shared_gate_up, shared_down, shared_gate;
 };

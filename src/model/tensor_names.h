@@ -11,11 +11,26 @@
 namespace qw {
 
 enum class Slot {
-  kEmbedding, kFinalNorm, kLmHead,
-  kInputNorm, kQ, kK, kV, kO, kPostNorm,
-  kGate, kUp, kDown,
-  kRouter, kExpertGate, kExpertUp, kExpertDown,
-  kSharedGate, kSharedUp, kSharedDown, kSharedExpertGate,
+  kEmbedding,
+  kFinalNorm,
+  kLmHead,
+  kInputNorm,
+  kQ,
+  kK,
+  kV,
+  kO,
+  kPostNorm,
+  kGate,
+  kUp,
+  kDown,
+  kRouter,
+  kExpertGate,
+  kExpertUp,
+  kExpertDown,
+  kSharedGate,
+  kSharedUp,
+  kSharedDown,
+  kSharedExpertGate,
 };
 
 struct ModuleId {

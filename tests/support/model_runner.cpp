@@ -1,9 +1,13 @@
 #include "support/model_runner.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <limits>
+#include <set>
 
 #include "base/error.h"
 
@@ -113,8 +117,7 @@ std::vector<double> ModelRunner::logprobs(const std::vector<int32_t>& ids) {
 Difference largest_difference(const std::vector<float>& got, const std::vector<float>& expected,
                               int64_t cols) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  if (got.size() != expected.size() || got.empty() ||
-      got.size() % static_cast<size_t>(cols) != 0)
+  if (got.size() != expected.size() || got.empty() || got.size() % static_cast<size_t>(cols) != 0)
     return {kInfinity, kInfinity};
   Difference out;
   for (size_t begin = 0; begin < got.size(); begin += static_cast<size_t>(cols)) {
@@ -140,12 +143,34 @@ std::vector<float> floats_of(const RawTensor& tensor) {
 GreedyCheck compare_greedy(const std::vector<GreedyStep>& got, const std::vector<int32_t>& tokens,
                            const std::vector<float>& margins, double tolerance) {
   GreedyCheck out;
-  while (out.must_agree < tokens.size() &&
-         static_cast<double>(margins[out.must_agree]) > tolerance)
+  while (out.must_agree < tokens.size() && static_cast<double>(margins[out.must_agree]) > tolerance)
     ++out.must_agree;
-  while (out.agree < std::min(got.size(), tokens.size()) && got[out.agree].token == tokens[out.agree])
+  while (out.agree < std::min(got.size(), tokens.size()) &&
+         got[out.agree].token == tokens[out.agree])
     ++out.agree;
   return out;
+}
+
+std::vector<std::string> golden_names(const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::set<std::string> names;
+  const char* from_env = std::getenv("QIANWEN_SHARED");
+  const fs::path source = QIANWEN_SOURCE_DIR;
+  const fs::path shared = from_env != nullptr ? fs::path(from_env) : source / ".." / "shared";
+  for (const fs::path& root : {source / "tests" / "golden", shared / "golden"}) {
+    if (!fs::is_directory(root / folder)) continue;
+    for (const auto& entry : fs::directory_iterator(root / folder)) {
+      if (fs::exists(entry.path() / "expected.json")) names.insert(entry.path().filename());
+      if (entry.path().extension() == ".json") names.insert(entry.path().stem());
+    }
+  }
+  return {names.begin(), names.end()};
+}
+
+std::string test_name(std::string text) {
+  std::ranges::replace_if(
+      text, [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  return text;
 }
 
 }  // namespace qw::test

@@ -88,4 +88,11 @@ struct GreedyCheck {
 GreedyCheck compare_greedy(const std::vector<GreedyStep>& got, const std::vector<int32_t>& tokens,
                            const std::vector<float>& margins, double tolerance);
 
+/// Names of the folders (or of the files NAME.json, without ending) below a golden folder that hold
+/// expected values, from the project and the shared folder, sorted.
+std::vector<std::string> golden_names(const std::string& folder);
+
+/// `text` with everything but letters and digits replaced, as names of tests must be.
+std::string test_name(std::string text);
+
 }  // namespace qw::test

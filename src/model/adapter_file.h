@@ -1,0 +1,53 @@
+// Adapters as published: peft directories and GGUF LoRA files, read into one form.
+//
+// Level 5 (model). Sources: peft's LoraConfig and save_and_load.py; llama.cpp's
+// convert_lora_to_gguf.py and llama-adapter.cpp. Nothing is applied here.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/tensor_names.h"
+#include "quant/linear_source.h"
+
+namespace qw {
+
+/// W' = W + scaling * B A, for DoRA scaled by rows to the lengths `magnitude`.
+struct LowRankDelta {
+  ModuleId id;
+  std::string name;  // of the module, as the file calls it
+  LinearSource a;    // [r, k]
+  LinearSource b;    // [n, r]
+  double scaling = 1;
+  std::vector<float> magnitude;  // [n]; empty: plain LoRA
+};
+
+/// A low-rank change of the embedding table: E'[t] = E[t] + scaling * B A[:, t].
+struct EmbeddingDelta {
+  LinearSource a;                  // [r, vocab], or
+  bool a_rows_are_tokens = false;  // [vocab, r]
+  LinearSource b;                  // [hidden, r]
+  double scaling = 1;
+};
+
+/// A tensor that takes the place of the base's (peft's modules_to_save).
+struct Replacement {
+  ModuleId id;
+  LinearSource weight;
+};
+
+struct AdapterFile {
+  std::string path;
+  std::vector<LowRankDelta> deltas;
+  std::vector<EmbeddingDelta> embedding_deltas;
+  std::vector<Replacement> replacements;
+};
+
+/// path: a directory with adapter_config.json and adapter_model.safetensors or .bin, the weights
+/// file itself, or a GGUF adapter. Shapes are checked for consistency within the adapter only.
+/// Errors: not_found, corrupt, unsupported (an adapter type or option whose effect we would
+/// otherwise ignore); each names the adapter.
+AdapterFile read_adapter(const std::string& path);
+
+}  // namespace qw
