@@ -1,80 +1,200 @@
 #include "backend/cpu_linear.h"
 
 #include <algorithm>
-#include <vector>
+#include <atomic>
+#include <mutex>
 
+#include "backend/cpu_linear_packed.h"
 #include "base/error.h"
+#include "base/log.h"
+#include "quant/ggml_blocks.h"
 
 namespace qw {
 
+using kernels::ActivationForm;
+using kernels::kBlock;
+using kernels::kLanes;
+using kernels::LinearLayout;
+using kernels::PackPlan;
+using kernels::PackStatus;
+
 namespace {
 
-/// The published rows as they are, decoded whenever they are used: right for every source.
-class RowsLinear final : public CpuLinear {
- public:
-  explicit RowsLinear(std::span<const LinearSource> parts) : parts_(parts.begin(), parts.end()) {
-    for (const LinearSource& part : parts_) {
-      n += part.n;
-      resident_bytes += part.published_bytes();
-    }
-    k = parts_.front().k;
-    read_bytes = resident_bytes;
-    kernel = "rows/generic";
-  }
+bool is_quantised(LinearLayout layout) noexcept { return layout > LinearLayout::kBf16; }
 
-  void decode_rows(int64_t row, int64_t n_rows, float* out) const override {
-    for (const LinearSource& part : parts_) {
-      const int64_t begin = std::clamp<int64_t>(row, 0, part.n);
-      const int64_t end = std::clamp<int64_t>(row + n_rows, 0, part.n);
-      if (begin < end) {
-        part.decode_rows(begin, end - begin, out);
-        out += (end - begin) * k;
-      }
-      row -= part.n;
+/// How a layout's activations are rounded under a mode. Error bounds per output element, with
+/// u = sum |x w|: int8 about u / 254 per block of 32 (in practice far less), bf16 u / 256, f32 K eps u.
+const kernels::LinearKernel* choose_kernel(LinearLayout layout, const CpuContext& context, bool* round_to_bf16) {
+  const auto find = [&](ActivationForm form) { return kernels::find_linear_kernel(context.isa, layout, form); };
+  *round_to_bf16 = false;
+  const kernels::LinearKernel* kernel = nullptr;
+  switch (context.activations) {
+    case ActivationMode::kAuto:
+      kernel = find(is_quantised(layout) ? ActivationForm::kInt8 : ActivationForm::kBf16);
+      break;
+    case ActivationMode::kInt8:
+      kernel = find(ActivationForm::kInt8);
+      break;
+    case ActivationMode::kBf16:
+      kernel = find(ActivationForm::kBf16);
+      *round_to_bf16 = kernel == nullptr;
+      break;
+    case ActivationMode::kF32:
+      break;
+  }
+  if (kernel == nullptr) kernel = find(ActivationForm::kF32);
+  QW_CHECK(kernel != nullptr, "no kernel for {}", kernels::name_of(layout));
+  return kernel;
+}
+
+/// Runs `pack` over all panels; the worst status wins.
+PackStatus pack_all(const LinearSource& source, const PackPlan& plan, uint8_t* data, ThreadPool& pool) {
+  std::atomic<int> worst{static_cast<int>(PackStatus::kOk)};
+  const auto note = [&](PackStatus status) {
+    int seen = worst.load();
+    // kNotFinite is an error whatever else was found.
+    while (status != PackStatus::kOk && seen != static_cast<int>(PackStatus::kNotFinite) &&
+           !worst.compare_exchange_weak(seen, static_cast<int>(status))) {
+    }
+  };
+  pool.parallel_for(plan.matrix.n_panels, 4, [&](int64_t begin, int64_t end, int) {
+    note(kernels::pack_panels(source, plan, begin, end - begin, data));
+  });
+  return static_cast<PackStatus>(worst.load());
+}
+
+[[noreturn]] void fail_not_finite(const LinearSource& source) {
+  fail(ErrorKind::kCorrupt, "pack", "{}: expected finite scales, got NaN or infinity ({})",
+       printable(source.name), source.format_name());
+}
+
+/// The published bytes stay where they are.
+void keep_rows(const LinearSource& source, PackedPart& part, ThreadPool& pool) {
+  std::atomic<bool> finite{true};
+  pool.parallel_for(source.n, 64, [&](int64_t begin, int64_t end, int) {
+    if (!kernels::scales_are_finite(source, begin, end - begin)) finite = false;
+  });
+  if (!finite) fail_not_finite(source);
+  part.source = source;
+}
+
+PackedPart pack_part(const LinearSource& source, CpuContext& context) {
+  PackedPart part;
+  part.n = source.n;
+  part.source.name = source.name;
+  PackPlan plan = kernels::plan_pack(source);
+  if (plan.layout != LinearLayout::kRows) {
+    part.bytes = AlignedBytes(plan.bytes(), source.name);
+    switch (pack_all(source, plan, part.bytes.data(), context.pool)) {
+      case PackStatus::kOk: break;
+      case PackStatus::kNotFinite: fail_not_finite(source);
+      case PackStatus::kNotExact:
+        plan.layout = LinearLayout::kRows;
+        plan.why_rows = "scales or zeros outside f16";
+        plan.columns.clear();
+        part.bytes = {};
+        break;
     }
   }
-
- private:
-  std::vector<LinearSource> parts_;
-};
+  if (plan.layout == LinearLayout::kRows) {
+    spdlog::debug("{}: {} is decoded row by row: {}", source.name, source.format_name(), plan.why_rows);
+    keep_rows(source, part, context.pool);
+  }
+  part.kernel = choose_kernel(plan.layout, context, &part.round_to_bf16);
+  part.matrix = plan.matrix;
+  part.matrix.data = part.bytes.data();
+  if (!plan.columns.empty()) {
+    part.columns = std::make_shared<const std::vector<int32_t>>(std::move(plan.columns));
+  }
+  return part;
+}
 
 }  // namespace
 
-CpuContext::CpuContext(const BackendOptions& options)
-    : pool(options.n_threads > 0 ? options.n_threads : physical_cores()),
-      isa(kernels::choose_isa(options.isa)),
-      activations(options.activations),
-      deterministic(options.deterministic) {}
-
 std::unique_ptr<CpuLinear> pack_cpu_linear(std::span<const LinearSource> parts, CpuContext& context) {
   QW_CHECK(!parts.empty(), "nothing to pack");
-  for (const LinearSource& part : parts) {
-    QW_CHECK(part.k == parts.front().k, "{}: k {} beside {}", part.name, part.k, parts.front().k);
+  auto out = std::make_unique<PackedLinear>();
+  out->k = parts.front().k;
+  for (const LinearSource& source : parts) {
+    QW_CHECK(source.k == out->k, "{}: k {} beside {}", source.name, source.k, out->k);
+    PackedPart part = pack_part(source, context);
+    part.first_row = out->n;
+    out->n += source.n;
+    const int64_t bytes = part.bytes.size() != 0 ? part.bytes.size() : source.published_bytes();
+    out->resident_bytes += bytes;
+    out->read_bytes += bytes;
+    for (const PackedPart& other : out->parts) {
+      if (part.columns && other.columns && *part.columns == *other.columns) part.columns = other.columns;
+    }
+    const std::string name = kernels::name_of(*part.kernel);
+    if (out->kernel.find(name) == std::string::npos) out->kernel += (out->kernel.empty() ? "" : " + ") + name;
+    out->parts.push_back(std::move(part));
   }
-  return std::make_unique<RowsLinear>(parts);
+  return out;
 }
 
-void run_cpu_linear(const CpuLinear& weight, const CpuLinearCall& call, CpuContext& context) {
-  context.pool.parallel_for(weight.n, 16, [&](int64_t begin, int64_t end, int) {
-    std::vector<float> rows(static_cast<size_t>((end - begin) * weight.k));
-    weight.decode_rows(begin, end - begin, rows.data());
-    for (int64_t t = 0; t < call.m; ++t) {
-      for (int64_t o = begin; o < end; ++o) {
-        const float* w = rows.data() + (o - begin) * weight.k;
-        const float* x = call.x + t * call.ldx;
-        float lanes[16] = {};
-        int64_t i = 0;
-        for (; i + 16 <= weight.k; i += 16)
-          for (int l = 0; l < 16; ++l) lanes[l] += w[i + l] * x[i + l];
-        float sum = 0;
-        for (float lane : lanes) sum += lane;
-        for (; i < weight.k; ++i) sum += w[i] * x[i];
-        float& y = call.y[t * call.ldy + o];
-        if (call.bias != nullptr) sum += call.bias[o];
-        y = call.accumulate ? y + sum : sum;
+// ---- decoding -----------------------------------------------------------------------------------------
+
+namespace {
+
+/// Rows [row, row + n_rows) of one part.
+void decode_part(const PackedPart& part, int64_t k, int64_t row, int64_t n_rows, float* out) {
+  if (part.kernel->decode == nullptr) return part.source.decode_rows(row, n_rows, out);
+  std::vector<float> columns(static_cast<size_t>(part.matrix.n_blocks * kBlock * kLanes));
+  for (int64_t panel = row / kLanes; panel * kLanes < row + n_rows; ++panel) {
+    part.kernel->decode({part.matrix, panel, 0, part.matrix.n_blocks, columns.data()});
+    const int64_t first = std::max(row, panel * kLanes), last = std::min(row + n_rows, (panel + 1) * kLanes);
+    for (int64_t r = first; r < last; ++r) {
+      float* to = out + (r - row) * k;
+      const float* from = columns.data() + r % kLanes;
+      for (int64_t c = 0; c < k; ++c) {
+        to[part.columns ? (*part.columns)[static_cast<size_t>(c)] : c] = from[c * kLanes];
       }
     }
-  });
+  }
+}
+
+}  // namespace
+
+void PackedLinear::decode_rows(int64_t row, int64_t n_rows, float* out) const {
+  QW_CHECK(row >= 0 && n_rows >= 0 && row <= n - n_rows, "rows {}+{} of {}", row, n_rows, n);
+  for (const PackedPart& part : parts) {
+    const int64_t begin = std::clamp<int64_t>(row - part.first_row, 0, part.n);
+    const int64_t end = std::clamp<int64_t>(row + n_rows - part.first_row, 0, part.n);
+    if (begin >= end) continue;
+    decode_part(part, k, begin, end - begin, out);
+    out += (end - begin) * k;
+  }
+}
+
+void decode_transposed(const LinearSource& source, int64_t row, int64_t n_rows, int64_t column,
+                       int64_t n_columns, float* out, int64_t stride) {
+  thread_local std::vector<float> values;
+  const auto decode_some = [&](const auto& rows) {
+    values.resize(static_cast<size_t>(n_rows * n_columns));
+    const DTypeInfo& type = info(rows.dtype);
+    for (int64_t r = 0; r < n_rows; ++r) {
+      const std::byte* bytes = rows.data + (row + r) * rows.row_bytes + column / type.block_elems * type.block_bytes;
+      decode_row(rows.dtype, bytes, n_columns, values.data() + r * n_columns);
+    }
+    return values.data();
+  };
+  const float* from = nullptr;
+  int64_t from_stride = n_columns;
+  if (const auto* blocks = std::get_if<BlockRows>(&source.data)) {
+    from = decode_some(*blocks);
+  } else if (const auto* dense = std::get_if<DenseRows>(&source.data)) {
+    from = decode_some(*dense);
+  } else {  // a GroupAffine gives whole rows only; decode them once for all their columns
+    values.resize(static_cast<size_t>(n_rows * source.k));
+    source.decode_rows(row, n_rows, values.data());
+    from = values.data() + column;
+    from_stride = source.k;
+  }
+  for (int64_t c = 0; c < n_columns; ++c) {
+    for (int64_t lane = 0; lane < n_rows; ++lane) out[c * stride + lane] = from[lane * from_stride + c];
+    std::fill(out + c * stride + n_rows, out + c * stride + kLanes, 0.0F);
+  }
 }
 
 }  // namespace qw

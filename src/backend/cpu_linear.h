@@ -17,13 +17,17 @@
 
 namespace qw {
 
+struct LinearScratch;  // of run_cpu_linear
+
 /// What every CPU operation needs; one per backend, no globals.
 struct CpuContext {
   explicit CpuContext(const BackendOptions& options);
+  ~CpuContext();
   ThreadPool pool;
   kernels::Isa isa;            // the cap in force: features that kernels may use
   ActivationMode activations;  // as asked
   bool deterministic;
+  std::unique_ptr<LinearScratch> linear_scratch;  // one linear layer at a time
 };
 
 /// Several matrices stacked along n, each with its own kernel, sharing their input.

@@ -13,6 +13,7 @@ inline constexpr int kLanes = 16;        // output rows of a panel
 inline constexpr int kBlock = 32;        // columns that share an activation scale
 inline constexpr int kChunkBlocks = 8;   // blocks that are expanded at a time: 256 columns
 inline constexpr int kChunk = kBlock * kChunkBlocks;
+inline constexpr int kPrefetchBytes = 2048;  // ahead of the panel that a gemv reads
 inline constexpr int kMaxGemvRows = 4;   // rows of x that a gemv takes
 inline constexpr int kMaxTilePanels = 4; // panels that a tile takes
 

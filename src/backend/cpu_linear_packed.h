@@ -1,0 +1,37 @@
+// A packed weight: parts stacked along n, each in its own layout with its own kernel.
+//
+// Level 4 (backend), private to the linear layers of the CPU backend.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "backend/cpu_linear.h"
+#include "backend/cpu_linear_memory.h"
+#include "kernels/linear_pack.h"
+#include "kernels/registry.h"
+
+namespace qw {
+
+struct PackedPart {
+  LinearSource source;  // kRows: the published bytes; otherwise only its name and sizes are kept
+  int64_t n = 0, first_row = 0;
+  kernels::PanelMatrix matrix{};
+  AlignedBytes bytes;
+  const kernels::LinearKernel* kernel = nullptr;
+  std::shared_ptr<const std::vector<int32_t>> columns;  // null: as published; parts share equal ones
+  bool round_to_bf16 = false;  // f32 kernel, activations rounded to bf16 first (ActivationMode::kBf16)
+};
+
+class PackedLinear final : public CpuLinear {
+ public:
+  void decode_rows(int64_t row, int64_t n_rows, float* out) const override;
+  std::vector<PackedPart> parts;
+};
+
+/// Rows of a source decoded to out[c * stride + lane], columns [column, column + n_columns) of
+/// rows [row, row + n_rows), n_rows <= 16; other lanes are zero.
+void decode_transposed(const LinearSource& source, int64_t row, int64_t n_rows, int64_t column,
+                       int64_t n_columns, float* out, int64_t stride);
+
+}  // namespace qw

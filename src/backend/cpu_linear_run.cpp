@@ -1,0 +1,255 @@
+// Running a packed linear layer: round the activations once per form, then hand panels to threads.
+//
+// Level 4 (backend). Few rows go through gemv, many through expand and tile; for one output element
+// both add the same numbers in the same order, so the split is invisible in the result.
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cpu_linear.h"
+#include "backend/cpu_linear_packed.h"
+#include "base/half.h"
+
+namespace qw {
+
+using kernels::ActBlock;
+using kernels::ActivationForm;
+using kernels::ActRows;
+using kernels::ExpandedChunk;
+using kernels::kBlock;
+using kernels::kChunk;
+using kernels::kLanes;
+using kernels::kMaxGemvRows;
+
+namespace {
+
+/// Rows of x that a tile job takes: enough that expanding the weights is a small part of the work,
+/// few enough that their activations stay in L2.
+constexpr int64_t kTileJobRows = 192;
+/// Panels that a gemv job takes at least; 16 rows of 1,024 columns at 4 bits are 9 KiB.
+constexpr int64_t kGemvJobBytes = 64 << 10;
+/// Work below this many activations is not worth waking the team for.
+constexpr int64_t kSerialElems = 8192;
+
+/// Scratch that grows and is kept.
+struct Growing {
+  AlignedBytes bytes;
+  uint8_t* at_least(int64_t size) {
+    if (bytes.size() < size) bytes = AlignedBytes(size + size / 4, "activations");
+    return bytes.data();
+  }
+};
+
+}  // namespace
+
+struct LinearScratch {
+  struct PerThread {
+    std::unique_ptr<ExpandedChunk> chunk = std::make_unique<ExpandedChunk>();
+    Growing sums;
+  };
+  Growing gathered, rounded;
+  std::vector<PerThread> threads;
+};
+
+CpuContext::CpuContext(const BackendOptions& options)
+    : pool(options.n_threads > 0 ? options.n_threads : physical_cores()),
+      isa(kernels::choose_isa(options.isa)),
+      activations(options.activations),
+      deterministic(options.deterministic),
+      linear_scratch(std::make_unique<LinearScratch>()) {
+  linear_scratch->threads.resize(static_cast<size_t>(pool.size()));
+}
+
+CpuContext::~CpuContext() = default;
+
+namespace {
+
+/// What a part wants its input to be; parts that want the same share it.
+struct InputForm {
+  ActivationForm form;
+  bool round_to_bf16;
+  const std::vector<int32_t>* columns;
+  kernels::QuantizeFn quantize;
+  bool operator==(const InputForm&) const = default;
+};
+
+InputForm form_of(const PackedPart& part) {
+  return {part.kernel->form, part.round_to_bf16, part.columns.get(), part.kernel->quantize};
+}
+
+class Run {
+ public:
+  Run(const PackedLinear& weight, const CpuLinearCall& call, CpuContext& context)
+      : weight_(weight), call_(call), context_(context), scratch_(*context.linear_scratch) {}
+
+  void all() {
+    for (size_t begin = 0; begin < weight_.parts.size();) {
+      const InputForm form = form_of(weight_.parts[begin]);
+      size_t end = begin + 1;
+      while (end < weight_.parts.size() && form_of(weight_.parts[end]) == form) ++end;
+      const std::span<const PackedPart> parts(weight_.parts.data() + begin, end - begin);
+      const bool has_gemv = std::all_of(parts.begin(), parts.end(),
+                                        [](const PackedPart& part) { return part.kernel->gemv != nullptr; });
+      const bool few = call_.m <= kMaxGemvRows && has_gemv;
+      x_ = prepare(form, few);
+      if (few) {
+        gemv(parts);
+      } else {
+        for (const PackedPart& part : parts) tiles(part);
+      }
+      begin = end;
+    }
+  }
+
+ private:
+  /// Calls body(row) for every row of x, on the team if there is enough to do.
+  template <class Body>
+  void for_rows(const Body& body) {
+    const auto chunk = [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; ++r) body(r);
+    };
+    if (call_.m * weight_.k < kSerialElems || call_.m == 1) return chunk(0, call_.m, 0);
+    context_.pool.parallel_for(call_.m, std::max<int64_t>(1, kSerialElems / weight_.k), chunk);
+  }
+
+  ActRows prepare(const InputForm& form, bool few) {
+    const int64_t k = weight_.k, m = call_.m;
+    const float* x = call_.x;
+    int64_t stride = call_.ldx;
+    if (form.columns != nullptr || form.round_to_bf16) {
+      auto* gathered = reinterpret_cast<float*>(scratch_.gathered.at_least(m * k * 4));
+      for_rows([&](int64_t r) { gather(form, call_.x + r * call_.ldx, gathered + r * k); });
+      x = gathered;
+      stride = k;
+    }
+    if (form.form == ActivationForm::kF32) return {x, stride, m};
+    if (form.form == ActivationForm::kBf16) {
+      const int64_t pairs = (k + 1) / 2;
+      auto* out = reinterpret_cast<uint16_t*>(scratch_.rounded.at_least(m * pairs * 4));
+      for_rows([&](int64_t r) {
+        for (int64_t i = 0; i < k; ++i) out[r * 2 * pairs + i] = f32_to_bf16(x[r * stride + i]);
+        if (k % 2 != 0) out[r * 2 * pairs + k] = 0;
+      });
+      return {out, pairs, m};
+    }
+    const int64_t n_blocks = (k + kBlock - 1) / kBlock;
+    auto* out = reinterpret_cast<ActBlock*>(scratch_.rounded.at_least(m * n_blocks * int64_t{sizeof(ActBlock)}));
+    for_rows([&](int64_t r) { form.quantize({x + r * stride, k, few ? 0 : 128, out + r * n_blocks}); });
+    return {out, n_blocks, m};
+  }
+
+  void gather(const InputForm& form, const float* from, float* to) const {
+    for (int64_t i = 0; i < weight_.k; ++i) {
+      const float value = from[form.columns != nullptr ? (*form.columns)[static_cast<size_t>(i)] : i];
+      to[i] = form.round_to_bf16 ? bf16_to_f32(f32_to_bf16(value)) : value;
+    }
+  }
+
+  /// y = sums + bias (+ y) for `n` outputs from row `row` of the weight, `rows` rows of x.
+  void store(const float* sums, int64_t stride, int64_t first_x, int64_t rows, int64_t row, int64_t n) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = sums + r * stride;
+      float* y = call_.y + (first_x + r) * call_.ldy + row;
+      const float* bias = call_.bias != nullptr ? call_.bias + row : nullptr;
+      for (int64_t i = 0; i < n; ++i) {
+        float value = from[i];
+        if (bias != nullptr) value += bias[i];
+        y[i] = call_.accumulate ? y[i] + value : value;
+      }
+    }
+  }
+
+  /// All parts in one loop over panels, so that the team is woken once.
+  void gemv(std::span<const PackedPart> parts) {
+    int64_t n_panels = 0, n_bytes = 0;
+    for (const PackedPart& part : parts) {
+      n_panels += part.matrix.n_panels;
+      n_bytes += part.matrix.n_panels * part.matrix.panel_bytes;
+    }
+    const int64_t per_panel = std::max<int64_t>(1, n_bytes / n_panels);
+    const int64_t grain = std::clamp<int64_t>(kGemvJobBytes / per_panel, 1, 64);
+    context_.pool.parallel_for(n_panels, grain, [&](int64_t begin, int64_t end, int) {
+      alignas(64) float out[kMaxGemvRows * 64 * kLanes];
+      for (const PackedPart& part : parts) {
+        const int64_t first = std::max<int64_t>(begin, 0), last = std::min(end, part.matrix.n_panels);
+        if (first < last) {
+          part.kernel->gemv({part.matrix, first, last - first, x_, out, 64 * kLanes});
+          const int64_t row = first * kLanes;
+          store(out, 64 * kLanes, 0, call_.m, part.first_row + row, std::min(last * kLanes, part.n) - row);
+        }
+        begin -= part.matrix.n_panels;
+        end -= part.matrix.n_panels;
+      }
+    });
+  }
+
+  void tiles(const PackedPart& part) {
+    const int64_t panels = part.kernel->tile_panels, n_groups = ceil_div(part.matrix.n_panels, panels);
+    // On many cores, cut the rows finer, so that everybody has work.
+    int64_t n_cuts = ceil_div(call_.m, kTileJobRows);
+    const int64_t wanted = 4 * context_.pool.size();
+    if (n_groups * n_cuts < wanted) n_cuts = std::min(ceil_div(wanted, n_groups), ceil_div<int64_t>(call_.m, 24));
+    const int64_t rows = round_up(ceil_div(call_.m, n_cuts), int64_t{6});
+    n_cuts = ceil_div(call_.m, rows);
+    context_.pool.parallel_for(n_groups * n_cuts, 1, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t job = begin; job < end; ++job) {
+        const int64_t first_x = job / n_groups * rows;
+        tile(part, job % n_groups * panels, first_x, std::min(rows, call_.m - first_x),
+             scratch_.threads[static_cast<size_t>(thread)]);
+      }
+    });
+  }
+
+  void tile(const PackedPart& part, int64_t panel, int64_t first_x, int64_t rows,
+            LinearScratch::PerThread& scratch) {
+    const kernels::LinearKernel& kernel = *part.kernel;
+    const int64_t stride = kernel.tile_panels * kLanes;
+    const int64_t n_panels = std::min<int64_t>(kernel.tile_panels, part.matrix.n_panels - panel);
+    auto* sums = reinterpret_cast<float*>(scratch.sums.at_least(rows * stride * 4));
+    std::memset(sums, 0, static_cast<size_t>(rows * stride * 4));
+    ActRows x = x_;
+    x.rows = static_cast<const uint8_t*>(x_.rows) + first_x * x_.stride * elem_bytes(kernel.form);
+    x.m = rows;
+    for (int64_t column = 0; column < weight_.k; column += kChunk) {
+      const int64_t n_columns = std::min<int64_t>(kChunk, weight_.k - column);
+      if (kernel.expand != nullptr) {
+        kernel.expand({part.matrix, panel, n_panels, column / kBlock, ceil_div<int64_t>(n_columns, kBlock),
+                       scratch.chunk.get()});
+      } else {
+        expand_rows(part, panel, kernel.tile_panels, column, n_columns, *scratch.chunk);
+      }
+      kernel.tile({scratch.chunk.get(), column, n_columns, x, sums});
+    }
+    const int64_t row = panel * kLanes;
+    store(sums, stride, first_x, rows, part.first_row + row, std::min((panel + n_panels) * kLanes, part.n) - row);
+  }
+
+  void expand_rows(const PackedPart& part, int64_t panel, int64_t panels, int64_t column, int64_t n_columns,
+                   ExpandedChunk& chunk) const {
+    auto* values = reinterpret_cast<float*>(chunk.values);
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t row = (panel + p) * kLanes;
+      const int64_t n_rows = std::clamp<int64_t>(part.n - row, 0, kLanes);
+      decode_transposed(part.source, std::min(row, part.n), n_rows, column, n_columns, values + p * kLanes,
+                        panels * kLanes);
+    }
+  }
+
+  static int64_t elem_bytes(ActivationForm form) {
+    return form == ActivationForm::kInt8 ? int64_t{sizeof(ActBlock)} : 4;
+  }
+
+  const PackedLinear& weight_;
+  const CpuLinearCall& call_;
+  CpuContext& context_;
+  LinearScratch& scratch_;
+  ActRows x_{};
+};
+
+}  // namespace
+
+void run_cpu_linear(const CpuLinear& weight, const CpuLinearCall& call, CpuContext& context) {
+  if (call.m == 0) return;
+  Run(static_cast<const PackedLinear&>(weight), call, context).all();
+}
+
+}  // namespace qw

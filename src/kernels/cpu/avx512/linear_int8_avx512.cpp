@@ -1,0 +1,11 @@
+// Linear kernels: 8-bit activations in AVX-512, by multiply-add of bytes.
+//
+// Level 3 (kernels). The code is kernels/cpu/linear_*.h; only the vector type is chosen here.
+#include "kernels/cpu/linear_rows.h"
+#include "kernels/cpu/simd_avx512.h"
+
+namespace qw::kernels::avx512 {
+
+LinearKernelTable linear_int8_kernels() noexcept { return table_of(Int8Rows<SimdAvx512<false, false>, 3>::rows); }
+
+}  // namespace qw::kernels::avx512

@@ -1,0 +1,11 @@
+// Linear kernels: 8-bit activations in AVX2 with the VEX form of vpdpbusd.
+//
+// Level 3 (kernels). The code is kernels/cpu/linear_*.h; only the vector type is chosen here.
+#include "kernels/cpu/linear_rows.h"
+#include "kernels/cpu/simd_avx2.h"
+
+namespace qw::kernels::avxvnni {
+
+LinearKernelTable linear_int8_kernels() noexcept { return table_of(Int8Rows<SimdAvx2<true>, 2>::rows); }
+
+}  // namespace qw::kernels::avxvnni

@@ -1,0 +1,323 @@
+// Kernels with 8-bit activations for every quantised layout: gemv for few rows, expand and tile for
+// many, and the decoder that serves f32 activations.
+//
+// Level 3 (kernels). Templates over vector type and layout, internal linkage. Both kernels compute
+//   y += (scale(w) * scale(x)) * float(dot of integers);  y += minimum(w) * (scale(x) * sum(x))
+// block by block along k, so that an output element does not depend on which of them made it. The
+// integers are exact, however they are split.
+#pragma once
+
+#include "kernels/cpu/linear_layouts.h"
+
+namespace qw::kernels {
+namespace {
+
+// ---- gemv: m rows, codes used straight from the load -----------------------------------------------
+
+template <class V, class L, int kRows>
+inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, int64_t stride,
+                       typename V::Floats (&sums)[kRows]) {
+  typename V::Bytes codes[8];
+  unit_codes<L, V>(unit, block, codes);
+  constexpr int kBias = L::kWide && V::kSignedWide ? 128 : 0;
+  typename V::Floats scales[L::kHalves];
+#pragma GCC unroll 2
+  for (int h = 0; h < L::kHalves; ++h) scales[h] = L::template scale<V>(unit, block, h);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    const ActBlock& a = x[r * stride];
+    typename V::Ints dots[2];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      // The zero point: -zero * sum(x), over this half, or over the block in the first half.
+      const int32_t total = L::kHalves == 2 ? a.sum[h] : a.total;
+      if (h >= L::kHalves) {
+        dots[h] = V::zero_ints();
+      } else if constexpr (kIntZeroPerLane<L>) {
+        dots[h] = V::multiply(L::template zero<V>(unit), V::splat_int(-total));
+      } else {
+        dots[h] = V::splat_int((kBias - kIntZero<L>) * total);
+      }
+#pragma GCC unroll 4
+      for (int j = 4 * h; j < 4 * h + 4; ++j) {
+        dots[h] = V::template dot_codes<L::kWide>(dots[h], codes[j], V::splat4(a.codes + 4 * j));
+      }
+    }
+    if constexpr (L::kHalves == 1) dots[0] = V::add(dots[0], dots[1]);
+    const auto x_scale = V::splat_float(a.scale);
+#pragma GCC unroll 2
+    for (int h = 0; h < L::kHalves; ++h) {
+      sums[r] = V::multiply_add(V::to_floats(dots[h]), V::multiply(scales[h], x_scale), sums[r]);
+    }
+    if constexpr (kIntMinimum<L>) {
+#pragma GCC unroll 2
+      for (int h = 0; h < L::kHalves; ++h) {
+        const float scaled = L::kHalves == 2 ? a.scaled_sum[h] : a.scaled_total;
+        sums[r] = V::multiply_add(int_minimum<L, V>(unit, block, h), V::splat_float(scaled), sums[r]);
+      }
+    }
+  }
+}
+
+template <class V, class L, int kRows>
+void gemv_rows(const GemvArgs& args) {
+  const int64_t n_blocks = args.w.n_blocks, per_unit = unit_blocks<L>(args.w);
+  const auto* x = static_cast<const ActBlock*>(args.x.rows);
+  for (int64_t p = 0; p < args.n_panels; ++p) {
+    const uint8_t* unit = args.w.data + (args.first_panel + p) * args.w.panel_bytes;
+    typename V::Floats sums[kRows];
+    for (int r = 0; r < kRows; ++r) sums[r] = V::zero_floats();
+    for (int64_t done = 0; done < n_blocks; done += per_unit, unit += args.w.unit_bytes) {
+      const int64_t end = n_blocks - done < per_unit ? n_blocks - done : per_unit;
+      for (int64_t block = 0; block < end; ++block) {
+        const uint8_t* ahead = unit + L::kHeader + block * (64 * L::kBits) + kPrefetchBytes;
+#pragma GCC unroll 8
+        for (int line = 0; line < L::kBits; ++line) __builtin_prefetch(ahead + 64 * line);
+        gemv_block<V, L, kRows>(unit, block, x + done + block, args.x.stride, sums);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      V::store_floats(args.out + r * args.out_stride + kLanes * p, sums[r]);
+    }
+  }
+}
+
+template <class V, class L>
+void gemv_int8(const GemvArgs& args) noexcept {
+  switch (args.x.m) {
+    case 1: return gemv_rows<V, L, 1>(args);
+    case 2: return gemv_rows<V, L, 2>(args);
+    case 3: return gemv_rows<V, L, 3>(args);
+    default: return gemv_rows<V, L, 4>(args);
+  }
+}
+
+// ---- expand: codes to signed values, once per tile ---------------------------------------------------
+
+template <class V, class L>
+void expand_int8(const ExpandArgs& args) noexcept {
+  constexpr int kPanels = V::kTilePanels;
+  const int64_t per_unit = unit_blocks<L>(args.w);
+  for (int64_t b = 0; b < args.n_blocks; ++b) {
+    const int64_t unit_index = (args.first_block + b) / per_unit, block = (args.first_block + b) % per_unit;
+    for (int p = 0; p < kPanels; ++p) {
+      uint8_t* values = args.out->values + (b * 8 * kPanels + p) * 64;
+      const int64_t out_lane = (b * kPanels + p) * L::kHalves * kLanes;
+      if (p >= args.n_panels) {
+        for (int j = 0; j < 8; ++j) V::store(values + j * kPanels * 64, V::splat(0));
+        for (int h = 0; h < L::kHalves; ++h) {
+          V::store_floats(args.out->scales + out_lane + kLanes * h, V::zero_floats());
+          V::store_floats(args.out->minimums + out_lane + kLanes * h, V::zero_floats());
+          V::store_ints(args.out->start + out_lane + kLanes * h, V::zero_ints());
+        }
+        continue;
+      }
+      const uint8_t* unit =
+          args.w.data + (args.first_panel + p) * args.w.panel_bytes + unit_index * args.w.unit_bytes;
+      typename V::Bytes codes[8], zero;
+      unit_codes<L, V>(unit, block, codes);
+      if constexpr (kIntZeroPerLane<L>) {
+        zero = V::as_bytes(V::multiply(L::template zero<V>(unit), V::splat_int(0x01010101)));
+      } else {
+        zero = V::splat(kIntZero<L>);
+      }
+      typename V::Ints sums[2] = {V::zero_ints(), V::zero_ints()};
+      for (int j = 0; j < 8; ++j) {
+        const auto value = V::subtract(codes[j], zero);
+        V::store(values + j * kPanels * 64, value);
+        sums[j / 4] = V::template dot_values<L::kWide>(sums[j / 4], V::splat(128), value);
+      }
+      if constexpr (L::kHalves == 1) sums[0] = V::add(sums[0], sums[1]);
+      for (int h = 0; h < L::kHalves; ++h) {
+        V::store_floats(args.out->scales + out_lane + kLanes * h, L::template scale<V>(unit, block, h));
+        if constexpr (kIntMinimum<L>) {
+          V::store_floats(args.out->minimums + out_lane + kLanes * h, int_minimum<L, V>(unit, block, h));
+        }
+        V::store_ints(args.out->start + out_lane + kLanes * h, V::subtract(V::zero_ints(), sums[h]));
+      }
+    }
+  }
+}
+
+// ---- tile: many rows against an expanded chunk -----------------------------------------------------
+
+/// One block of columns for kRows rows: all sums of integers stay in registers.
+template <class V, int kHalves, bool kMinimum, bool kWide, int kRows>
+inline void tile_block(const ExpandedChunk& w, int64_t b, const ActBlock* x, int64_t stride, float* sums) {
+  constexpr int kPanels = V::kTilePanels;
+  const int64_t lane = b * kPanels * kHalves * kLanes;
+#pragma GCC unroll 2
+  for (int h = 0; h < kHalves; ++h) {
+    typename V::Ints dots[kRows][kPanels];
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) dots[r][p] = V::load_ints(w.start + lane + (p * kHalves + h) * kLanes);
+    }
+    constexpr int kGroups = 8 / kHalves;
+    const uint8_t* values = w.values + (b * 8 + h * kGroups) * kPanels * 64;
+#pragma GCC unroll 8
+    for (int j = 0; j < kGroups; ++j) {
+      typename V::Bytes group[kPanels];
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) group[p] = V::load(values + (j * kPanels + p) * 64);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const auto a = V::splat4(x[r * stride + b].codes + 4 * (h * kGroups + j));
+#pragma GCC unroll 4
+        for (int p = 0; p < kPanels; ++p) dots[r][p] = V::template dot_values<kWide>(dots[r][p], a, group[p]);
+      }
+    }
+    // The order per element is that of gemv_block: both halves, then their minimums.
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) {
+      const auto scale = V::load_floats(w.scales + lane + (p * kHalves + h) * kLanes);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        float* sum = sums + (r * kPanels + p) * kLanes;
+        const auto product = V::multiply(scale, V::splat_float(x[r * stride + b].scale));
+        V::store_floats(sum, V::multiply_add(V::to_floats(dots[r][p]), product, V::load_floats(sum)));
+      }
+    }
+  }
+  if constexpr (kMinimum) {
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+        const auto minimum = V::load_floats(w.minimums + lane + (p * kHalves + h) * kLanes);
+#pragma GCC unroll 6
+        for (int r = 0; r < kRows; ++r) {
+          const ActBlock& a = x[r * stride + b];
+          float* sum = sums + (r * kPanels + p) * kLanes;
+          const auto scaled = V::splat_float(kHalves == 2 ? a.scaled_sum[h] : a.scaled_total);
+          V::store_floats(sum, V::multiply_add(minimum, scaled, V::load_floats(sum)));
+        }
+      }
+    }
+  }
+}
+
+template <class V, int kHalves, bool kMinimum, bool kWide, int kRows>
+void tile_rows(const TileArgs& args, int64_t row) {
+  const int64_t n_blocks = (args.n_columns + kBlock - 1) / kBlock;
+  const auto* x = static_cast<const ActBlock*>(args.x.rows) + row * args.x.stride + args.first_column / kBlock;
+  float* sums = args.sums + row * V::kTilePanels * kLanes;
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    tile_block<V, kHalves, kMinimum, kWide, kRows>(*args.w, b, x, args.x.stride, sums);
+  }
+}
+
+template <class V, int kHalves, bool kMinimum, bool kWide>
+void tile_int8(const TileArgs& args) noexcept {
+  int64_t row = 0;
+  for (; row + 6 <= args.x.m; row += 6) tile_rows<V, kHalves, kMinimum, kWide, 6>(args, row);
+  if (args.x.m - row >= 4) tile_rows<V, kHalves, kMinimum, kWide, 4>(args, row), row += 4;
+  if (args.x.m - row >= 2) tile_rows<V, kHalves, kMinimum, kWide, 2>(args, row), row += 2;
+  if (args.x.m - row >= 1) tile_rows<V, kHalves, kMinimum, kWide, 1>(args, row);
+}
+
+// ---- decode: values in f32 ---------------------------------------------------------------------------
+
+template <class V, class L, int kByte>
+inline void decode_column(const typename V::Bytes& codes, const typename V::Ints& zero, const uint8_t* unit,
+                          int64_t block, int half, float* out) {
+  const auto code = V::subtract(V::template byte_of_lane<kByte>(codes), zero);
+  auto value = V::multiply(L::template scale<V>(unit, block, half), V::to_floats(code));
+  if constexpr (L::kMinimum) value = V::add(value, L::template minimum<V>(unit, block, half));
+  V::store_floats(out, value);
+}
+
+/// Columns of one block of one panel, `stride` floats apart.
+template <class V, class L>
+inline void decode_block(const uint8_t* unit, int64_t block, float* out, int64_t stride) {
+  typename V::Bytes codes[8];
+  unit_codes<L, V>(unit, block, codes);
+  typename V::Ints zero;
+  if constexpr (L::kZeroPerLane) {
+    zero = L::template zero<V>(unit);
+  } else {
+    zero = V::splat_int(L::kZero);
+  }
+  for (int j = 0; j < 8; ++j) {
+    const int half = L::kHalves == 2 ? j / 4 : 0;
+    float* column = out + 4 * j * stride;
+    decode_column<V, L, 0>(codes[j], zero, unit, block, half, column);
+    decode_column<V, L, 1>(codes[j], zero, unit, block, half, column + stride);
+    decode_column<V, L, 2>(codes[j], zero, unit, block, half, column + 2 * stride);
+    decode_column<V, L, 3>(codes[j], zero, unit, block, half, column + 3 * stride);
+  }
+}
+
+template <class V, class L>
+void decode_quantised(const DecodeArgs& args) noexcept {
+  const int64_t per_unit = unit_blocks<L>(args.w);
+  const uint8_t* panel = args.w.data + args.panel * args.w.panel_bytes;
+  for (int64_t b = 0; b < args.n_blocks; ++b) {
+    const int64_t index = args.first_block + b;
+    decode_block<V, L>(panel + index / per_unit * args.w.unit_bytes, index % per_unit,
+                       args.out + b * kBlock * kLanes, kLanes);
+  }
+}
+
+/// Expands to f32, for tiles that take their activations as they are.
+template <class V, class L>
+void expand_f32(const ExpandArgs& args) noexcept {
+  constexpr int kPanels = V::kTilePanels;
+  const int64_t per_unit = unit_blocks<L>(args.w);
+  auto* out = reinterpret_cast<float*>(args.out->values);
+  for (int64_t b = 0; b < args.n_blocks; ++b) {
+    const int64_t index = args.first_block + b;
+    for (int p = 0; p < kPanels; ++p) {
+      float* columns = out + (b * kBlock * kPanels + p) * kLanes;
+      if (p >= args.n_panels) {
+        for (int c = 0; c < kBlock; ++c) V::store_floats(columns + c * kPanels * kLanes, V::zero_floats());
+        continue;
+      }
+      const uint8_t* panel = args.w.data + (args.first_panel + p) * args.w.panel_bytes;
+      decode_block<V, L>(panel + index / per_unit * args.w.unit_bytes, index % per_unit, columns,
+                         kPanels * kLanes);
+    }
+  }
+}
+
+// ---- rounding activations ----------------------------------------------------------------------------
+
+template <class V>
+void quantize_row(const QuantizeArgs& args) noexcept {
+  for (int64_t begin = 0; begin < args.k; begin += kBlock) {
+    ActBlock& out = args.out[begin / kBlock];
+    const float* x = args.x + begin;
+    float padded[kBlock];
+    if (args.k - begin < kBlock) {
+      for (int i = 0; i < kBlock; ++i) padded[i] = begin + i < args.k ? x[i] : 0.0F;
+      x = padded;
+    }
+    const auto low = V::load_floats(x), high = V::load_floats(x + kLanes);
+    const int32_t bits = V::largest_bits(low, high);
+    float largest;
+    __builtin_memcpy(&largest, &bits, 4);
+    // Below 2^-100 the reciprocal would leave the range of f32: such a block counts as zero. A value
+    // that is not finite must not vanish: it makes the scale NaN.
+    const bool finite = bits < 0x7F800000, tiny = !(largest >= 0x1p-100F);
+    const float inverse = finite && !tiny ? 127.0F / largest : 0.0F;
+    out.scale = !finite ? __builtin_nanf("") : tiny ? 0.0F : largest / 127.0F;
+    auto first = V::zero_ints(), second = V::zero_ints();
+    if (finite) {
+      first = V::nearest(V::multiply(low, V::splat_float(inverse)));
+      second = V::nearest(V::multiply(high, V::splat_float(inverse)));
+    }
+    out.sum[0] = V::sum(first);
+    out.sum[1] = V::sum(second);
+    out.total = out.sum[0] + out.sum[1];
+    out.scaled_sum[0] = out.scale * static_cast<float>(out.sum[0]);
+    out.scaled_sum[1] = out.scale * static_cast<float>(out.sum[1]);
+    out.scaled_total = out.scale * static_cast<float>(out.total);
+    out.unused = 0;
+    V::store_low_bytes(out.codes, V::add(first, V::splat_int(args.offset)));
+    V::store_low_bytes(out.codes + kLanes, V::add(second, V::splat_int(args.offset)));
+  }
+}
+
+}  // namespace
+}  // namespace qw::kernels
