@@ -1,8 +1,8 @@
 // How much one rendering may do: steps, bytes made, depth.
 //
 // Level 3 (text). A template comes with a checkpoint, so it may loop for ever or multiply strings.
-// Every node evaluated costs a step and every value made costs its bytes; what is past the budget is
-// a TemplateError of kind limit. The budget grows with the size of the input, so that it never
+// Every node evaluated costs a step and every value made costs its bytes; what is past the budget
+// is a TemplateError of kind limit. The budget grows with the size of the input, so that it never
 // stands in the way of a long conversation.
 #pragma once
 
@@ -30,7 +30,8 @@ class Budget {
   /// Bytes copied or made. They count as work too, so that copying cannot go on for ever.
   void make_bytes(size_t n) {
     if (n > bytes_left_) {
-      raise(TemplateErrorKind::kLimit, "the template made more text or lists than its budget of bytes");
+      raise(TemplateErrorKind::kLimit,
+            "the template made more text or lists than its budget of bytes");
     }
     bytes_left_ -= n;
   }

@@ -34,7 +34,9 @@ void MarkedText::append(std::string_view text, bool content) {
   if (content) mark(begin, text_.size());
 }
 
-void MarkedText::append(const MarkedText& other) { append_slice(other, 0, other.size()); }
+void MarkedText::append(const MarkedText& other) {
+  append_slice(other, 0, other.size());
+}
 
 void MarkedText::append_slice(const MarkedText& other, size_t begin, size_t end) {
   check_room(end - begin);

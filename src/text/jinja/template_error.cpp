@@ -20,12 +20,18 @@ std::string sentence(TemplateErrorKind kind, const std::string& detail, int line
 
 std::string_view name_of(TemplateErrorKind kind) noexcept {
   switch (kind) {
-    case TemplateErrorKind::kRaiseException: return "raise_exception";
-    case TemplateErrorKind::kUndefined: return "undefined";
-    case TemplateErrorKind::kPython: return "python";
-    case TemplateErrorKind::kSecurity: return "security";
-    case TemplateErrorKind::kSyntax: return "syntax";
-    case TemplateErrorKind::kLimit: return "limit";
+    case TemplateErrorKind::kRaiseException:
+      return "raise_exception";
+    case TemplateErrorKind::kUndefined:
+      return "undefined";
+    case TemplateErrorKind::kPython:
+      return "python";
+    case TemplateErrorKind::kSecurity:
+      return "security";
+    case TemplateErrorKind::kSyntax:
+      return "syntax";
+    case TemplateErrorKind::kLimit:
+      return "limit";
   }
   return "python";
 }

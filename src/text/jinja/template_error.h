@@ -45,14 +45,16 @@ namespace jinja {
 
 /// Throws a TemplateError without a line; the interpreter adds the line it was at.
 template <typename... Args>
-[[noreturn]] void raise(TemplateErrorKind kind, fmt::format_string<Args...> format, Args&&... args) {
+[[noreturn]] void raise(TemplateErrorKind kind, fmt::format_string<Args...> format,
+                        Args&&... args) {
   throw TemplateError(kind, fmt::format(format, std::forward<Args>(args)...), 0);
 }
 
 /// The commonest case: what Python would answer with TypeError or ValueError.
 template <typename... Args>
 [[noreturn]] void python_error(fmt::format_string<Args...> format, Args&&... args) {
-  throw TemplateError(TemplateErrorKind::kPython, fmt::format(format, std::forward<Args>(args)...), 0);
+  throw TemplateError(TemplateErrorKind::kPython, fmt::format(format, std::forward<Args>(args)...),
+                      0);
 }
 
 }  // namespace jinja

@@ -27,7 +27,9 @@ bool is_ascii(std::string_view text) {
   return true;
 }
 
-UChar32 icu_char(uint32_t code_point) { return static_cast<UChar32>(code_point); }
+UChar32 icu_char(uint32_t code_point) {
+  return static_cast<UChar32>(code_point);
+}
 
 bool is_cased(uint32_t code_point) {
   return u_hasBinaryProperty(icu_char(code_point), UCHAR_CASED) != 0;
@@ -64,7 +66,8 @@ uint32_t code_point_at(std::string_view text, size_t at, size_t* length) noexcep
 
 size_t count_chars(std::string_view text) noexcept {
   size_t n = 0;
-  for (const char c : text) n += (static_cast<unsigned char>(c) & 0xC0) != 0x80;
+  for (const char c : text)
+    n += (static_cast<unsigned char>(c) & 0xC0) != 0x80;
   return n;
 }
 
@@ -89,7 +92,8 @@ size_t byte_of_char(std::string_view text, size_t index) noexcept {
 std::string to_upper(std::string_view text) {
   if (is_ascii(text)) {
     std::string out(text);
-    for (char& c : out) c = static_cast<char>(c >= 'a' && c <= 'z' ? c - 32 : c);
+    for (char& c : out)
+      c = static_cast<char>(c >= 'a' && c <= 'z' ? c - 32 : c);
     return out;
   }
   icu::UnicodeString wide = icu_of(text);
@@ -99,7 +103,8 @@ std::string to_upper(std::string_view text) {
 std::string to_lower(std::string_view text) {
   if (is_ascii(text)) {
     std::string out(text);
-    for (char& c : out) c = static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
+    for (char& c : out)
+      c = static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
     return out;
   }
   icu::UnicodeString wide = icu_of(text);
@@ -149,8 +154,12 @@ bool is_case(std::string_view text, UProperty wanted, UProperty other) {
 
 }  // namespace
 
-bool is_lower(std::string_view text) { return is_case(text, UCHAR_LOWERCASE, UCHAR_UPPERCASE); }
-bool is_upper(std::string_view text) { return is_case(text, UCHAR_UPPERCASE, UCHAR_LOWERCASE); }
+bool is_lower(std::string_view text) {
+  return is_case(text, UCHAR_LOWERCASE, UCHAR_UPPERCASE);
+}
+bool is_upper(std::string_view text) {
+  return is_case(text, UCHAR_UPPERCASE, UCHAR_LOWERCASE);
+}
 
 bool all_chars(std::string_view text, bool (*predicate)(uint32_t)) {
   for (size_t i = 0, length = 0; i < text.size(); i += length) {
@@ -159,8 +168,12 @@ bool all_chars(std::string_view text, bool (*predicate)(uint32_t)) {
   return !text.empty();
 }
 
-bool is_alpha(uint32_t c) { return (U_GET_GC_MASK(icu_char(c)) & U_GC_L_MASK) != 0; }
-bool is_decimal(uint32_t c) { return u_charType(icu_char(c)) == U_DECIMAL_DIGIT_NUMBER; }
+bool is_alpha(uint32_t c) {
+  return (U_GET_GC_MASK(icu_char(c)) & U_GC_L_MASK) != 0;
+}
+bool is_decimal(uint32_t c) {
+  return u_charType(icu_char(c)) == U_DECIMAL_DIGIT_NUMBER;
+}
 
 bool is_digit(uint32_t c) {
   const int32_t type = u_getIntPropertyValue(icu_char(c), UCHAR_NUMERIC_TYPE);
@@ -171,7 +184,9 @@ bool is_numeric(uint32_t c) {
   return u_getIntPropertyValue(icu_char(c), UCHAR_NUMERIC_TYPE) != U_NT_NONE;
 }
 
-bool is_alnum(uint32_t c) { return is_alpha(c) || is_numeric(c); }
+bool is_alnum(uint32_t c) {
+  return is_alpha(c) || is_numeric(c);
+}
 
 bool is_printable(uint32_t c) {
   if (c == 0x20) return true;
