@@ -160,6 +160,8 @@ class Backend {
   virtual std::unique_ptr<EmbeddingWeight> pack_embedding(const LinearSource& source) = 0;
   /// A linear weight that shares the table's memory where the backend can (tied embeddings).
   virtual std::unique_ptr<LinearWeight> pack_tied(const LinearSource& source, const EmbeddingWeight& table);
+  /// Bytes that `source` will take once packed, for the memory plan. Default: as published.
+  virtual int64_t packed_bytes(const LinearSource& source) const { return source.published_bytes(); }
   virtual std::unique_ptr<DeviceVector> upload(std::span<const float> values) = 0;
   virtual std::unique_ptr<KvCache> make_kv(const KvSpec& spec) = 0;
   virtual int kv_page_tokens() const = 0;

@@ -161,6 +161,9 @@ class ReferenceBackend : public Backend {
   }
   std::unique_ptr<LinearWeight> pack_linear(std::span<const LinearSource> parts) override;
   std::unique_ptr<EmbeddingWeight> pack_embedding(const LinearSource& source) override;
+  int64_t packed_bytes(const LinearSource& source) const override {
+    return checked_mul<int64_t>(checked_mul(source.n, source.k, "weight"), sizeof(float), "weight");
+  }
   std::unique_ptr<DeviceVector> upload(std::span<const float> values) override;
   std::unique_ptr<KvCache> make_kv(const KvSpec& spec) override {
     check_kv(spec);

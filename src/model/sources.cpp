@@ -381,18 +381,29 @@ std::string LinearParts::format() const {
   return fmt::format("{}", fmt::join(names, " + "));
 }
 
-int64_t NetworkSources::published_bytes() const {
-  int64_t sum = embedding.published_bytes() + (tied ? 0 : lm_head.published_bytes());
+void NetworkSources::for_each(const std::function<void(const LinearParts&)>& visit) const {
+  const auto call = [&](const LinearParts& parts) {
+    if (!parts.parts.empty()) visit(parts);
+  };
+  call(embedding);
+  if (!tied) call(lm_head);
   for (const LayerSources& layer : layers) {
+    for (const LinearParts* parts : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+      call(*parts);
+    const MoeSources& moe = layer.moe;
     for (const LinearParts* parts :
-         {&layer.qkv, &layer.o, &layer.gate_up, &layer.down, &layer.moe.router,
-          &layer.moe.shared_gate_up, &layer.moe.shared_down, &layer.moe.shared_gate})
-      sum += parts->published_bytes();
-    for (const LinearParts& expert : layer.moe.gate_up)
-      sum += expert.published_bytes();
-    for (const LinearParts& expert : layer.moe.down)
-      sum += expert.published_bytes();
+         {&moe.router, &moe.shared_gate_up, &moe.shared_down, &moe.shared_gate})
+      call(*parts);
+    for (const LinearParts& expert : moe.gate_up)
+      call(expert);
+    for (const LinearParts& expert : moe.down)
+      call(expert);
   }
+}
+
+int64_t NetworkSources::published_bytes() const {
+  int64_t sum = 0;
+  for_each([&](const LinearParts& parts) { sum += parts.published_bytes(); });
   return sum;
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -49,6 +50,9 @@ struct NetworkSources {
   bool tied = false;    // lm_head is the embedding
   std::vector<std::string> warnings;
 
+  /// Calls visit(parts) for every layer that the network has, the embedding first; lm_head only
+  /// when it is a matrix of its own.
+  void for_each(const std::function<void(const LinearParts&)>& visit) const;
   int64_t published_bytes() const;
 };
 

@@ -1,0 +1,52 @@
+// How much memory a model will need, by kind, before anything is allocated.
+//
+// Level 5 (model). The engine refuses with these numbers instead of letting the kernel kill it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "backend/backend.h"
+#include "checkpoint/checkpoint.h"
+#include "model/config.h"
+
+namespace qw {
+
+struct MemoryRequest {
+  int64_t ctx = 0;             // tokens per slot
+  int64_t n_slots = 1;         // sequences at the same time
+  int64_t chunk_tokens = 512;  // tokens per step
+  int64_t logit_rows = 1;      // rows of logits kept on the host
+  DType kv_type = DType::kF16;
+  int64_t limit_bytes = 0;  // what may be used; 0: available_memory_bytes()
+};
+
+/// All in bytes.
+struct MemoryForecast {
+  int64_t weights = 0;      // as the backend packs them
+  int64_t kv = 0;           // ctx tokens (rounded up to pages) in every slot
+  int64_t activations = 0;  // of a step of chunk_tokens
+  int64_t logits = 0;
+  int64_t available = 0;
+  int64_t kv_per_token = 0;  // of one slot
+  int64_t largest_ctx = 0;   // tokens per slot that fit beside everything else; may be 0
+
+  int64_t total() const { return weights + kv + activations + logits; }
+  bool fits() const { return total() <= available; }
+};
+
+/// Opens every tensor (headers only) and adds up. Errors: as open_network; invalid_argument for a
+/// request that is not positive.
+MemoryForecast forecast_memory(const Checkpoint& checkpoint, const ModelConfig& config,
+                               const Backend& backend, const MemoryRequest& request);
+
+/// Errors: out_of_memory, naming every part, what is available and the largest context that fits.
+void require_memory(const MemoryForecast& forecast, const MemoryRequest& request);
+
+/// Memory that this process may still take: the smallest of MemAvailable, what is left of its
+/// control group's limit (v1 or v2, page cache counted as free) and what is left of RLIMIT_AS.
+/// The paths are for tests.
+int64_t available_memory_bytes(const std::string& proc = "/proc",
+                               const std::string& cgroups = "/sys/fs/cgroup");
+
+}  // namespace qw
