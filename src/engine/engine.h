@@ -98,11 +98,15 @@ struct EngineOptions {
   int64_t ctx = 0;              // tokens of one sequence, prompt and answer. 0: the model's
   std::string kv_type = "f16";  // f32, f16, bf16, q8_0, q4_0
   int64_t n_slots = 1;          // sequences at the same time; more wait
-  int64_t kv_tokens = 0;        // size of the cache over all sequences. 0: ctx * n_slots
+  int64_t kv_tokens = 0;        // size of the cache over all requests. 0: ctx * n_slots
   int64_t chunk_tokens = 512;   // at most so many tokens per step
   int64_t logit_rows = 64;      // at most so many rows of logits at a time (prompt logprobs, score)
   bool check_integrity = false;  // after every step; on in debug builds
 };
+
+/// The context that the model's positions were made for: max_position_embeddings, times the factor
+/// of its rope scaling.
+int64_t trained_context(const ModelConfig& config);
 
 /// Called for every event of a generate() call.
 using EventCallback = std::function<void(const Event&)>;

@@ -83,6 +83,11 @@ void read(std::string_view name, const Json& value, std::string& out) {
   out = value.get<std::string>();
 }
 
+// Declared first, so that the templates below find them.
+template <typename A, typename B>
+void read(std::string_view name, const Json& value, std::pair<A, B>& out);
+void read(std::string_view name, const Json& value, SequenceBias& out);
+
 template <typename T>
 void read(std::string_view name, const Json& value, std::optional<T>& out) {
   read(name, value, out.emplace());
@@ -417,6 +422,7 @@ void check_combinations(const GenerationConfig& c) {
     if (!c.stop_strings.empty()) refuse("stop_strings: expected num_beams 1, got beam search");
     if (c.guidance_scale != 1) refuse("guidance_scale: expected num_beams 1, got beam search");
     if (c.penalty_alpha > 0) refuse("penalty_alpha: expected num_beams 1, got beam search");
+    if (c.logprobs) refuse("logprobs: expected num_beams 1, got beam search");
   }
   if (c.penalty_alpha > 0 && c.guidance_scale != 1)
     refuse("guidance_scale: expected no contrastive search (penalty_alpha 0)");

@@ -140,10 +140,16 @@ void LogitsPipeline::mask_padding(LogitsRow& row) const {
   std::fill(values.begin() + usable_vocab, values.end(), kMinusInfinity);
 }
 
-void LogitsPipeline::apply(const TokenHistory& history, LogitsRow& row) const {
+void LogitsPipeline::apply(const TokenHistory& history, LogitsRow& row,
+                           std::span<const int32_t> chosen_by_earlier_groups) const {
   mask_padding(row);
-  for (const auto& processor : processors)
-    processor->process(history, row);
+  for (size_t i = 0; i < processors.size(); ++i) {
+    if (i == n_biases) apply_hamming_diversity(diversity_penalty, chosen_by_earlier_groups, row);
+    processors[i]->process(history, row);
+  }
+  if (n_biases == processors.size()) {
+    apply_hamming_diversity(diversity_penalty, chosen_by_earlier_groups, row);
+  }
   mask_padding(row);  // a processor may have lifted them (remove_invalid_values)
   for (const auto& warper : warpers)
     warper->process(history, row);
@@ -156,7 +162,9 @@ LogitsPipeline make_pipeline(const GenerationConfig& config, std::span<const int
   const auto prompt_len = static_cast<int64_t>(prompt.size());
   LogitsPipeline pipeline;
   pipeline.usable_vocab = usable_vocab;
+  pipeline.diversity_penalty = config.diversity_penalty;
   add_biases(config, pipeline.processors);
+  pipeline.n_biases = pipeline.processors.size();
   add_penalties(config, prompt, pipeline.processors);
   if (auto bans = bad_word_biases(config.bad_words_ids, eos); !bans.empty()) {
     pipeline.processors.push_back(std::make_shared<SequenceBiasProcessor>(std::move(bans)));

@@ -75,9 +75,13 @@ struct LogitsPipeline {
   ProcessorList processors;  // penalties and constraints
   ProcessorList warpers;     // sampling only; the renormalisation comes last
   int64_t usable_vocab = 0;  // ids from here on are padding: always -infinity
+  size_t n_biases = 0;       // so many processors come before the diversity penalty
+  double diversity_penalty = 0;
 
   /// row <- the scores to choose from. Padding ids are masked first and last.
-  void apply(const TokenHistory& history, LogitsRow& row) const;
+  /// chosen_by_earlier_groups: the tokens of this step that diverse beam search keeps away from.
+  void apply(const TokenHistory& history, LogitsRow& row,
+             std::span<const int32_t> chosen_by_earlier_groups = {}) const;
   void mask_padding(LogitsRow& row) const;
 };
 

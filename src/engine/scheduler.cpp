@@ -258,7 +258,8 @@ bool Scheduler::share_prefix(Sequence& sequence) {
   const auto n = static_cast<size_t>(pages_for(sharable.n_tokens));
   const std::span<const int32_t> pages = std::span(sharable.from->pages).first(n);
   sequence.pages.assign(pages.begin(), pages.end());
-  for (const int32_t page : sequence.pages) pool_.retain(page);
+  for (const int32_t page : sequence.pages)
+    pool_.retain(page);
   sequence.n_computed = sharable.n_tokens;
   return true;
 }

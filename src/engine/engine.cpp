@@ -1,0 +1,100 @@
+#include "engine/engine.h"
+
+#include "engine/engine_impl.h"
+#include "engine/logits_math.h"
+#include "engine/sampler.h"
+
+namespace qw {
+
+std::string_view name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kEos:
+      return "eos";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+    case FinishReason::kError:
+      return "error";
+  }
+  return "error";
+}
+
+int64_t trained_context(const ModelConfig& config) {
+  if (config.rope.scaling == RopeScaling::kNone) return config.max_positions;
+  // YaRN's factor is over the original length; a file may already state the extended maximum.
+  const int64_t original = config.rope.original_max_positions > 0
+                               ? config.rope.original_max_positions
+                               : config.max_positions;
+  const auto scaled = static_cast<int64_t>(static_cast<double>(original) * config.rope.factor);
+  return std::max(config.max_positions, scaled);
+}
+
+Engine::Engine(Model& model, std::shared_ptr<const Tokenizer> tokenizer,
+               const EngineOptions& options)
+    : impl_(std::make_unique<Impl>(model, std::move(tokenizer), options)) {}
+Engine::~Engine() = default;
+
+const EngineOptions& Engine::options() const {
+  return impl_->options();
+}
+int64_t Engine::kv_bytes() const {
+  return impl_->kv_bytes();
+}
+RequestId Engine::submit(Request request) {
+  return impl_->submit(std::move(request));
+}
+void Engine::cancel(RequestId id) {
+  impl_->cancel(id);
+}
+std::vector<Event> Engine::step() {
+  return impl_->step();
+}
+bool Engine::idle() const {
+  return impl_->idle();
+}
+
+RequestResult Engine::generate(Request request, const EventCallback& on_event,
+                               const CancelFlag* cancel) {
+  return impl_->generate(std::move(request), on_event, cancel);
+}
+
+void Engine::score(std::span<const int32_t> ids, RowsCallback on_rows,
+                   const ScoreOptions& options) {
+  impl_->score(ids, on_rows, options);
+}
+
+std::vector<TokenLogprobs> Engine::score_logprobs(std::span<const int32_t> ids, int64_t top,
+                                                  const ScoreOptions& options) {
+  std::vector<TokenLogprobs> out;
+  const auto vocab = static_cast<size_t>(impl_->vocab());
+  score(
+      ids,
+      [&](int64_t row, int64_t n, const float* logits) {
+        for (int64_t i = 0; i < n; ++i) {
+          if (row + i + 1 >= static_cast<int64_t>(ids.size())) return;
+          const std::span<const float> values(logits + static_cast<size_t>(i) * vocab, vocab);
+          check_finite(values, row + i);
+          out.push_back(token_logprobs(values, ids[static_cast<size_t>(row + i + 1)], top));
+        }
+      },
+      options);
+  return out;
+}
+
+int64_t Engine::free_pages() const {
+  return impl_->scheduler().n_free_pages();
+}
+int64_t Engine::n_pages() const {
+  return impl_->scheduler().n_pages();
+}
+int64_t Engine::n_preemptions() const {
+  return impl_->scheduler().n_preemptions();
+}
+int64_t Engine::usable_vocab() const {
+  return impl_->usable_vocab();
+}
+
+}  // namespace qw

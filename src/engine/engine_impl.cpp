@@ -1,0 +1,496 @@
+#include "engine/engine_impl.h"
+
+#include <algorithm>
+#include <new>
+#include <set>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "engine/logits_math.h"
+#include "engine/sampler.h"
+
+namespace qw {
+namespace {
+
+double seconds(ActiveRequest::Clock::duration d) {
+  return std::chrono::duration<double>(d).count();
+}
+
+void at_least_one(std::string_view name, int64_t value) {
+  if (value >= 1) return;
+  fail(ErrorKind::kInvalidArgument, "engine", "{}: expected a number from 1, got {}", name, value);
+}
+
+void check_ids(std::string_view what, std::span<const int32_t> ids, int64_t vocab) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= 0 && ids[i] < vocab) continue;
+    fail(ErrorKind::kInvalidArgument, "engine",
+         "{}: expected token ids from 0 to {}, got {} (at {})", what, vocab - 1, ids[i], i);
+  }
+}
+
+DType kv_dtype(const std::string& name) {
+  const std::optional<DType> type = dtype_from_name(name);
+  for (const std::string_view known : {"f32", "f16", "bf16", "q8_0", "q4_0"}) {
+    if (type && name_of(*type) == known) return *type;
+  }
+  fail(ErrorKind::kInvalidArgument, "engine",
+       "kv type: expected f32, f16, bf16, q8_0 or q4_0, got {}", printable(name));
+}
+
+}  // namespace
+
+Engine::Impl::Impl(Model& model, std::shared_ptr<const Tokenizer> tokenizer,
+                   const EngineOptions& options)
+    : model_(model),
+      tokenizer_(std::move(tokenizer)),
+      options_(options),
+      vocab_(model.config().vocab),
+      usable_vocab_(vocab_) {
+  if (tokenizer_ != nullptr) usable_vocab_ = std::min<int64_t>(vocab_, tokenizer_->size());
+  if (options_.ctx == 0) options_.ctx = trained_context(model.config());
+  at_least_one("context", options_.ctx);
+  at_least_one("slots", options_.n_slots);
+  at_least_one("chunk", options_.chunk_tokens);
+  at_least_one("logit rows", options_.logit_rows);
+  const int page_tokens = model.backend().kv_page_tokens();
+  if (options_.kv_tokens == 0) {
+    options_.kv_tokens = checked_mul(round_up<int64_t>(options_.ctx, page_tokens), options_.n_slots,
+                                     "size of the KV cache");
+  }
+  at_least_one("KV cache tokens", options_.kv_tokens);
+#ifndef NDEBUG
+  options_.check_integrity = true;
+#endif
+  const int64_t n_pages = ceil_div<int64_t>(options_.kv_tokens, page_tokens);
+  kv_ = model.make_kv(n_pages, kv_dtype(options_.kv_type));
+  scheduler_options_ = {
+      n_pages,          page_tokens,         options_.chunk_tokens,
+      options_.n_slots, options_.logit_rows, model.config().rope.scaling == RopeScaling::kDynamic};
+  scheduler_ = std::make_unique<Scheduler>(scheduler_options_);
+}
+
+// Decoders hold units of the scheduler: they go first.
+Engine::Impl::~Impl() {
+  active_.clear();
+}
+
+// ---- accepting requests ------------------------------------------------------------------------
+
+void Engine::Impl::check_request(const Request& request) const {
+  const GenerationConfig& config = request.config;
+  if (request.prompt.empty()) {
+    fail(ErrorKind::kInvalidArgument, "engine", "prompt: expected at least one token, got none");
+  }
+  check_ids("prompt", request.prompt, vocab_);
+  check_ids("negative prompt", request.negative_prompt, vocab_);
+  config.validate(vocab_);
+  if (config.logprobs && *config.logprobs > vocab_) {
+    fail(ErrorKind::kInvalidArgument, "engine", "logprobs: expected 0 to {}, got {}", vocab_,
+         *config.logprobs);
+  }
+  if (!config.stop_strings.empty() && tokenizer_ == nullptr) {
+    fail(ErrorKind::kInvalidArgument, "engine",
+         "stop strings: expected a checkpoint with a tokenizer, got one without");
+  }
+}
+
+/// The length at which the sequence ends at the latest, prompt included.
+int64_t Engine::Impl::max_length_of(const Request& request) const {
+  const GenerationConfig& config = request.config;
+  const auto prompt_len = static_cast<int64_t>(request.prompt.size());
+  if (prompt_len + 1 > options_.ctx) {
+    fail(ErrorKind::kInvalidArgument, "engine",
+         "prompt: expected at most {} tokens (a context of {} with room for an answer), got {}",
+         options_.ctx - 1, options_.ctx, prompt_len);
+  }
+  int64_t max_len = options_.ctx;
+  std::string_view field;
+  if (config.max_new_tokens) {
+    field = "max_new_tokens";
+    max_len = prompt_len + *config.max_new_tokens;
+  } else if (config.max_length) {
+    field = "max_length";
+    max_len = *config.max_length;
+    if (max_len <= prompt_len) {
+      fail(ErrorKind::kInvalidArgument, "engine",
+           "max_length: expected more than the prompt's {} tokens, got {}", prompt_len, max_len);
+    }
+  }
+  if (max_len <= options_.ctx) return max_len;
+  // A checkpoint's default says "at most"; what the user asks for is done or refused.
+  if (config.source_of(field) == ParameterSource::kFile) return options_.ctx;
+  fail(ErrorKind::kInvalidArgument, "engine",
+       "{}: expected prompt and answer within the context of {} tokens, got {} + {} = {}", field,
+       options_.ctx, prompt_len, max_len - prompt_len, max_len);
+}
+
+/// Refuses what the cache could never hold, even alone.
+void Engine::Impl::check_fits(const Request& request, int64_t max_len) const {
+  const GenerationConfig& config = request.config;
+  const auto prompt_len = static_cast<int64_t>(request.prompt.size());
+  const bool contrastive = config.penalty_alpha > 0 && config.top_k > 1 && !config.samples();
+  const int64_t width = config.num_beams > 1 ? config.num_beams : (contrastive ? config.top_k : 1);
+  int64_t need = scheduler_->pages_at_worst(prompt_len, max_len, width);
+  if (config.guidance_scale != 1) {
+    const int64_t negative =
+        std::max<int64_t>(1, static_cast<int64_t>(request.negative_prompt.size()));
+    need += scheduler_->pages_at_worst(negative, negative + max_len - prompt_len, 1);
+  }
+  if (need <= scheduler_->n_pages()) return;
+  const int64_t page = scheduler_->page_tokens();
+  fail(ErrorKind::kInvalidArgument, "engine",
+       "request: expected to fit the KV cache of {} tokens, got up to {} ({} prompt, {} new, {} "
+       "sequences)",
+       scheduler_->n_pages() * page, need * page, prompt_len, max_len - prompt_len, width);
+}
+
+RequestId Engine::Impl::submit(Request request) {
+  check_request(request);
+  const int64_t max_len = max_length_of(request);
+  check_fits(request, max_len);
+  const RequestId id = next_id_++;
+  auto active = std::make_unique<ActiveRequest>(std::move(request));
+  const Request& own = active->request;
+  active->context = std::unique_ptr<DecodeContext>(new DecodeContext{
+      id, own, *scheduler_,
+      make_pipeline(own.config, own.prompt, max_len, usable_vocab_, own.processors), max_len,
+      vocab_, tokenizer_});
+  active->submitted = ActiveRequest::Clock::now();
+  active->result.timings.n_prompt = static_cast<int64_t>(own.prompt.size());
+  make_decoders(id, *active);
+  active_.emplace(id, std::move(active));
+  return id;
+}
+
+void Engine::Impl::make_decoders(RequestId id, ActiveRequest& active) {
+  const GenerationConfig& config = active.request.config;
+  const bool contrastive = config.penalty_alpha > 0 && config.top_k > 1 && !config.samples();
+  if (config.num_beams > 1) {
+    active.decoders.push_back(make_beam_decoder(*active.context));
+  } else {
+    for (int index = 0; index < config.num_return_sequences; ++index) {
+      active.decoders.push_back(contrastive ? make_contrastive_decoder(*active.context, index)
+                                            : make_sampling_decoder(*active.context, index));
+    }
+  }
+  active.result.completions.resize(static_cast<size_t>(config.num_return_sequences));
+  if (!config.prompt_logprobs) return;
+  active.prompt_seq = active.decoders[0]->sequences()[0];
+  scheduler_->set_logits_from(active.prompt_seq, 0);
+}
+
+void Engine::Impl::cancel(RequestId id) {
+  if (const auto it = active_.find(id); it != active_.end()) it->second->cancelled = true;
+}
+
+// ---- one step ----------------------------------------------------------------------------------
+
+std::vector<Event> Engine::Impl::step() {
+  events_.assign(std::make_move_iterator(pending_.begin()),
+                 std::make_move_iterator(pending_.end()));
+  pending_.clear();
+  stop_cancelled();
+  retire_finished();
+  StepPlan step = scheduler_->schedule();
+  if (step.chunks.empty()) {
+    QW_CHECK(active_.empty(), "{} requests wait and none can run", active_.size());
+    return std::move(events_);
+  }
+  const auto now = ActiveRequest::Clock::now();
+  for (const StepPlan::Chunk& chunk : step.chunks) {
+    ActiveRequest* active = nullptr;
+    decoder_of(scheduler_->sequence(chunk.seq).unit, &active);
+    if (!active->has_started) {
+      active->has_started = true;
+      active->started = now;
+    }
+  }
+  try {
+    compute(step);
+  } catch (const Error& error) {
+    fail_step(step, error);
+  } catch (const std::bad_alloc&) {
+    fail_step(step, Error(ErrorKind::kOutOfMemory, "[engine] step: out of memory"));
+  }
+  retire_finished();
+  if (options_.check_integrity) scheduler_->check_integrity();
+  return std::move(events_);
+}
+
+void Engine::Impl::compute(StepPlan& step) {
+  for (const StepPlan::Copy& copy : step.copies)
+    kv_->copy_page(copy.from, copy.to, copy.n_tokens);
+  bool hidden = false;
+  for (const StepPlan::Chunk& chunk : step.chunks) {
+    ActiveRequest* active = nullptr;
+    hidden = decoder_of(scheduler_->sequence(chunk.seq).unit, &active)->wants_hidden() || hidden;
+  }
+  logits_.resize(std::max(logits_.size(), step.rows.size() * static_cast<size_t>(vocab_)));
+  HiddenCapture capture;
+  model_.forward(step.batch, *kv_, step.rows.empty() ? nullptr : logits_.data(),
+                 hidden ? &capture : nullptr);
+  scheduler_->commit(step);
+  if (hidden) give_hidden(step, capture);
+  give_rows(step);
+}
+
+void Engine::Impl::give_hidden(const StepPlan& step, const HiddenCapture& capture) {
+  QW_CHECK(capture.n_rows == step.batch.n_tokens(), "hidden states of {} rows, expected {}",
+           capture.n_rows, step.batch.n_tokens());
+  int64_t row = 0;
+  for (const StepPlan::Chunk& chunk : step.chunks) {
+    ActiveRequest* active = nullptr;
+    Decoder* decoder = decoder_of(scheduler_->sequence(chunk.seq).unit, &active);
+    const int64_t n = chunk.end - chunk.begin;
+    if (decoder->wants_hidden()) {
+      decoder->on_hidden(chunk.seq, chunk.begin, n, capture.hidden,
+                         capture.data.data() + row * capture.hidden);
+    }
+    row += n;
+  }
+}
+
+void Engine::Impl::give_rows(const StepPlan& step) {
+  std::unordered_map<SeqId, float*> rows;
+  std::vector<UnitId> units;  // touched, in the order of the batch
+  for (size_t i = 0; i < step.rows.size(); ++i) {
+    const WantedRow& row = step.rows[i];
+    float* logits = logits_.data() + i * static_cast<size_t>(vocab_);
+    const Sequence& sequence = scheduler_->sequence(row.seq);
+    ActiveRequest* active = nullptr;
+    decoder_of(sequence.unit, &active);
+    if (row.seq == active->prompt_seq && row.position + 1 < sequence.prompt_len)
+      take_prompt_row(*active, row, logits);
+    if (row.position + 1 != sequence.size()) continue;
+    rows[row.seq] = logits;
+    if (std::find(units.begin(), units.end(), sequence.unit) == units.end())
+      units.push_back(sequence.unit);
+  }
+  for (const UnitId unit : units) {
+    ActiveRequest* active = nullptr;
+    Decoder* decoder = decoder_of(unit, &active);
+    if (decoder == nullptr || decoder->finished()) continue;  // its request failed just now
+    try {
+      advance(*decoder, *active, rows);
+    } catch (const Error& error) {
+      fail_request(*active, error);
+    }
+  }
+}
+
+void Engine::Impl::take_prompt_row(ActiveRequest& active, const WantedRow& row,
+                                   const float* logits) {
+  const std::span<const float> values(logits, static_cast<size_t>(vocab_));
+  const int32_t next = active.request.prompt[static_cast<size_t>(row.position) + 1];
+  active.result.prompt_logprobs.push_back(
+      token_logprobs(values, next, *active.request.config.prompt_logprobs));
+  scheduler_->set_logits_from(row.seq, row.position + 1);
+}
+
+/// Advances a decoder when every one of its sequences has a row; keeps the rows otherwise.
+void Engine::Impl::advance(Decoder& decoder, ActiveRequest& active,
+                           const std::unordered_map<SeqId, float*>& rows) {
+  const std::vector<SeqId> seqs = decoder.sequences();
+  std::vector<float*> pointers;
+  bool complete = true;
+  for (const SeqId seq : seqs) {
+    const auto now = rows.find(seq);
+    const auto held = held_rows_.find(seq);
+    pointers.push_back(now != rows.end()
+                           ? now->second
+                           : (held != held_rows_.end() ? held->second.data() : nullptr));
+    complete = complete && pointers.back() != nullptr;
+  }
+  if (!complete) {
+    for (const SeqId seq : seqs) {
+      if (const auto now = rows.find(seq); now != rows.end()) {
+        held_rows_[seq].assign(now->second, now->second + vocab_);
+      }
+    }
+    return;
+  }
+  decoder.advance(pointers, *this);
+  for (const SeqId seq : seqs)
+    held_rows_.erase(seq);
+}
+
+Decoder* Engine::Impl::decoder_of(UnitId unit, ActiveRequest** active) {
+  for (auto& [id, request] : active_) {
+    for (auto& decoder : request->decoders) {
+      if (decoder->unit() != unit) continue;
+      *active = request.get();
+      return decoder.get();
+    }
+  }
+  return nullptr;
+}
+
+// ---- ends --------------------------------------------------------------------------------------
+
+void Engine::Impl::fail_request(ActiveRequest& active, const Error& error) {
+  for (auto& decoder : active.decoders) {
+    if (decoder->finished()) continue;
+    for (const SeqId seq : decoder->sequences())
+      held_rows_.erase(seq);
+    decoder->stop(FinishReason::kError, &error, *this);
+  }
+}
+
+/// A fault of the forward pass cannot be pinned on one request: all that took part end with it.
+void Engine::Impl::fail_step(const StepPlan& step, const Error& error) {
+  std::set<ActiveRequest*> touched;
+  for (auto& [id, active] : active_) {
+    for (const auto& decoder : active->decoders) {
+      const bool took_part =
+          !decoder->finished() &&
+          std::any_of(step.chunks.begin(), step.chunks.end(), [&](const StepPlan::Chunk& c) {
+            const std::vector<SeqId> seqs = decoder->sequences();
+            return std::find(seqs.begin(), seqs.end(), c.seq) != seqs.end();
+          });
+      if (took_part) touched.insert(active.get());
+    }
+  }
+  for (ActiveRequest* active : touched)
+    fail_request(*active, error);
+}
+
+void Engine::Impl::stop_cancelled() {
+  for (auto& [id, active] : active_) {
+    if (!active->cancelled) continue;
+    for (auto& decoder : active->decoders) {
+      if (decoder->finished()) continue;
+      for (const SeqId seq : decoder->sequences())
+        held_rows_.erase(seq);
+      decoder->stop(FinishReason::kCancelled, nullptr, *this);
+    }
+  }
+}
+
+/// Ends every request whose decoders all have.
+void Engine::Impl::retire_finished() {
+  for (auto it = active_.begin(); it != active_.end();) {
+    ActiveRequest& active = *it->second;
+    const bool done = std::all_of(active.decoders.begin(), active.decoders.end(),
+                                  [](const auto& d) { return d->finished(); });
+    if (!done) {
+      ++it;
+      continue;
+    }
+    Timings& timings = active.result.timings;
+    const auto now = ActiveRequest::Clock::now();
+    const auto started = active.has_started ? active.started : now;
+    const auto first = active.has_token ? active.first_token : now;
+    timings.queue_s = seconds(started - active.submitted);
+    timings.prefill_s = seconds(first - started);
+    timings.decode_s = seconds(now - first);
+    for (auto& decoder : active.decoders) {
+      for (Completion& completion : decoder->take_completions()) {
+        timings.n_generated += static_cast<int64_t>(completion.ids.size());
+        active.result.completions[static_cast<size_t>(completion.index)] = std::move(completion);
+      }
+    }
+    Event event;
+    event.kind = Event::Kind::kRequest;
+    event.request = it->first;
+    event.result = std::make_shared<const RequestResult>(std::move(active.result));
+    events_.push_back(std::move(event));
+    it = active_.erase(it);
+  }
+}
+
+void Engine::Impl::token(RequestId request, int index, int32_t id, std::string text,
+                         std::optional<TokenLogprobs> logprobs) {
+  ActiveRequest& active = *active_.at(request);
+  if (!active.has_token) {
+    active.has_token = true;
+    active.first_token = ActiveRequest::Clock::now();
+  }
+  events_.push_back(
+      {Event::Kind::kToken, request, index, id, std::move(text), std::move(logprobs), nullptr});
+}
+
+void Engine::Impl::finished(RequestId request, int index) {
+  events_.push_back({Event::Kind::kCompletion, request, index, -1, {}, std::nullopt, nullptr});
+}
+
+// ---- loops over steps --------------------------------------------------------------------------
+
+RequestResult Engine::Impl::generate(Request request, const EventCallback& on_event,
+                                     const CancelFlag* cancel_flag) {
+  const RequestId id = submit(std::move(request));
+  std::shared_ptr<const RequestResult> result;
+  std::deque<Event> others;
+  try {
+    while (result == nullptr) {
+      if (cancel_flag != nullptr && cancel_flag->cancelled()) cancel(id);
+      for (Event& event : step()) {
+        if (event.request != id) {
+          others.push_back(std::move(event));
+          continue;
+        }
+        if (event.kind == Event::Kind::kRequest) result = event.result;
+        if (on_event) on_event(event);
+      }
+    }
+  } catch (...) {
+    // The callback threw: the request ends, and nobody waits for its events.
+    active_.erase(id);
+    pending_ = std::move(others);
+    throw;
+  }
+  pending_ = std::move(others);
+  for (const Completion& completion : result->completions) {
+    if (completion.finish_reason == FinishReason::kError)
+      throw Error(completion.error_kind, completion.error);
+  }
+  return *result;
+}
+
+void Engine::Impl::score(std::span<const int32_t> ids, RowsCallback on_rows,
+                         const ScoreOptions& options) {
+  if (!active_.empty())
+    fail(ErrorKind::kInvalidArgument, "engine",
+         "score: expected an idle engine, got {} requests under way", active_.size());
+  const auto n_tokens = static_cast<int64_t>(ids.size());
+  if (n_tokens == 0)
+    fail(ErrorKind::kInvalidArgument, "engine", "score: expected at least one token, got none");
+  check_ids("score", ids, vocab_);
+  const int64_t limit = std::min(options_.ctx, scheduler_->n_pages() * scheduler_->page_tokens());
+  if (n_tokens > limit) {
+    fail(ErrorKind::kInvalidArgument, "engine",
+         "score: expected at most {} tokens (the context), got {}", limit, n_tokens);
+  }
+  Sequence sequence;
+  sequence.tokens.assign(ids.begin(), ids.end());
+  sequence.prompt_len = n_tokens;
+  sequence.adapter = options.adapter;
+  sequence.logits_from = options.first_row;
+  struct Pages {  // given back whatever happens
+    Scheduler& scheduler;
+    std::vector<int32_t> pages;
+    ~Pages() { scheduler.release_pages(pages); }
+  } pages{*scheduler_,
+          scheduler_->take_pages(ceil_div<int64_t>(n_tokens, scheduler_->page_tokens()))};
+  sequence.pages = pages.pages;
+
+  for (int64_t begin = 0; begin < n_tokens;) {
+    if (options.cancel != nullptr) options.cancel->check("score");
+    const int64_t unasked = std::max<int64_t>(options.first_row - begin, 0);
+    const int64_t end =
+        std::min({n_tokens, begin + options_.chunk_tokens, begin + unasked + options_.logit_rows});
+    StepPlan step;
+    Scheduler::append_chunk(sequence, begin, end, scheduler_options_, step);
+    step.batch.seq_begin.push_back(static_cast<int32_t>(step.batch.n_tokens()));
+    step.batch.page_begin.push_back(static_cast<int32_t>(step.batch.pages.size()));
+    logits_.resize(std::max(logits_.size(), step.rows.size() * static_cast<size_t>(vocab_)));
+    model_.forward(step.batch, *kv_, step.rows.empty() ? nullptr : logits_.data(),
+                   options.observer);
+    if (!step.rows.empty() && step.rows.back().position >= options.first_row) {
+      on_rows(step.rows.front().position, static_cast<int64_t>(step.rows.size()), logits_.data());
+    }
+    begin = end;
+  }
+}
+
+}  // namespace qw
