@@ -62,11 +62,14 @@ int run(int argc, char** argv) {
     return report_parse(root, error);
   }
   if (help->parsed()) {
-    const CLI::App* subject = topic.empty() ? &root : root.get_subcommand_no_throw(topic);
-    if (subject == nullptr) {
+    const CLI::App& constant_root = root;
+    const auto named = constant_root.get_subcommands(
+        [&](const CLI::App* app) { return app->get_name() == topic; });
+    if (!topic.empty() && named.empty()) {
       return report(ErrorKind::kInvalidArgument,
                     "[command line] help: expected a command, got '" + qw::printable(topic) + "'");
     }
+    const CLI::App* subject = topic.empty() ? &root : named.front();
     qw::app::print_result(subject->help());
     return 0;
   }

@@ -1,0 +1,87 @@
+// qianwen perplexity: how well a model predicts a text.
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "app/command.h"
+#include "app/open.h"
+#include "base/error.h"
+#include "base/mapped_file.h"
+#include "base/progress.h"
+#include "engine/perplexity.h"
+#include "text/tokenizer.h"
+
+namespace qw::app {
+
+namespace {
+
+struct Options : CommonOptions {
+  std::string file;
+  int64_t window = 0, stride = 0;
+  bool plain = false;
+};
+
+/// The file is {"ids": [...]}, or text to be tokenized.
+std::vector<int32_t> read_ids(const Options& options, const LoadedModel& loaded) {
+  const std::string text = options.file == "-" ? read_stdin() : read_text_file(options.file);
+  if (text.starts_with('{')) {
+    const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (json.is_object() && json.contains("ids")) return parse_ids(json["ids"].dump(), "ids");
+  }
+  EncodeOptions encode;
+  encode.parse_special = !options.plain;
+  return tokenizer_of(loaded, model_path(options)).encode(text, encode);
+}
+
+void run(const Options& options) {
+  const auto loaded = open_for_running(options);
+  const auto engine = loaded->make_engine();
+  const std::vector<int32_t> ids = read_ids(options, *loaded);
+  PerplexityOptions perplexity;
+  perplexity.window = options.window;
+  perplexity.stride = options.stride;
+  perplexity.adapter = loaded->adapter;
+  perplexity.cancel = &interrupted();
+  Progress progress("perplexity", static_cast<int64_t>(ids.size()), Progress::Unit::kTokens);
+  int64_t shown = 0;
+  perplexity.on_progress = [&](int64_t done, int64_t) {
+    progress.add(done - shown);
+    shown = done;
+  };
+  const Perplexity result = compute_perplexity(*engine, ids, perplexity);
+  progress.finish();
+  if (options.json) {
+    print_json({{"perplexity", result.perplexity},
+                {"stderr", result.stderr_perplexity},
+                {"n_tokens", result.n_tokens},
+                {"nll", result.nll},
+                {"nll_stderr", result.stderr_nll},
+                {"window", result.window},
+                {"stride", result.stride}});
+    return;
+  }
+  print_result(fmt::format("perplexity {:.4f} +- {:.4f} over {} tokens (window {}, stride {})\n",
+                           result.perplexity, result.stderr_perplexity, result.n_tokens,
+                           result.window, result.stride));
+}
+
+}  // namespace
+
+Command register_perplexity(CLI::App& root) {
+  auto options = std::make_shared<Options>();
+  CLI::App* app = root.add_subcommand("perplexity",
+                                      "How well a model predicts a text, with the standard error");
+  add_model_argument(*app, *options);
+  add_compute_flags(*app, *options);
+  app->add_option("--file", options->file, "A text, or {\"ids\": [...]}; - for standard input")
+      ->required();
+  app->add_option("--window", options->window, "Tokens of a window (default: the context)");
+  app->add_option("--stride", options->stride,
+                  "Tokens between windows (default: the window, no overlap)");
+  app->add_flag("--plain", options->plain, "Special-token strings are ordinary text");
+  return {app, [options] { run(*options); }};
+}
+
+}  // namespace qw::app

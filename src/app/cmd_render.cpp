@@ -1,0 +1,194 @@
+// qianwen render: a conversation by the chat template, as text and as ids.
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <algorithm>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "app/command.h"
+#include "app/open.h"
+#include "base/error.h"
+#include "base/mapped_file.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+#include "text/unicode.h"
+
+namespace qw::app {
+
+namespace {
+
+using nlohmann::ordered_json;
+
+struct Options : CommonOptions {
+  std::optional<std::string> messages, file, template_file;
+  bool no_generation_prompt = false, continue_final_message = false, parse_special = false;
+};
+
+bool boolean(const ordered_json& row, const char* key, bool otherwise) {
+  if (!row.contains(key) || row[key].is_null()) return otherwise;
+  if (!row[key].is_boolean()) {
+    fail(ErrorKind::kInvalidArgument, "render", "{}: expected true or false, got {}", key,
+         printable(row[key].dump()));
+  }
+  return row[key].get<bool>();
+}
+
+/// Where the first `end` bytes of `text` end in its normalised form.
+size_t normalised_length(const std::string& text, size_t end) {
+  std::string normalised;
+  return normalize_nfc(std::string_view(text).substr(0, end), normalised) ? normalised.size() : end;
+}
+
+/// 1 for every token that touches a span of the assistant's text.
+std::vector<int> assistant_mask(const Tokenizer& tokenizer, const std::vector<int32_t>& ids,
+                                const RenderResult& rendered) {
+  std::vector<int> mask(ids.size(), 0);
+  for (const TextRange& span : rendered.assistant_spans) {
+    const size_t begin = normalised_length(rendered.text, span.begin),
+                 end = normalised_length(rendered.text, span.end);
+    size_t offset = 0;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const size_t next = offset + tokenizer.token_bytes(ids[i]).size();
+      if (next > begin && offset < end) mask[i] = 1;
+      offset = next;
+    }
+  }
+  return mask;
+}
+
+class Render {
+ public:
+  explicit Render(const Options& options)
+      : options_(options), files_(open_for_reading(options, false)) {
+    if (options.template_file) {
+      // A template of another model must not see this model's special tokens: `variables` gives
+      // them.
+      own_ =
+          std::make_shared<ChatTemplate>(read_text_file(*options.template_file, kMaxTemplateBytes));
+    }
+  }
+
+  void run() {
+    if (options_.file) {
+      for_each_json_line(*options_.file, [&](const ordered_json& row, size_t) {
+        interrupted().check("render");
+        print(render_or_error(row), true);
+      });
+      return;
+    }
+    const std::string text = options_.messages && *options_.messages != "-"
+                                 ? read_text_file(*options_.messages)
+                                 : read_stdin();
+    ordered_json row = ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (row.is_array()) row = {{"messages", row}};
+    print(render(row), options_.json);
+  }
+
+ private:
+  static constexpr size_t kMaxTemplateBytes = size_t{16} << 20;
+
+  std::shared_ptr<const ChatTemplate> template_of(const ordered_json& row) const {
+    if (row.contains("template_text") && row["template_text"].is_string()) {
+      return std::make_shared<ChatTemplate>(row["template_text"].get<std::string>());
+    }
+    if (own_) return own_;
+    if (!files_.chat_template) {
+      fail(ErrorKind::kNotFound, "render",
+           "chat template: expected one in the checkpoint or --template, got none ({})",
+           printable(model_path(options_), 4096));
+    }
+    return files_.chat_template;
+  }
+
+  ordered_json render(const ordered_json& row) const {
+    if (!row.is_object() || !row.contains("messages")) {
+      fail(ErrorKind::kInvalidArgument, "render",
+           "input: expected an object with \"messages\", got {}",
+           row.is_discarded() ? "something that is not JSON" : printable(row.dump(), 60));
+    }
+    const auto member = [&](const char* key) -> const ordered_json* {
+      return row.contains(key) && !row[key].is_null() ? &row[key] : nullptr;
+    };
+    RenderInput input;
+    input.messages = &row["messages"];
+    input.tools = member("tools");
+    input.documents = member("documents");
+    input.variables = member("variables");
+    input.continue_final_message =
+        boolean(row, "continue_final_message", options_.continue_final_message);
+    input.add_generation_prompt =
+        boolean(row, "add_generation_prompt",
+                !options_.no_generation_prompt && !input.continue_final_message);
+    if (const ordered_json* now = member("now")) {
+      if (!now->is_string())
+        fail(ErrorKind::kInvalidArgument, "render", "now: expected an ISO time, got {}",
+             printable(now->dump()));
+      input.now = LocalTime::parse(now->get<std::string>());
+    }
+    const RenderResult rendered = template_of(row)->render(input);
+    ordered_json out = {{"text", rendered.text}};
+    if (files_.tokenizer) add_ids(out, rendered);
+    return out;
+  }
+
+  void add_ids(ordered_json& out, const RenderResult& rendered) const {
+    std::vector<ByteRange> plain;
+    for (const TextRange& range : rendered.content_ranges)
+      plain.push_back({range.begin, range.end});
+    EncodeOptions encode;
+    if (!options_.parse_special) encode.plain_ranges = plain;
+    const std::vector<int32_t> ids = files_.tokenizer->encode(rendered.text, encode);
+    out["ids"] = ids;
+    if (!rendered.assistant_spans.empty())
+      out["assistant_mask"] = assistant_mask(*files_.tokenizer, ids, rendered);
+  }
+
+  /// A line of a batch that fails is a result like any other.
+  ordered_json render_or_error(const ordered_json& row) const {
+    try {
+      return render(row);
+    } catch (const TemplateError& error) {
+      return {
+          {"error",
+           {{"kind", std::string(name_of(error.template_kind()))}, {"message", error.detail()}}}};
+    } catch (const Error& error) {
+      return {
+          {"error", {{"kind", std::string(name_of(error.kind()))}, {"message", error.message()}}}};
+    }
+  }
+
+  static void print(const ordered_json& result, bool json) {
+    json ? print_json(result) : print_result(result["text"].get<std::string>());
+  }
+
+  const Options& options_;
+  ModelFiles files_;
+  std::shared_ptr<const ChatTemplate> own_;
+};
+
+}  // namespace
+
+Command register_render(CLI::App& root) {
+  auto options = std::make_shared<Options>();
+  CLI::App* app =
+      root.add_subcommand("render", "A conversation by the chat template, as text and ids");
+  add_model_argument(*app, *options);
+  auto* messages = app->add_option("--messages", options->messages,
+                                   "JSON with messages, and optionally tools, documents, "
+                                   "variables, now (default: standard input)");
+  app->add_option("--file", options->file,
+                  "JSON lines, one conversation each; - for standard input")
+      ->excludes(messages);
+  app->add_option("--template", options->template_file,
+                  "Use this Jinja file instead of the checkpoint's template");
+  app->add_flag("--no-generation-prompt", options->no_generation_prompt,
+                "Do not begin the assistant's turn");
+  app->add_flag("--continue-final-message", options->continue_final_message,
+                "End inside the last message");
+  app->add_flag("--parse-special", options->parse_special,
+                "Special-token strings in contents become special tokens");
+  return {app, [options] { Render(*options).run(); }};
+}
+
+}  // namespace qw::app

@@ -1,0 +1,412 @@
+// The program as users and scripts call it: results, exit codes, the last line of stderr.
+//
+// The contract is docs/commands.md. Every case runs the real binary.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "support/golden.h"
+#include "support/process.h"
+
+namespace qw {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using test::qianwen;
+using test::Ran;
+using test::RunOptions;
+using testing::HasSubstr;
+using testing::StartsWith;
+
+const std::string kBundled = std::string(QIANWEN_SOURCE_DIR) + "/models/qianwen-mini-chat";
+
+class Cli : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / ("qw-cli-" + std::to_string(::getpid()));
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::string write(const std::string& name, const std::string& text) const {
+    const fs::path path = folder_ / name;
+    fs::create_directories(path.parent_path());
+    std::ofstream(path, std::ios::binary) << text;
+    return path.string();
+  }
+  /// A copy of a checkpoint that a case may damage.
+  std::string copy_of(const std::string& model, const std::string& name) const {
+    fs::copy(model, folder_ / name, fs::copy_options::recursive);
+    for (const auto& entry : fs::recursive_directory_iterator(folder_ / name)) {
+      fs::permissions(entry.path(), fs::perms::owner_all, fs::perm_options::add);
+    }
+    return (folder_ / name).string();
+  }
+  fs::path folder_;
+};
+
+void expect_failure(const Ran& ran, int code, const std::string& part) {
+  EXPECT_FALSE(ran.timed_out);
+  EXPECT_EQ(ran.code, code) << ran.err;
+  EXPECT_THAT(ran.last_error_line(), StartsWith("qianwen: error: ["));
+  EXPECT_THAT(ran.last_error_line(), HasSubstr(part));
+}
+
+json last_json(const Ran& ran) {
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  const size_t end = ran.out.find_last_not_of('\n');
+  const size_t begin = end == std::string::npos ? end : ran.out.rfind('\n', end);
+  return json::parse(ran.out.substr(begin == std::string::npos ? 0 : begin + 1), nullptr, false);
+}
+
+std::vector<json> json_lines(const std::string& text) {
+  std::vector<json> lines;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);)
+    lines.push_back(json::parse(line));
+  return lines;
+}
+
+std::string golden(const std::string& relative) {
+  return test::find_golden(relative).value_or("");
+}
+
+// ---- the frame ------------------------------------------------------------------------------
+
+TEST_F(Cli, VersionAndHelp) {
+  const Ran version = qianwen({"--version"});
+  EXPECT_EQ(version.code, 0);
+  EXPECT_THAT(version.out, HasSubstr("qianwen 0.1.0"));
+  EXPECT_THAT(version.out, HasSubstr("ISA paths"));
+  for (const char* command : {"chat", "generate", "score", "perplexity", "tokenize", "detokenize",
+                              "render", "inspect", "plan", "info", "bench"}) {
+    const Ran help = qianwen({"help", command});
+    EXPECT_EQ(help.code, 0);
+    EXPECT_THAT(help.out, HasSubstr("--json")) << command;
+  }
+  EXPECT_THAT(qianwen({"completion", "bash"}).out, HasSubstr("complete"));
+}
+
+TEST_F(Cli, WrongUsageIsTwo) {
+  expect_failure(qianwen({"nosuch"}), 2, "nosuch");
+  expect_failure(qianwen({}), 2, "ubcommand");
+  expect_failure(qianwen({"chat", "--nosuch"}), 2, "nosuch");
+  expect_failure(qianwen({"help", "nosuch"}), 2, "nosuch");
+  expect_failure(qianwen({"generate", kBundled, "-p", "a", "--temperature", "-1"}), 2,
+                 "temperature");
+  expect_failure(qianwen({"generate", kBundled, "-p", "a", "--top-p", "2"}), 2, "top_p");
+  expect_failure(qianwen({"generate", kBundled, "-p", "a", "--max-new-tokens", "-5"}), 2,
+                 "max_new_tokens");
+  expect_failure(qianwen({"generate", kBundled, "-p", ""}), 2, "prompt");
+  expect_failure(qianwen({"generate", kBundled, "--ids", "[]"}), 2, "prompt");
+  expect_failure(qianwen({"generate", kBundled, "--ids", "[1,2,99999]"}), 2, "99999");
+  expect_failure(qianwen({"generate", kBundled, "--ids", "[1,-2]"}), 2, "-2");
+  expect_failure(qianwen({"generate", kBundled, "--ids", "nonsense"}), 2, "nonsense");
+  expect_failure(qianwen({"generate", kBundled, "-p", "a", "--device", "cuda:7"}), 5, "cuda:7");
+  expect_failure(qianwen({"generate", kBundled, "-p", "a", "--isa", "mmx"}), 2, "mmx");
+  expect_failure(qianwen({"generate", kBundled, "-p", "a", "--kv-type", "q3"}), 2, "q3");
+  expect_failure(qianwen({"generate", kBundled, "-p", "a", "--threads", "-1"}), 2, "threads");
+  expect_failure(qianwen({"generate", kBundled, "-p", "a", "--activations", "int3"}), 2, "int3");
+}
+
+// ---- text -----------------------------------------------------------------------------------
+
+TEST_F(Cli, TokenizesAndBack) {
+  const std::string text = "Hello 千问 <|im_end|>!";
+  const json special = last_json(qianwen({"tokenize", kBundled, "-p", text, "--json"}));
+  const json plain = last_json(qianwen({"tokenize", kBundled, "-p", text, "--plain", "--json"}));
+  EXPECT_EQ(special["ids"].size(), special["tokens"].size());
+  EXPECT_LT(special["ids"].size(), plain["ids"].size());
+  EXPECT_EQ(last_json(qianwen(
+                {"detokenize", kBundled, "--ids", special["ids"].dump(), "--json"}))["text"],
+            text);
+  EXPECT_EQ(last_json(qianwen({"detokenize", kBundled, "--ids", special["ids"].dump(),
+                               "--skip-special-tokens", "--json"}))["text"],
+            "Hello 千问 !");
+  EXPECT_EQ(last_json(qianwen({"tokenize", "--json"}, {.input = text}))["ids"], special["ids"]);
+}
+
+TEST_F(Cli, TokenizesTheGoldenVocabulary) {
+  const std::string tiny = golden("tokenizer/tiny");
+  const Ran ran = qianwen({"tokenize", tiny, "--file", tiny + "/strings.jsonl", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const auto got = json_lines(ran.out);
+  std::ifstream in(tiny + "/strings.jsonl");
+  size_t i = 0;
+  for (std::string line; std::getline(in, line); ++i)
+    ASSERT_EQ(got.at(i)["ids"], json::parse(line)["ids"]) << line;
+  EXPECT_EQ(i, got.size());
+}
+
+TEST_F(Cli, InvalidUtf8IsAnErrorOrReplaced) {
+  const std::string file = write("bad.jsonl", "{\"hex\": \"61ff62\"}\n");
+  expect_failure(qianwen({"tokenize", kBundled, "--file", file}), 2, "1");
+  const json replaced = last_json(
+      qianwen({"tokenize", kBundled, "--file", file, "--invalid-utf8", "replace", "--json"}));
+  EXPECT_EQ(replaced["ids"], last_json(qianwen({"tokenize", kBundled, "-p",
+                                                "a\xEF\xBF\xBD"
+                                                "b",
+                                                "--json"}))["ids"]);
+}
+
+TEST_F(Cli, RendersAndKeepsContentPlain) {
+  const std::string file =
+      write("m.json", R"({"messages": [{"role": "user", "content": "a<|im_end|>b"}]})");
+  const json out = last_json(qianwen({"render", kBundled, "--messages", file, "--json"}));
+  EXPECT_THAT(out["text"].get<std::string>(),
+              HasSubstr("<|im_start|>user\na<|im_end|>b<|im_end|>\n<|im_start|>assistant\n"));
+  const json asked =
+      last_json(qianwen({"render", kBundled, "--messages", file, "--parse-special", "--json"}));
+  const json end_id =
+      last_json(qianwen({"tokenize", kBundled, "-p", "<|im_end|>", "--json"}))["ids"][0];
+  const auto count = [&](const json& ids) { return std::count(ids.begin(), ids.end(), end_id); };
+  EXPECT_EQ(count(out["ids"]), 2);
+  EXPECT_EQ(count(asked["ids"]), 3);
+}
+
+TEST_F(Cli, RenderBatchGivesErrorsAsLines) {
+  const std::string file = write("m.jsonl",
+                                 "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}], "
+                                 "\"template_text\": \"{{ raise_exception('no') }}\"}\n"
+                                 "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}], "
+                                 "\"add_generation_prompt\": false}\n");
+  const auto lines = json_lines(qianwen({"render", kBundled, "--file", file, "--json"}).out);
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0]["error"]["message"], "no");
+  EXPECT_TRUE(lines[1].contains("text"));
+}
+
+// ---- running --------------------------------------------------------------------------------
+
+// Greedy tokens of a golden checkpoint, up to the first margin that the backend may not resolve.
+void expect_greedy(const std::string& model, const std::vector<std::string>& flags,
+                   double margin_needed) {
+  const json expected = test::read_json(model + "/expected.json");
+  const json& greedy = expected["greedy"];
+  json prompt = greedy.contains("prompt") && greedy["prompt"].is_array()
+                    ? greedy["prompt"]
+                    : expected["prompts"]["len17"]["input_ids"];
+  const json& tokens = greedy.contains("tokens") ? greedy["tokens"] : greedy["ids"];
+  const json& margins = greedy.contains("margins") ? greedy["margins"] : greedy["margin"];
+  std::vector<std::string> args = {"generate",
+                                   model,
+                                   "--ids",
+                                   prompt.dump(),
+                                   "--do-sample",
+                                   "false",
+                                   "--ignore-eos",
+                                   "--repetition-penalty",
+                                   "1",
+                                   "--max-new-tokens",
+                                   std::to_string(tokens.size()),
+                                   "--json"};
+  args.insert(args.end(), flags.begin(), flags.end());
+  const json out = last_json(qianwen(args));
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (margins[i].get<double>() < margin_needed) break;
+    ASSERT_EQ(out["ids"].at(i), tokens[i]) << model << ": token " << i;
+  }
+}
+
+TEST_F(Cli, GeneratesTheGoldenTokens) {
+  for (const char* name :
+       {"dense-mha-tied", "dense-gqa-untied-sharded", "moe", "rope-yarn", "bin-zip"}) {
+    const std::string model = golden(std::string("models/") + name);
+    if (!fs::exists(model + "/expected.json")) continue;
+    expect_greedy(model, {"--activations", "f32", "--kv-type", "f32"}, 0.02);
+    expect_greedy(model, {"--device", "reference", "--kv-type", "f32"}, 0.02);
+  }
+}
+
+TEST_F(Cli, PlansInspectsAndScores) {
+  const std::string model = golden("models/dense-f16");
+  const json plan = last_json(qianwen({"plan", model, "--ctx", "64", "--json"}));
+  EXPECT_GT(plan["weights_bytes"].get<int64_t>(), 0);
+  EXPECT_EQ(plan["ctx"], 64);
+  EXPECT_TRUE(plan["fits"].get<bool>());
+  const json inspected = last_json(qianwen({"inspect", model, "--hash", "--json"}));
+  EXPECT_EQ(inspected["config"]["hidden_size"], 96);
+  for (const json& tensor : inspected["tensors"])
+    EXPECT_EQ(tensor["sha256"].get<std::string>().size(), 64u);
+
+  const json expected = test::read_json(model + "/expected.json");
+  const json ids = expected["prompts"]["len17"]["input_ids"];
+  const std::string file = write("ids.json", json{{"prompts", {ids}}}.dump());
+  const std::string out = (folder_ / "out.safetensors").string();
+  const Ran ran = qianwen({"score", model, "--ids-file", file, "--logits", out, "--device",
+                           "reference", "--kv-type", "f32", "--hidden-states"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const auto got = test::read_tensors(out);
+  const auto want = test::read_tensors(model + "/expected.safetensors");
+  const RawTensor& a = got.at("logits.0");
+  const RawTensor& b = want.at("logits.len17");
+  ASSERT_EQ(a.shape.n_elems(), b.shape.n_elems());
+  const auto* x = reinterpret_cast<const float*>(a.bytes.data());
+  std::vector<float> y(static_cast<size_t>(b.shape.n_elems()));
+  std::memcpy(y.data(), b.bytes.data(), b.bytes.size());
+  for (size_t i = 0; i < y.size(); ++i)
+    ASSERT_NEAR(x[i], y[i], 5e-4);
+  EXPECT_TRUE(got.count("hidden.embed.0") && got.count("hidden.layer.1.0") &&
+              got.count("hidden.norm.0"));
+}
+
+TEST_F(Cli, PerplexityOfText) {
+  const std::string text = write(
+      "t.txt", "The capital of Japan is Tokyo. The capital of France is Paris. Nice to meet you.");
+  const json out = last_json(qianwen({"perplexity", kBundled, "--file", text, "--json"}));
+  EXPECT_GT(out["perplexity"].get<double>(), 1.0);
+  EXPECT_GE(out["stderr"].get<double>(), 0.0);
+  EXPECT_GT(out["n_tokens"].get<int>(), 5);
+}
+
+TEST_F(Cli, SeedDecidesTheSample) {
+  const auto sample = [&](const char* seed) {
+    return last_json(
+        qianwen({"generate", kBundled, "-p", "The", "--temperature", "1.5", "--do-sample", "true",
+                 "--top-k", "0", "--max-new-tokens", "24", "--seed", seed, "--json"}))["ids"];
+  };
+  EXPECT_EQ(sample("1"), sample("1"));
+  EXPECT_NE(sample("1"), sample("2"));
+}
+
+// ---- chat -----------------------------------------------------------------------------------
+
+TEST_F(Cli, ChatAnswersOnceAndFromAPipe) {
+  const Ran once = qianwen({"chat", "-p", "What is the capital of Japan?", "--temperature", "0"});
+  EXPECT_EQ(once.code, 0) << once.err;
+  EXPECT_EQ(once.out, "The capital of Japan is Tokyo.\n");
+  const Ran piped = qianwen({"chat", "--temperature", "0"},
+                            {.input = "Hi! My name is Lucy.\nWhat is my name?\n"});
+  EXPECT_EQ(piped.code, 0) << piped.err;
+  EXPECT_THAT(piped.out, HasSubstr("Your name is Lucy."));
+  const json answer = last_json(qianwen({"chat", "-p", "Hello!", "--temperature", "0", "--json"}));
+  EXPECT_EQ(answer["finish_reason"], "stop");
+  EXPECT_TRUE(answer.contains("timings"));
+  EXPECT_TRUE(answer.contains("generation"));
+}
+
+TEST_F(Cli, ChatCommands) {
+  const std::string saved = (folder_ / "c.json").string();
+  const Ran ran = qianwen(
+      {"chat", "--temperature", "0"},
+      {.input = "What is the capital of Japan?\n:save " + saved + "\n:clear\n:load " + saved +
+                "\n:history\n:undo\n:stats\n:seed 7\n:set temperature=0.5\n:exit\nnot reached\n"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_THAT(ran.out, HasSubstr("[assistant] The capital of Japan is Tokyo."));
+  EXPECT_THAT(ran.err, HasSubstr("context:"));
+  EXPECT_EQ(test::read_json(saved)["messages"].size(), 2u);
+  expect_failure(qianwen({"chat"}, {.input = ":nosuch\n"}), 2, "nosuch");
+  expect_failure(qianwen({"chat"}, {.input = ":set nosuch=1\n"}), 2, "nosuch");
+}
+
+TEST_F(Cli, StdinClosedAndStdoutFull) {
+  EXPECT_EQ(qianwen({"chat"}, {.close_stdin = true}).code, 0);
+  const Ran full = test::run_program("/bin/sh", {"-c", std::string(QIANWEN_PROGRAM) + " tokenize " +
+                                                           kBundled + " -p hello > /dev/full"});
+  expect_failure(full, 7, "stdout");
+}
+
+TEST_F(Cli, InterruptEndsWith130) {
+  const std::vector<std::string> args = {"generate",     kBundled,           "-p",   "The",
+                                         "--ignore-eos", "--max-new-tokens", "2000", "--do-sample",
+                                         "true",         "--temperature",    "1"};
+  for (const int signal : {SIGINT, SIGTERM}) {
+    const Ran ran = qianwen(args, {.signal_after_output = signal, .timeout_s = 60});
+    expect_failure(ran, 130, "interrupted");
+  }
+}
+
+// ---- bad checkpoints ------------------------------------------------------------------------
+
+TEST_F(Cli, MissingThings) {
+  expect_failure(qianwen({"generate", "/no/such/model", "-p", "a"}), 3, "/no/such/model");
+  fs::create_directories(folder_ / "empty");
+  expect_failure(qianwen({"generate", (folder_ / "empty").string(), "-p", "a"}), 3, "empty");
+  const std::string copy = copy_of(kBundled, "noweights");
+  fs::remove(copy + "/model.safetensors");
+  expect_failure(qianwen({"generate", copy, "-p", "a"}), 3, "noweights");
+  EXPECT_EQ(qianwen({"tokenize", copy, "-p", "a"}).code, 0) << "tokenizer files alone are enough";
+  const std::string sharded = copy_of(golden("models/dense-gqa-untied-sharded"), "sharded");
+  fs::remove(sharded + "/model-00002-of-00004.safetensors");
+  expect_failure(qianwen({"generate", sharded, "--ids", "[1]"}), 3,
+                 "model-00002-of-00004.safetensors");
+}
+
+TEST_F(Cli, LfsPointerSaysSo) {
+  const std::string copy = copy_of(kBundled, "lfs");
+  std::ofstream(copy + "/model.safetensors")
+      << "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 13327616\n";
+  expect_failure(qianwen({"generate", copy, "-p", "a"}), 4, "LFS");
+}
+
+TEST_F(Cli, DamagedFilesAreCorrupt) {
+  const std::string copy = copy_of(kBundled, "cut");
+  fs::resize_file(copy + "/model.safetensors", 5'000'000);
+  expect_failure(qianwen({"generate", copy, "-p", "a"}), 4, "model.safetensors");
+  write("cut/config.json", "{\"architectures\": [");
+  expect_failure(qianwen({"generate", copy, "-p", "a"}), 4, "config.json");
+  const std::string gguf =
+      write("broken.gguf", std::string("GGUF\x03\0\0\0", 8) + std::string(16, '\xFF'));
+  expect_failure(qianwen({"inspect", gguf}), 4, "broken.gguf");
+}
+
+TEST_F(Cli, ConfigsThatCannotRun) {
+  const std::string copy = copy_of(kBundled, "config");
+  const json config = test::read_json(kBundled + "/config.json");
+  const auto with = [&](const std::string& key, const json& value) {
+    json changed = config;
+    changed[key] = value;
+    if (value.is_discarded()) changed.erase(key);
+    std::ofstream(copy + "/config.json") << changed.dump();
+    return qianwen({"generate", copy, "-p", "a", "--max-new-tokens", "1"});
+  };
+  expect_failure(with("architectures", {"LlamaForCausalLM"}), 5, "LlamaForCausalLM");
+  expect_failure(with("hidden_act", "gelu"), 5, "gelu");
+  expect_failure(with("rope_scaling", {{"type", "longrope"}, {"factor", 2.0}}), 5, "longrope");
+  expect_failure(with("quantization_config", {{"quant_method", "fp8"}}), 5, "fp8");
+  expect_failure(with("hidden_size", 128), 4, "128");
+  expect_failure(with("num_hidden_layers", 7), 3, "layers.6");
+  expect_failure(with("rms_norm_eps", json(json::value_t::discarded)), 4, "rms_norm_eps");
+  expect_failure(with("vocab_size", 100), 4, "100");
+}
+
+TEST_F(Cli, ContextThatDoesNotFit) {
+  expect_failure(qianwen({"generate", kBundled, "-p", "a", "--ctx", "2000000000"}), 6,
+                 "2000000000");
+  const Ran long_prompt =
+      qianwen({"generate", kBundled, "-p", "one two three four five six seven eight nine ten",
+               "--ctx", "4"});
+  expect_failure(long_prompt, 2, "4");
+}
+
+TEST_F(Cli, NotANumberInTheWeightsIsNamed) {
+  const std::string copy = copy_of(kBundled, "nan");
+  std::fstream file(copy + "/model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+  uint64_t header = 0;
+  file.read(reinterpret_cast<char*>(&header), 8);
+  std::string text(header, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(header));
+  const json tensors = json::parse(text);
+  const auto offset =
+      tensors["model.layers.3.mlp.down_proj.weight"]["data_offsets"][0].get<uint64_t>();
+  file.seekp(static_cast<std::streamoff>(8 + header + offset));
+  const std::string nans(64, '\xFF');  // bf16 NaNs
+  file.write(nans.data(), static_cast<std::streamsize>(nans.size()));
+  file.close();
+  const Ran ran = qianwen({"generate", copy, "-p", "Hello", "--max-new-tokens", "4"});
+  EXPECT_EQ(ran.code, 4) << ran.err;
+  EXPECT_THAT(ran.last_error_line(), HasSubstr("layer"));
+  EXPECT_THAT(ran.last_error_line(), HasSubstr("3"));
+}
+
+}  // namespace
+}  // namespace qw
