@@ -44,7 +44,6 @@ struct Tensor {
 void read_tensor(Reader& in, DType usual, int usual_rank, Tensor& out) {
   const int flags = in.byte();
   out.present = flags % 16 != 15;
-  out.raw.name = "t";
   out.raw.dtype = read_dtype(in, usual);
   const int rank = flags / 16 == 15 ? in.byte() % 5 : usual_rank;
   std::array<int64_t, 4> sizes{};
