@@ -6,6 +6,15 @@
 #include "base/utf8.h"
 
 namespace qw {
+namespace {
+
+/// Python's decoder waits for a third byte behind the first two of an encoded surrogate, although
+/// they can no longer become a character (it may be asked to let surrogates pass).
+bool begins_surrogate(std::string_view bytes) noexcept {
+  return bytes.size() == 2 && bytes[0] == '\xED' && (bytes[1] & '\xE0') == '\xA0';
+}
+
+}  // namespace
 
 Detokenizer::Detokenizer(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special_tokens)
     : tokenizer_(std::move(tokenizer)), skip_special_tokens_(skip_special_tokens) {
@@ -22,11 +31,12 @@ std::string Detokenizer::push(int32_t id) {
   const std::string bytes = std::exchange(held_, {}).append(fresh);
   std::string out;
   for (size_t i = 0; i < bytes.size();) {
-    const Utf8Step step = decode_utf8(std::string_view(bytes).substr(i));
+    const std::string_view rest = std::string_view(bytes).substr(i);
+    const Utf8Step step = decode_utf8(rest);
     if (step.valid) {
       out.append(bytes, i, step.length);
-    } else if (step.truncated) {
-      held_ = bytes.substr(i);
+    } else if (step.truncated || begins_surrogate(rest)) {
+      held_ = rest;
       break;
     } else {
       append_utf8(out, step.code_point);

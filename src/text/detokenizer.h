@@ -21,14 +21,14 @@ class Detokenizer {
   /// can no longer become one is U+FFFD at once.
   std::string push(int32_t id);
 
-  /// What is left at the end: an unfinished character is one U+FFFD. Ready for another text then.
+  /// What is left at the end, an unfinished character as U+FFFD. Ready for another text then.
   std::string flush();
 
  private:
   std::shared_ptr<const Tokenizer> tokenizer_;
   bool skip_special_tokens_;
   bool at_start_ = true;
-  std::string held_;  // at most three bytes: a proper prefix of a character
+  std::string held_;  // at most three bytes: what may yet become a character
 };
 
 }  // namespace qw
