@@ -169,14 +169,17 @@ struct Generation {
 };
 struct Scoped {
   Body body;
-};  // `{% block %}`: only a scope here
+};                // `{% block %}`: only a scope here
+struct Refused {  // include, import, extends: an error if it is reached, for want of a loader
+  std::string tag;
+};
 struct Break {};
 struct Continue {};
 
 struct Stmt {
   int line = 0;
   std::variant<Text, Emit, If, For, Set, SetBlock, With, Macro, CallBlock, FilterBlock, Generation,
-               Scoped, Break, Continue>
+               Scoped, Refused, Break, Continue>
       node;
 };
 

@@ -78,6 +78,13 @@ MarkedText Interpreter::capture(const Body& body, const ScopePtr& scope) {
   return buffer.take();
 }
 
+Interpreter::Flow Interpreter::capture(const Body& body, const ScopePtr& scope, Value& text) {
+  Buffer buffer(*this);
+  const Flow flow = run(body, scope);
+  text = Value(buffer.take());
+  return flow;
+}
+
 void Interpreter::emit(const MarkedText& text) {
   budget().make_bytes(text.size());
   if (out_ == &root_) ++root_writes_;
@@ -154,7 +161,9 @@ Interpreter::Flow Interpreter::exec(const Set& node, const ScopePtr& scope) {
 
 Interpreter::Flow Interpreter::exec(const SetBlock& node, const ScopePtr& scope) {
   const ScopePtr inner = enter(scope);
-  Value text(capture(node.body, inner));
+  Value text;
+  const Flow flow = capture(node.body, inner, text);
+  if (flow != Flow::kNext) return flow;
   if (node.filter) text = filtered(*node.filter, std::move(text), inner);
   assign(node.target, std::move(text), scope);
   return Flow::kNext;
@@ -196,19 +205,18 @@ Interpreter::Flow Interpreter::exec(const CallBlock& node, const ScopePtr& scope
   args.named.emplace_back(
       "caller", make_object<MacroObject>(*this, "caller", node.signature, node.body, scope));
   const Value result = call_value(*this, callee, args);
-  emit(to_text(*this, result));
+  if (!result.is_string()) {
+    python_error("a call block expected str instance, {} found", type_name(result));
+  }
+  emit(result.as_text());
   return Flow::kNext;
 }
 
 Interpreter::Flow Interpreter::exec(const FilterBlock& node, const ScopePtr& scope) {
   const ScopePtr inner = enter(scope);
   Value text;
-  {
-    Buffer buffer(*this);
-    const Flow flow = run(node.body, inner);
-    if (flow != Flow::kNext) return flow;
-    text = Value(buffer.take());
-  }
+  const Flow flow = capture(node.body, inner, text);
+  if (flow != Flow::kNext) return flow;
   emit(to_text(*this, filtered(*node.filter, std::move(text), inner)));
   return Flow::kNext;
 }
@@ -225,6 +233,10 @@ Interpreter::Flow Interpreter::exec(const Generation& node, const ScopePtr& scop
 
 Interpreter::Flow Interpreter::exec(const Scoped& node, const ScopePtr& scope) {
   return run(node.body, enter(scope));
+}
+
+Interpreter::Flow Interpreter::exec(const Refused& node, const ScopePtr&) {
+  python_error("no loader for this environment specified ('{}')", node.tag);
 }
 
 // ---- loops

@@ -51,6 +51,8 @@ class Interpreter final : public Runtime {
   Value evaluate(const Expr& expr, const ScopePtr& scope);
   /// Runs `body` into a buffer of its own.
   MarkedText capture(const Body& body, const ScopePtr& scope);
+  /// The same where `break` and `continue` reach out of the body (the text then is not used).
+  Flow capture(const Body& body, const ScopePtr& scope, Value& text);
   ScopePtr enter(const ScopePtr& outer);
   void assign(const Target& target, Value value, const ScopePtr& scope);
   /// The turns of a loop over `iterable`; `depth0` counts recursive calls.
@@ -78,6 +80,7 @@ class Interpreter final : public Runtime {
   Flow exec(const FilterBlock& node, const ScopePtr& scope);
   Flow exec(const Generation& node, const ScopePtr& scope);
   Flow exec(const Scoped& node, const ScopePtr& scope);
+  Flow exec(const Refused& node, const ScopePtr& scope);
   Flow exec(const Break&, const ScopePtr&) { return Flow::kBreak; }
   Flow exec(const Continue&, const ScopePtr&) { return Flow::kContinue; }
 

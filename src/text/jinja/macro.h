@@ -22,6 +22,9 @@ class MacroObject final : public Object {
   /// Binds the arguments as Jinja does: missing ones are undefined, superfluous ones go to varargs
   /// and kwargs if the body uses them and are a python error if not. Returns what the body wrote.
   Value call(Runtime& runtime, const Args& args) override;
+  MarkedText repr(Runtime&) const override {
+    return MarkedText(fmt::format("<Macro '{}'>", name_));
+  }
   std::optional<Value> attribute(Runtime& runtime, std::string_view name) override;
 
  private:

@@ -96,6 +96,12 @@ class Parser final : public ExpressionParser {
     if (name == "generation") {
       return {line, isolated([&] { return Generation{block_body("endgeneration")}; })};
     }
+    if (name == "include" || name == "import" || name == "from" || name == "extends") {
+      while (current().kind != TokenKind::kBlockEnd)
+        next();  // the lexer has seen to it that it comes
+      expect_block_end();
+      return {line, Refused{name}};
+    }
     if (name == "print") return print_statement(line);
     if (name == "block") {
       expect_name();
@@ -108,7 +114,10 @@ class Parser final : public ExpressionParser {
   }
 
   Stmt loop_control(int line, bool is_break) {
-    if (!in_loop_) syntax_error(line, "'{}' outside loop", is_break ? "break" : "continue");
+    if (!in_loop_) {  // Jinja does not see it; the code it makes is what Python refuses
+      throw TemplateError(TemplateErrorKind::kPython,
+                          fmt::format("'{}' outside loop", is_break ? "break" : "continue"), line);
+    }
     expect_block_end();
     if (is_break) return {line, Break{}};
     return {line, Continue{}};
@@ -144,6 +153,7 @@ class Parser final : public ExpressionParser {
 
   For for_statement() {
     For node{};
+    ++for_depth_;
     node.target = target("in", /*with_fields=*/false);
     expect_keyword("in");
     node.iterable = tuple(/*with_condition=*/false, false, "recursive");
@@ -159,6 +169,7 @@ class Parser final : public ExpressionParser {
       next();
     }
     expect_block_end();
+    --for_depth_;
     return node;
   }
 
@@ -252,6 +263,9 @@ class Parser final : public ExpressionParser {
     for (const std::string_view constant : {"true", "false", "none", "True", "False", "None"}) {
       if (name == constant) syntax_error(current().line, "can't assign to '{}'", name);
     }
+    if (name == "loop" && for_depth_ > 0) {
+      syntax_error(current().line, "Can't assign to special loop variable in for-loop target");
+    }
     return name;
   }
 
@@ -283,7 +297,8 @@ class Parser final : public ExpressionParser {
     return out;
   }
 
-  bool in_loop_ = false;
+  bool in_loop_ = false;  // break and continue have a loop to act on
+  int for_depth_ = 0;     // loops around, those outside a macro too
 };
 
 }  // namespace

@@ -80,8 +80,11 @@ constexpr std::array kTests{
     NamedTest{"mapping", [](Runtime&, const Value& v, const Args&) { return v.is_dict(); }},
     NamedTest{"sequence", is_sequence},
     NamedTest{"iterable", is_iterable_test},
-    NamedTest{"callable", [](Runtime&, const Value& v,
-                             const Args&) { return v.is_object() && v.as_object()->callable(); }},
+    NamedTest{"callable",
+              [](Runtime&, const Value& v,
+                 const Args&) {  // An undefined value has a call operator: the one that fails.
+                return v.is_undefined() || (v.is_object() && v.as_object()->callable());
+              }},
     NamedTest{"sameas",
               [](Runtime&, const Value& v, const Args& a) { return v.same_as(operand(a)); }},
     NamedTest{"escaped", [](Runtime&, const Value&, const Args&) { return false; }},

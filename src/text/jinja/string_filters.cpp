@@ -107,7 +107,11 @@ Value indent(Runtime& runtime, const Value& value, const Args& args) {
     indentation = MarkedText(std::string(static_cast<size_t>(width), ' '));
   }
   const bool blank = flag(bound[2], false);
-  MarkedText text = to_text(runtime, value);
+  if (value.is_undefined()) fail_undefined(value);
+  if (!value.is_string()) {
+    python_error("unsupported operand type(s) for +=: '{}' and 'str'", type_name(value));
+  }
+  MarkedText text = value.as_text();
   text.append("\n", text.has_content());  // as Jinja does, so that a last line break is a line more
   MarkedText out;
   if (flag(bound[1], false)) out.append(indentation);
@@ -327,7 +331,6 @@ Value round_filter(Runtime& runtime, const Value& value, const Args& args) {
   const auto bound = args.bind("round", {"precision", "method"});
   const Int precision = std::clamp<Int>(int_option(bound[0], 0), -300, 300);
   const std::string method = bound[1] != nullptr ? to_text(runtime, *bound[1]).str() : "common";
-  if (value.is_undefined()) fail_undefined(value);
   if (!value.is_number()) python_error("type {} doesn't define __round__ method", type_name(value));
   const double d = *value.as_double();
   if (method == "ceil" || method == "floor") {
@@ -356,7 +359,7 @@ Value tojson(Runtime& runtime, const Value& value, const Args& args) {
   style.sort_keys = flag(bound[3], false);
   if (bound[1] != nullptr && !bound[1]->is_none()) {
     style.has_indent = true;
-    style.item_separator = ",";
+    style.item_separator.assign(1, ',');
     if (bound[1]->is_string()) {
       style.indent = bound[1]->as_str();
     } else {

@@ -58,8 +58,13 @@ std::string group_digits(const std::string& digits, char separator) {
 }
 
 std::string with_sign(bool negative, const std::string& digits, const Spec& spec) {
-  if (negative) return "-" + digits;
-  return (spec.sign == '+' || spec.sign == ' ' ? std::string(1, spec.sign) : "") + digits;
+  std::string out;
+  if (negative) {
+    out = "-";
+  } else if (spec.sign == '+' || spec.sign == ' ') {
+    out = std::string(1, spec.sign);
+  }
+  return out.append(digits);
 }
 
 std::string float_digits(double magnitude, const Spec& spec) {
@@ -116,7 +121,8 @@ MarkedText format_int(Int value, const Spec& spec) {
   if (spec.precision > 0 && digits.size() < static_cast<size_t>(spec.precision)) {
     digits.insert(0, static_cast<size_t>(spec.precision) - digits.size(), '0');
   }
-  const std::string text = with_sign(value < 0, (spec.alternate ? prefix : "") + digits, spec);
+  const std::string text =
+      with_sign(value < 0, fmt::format("{}{}", spec.alternate ? prefix : "", digits), spec);
   return pad(MarkedText(text), spec, '>', text.size() - digits.size());
 }
 
@@ -195,9 +201,9 @@ class PercentFormatter {
       if (text_[at] == '-') spec.align = '<';
       if (text_[at] == '+' || (text_[at] == ' ' && spec.sign != '+')) spec.sign = text_[at];
       if (text_[at] == '#') spec.alternate = true;
-      if (text_[at] == '0') spec.fill = "0";
+      if (text_[at] == '0') spec.fill.assign(1, '0');
     }
-    if (spec.align == '<') spec.fill = " ";
+    if (spec.align == '<') spec.fill.assign(1, ' ');
     spec.width = number_or_star(at);
     if (at < text_.size() && text_[at] == '.') {
       ++at;
@@ -216,7 +222,7 @@ class PercentFormatter {
   void convert(const Value& value, Spec spec) {
     runtime_.budget().make_bytes(spec.width);
     if (spec.type == 's' || spec.type == 'r' || spec.type == 'a') {
-      spec.fill = " ";
+      spec.fill.assign(1, ' ');
       const MarkedText text = spec.type == 's' ? to_text(runtime_, value) : repr(runtime_, value);
       return out_.append(pad(cut(text, spec.precision), spec, '>', 0));
     }
@@ -279,7 +285,7 @@ Spec parse_spec(std::string_view text) {
   if (at < text.size() && text[at] == '0') {
     ++at;
     if (spec.align == '\0') {
-      spec.fill = "0";
+      spec.fill.assign(1, '0');
       spec.align = '=';
     }
   }
@@ -294,8 +300,12 @@ Spec parse_spec(std::string_view text) {
   return spec;
 }
 
-MarkedText format_value(Runtime& runtime, const Value& value, const Spec& spec) {
+/// format(value, spec); `plain`: the specification was empty.
+MarkedText format_value(Runtime& runtime, const Value& value, const Spec& spec, bool plain) {
   runtime.budget().make_bytes(spec.width);
+  if (!value.is_string() && !value.is_number() && !plain) {
+    python_error("unsupported format string passed to {}.__format__", type_name(value));
+  }
   if (value.is_string() || value.is_none() || value.is_bool() || !value.is_number()) {
     if (value.is_bool() && spec.type != '\0' && spec.type != 's')
       return format_int(*value.as_int(), spec);
@@ -349,7 +359,7 @@ class BraceFormatter {
     Value value = lookup(name);
     if (conversion == 'r') value = Value(repr(runtime_, value));
     if (conversion == 's') value = Value(to_text(runtime_, value));
-    out_.append(format_value(runtime_, value, parse_spec(spec)));
+    out_.append(format_value(runtime_, value, parse_spec(spec), spec.empty()));
   }
 
   Value lookup(std::string_view name) {

@@ -38,7 +38,7 @@ std::vector<Value> split_space_left(const MarkedText& text, Int max_splits) {
   for (skip(true); at < s.size(); skip(true)) {
     const size_t begin = at;
     if (max_splits >= 0 && static_cast<Int>(out.size()) >= max_splits) {
-      out.emplace_back(strip(text.slice(begin, s.size()), nullptr, Side::kRight));
+      out.emplace_back(text.slice(begin, s.size()));
       return out;
     }
     skip(false);
@@ -60,14 +60,13 @@ std::vector<Value> split_space_right(const MarkedText& text, Int max_splits) {
   for (skip(true); at > 0; skip(true)) {
     const size_t end = at;
     if (static_cast<Int>(out.size()) >= max_splits) {
-      out.emplace_back(strip(text.slice(0, end), nullptr, Side::kLeft));
+      out.emplace_back(text.slice(0, end));
       break;
     }
     skip(false);
     out.emplace_back(text.slice(at, end));
   }
-  std::reverse(out.begin(), out.end());
-  return out;
+  return {out.rbegin(), out.rend()};
 }
 
 }  // namespace
@@ -109,7 +108,7 @@ std::vector<Value> split(Runtime& runtime, const MarkedText& text, const std::st
       end = found;
     }
     out.emplace_back(text.slice(0, end));
-    std::reverse(out.begin(), out.end());
+    out = std::vector<Value>(out.rbegin(), out.rend());
   } else {
     size_t begin = 0;
     for (Int n = 0; max_splits < 0 || n < max_splits; ++n) {

@@ -35,19 +35,23 @@ bool is_cased(uint32_t code_point) {
   return u_hasBinaryProperty(icu_char(code_point), UCHAR_CASED) != 0;
 }
 
+/// The full title case mapping: a simple one if there is one, else the upper case expansion with
+/// what follows its first letter in lower case ("ß" gives "Ss").
 std::string title_char(std::string_view ch) {
-  // toTitle on one character would look for word breaks; the upper mapping differs from the title
-  // mapping only for digraphs, which have a simple title mapping.
   size_t length = 0;
   const uint32_t code_point = code_point_at(ch, 0, &length);
   const UChar32 title = u_totitle(icu_char(code_point));
-  if (title != icu_char(code_point)) {
+  if (title != icu_char(code_point) || u_istitle(title) != 0) {
     std::string out;
     append_utf8(out, static_cast<uint32_t>(title));
     return out;
   }
-  icu::UnicodeString text = icu_of(ch);
-  return u_istitle(title) != 0 ? std::string(ch) : utf8_of(text.toUpper(icu::Locale::getRoot()));
+  const std::string upper = to_upper(ch);
+  size_t first = 0;
+  while (first < upper.size() && !is_cased(code_point_at(upper, first, &length)))
+    first += length;
+  if (first < upper.size()) first += length;
+  return upper.substr(0, first) + to_lower(std::string_view(upper).substr(first));
 }
 
 }  // namespace

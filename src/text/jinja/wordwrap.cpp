@@ -24,19 +24,38 @@ struct Piece {
   bool space;
 };
 
+bool is_wrap_space(char c) {
+  return c == '\t' || c == '\n' || c == '\v' || c == '\f' || c == '\r' || c == ' ';
+}
+
+/// Whether a run of two or more hyphens between words begins at byte `i`; `end` is where it ends.
+bool is_dash_at(const std::string& text, size_t i, size_t* end) {
+  *end = text.find_first_not_of('-', i);
+  if (i == 0 || text[i] != '-' || text[i - 1] == '-' || *end == std::string::npos || *end < i + 2)
+    return false;
+  return !is_wrap_space(text[i - 1]) && !is_wrap_space(text[*end]);
+}
+
 /// Words and runs of white space; with `at_hyphens` a word also ends after a hyphen between
-/// letters.
+/// letters, and at both ends of a dash.
 std::vector<Piece> pieces_of(const std::string& text, bool at_hyphens) {
   std::vector<Piece> pieces;
   uint32_t before = 0;
   uint32_t before_that = 0;
+  size_t dash_end = std::string::npos;
   for (size_t i = 0, length = 0; i < text.size(); i += length) {
     const uint32_t c = code_point_at(text, i, &length);
-    const bool space = c == '\t' || c == '\n' || c == '\v' || c == '\f' || c == '\r' || c == ' ';
-    const bool after_hyphen = at_hyphens && before == '-' && is_alpha(before_that) && is_alpha(c);
-    if (pieces.empty() || pieces.back().space != space || after_hyphen) {
-      pieces.push_back({i, i, 0, space});
+    const bool space = is_wrap_space(text[i]);
+    bool cut =
+        at_hyphens && ((before == '-' && is_alpha(before_that) && is_alpha(c)) || i == dash_end);
+    if (at_hyphens && c == '-' && before != '-') {
+      size_t end = 0;
+      if (is_dash_at(text, i, &end)) {
+        cut = true;
+        dash_end = end;
+      }
     }
+    if (pieces.empty() || pieces.back().space != space || cut) pieces.push_back({i, i, 0, space});
     pieces.back().end = i + length;
     ++pieces.back().chars;
     before_that = before;
