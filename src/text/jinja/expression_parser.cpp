@@ -473,7 +473,7 @@ CallArgs ExpressionParser::call_args() {
 std::string ExpressionParser::dotted_name() {
   std::string name = expect_name();
   while (skip_op("."))
-    name += "." + expect_name();
+    name.append(1, '.').append(expect_name());
   return name;
 }
 

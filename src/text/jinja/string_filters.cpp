@@ -321,7 +321,6 @@ Value to_float(Runtime&, const Value& value, const Args& args) {
 
 Value absolute(Runtime&, const Value& value, const Args& args) {
   args.bind("abs", {});
-  if (value.is_undefined()) fail_undefined(value);
   if (!value.is_number()) python_error("bad operand type for abs(): '{}'", type_name(value));
   if (const auto i = value.as_int()) return *i < 0 ? negate(value) : Value(*i);
   return Value(std::fabs(*value.as_double()));
