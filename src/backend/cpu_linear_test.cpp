@@ -278,7 +278,7 @@ TEST_P(CpuLinearFormat, AgreesWithTheDecoderInDouble) {
   const Format& format = GetParam();
   for (ActivationMode mode : {ActivationMode::kAuto, ActivationMode::kInt8, ActivationMode::kBf16, ActivationMode::kF32}) {
     for (IsaLevel level : levels_here()) {
-      CpuContext context = make_context(level, mode, 2);
+      CpuContext context = make_context(level, mode);
       for (const auto& [n, blocks] : {std::pair<int64_t, int64_t>{1, 1}, {16, 2}, {33, 9}, {79, 3}}) {
         const int64_t k = blocks * format.k_step();
         const LinearSource source = make_source(format, n, k, static_cast<uint64_t>(n));
@@ -331,15 +331,18 @@ TEST_P(CpuLinearFormat, ComparatorRejectsOneWrongCode) {
   ASSERT_EQ(mismatch(y, w, x_rounded, 1, n, k), "");
   // One activation one step off, where it counts.
   size_t most = 0;
-  for (size_t i = 0; i < x_rounded.size(); ++i) {
-    if (std::fabs(x_rounded[i] * w[i]) > std::fabs(x_rounded[most] * w[most])) most = i;
+  float product = 0;
+  for (size_t i = 0; i < w.size(); ++i) {
+    const float here = std::fabs(x_rounded[i % static_cast<size_t>(k)] * w[i]);
+    if (here > product) most = i % static_cast<size_t>(k), product = here;
   }
   const float right = x_rounded[most];
   x_rounded[most] *= 1.0F + 1.0F / 127;
   EXPECT_NE(mismatch(y, w, x_rounded, 1, n, k), "");
   x_rounded[most] = right;
-  // The last lane with its neighbour's weights.
-  std::copy_n(w.begin() + 15 * k, k, w.begin() + 16 * k);
+  // One lane with its neighbour's weights: the lane that matters most.
+  const auto lane = std::max_element(y.begin() + 1, y.end(), [](float a, float b) { return std::fabs(a) < std::fabs(b); }) - y.begin();
+  std::copy_n(w.begin() + (lane - 1) * k, k, w.begin() + lane * k);
   EXPECT_NE(mismatch(y, w, x_rounded, 1, n, k), "");
 }
 

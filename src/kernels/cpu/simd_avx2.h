@@ -44,6 +44,9 @@ struct SimdAvx2 {
     return {_mm256_shuffle_epi8(table.a, index.a), _mm256_shuffle_epi8(table.b, index.b)};
   }
 
+  static void forget(Bytes& x) { __asm__ volatile("" : "+x"(x.a), "+x"(x.b)); }
+  static void forget(Floats& x) { __asm__ volatile("" : "+x"(x.a), "+x"(x.b)); }
+
   static Ints zero_ints() { return both<Ints>(_mm256_setzero_si256()); }
   static Ints splat_int(int32_t x) { return both<Ints>(_mm256_set1_epi32(x)); }
   static Ints load_ints(const int32_t* p) { return {ints(p), ints(p + 8)}; }

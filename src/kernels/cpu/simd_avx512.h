@@ -43,6 +43,9 @@ struct SimdAvx512 {
   static Bytes shift_left(Bytes a) { return {_mm512_slli_epi16(a.v, kBits)}; }
   static Bytes lookup(Bytes table, Bytes index) { return {_mm512_shuffle_epi8(table.v, index.v)}; }
 
+  static void forget(Bytes& a) { __asm__ volatile("" : "+v"(a.v)); }
+  static void forget(Floats& a) { __asm__ volatile("" : "+v"(a.v)); }
+
   static Ints zero_ints() { return {_mm512_setzero_si512()}; }
   static Ints splat_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
   static Ints load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }

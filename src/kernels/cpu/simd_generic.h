@@ -69,6 +69,10 @@ struct SimdGeneric {
     return r;
   }
 
+  /// Makes the compiler forget what it knows of `a` (for measuring).
+  static void forget(Bytes& a) { __asm__ volatile("" : "+m"(a)); }
+  static void forget(Floats& a) { __asm__ volatile("" : "+m"(a)); }
+
   // ---- 16 int32 ----
   static Ints zero_ints() { return Ints{}; }
   static Ints splat_int(int32_t x) {

@@ -1,0 +1,11 @@
+// Probes of what this CPU can do at most: AVX-512 with VNNI and BF16.
+//
+// Level 3 (kernels). The code is kernels/cpu/limit_probes.h; only the vector type is chosen here.
+#include "kernels/cpu/limit_probes.h"
+#include "kernels/cpu/simd_avx512.h"
+
+namespace qw::kernels::avx512bf16 {
+
+LimitProbes limit_probes() noexcept { return probes_of<SimdAvx512<true, true>>(); }
+
+}  // namespace qw::kernels::avx512bf16
