@@ -64,6 +64,7 @@ TEST(Safetensors, BadFilesAreNamed) {
       {raw(uint64_t{1} << 63) + "{}", ErrorKind::kCorrupt, {"header length"}},
       {raw(~uint64_t{0}) + "{}", ErrorKind::kCorrupt, {"header length"}},
       {raw(uint64_t{100}) + "{}", ErrorKind::kCorrupt, {"cut short"}},
+      {raw(uint64_t{3}) + "{}", ErrorKind::kCorrupt, {"header: expected 3 bytes", "cut short"}},
       {file_of("[]", ""), ErrorKind::kCorrupt, {"an array"}},
       {file_of("{\"a\":", ""), ErrorKind::kCorrupt, {"header"}},
       {file_of("", ""), ErrorKind::kCorrupt, {"header"}},
