@@ -82,12 +82,14 @@ struct EncodedChat {
 struct ModelFiles {
   std::shared_ptr<const Checkpoint> checkpoint;
   std::shared_ptr<const Tokenizer> tokenizer;         // null: the checkpoint has none
-  std::shared_ptr<const ChatTemplate> chat_template;  // null: no tokenizer
-  std::string chat_template_origin;                   // "tokenizer_config.json", "default", ...
-  GenerationConfig generation;                        // the checkpoint's defaults
-  std::vector<std::string> warnings;                  // met on the way, a sentence each
+  std::shared_ptr<const ChatTemplate> chat_template;  // null: no tokenizer, or broken
+  std::string chat_template_origin;   // "checkpoint", or "default" (Qwen1.5's own, for want of one)
+  std::string chat_template_error;    // why chat_template is null although there is one
+  GenerationConfig generation;        // the checkpoint's defaults
+  std::vector<std::string> warnings;  // met on the way, a sentence each
 
-  /// Renders and encodes. Error{kNotFound} without tokenizer; errors of the template.
+  /// Renders and encodes. Special-token strings in message contents stay ordinary text unless
+  /// input.parse_special_in_content. Error{kNotFound} without tokenizer; errors of the template.
   EncodedChat encode_chat(const ChatInput& input) const;
   /// generation, with the end tokens of chat: every id of generation_config and <|im_end|>.
   GenerationConfig chat_generation() const;

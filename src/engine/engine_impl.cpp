@@ -29,13 +29,11 @@ void check_ids(std::string_view what, std::span<const int32_t> ids, int64_t voca
   }
 }
 
+/// Which of the element types a cache can hold is the backend's to say.
 DType kv_dtype(const std::string& name) {
-  const std::optional<DType> type = dtype_from_name(name);
-  for (const std::string_view known : {"f32", "f16", "bf16", "q8_0", "q4_0"}) {
-    if (type && name_of(*type) == known) return *type;
-  }
+  if (const std::optional<DType> type = dtype_from_name(name)) return *type;
   fail(ErrorKind::kInvalidArgument, "engine",
-       "kv type: expected f32, f16, bf16, q8_0 or q4_0, got {}", printable(name));
+       "kv type: expected the name of an element type, got '{}'", printable(name));
 }
 
 }  // namespace

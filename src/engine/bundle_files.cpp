@@ -1,0 +1,231 @@
+// Tokenizer, chat template and generation defaults of a checkpoint.
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "checkpoint/hf_config.h"
+#include "engine/bundle.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+#include "text/tokenizer_files.h"
+#include "text/tokenizer_gguf.h"
+
+namespace qw {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::string_view kImEnd = "<|im_end|>";
+constexpr std::string_view kEndOfText = "<|endoftext|>";
+
+// ---- tokenizer ---------------------------------------------------------------------------------
+
+std::optional<int64_t> optional_id(const GgufMetadata& metadata, std::string_view key) {
+  if (metadata.find(key) == nullptr) return std::nullopt;
+  return metadata.integer(key);
+}
+
+std::optional<std::string> optional_text(const GgufMetadata& metadata, std::string_view key) {
+  if (metadata.find(key) == nullptr) return std::nullopt;
+  return metadata.string(key);
+}
+
+/// Null when the file says it has no vocabulary.
+std::shared_ptr<const Tokenizer> tokenizer_of_gguf(const GgufMetadata& metadata) {
+  GgufVocabulary vocabulary;
+  vocabulary.source = metadata.file;
+  vocabulary.model = metadata.string_or("tokenizer.ggml.model", "none");
+  if (vocabulary.model == "none" || vocabulary.model == "no_vocab") return nullptr;
+  vocabulary.pre = optional_text(metadata, "tokenizer.ggml.pre");
+  if (const auto* tokens = metadata.strings("tokenizer.ggml.tokens")) vocabulary.tokens = *tokens;
+  if (const auto* merges = metadata.strings("tokenizer.ggml.merges")) vocabulary.merges = *merges;
+  if (const auto* types = metadata.integers("tokenizer.ggml.token_type")) {
+    for (const int64_t type : *types) {
+      // Anything outside int32 is no type at all; the reader of the spec treats it as unknown.
+      const bool fits = type >= 0 && type <= 1024;
+      vocabulary.token_types.push_back(fits ? static_cast<int32_t>(type) : 0);
+    }
+  }
+  vocabulary.bos_id = optional_id(metadata, "tokenizer.ggml.bos_token_id");
+  vocabulary.eos_id = optional_id(metadata, "tokenizer.ggml.eos_token_id");
+  vocabulary.pad_id = optional_id(metadata, "tokenizer.ggml.padding_token_id");
+  vocabulary.unk_id = optional_id(metadata, "tokenizer.ggml.unknown_token_id");
+  vocabulary.add_bos = metadata.boolean_or("tokenizer.ggml.add_bos_token", false);
+  vocabulary.chat_template = optional_text(metadata, "tokenizer.chat_template");
+  return std::make_shared<const Tokenizer>(spec_from_gguf(vocabulary));
+}
+
+/// Null when the directory holds none; a broken one is an error.
+std::shared_ptr<const Tokenizer> tokenizer_of_directory(const std::string& directory,
+                                                        std::vector<std::string>& warnings) {
+  namespace fs = std::filesystem;
+  const auto has = [&](const char* name) {
+    std::error_code ignored;
+    return fs::exists(fs::path(directory) / name, ignored);
+  };
+  if (has("tokenizer.json") || has("vocab.json") || has("qwen.tiktoken"))
+    return load_tokenizer_directory(directory);
+  if (has("tokenizer.model")) {
+    warnings.push_back(fmt::format(
+        "tokenizer.model alone (SentencePiece) is not supported: only token ids can be used; "
+        "expected tokenizer.json beside it ({})",
+        directory));
+  }
+  return nullptr;
+}
+
+// ---- chat template -----------------------------------------------------------------------------
+
+ChatTemplate::SpecialTokens special_tokens_of(const Tokenizer& tokenizer) {
+  const TokenizerConfig& config = tokenizer.config();
+  ChatTemplate::SpecialTokens out;
+  const auto add = [&](const char* name, const std::optional<std::string>& text,
+                       std::optional<int32_t> id) {
+    if (text) {
+      out.emplace_back(name, *text);
+    } else if (id) {
+      out.emplace_back(name, std::string(tokenizer.token_text(*id)));
+    }
+  };
+  add("bos_token", config.bos_token, tokenizer.bos_id());
+  add("eos_token", config.eos_token, tokenizer.eos_id());
+  add("pad_token", config.pad_token, tokenizer.pad_id());
+  add("unk_token", config.unk_token, tokenizer.unk_id());
+  return out;
+}
+
+void add_chat_template(ModelFiles& files) {
+  const Tokenizer& tokenizer = *files.tokenizer;
+  const auto& templates = tokenizer.config().chat_templates;
+  files.chat_template_origin = templates.empty() ? "default" : "checkpoint";
+  try {
+    if (templates.empty()) {
+      files.chat_template = std::make_shared<const ChatTemplate>(kQwen15DefaultTemplate,
+                                                                 special_tokens_of(tokenizer));
+      return;
+    }
+    Json list = Json::array();
+    for (const auto& [name, source] : templates)
+      list.push_back({{"name", name}, {"template", source}});
+    files.chat_template = std::make_shared<const ChatTemplate>(
+        ChatTemplate::from_json(list, special_tokens_of(tokenizer)));
+  } catch (const Error& error) {
+    // Everything but chat works without it, so it is reported when a chat is asked for.
+    files.chat_template_error = error.message();
+    files.warnings.push_back(fmt::format("chat template: {}", error.message()));
+  }
+}
+
+// ---- generation defaults -----------------------------------------------------------------------
+
+void add_eos(GenerationConfig& config, std::optional<int32_t> id) {
+  if (!id || std::find(config.eos_token_id.begin(), config.eos_token_id.end(), *id) !=
+                 config.eos_token_id.end())
+    return;
+  std::vector<int32_t> ids = config.eos_token_id;
+  ids.push_back(*id);
+  config.set("eos_token_id", Json(ids), ParameterSource::kFile);
+}
+
+/// What generation_config.json leaves open, config.json says, as in Transformers.
+void complete_from_config(const std::string& config_json, GenerationConfig& config) {
+  const Json object = parse_json_object(config_json, "config.json");
+  for (const char* key : {"eos_token_id", "bos_token_id", "pad_token_id"}) {
+    if (config.source_of(key) != ParameterSource::kDefault) continue;
+    const Json* value = find_member(object, key, "config.json");
+    if (value == nullptr) continue;
+    try {
+      config.set(key, *value, ParameterSource::kFile);
+    } catch (const Error& error) {
+      throw Error(ErrorKind::kCorrupt, fmt::format("{} (config.json)", error.message()));
+    }
+  }
+}
+
+void complete_from_gguf(const GgufMetadata& metadata, const Tokenizer* tokenizer,
+                        GenerationConfig& config) {
+  for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"}) {
+    const std::optional<int64_t> id = optional_id(metadata, key);
+    if (id && (*id < 0 || *id > std::numeric_limits<int32_t>::max())) {
+      fail(ErrorKind::kCorrupt, "gguf", "{}: expected a token id, got {} ({})", key, *id,
+           metadata.file);
+    }
+    if (id) add_eos(config, static_cast<int32_t>(*id));
+  }
+  if (tokenizer == nullptr) return;
+  if (tokenizer->bos_id())
+    config.set("bos_token_id", Json(*tokenizer->bos_id()), ParameterSource::kFile);
+  if (tokenizer->pad_id())
+    config.set("pad_token_id", Json(*tokenizer->pad_id()), ParameterSource::kFile);
+  add_eos(config, tokenizer->id_of(kImEnd));
+  add_eos(config, tokenizer->id_of(kEndOfText));
+}
+
+void add_generation_defaults(ModelFiles& files) {
+  const Checkpoint& checkpoint = *files.checkpoint;
+  if (checkpoint.generation_config_json) {
+    for (std::string& warning :
+         files.generation.read_json(*checkpoint.generation_config_json, "generation_config.json")) {
+      files.warnings.push_back(std::move(warning));
+    }
+  }
+  if (checkpoint.config_json) complete_from_config(*checkpoint.config_json, files.generation);
+  if (checkpoint.gguf)
+    complete_from_gguf(*checkpoint.gguf, files.tokenizer.get(), files.generation);
+}
+
+std::vector<ByteRange> byte_ranges(const std::vector<TextRange>& ranges) {
+  std::vector<ByteRange> out;
+  for (const TextRange& range : ranges)
+    out.push_back({range.begin, range.end});
+  return out;
+}
+
+}  // namespace
+
+ModelFiles open_files(const std::string& path, bool weights_required) {
+  ModelFiles files;
+  files.checkpoint = Checkpoint::open(path, weights_required);
+  files.tokenizer = files.checkpoint->gguf
+                        ? tokenizer_of_gguf(*files.checkpoint->gguf)
+                        : tokenizer_of_directory(files.checkpoint->directory, files.warnings);
+  if (files.tokenizer) add_chat_template(files);
+  add_generation_defaults(files);
+  return files;
+}
+
+EncodedChat ModelFiles::encode_chat(const ChatInput& input) const {
+  if (!tokenizer) {
+    fail(ErrorKind::kNotFound, "chat", "tokenizer: expected one in the checkpoint, got none ({})",
+         printable(checkpoint->path, 4096));
+  }
+  if (!chat_template) throw Error(ErrorKind::kCorrupt, chat_template_error);
+  RenderInput render;
+  render.messages = input.messages.get();
+  render.tools = input.tools.get();
+  render.documents = input.documents.get();
+  render.variables = input.variables.get();
+  render.add_generation_prompt = input.add_generation_prompt;
+  render.continue_final_message = input.continue_final_message;
+  if (!input.now.empty()) render.now = LocalTime::parse(input.now);
+  RenderResult rendered = chat_template->render(render);
+
+  EncodedChat out;
+  const std::vector<ByteRange> plain = byte_ranges(rendered.content_ranges);
+  EncodeOptions encode;
+  if (!input.parse_special_in_content) encode.plain_ranges = plain;
+  out.ids = tokenizer->encode(rendered.text, encode);
+  for (const TextRange& span : rendered.assistant_spans)
+    out.assistant_ranges.emplace_back(span.begin, span.end);
+  out.text = std::move(rendered.text);
+  return out;
+}
+
+GenerationConfig ModelFiles::chat_generation() const {
+  GenerationConfig config = generation;
+  if (tokenizer) add_eos(config, tokenizer->id_of(kImEnd));
+  return config;
+}
+
+}  // namespace qw
