@@ -59,7 +59,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         bytes, {.parse_special = parse_special, .invalid_utf8 = qw::InvalidUtf8::kReplace});
     const std::string back = tokenizer->decode(ids);
     // Marks behind an added token are normalised apart from it.
-    if (normal.find('>') == std::string::npos) check(back == normal);
+    if (text.find('>') == std::string::npos) check(back == normal);
     qw::Detokenizer stream(tokenizer);
     std::string streamed;
     for (const int32_t id : ids)
