@@ -124,7 +124,7 @@ void BM_Decode(benchmark::State& state) {
 }
 BENCHMARK(BM_Decode)
     ->ArgsProduct({{0, 1, 2}, {0}, {1024, 16384}})
-    ->ArgsProduct({{0}, {1, 2, 3, 4}, {16384}})
+    ->ArgsProduct({{0}, {1, 2, 3, 4}, {1024, 16384}})
     ->UseRealTime()
     ->Unit(benchmark::kMicrosecond);
 

@@ -31,12 +31,13 @@ int group_of(const AttentionSpec& spec) {
   return spec.n_heads / spec.n_kv_heads;
 }
 
-/// State of `rows` rows in `memory`, laid out m, l, o; see state_floats.
+/// State of `rows` rows in `memory`: o, m, l. A multiple of a cache line each.
 SoftmaxRows state_at(float* memory, int64_t rows, int64_t ld_o) {
-  return {memory, memory + rows, memory + 2 * rows, ld_o};
+  float* m = memory + rows * ld_o;
+  return {m, m + round_up<int64_t>(rows, 16), memory, ld_o};
 }
 int64_t state_floats(int64_t rows, int64_t ld_o) {
-  return rows * (ld_o + 2);
+  return rows * ld_o + 2 * round_up<int64_t>(rows, 16);
 }
 
 void clear(const SoftmaxRows& state, int64_t rows) {
@@ -66,29 +67,20 @@ struct CpuAttention::Tile {
 };
 
 struct CpuAttention::Scratch {
-  std::vector<float> q, scores, correction, k, v, part, total;
+  AlignedFloats q, scores, correction, k, v, part, total;
   std::vector<int> begin, end;
 
-  void reserve(size_t rows, const kernels::KvLayout& layout) {
-    const auto hd = static_cast<size_t>(layout.head_dim),
-               stride = static_cast<size_t>(layout.v_stride);
-    const auto state =
-        static_cast<size_t>(state_floats(static_cast<int64_t>(rows), layout.v_stride));
-    grow(q, rows * hd);
-    grow(scores, rows * kPage);
-    grow(correction, rows);
-    grow(k, hd * kPage);
-    grow(v, stride * kPage);
-    grow(part, state);
-    grow(total, state);
-    grow(begin, rows);
-    grow(end, rows);
-  }
-
- private:
-  template <class T>
-  static void grow(std::vector<T>& buffer, size_t n) {
-    if (buffer.size() < n) buffer.resize(n);
+  void reserve(int64_t rows, const kernels::KvLayout& layout) {
+    constexpr std::string_view kWhat = "attention scratch";
+    q.reserve(rows * layout.head_dim, kWhat);
+    scores.reserve(rows * kPage, kWhat);
+    correction.reserve(rows, kWhat);
+    k.reserve(int64_t{layout.head_dim} * kPage, kWhat);
+    v.reserve(int64_t{layout.v_stride} * kPage, kWhat);
+    part.reserve(state_floats(rows, layout.v_stride), kWhat);
+    total.reserve(state_floats(rows, layout.v_stride), kWhat);
+    begin.resize(std::max(begin.size(), static_cast<size_t>(rows)));
+    end.resize(begin.size());
   }
 };
 
@@ -160,47 +152,66 @@ void CpuAttention::make_tiles(const CpuAttentionCall& call) {
                    [&](const Tile& a, const Tile& b) { return work(a) > work(b); });
 }
 
-/// Joins row r's token with each page: which of its tokens it sees, then scores, softmax, values.
+/// The rows of a tile that see a page, and the tokens that at least one of them sees. Fills begin
+/// and end: what each row sees.
+struct CpuAttention::Sight {
+  int first_row, n_rows, first_token, end_token;
+
+  Sight(const CpuAttentionCall& call, const Tile& tile, int page, Scratch& scratch) {
+    const int group = group_of(call.spec), rows = tile.n_tokens * group;
+    const int64_t page_first = int64_t{page} * kPage;
+    int end_row = 0;
+    first_row = rows;
+    first_token = kPage;
+    end_token = 0;
+    for (int r = 0; r < rows; ++r) {
+      const int64_t position = call.plan.positions[static_cast<size_t>(tile.row_begin + r / group)];
+      const auto clamped = [&](int64_t p) {
+        return static_cast<int>(std::clamp<int64_t>(p - page_first, 0, kPage));
+      };
+      const int begin = clamped(first_visible(call.spec, position)), end = clamped(position + 1);
+      scratch.begin[static_cast<size_t>(r)] = begin;
+      scratch.end[static_cast<size_t>(r)] = end;
+      if (begin >= end) continue;
+      first_row = std::min(first_row, r);
+      end_row = r + 1;
+      first_token = std::min(first_token, begin);
+      end_token = std::max(end_token, end);
+    }
+    n_rows = std::max(0, end_row - first_row);
+  }
+};
+
 void CpuAttention::attend_page(const CpuAttentionCall& call, const Tile& tile, int kv_head,
                                int page, Scratch& scratch, const SoftmaxRows& part) {
-  const int group = group_of(call.spec), rows = tile.n_tokens * group, hd = call.spec.head_dim;
-  const int64_t page_first = int64_t{page} * kPage;
-  int first_row = rows, end_row = 0, first_token = kPage, end_token = 0;
-  for (int r = 0; r < rows; ++r) {
-    const int64_t position = call.plan.positions[static_cast<size_t>(tile.row_begin + r / group)];
-    const auto begin = static_cast<int>(
-        std::clamp<int64_t>(first_visible(call.spec, position) - page_first, 0, kPage));
-    const auto end = static_cast<int>(std::clamp<int64_t>(position + 1 - page_first, 0, kPage));
-    scratch.begin[static_cast<size_t>(r)] = begin;
-    scratch.end[static_cast<size_t>(r)] = end;
-    if (begin >= end) continue;
-    first_row = std::min(first_row, r);
-    end_row = r + 1;
-    first_token = std::min(first_token, begin);
-    end_token = std::max(end_token, end);
-  }
-  if (first_row >= end_row) return;
-  const int n_rows = end_row - first_row;
-
+  const Sight sight(call, tile, page, scratch);
+  if (sight.n_rows == 0) return;
   const kernels::KvLayout& layout = call.kv.layout();
-  const auto table = static_cast<size_t>(call.plan.page_begin[static_cast<size_t>(tile.seq)]);
-  const std::byte* bytes =
-      call.kv.page(call.layer, call.plan.pages[table + static_cast<size_t>(page)], kv_head);
-  PageMatrix k{bytes, layout.type, kPage}, v{bytes + layout.v_codes, layout.type, layout.v_stride};
-  if (layout.n_blocks > 0 || (layout.type != kernels::KvType::kF32 && n_rows >= kWidenRows)) {
-    kv_ops_.widen_k(layout, bytes, end_token, scratch.k.data());
-    kv_ops_.widen_v(layout, bytes, first_token, end_token, scratch.v.data());
+  const int32_t* table =
+      call.plan.pages.data() + call.plan.page_begin[static_cast<size_t>(tile.seq)];
+  const std::byte* bytes = call.kv.page(call.layer, table[page], kv_head);
+  const std::byte* next =
+      page < tile.last_page ? call.kv.page(call.layer, table[page + 1], kv_head) : bytes;
+  PageMatrix k{bytes, layout.type, kPage, next - bytes};
+  PageMatrix v{bytes + layout.v_codes, layout.type, layout.v_stride, next - bytes};
+  const bool plain = layout.n_blocks == 0;
+  if (!plain || (layout.type != kernels::KvType::kF32 && sight.n_rows >= kWidenRows)) {
+    kv_ops_.widen_k(layout, bytes, sight.end_token, k.ahead, scratch.k.data());
+    kv_ops_.widen_v(layout, bytes, sight.first_token, sight.end_token, v.ahead, scratch.v.data());
     k = {scratch.k.data(), kernels::KvType::kF32, kPage};
     v = {scratch.v.data(), kernels::KvType::kF32, layout.v_stride};
   }
-  const int n_tokens = round_up(end_token, 16);
-  const SoftmaxRows state = rows_from(part, first_row);
+  const int hd = layout.head_dim, n_tokens = round_up(sight.end_token, 16);
+  const SoftmaxRows state = rows_from(part, sight.first_row);
+  const float* q = scratch.q.data() + int64_t{sight.first_row} * hd;
   float* scores = scratch.scores.data();
-  ops_.scores(scratch.q.data() + int64_t{first_row} * hd, hd, n_rows, hd, k, n_tokens, scores);
-  const int bad = ops_.softmax(scores, n_rows, n_tokens, scratch.begin.data() + first_row,
-                               scratch.end.data() + first_row, state, scratch.correction.data());
-  if (bad >= 0) note_bad(tile.row_begin + (first_row + bad) / group);
-  ops_.values(scores, n_rows, first_token, end_token, v, scratch.correction.data(), state);
+  ops_.scores(q, hd, sight.n_rows, hd, k, n_tokens, scores);
+  const int bad =
+      ops_.softmax(scores, sight.n_rows, n_tokens, scratch.begin.data() + sight.first_row,
+                   scratch.end.data() + sight.first_row, state, scratch.correction.data());
+  if (bad >= 0) note_bad(tile.row_begin + (sight.first_row + bad) / group_of(call.spec));
+  ops_.values(scores, sight.n_rows, sight.first_token, sight.end_token, v,
+              scratch.correction.data(), state);
 }
 
 void CpuAttention::attend_span(const CpuAttentionCall& call, const Tile& tile, int kv_head,
@@ -280,7 +291,7 @@ void CpuAttention::run_split(const CpuAttentionCall& call, const Rows& o) {
       }
     }
   }
-  if (partials_.size() < static_cast<size_t>(offset)) partials_.resize(static_cast<size_t>(offset));
+  partials_.reserve(offset, "partial sums of attention");
 
   pool_.parallel_for(
       static_cast<int64_t>(tasks.size()), 1, [&](int64_t item, int64_t end, int thread) {
@@ -324,8 +335,8 @@ int64_t CpuAttention::run(const CpuAttentionCall& call, const Rows& o) {
   constexpr int64_t kNoRow = std::numeric_limits<int64_t>::max();
   make_tiles(call);
   if (tiles_.empty()) return -1;
-  const auto max_rows =
-      static_cast<size_t>(std::max(1, kTileRows / group_of(call.spec)) * group_of(call.spec));
+  const int64_t group = group_of(call.spec),
+                max_rows = std::max<int64_t>(1, kTileRows / group) * group;
   for (Scratch& scratch : scratch_)
     scratch.reserve(max_rows, call.kv.layout());
   bad_row_.store(kNoRow);

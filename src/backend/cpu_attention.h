@@ -46,6 +46,7 @@ class CpuAttention {
  private:
   struct Tile;
   struct Scratch;
+  struct Sight;
 
   void make_tiles(const CpuAttentionCall& call);
   int64_t partial_floats(const CpuAttentionCall& call) const;
@@ -65,7 +66,7 @@ class CpuAttention {
   ThreadPool& pool_;
   std::vector<Tile> tiles_;       // of the call in progress, longest first
   std::vector<Scratch> scratch_;  // one per thread
-  std::vector<float> partials_;
+  AlignedFloats partials_;
   std::atomic<int64_t> bad_row_{0};
 };
 

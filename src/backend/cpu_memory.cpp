@@ -2,9 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -59,18 +59,22 @@ PageMemory::~PageMemory() {
   if (data_ != nullptr) munmap(data_, size_bytes_);
 }
 
-CpuRows::CpuRows(int64_t rows, int64_t cols) : values_(nullptr, std::free) {
-  const int64_t stride = round_up(cols, kRowAlignElems);
-  const auto n_bytes = static_cast<size_t>(
-      checked_mul<int64_t>(checked_mul(std::max<int64_t>(rows, 1), stride, "activations"),
-                           sizeof(float), "activations"));
-  values_.reset(static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(n_bytes, 64))));
-  if (values_ == nullptr) {
-    fail(ErrorKind::kOutOfMemory, "backend", "activations [{}, {}]: the system refused {} bytes",
-         rows, cols, n_bytes);
-  }
-  std::memset(values_.get(), 0, n_bytes);
-  view = {values_.get(), rows, cols, stride, sizeof(float)};
+AlignedFloats::AlignedFloats(int64_t n, std::string_view what) : size_(n) {
+  const int64_t n_bytes =
+      round_up<int64_t>(checked_mul<int64_t>(std::max<int64_t>(n, 1), sizeof(float), what), 64);
+  values_.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(n_bytes))));
+  if (values_ == nullptr)
+    fail(ErrorKind::kOutOfMemory, "backend", "{}: the system refused {} bytes", what, n_bytes);
+  std::memset(values_.get(), 0, static_cast<size_t>(n_bytes));
+}
+
+void AlignedFloats::Free::operator()(float* values) const noexcept {
+  std::free(values);
+}
+
+CpuRows::CpuRows(int64_t rows, int64_t cols)
+    : values_(checked_mul(rows, round_up(cols, kRowAlignElems), "activations"), "activations") {
+  view = {values_.data(), rows, cols, round_up(cols, kRowAlignElems), sizeof(float)};
 }
 
 int64_t CpuKv::bytes(const KvSpec& spec) {

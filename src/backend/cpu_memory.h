@@ -28,13 +28,33 @@ class PageMemory {
   size_t size_bytes_ = 0;
 };
 
+/// Floats that begin on a cache line: a 64-byte access that straddles two lines costs two.
+class AlignedFloats {
+ public:
+  AlignedFloats() = default;
+  /// n zeros. Errors: out_of_memory, naming `what`.
+  AlignedFloats(int64_t n, std::string_view what);
+  /// Makes room for n floats; what was there is lost if it had to grow.
+  void reserve(int64_t n, std::string_view what) {
+    if (n > size_) *this = AlignedFloats(n, what);
+  }
+  float* data() const noexcept { return values_.get(); }
+
+ private:
+  struct Free {
+    void operator()(float* values) const noexcept;
+  };
+  std::unique_ptr<float, Free> values_;
+  int64_t size_ = 0;
+};
+
 /// Activations in f32; rows begin on cache lines.
 class CpuRows final : public RowsBuffer {
  public:
   CpuRows(int64_t rows, int64_t cols);
 
  private:
-  std::unique_ptr<float, void (*)(void*)> values_;
+  AlignedFloats values_;
 };
 
 inline float* row_of(const Rows& rows, int64_t r) noexcept {

@@ -20,6 +20,9 @@ struct PageMatrix {
   const void* data;
   KvType type;  // kF32, kF16 or kBF16
   int ld;       // elements between rows
+  int64_t ahead =
+      0;  // bytes from here to the same place of the page that will be read next, to be
+          // fetched meanwhile; 0: none. Pages lie anywhere, hardware cannot foresee them
 };
 
 /// The rows of online softmax in progress. o has `ld_o` elements between rows.

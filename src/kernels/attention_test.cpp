@@ -98,8 +98,8 @@ TEST_P(AttentionKernelTest, PagesHoldWhatTheTypeSays) {
                                head_dim);
       }
       std::vector<float> wide_k(hd * P), wide_v(static_cast<size_t>(P * layout.v_stride), 9.0F);
-      GetParam().kv->widen_k(layout, page.data(), P, wide_k.data());
-      GetParam().kv->widen_v(layout, page.data(), 0, P, wide_v.data());
+      GetParam().kv->widen_k(layout, page.data(), P, 0, wide_k.data());
+      GetParam().kv->widen_v(layout, page.data(), 0, P, 0, wide_v.data());
       // A tie of a quantised code may go either way where the fused product differs: half a step.
       const float slack = type == KvType::kQ4_0 ? 0.6F : type == KvType::kQ8_0 ? 0.04F : 0.0F;
       int ties = 0;
@@ -134,7 +134,7 @@ TEST_P(AttentionKernelTest, QuantisedBlocksPoisonedByNonFiniteValuesReadAsNan) {
       row[70] = bad;
       GetParam().kv->store_k(layout, page.data(), 3, 1, row.data(), 80);
       std::vector<float> wide(80 * P);
-      GetParam().kv->widen_k(layout, page.data(), P, wide.data());
+      GetParam().kv->widen_k(layout, page.data(), P, 0, wide.data());
       EXPECT_TRUE(std::isnan(wide[70 * P + 3]));
       EXPECT_FALSE(std::isnan(wide[3]));
     }

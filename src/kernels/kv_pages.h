@@ -46,9 +46,11 @@ struct KvOps {
   void (*store_v)(const KvLayout& layout, std::byte* page, int offset, int n, const float* v,
                   int64_t ld);
   /// out[d * 64 + t] = K of tokens [0, n) (n rounded up to 16: what lies behind is unspecified).
-  void (*widen_k)(const KvLayout& layout, const std::byte* page, int n, float* out);
+  /// ahead: bytes to the page that will be read next, which is fetched meanwhile; 0: none.
+  void (*widen_k)(const KvLayout& layout, const std::byte* page, int n, int64_t ahead, float* out);
   /// out[t * v_stride + c] = V of tokens [begin, end); columns past head_dim are 0.
-  void (*widen_v)(const KvLayout& layout, const std::byte* page, int begin, int end, float* out);
+  void (*widen_v)(const KvLayout& layout, const std::byte* page, int begin, int end, int64_t ahead,
+                  float* out);
 };
 
 const KvOps& kv_ops(const Isa& isa) noexcept;

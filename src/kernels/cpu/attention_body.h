@@ -43,6 +43,7 @@ struct AttentionBody {
     const float* factor;
     float* c;
     int64_t ldc;
+    int64_t ahead;
 
     Product rows_from(int r) const {
       Product out = *this;
@@ -59,6 +60,14 @@ struct AttentionBody {
     }
   };
 
+  /// Asks for the n elements that lie `ahead` bytes from p.
+  template <int n, class T>
+  static void fetch(const T* p, int64_t ahead) {
+    constexpr int kLineElems = 64 / static_cast<int>(sizeof(T));
+    for (int i = 0; i < n; i += kLineElems)
+      __builtin_prefetch(reinterpret_cast<const char*>(p + i) + ahead);
+  }
+
   template <class Load, int R, int N>
   static void tile(const Product<typename Load::T>& p) {
     F sum[R][N];
@@ -73,6 +82,7 @@ struct AttentionBody {
       F b[N];
       for (int j = 0; j < N; ++j)
         b[j] = Load::load(p.b + k * p.ldb + j * W);
+      if (p.ahead != 0) fetch<N * W>(p.b + k * p.ldb, p.ahead);
       for (int r = 0; r < R; ++r) {
         const F a = V::set1(p.a[r * p.lda + k]);
         for (int j = 0; j < N; ++j)
@@ -117,9 +127,9 @@ struct AttentionBody {
   static void product(const float* a, int64_t lda, int rows, const PageMatrix& b, int begin,
                       int end, const float* factor, float* c, int64_t ldc, int n) {
     using T = typename Load::T;
-    all_rows<Load>(
-        Product<T>{a, lda, static_cast<const T*>(b.data), b.ld, begin, end, factor, c, ldc}, rows,
-        n);
+    all_rows<Load>(Product<T>{a, lda, static_cast<const T*>(b.data), b.ld, begin, end, factor, c,
+                              ldc, b.ahead},
+                   rows, n);
   }
 
   static void scores(const float* q, int64_t ld_q, int rows, int head_dim, const PageMatrix& k,

@@ -149,7 +149,15 @@ struct KvBody {
     }
   }
 
-  static void widen_k(const KvLayout& layout, const std::byte* page, int n, float* out) {
+  /// Asks for the n_bytes that lie `ahead` bytes from p.
+  static void fetch(const void* p, int n_bytes, int64_t ahead) {
+    if (ahead == 0) return;
+    for (int i = 0; i < n_bytes; i += 64)
+      __builtin_prefetch(static_cast<const char*>(p) + ahead + i);
+  }
+
+  static void widen_k(const KvLayout& layout, const std::byte* page, int n, int64_t ahead,
+                      float* out) {
     const int hd = layout.head_dim;
     n = (n + 15) / 16 * 16;
     if (layout.n_blocks == 0) {
@@ -159,42 +167,65 @@ struct KvBody {
     }
     const auto* codes = reinterpret_cast<const uint8_t*>(page);
     const auto* scales = reinterpret_cast<const uint16_t*>(page + layout.k_scales);
-    for (int t = 0; t < n; t += W) {
-      for (int d = 0; d < hd; ++d) {
-        const F scale = V::load_f16(scales + d / kKvBlock * P + t);
-        F code;
-        if (layout.type == KvType::kQ8_0) {
-          code = V::load_i8(reinterpret_cast<const int8_t*>(codes) + d * P + t);
-        } else {
-          const uint8_t* pair = codes + d / 2 * P + t;
-          code = V::sub(d % 2 == 0 ? V::load_low4(pair) : V::load_high4(pair), V::set1(8.0F));
+    fetch(scales, 2 * P * layout.n_blocks, ahead);
+    for (int block = 0; block < layout.n_blocks; ++block) {
+      const int first = block * kKvBlock, last = first + kKvBlock < hd ? first + kKvBlock : hd;
+      F scale[P / W];
+      for (int t = 0; t < n; t += W)
+        scale[t / W] = V::load_f16(scales + block * P + t);
+      if (layout.type == KvType::kQ8_0) {
+        for (int d = first; d < last; ++d) {
+          const auto* row = reinterpret_cast<const int8_t*>(codes) + d * P;
+          fetch(row, P, ahead);
+          for (int t = 0; t < n; t += W)
+            V::store(out + d * P + t, V::mul(scale[t / W], V::load_i8(row + t)));
         }
-        V::store(out + d * P + t, V::mul(scale, code));
+      } else {
+        for (int d = first; d < last; d += 2) {
+          const uint8_t* row = codes + d / 2 * P;
+          fetch(row, P, ahead);
+          for (int t = 0; t < n; t += W) {
+            const F low = V::sub(V::load_low4(row + t), V::set1(8.0F));
+            const F high = V::sub(V::load_high4(row + t), V::set1(8.0F));
+            V::store(out + d * P + t, V::mul(scale[t / W], low));
+            V::store(out + (d + 1) * P + t, V::mul(scale[t / W], high));
+          }
+        }
       }
     }
   }
 
   static void widen_v(const KvLayout& layout, const std::byte* page, int begin, int end,
-                      float* out) {
-    const int stride = layout.v_stride, half = stride / 2;
+                      int64_t ahead, float* out) {
+    const int stride = layout.v_stride;
     const std::byte* rows = page + layout.v_codes;
+    if (layout.n_blocks == 0)
+      return widen_plain(layout.type, rows, begin * stride, (end - begin) * stride,
+                         out + begin * stride);
     const auto* scales = reinterpret_cast<const uint16_t*>(page + layout.v_scales);
     const auto* codes = reinterpret_cast<const uint8_t*>(rows);
+    fetch(scales, 2 * P * layout.n_blocks, ahead);
     for (int t = begin; t < end; ++t) {
-      if (layout.n_blocks == 0) {
-        widen_plain(layout.type, rows, t * stride, stride, out + t * stride);
-        continue;
-      }
-      for (int c = 0; c < stride; c += W) {
-        F code;
-        if (layout.type == KvType::kQ8_0) {
-          code = V::load_i8(reinterpret_cast<const int8_t*>(codes) + t * stride + c);
-        } else {
-          const uint8_t* pair = codes + t * half + c % half;
-          code = V::sub(c < half ? V::load_low4(pair) : V::load_high4(pair), V::set1(8.0F));
+      const uint16_t* scale = scales + t * layout.n_blocks;
+      float* row = out + t * stride;
+      if (layout.type == KvType::kQ8_0) {
+        const auto* row_codes = reinterpret_cast<const int8_t*>(codes) + t * stride;
+        fetch(row_codes, stride, ahead);
+        for (int c = 0; c < stride; c += W) {
+          const F d = V::set1(V::widen_f16(scale[c / kKvBlock]));
+          V::store(row + c, V::mul(d, V::load_i8(row_codes + c)));
         }
-        const float scale = V::widen_f16(scales[t * layout.n_blocks + c / kKvBlock]);
-        V::store(out + t * stride + c, V::mul(V::set1(scale), code));
+      } else {
+        const int half = stride / 2;
+        const uint8_t* pairs = codes + t * half;
+        fetch(pairs, half, ahead);
+        for (int c = 0; c < half; c += W) {
+          const F low = V::sub(V::load_low4(pairs + c), V::set1(8.0F)),
+                  high = V::sub(V::load_high4(pairs + c), V::set1(8.0F));
+          V::store(row + c, V::mul(V::set1(V::widen_f16(scale[c / kKvBlock])), low));
+          V::store(row + half + c,
+                   V::mul(V::set1(V::widen_f16(scale[(half + c) / kKvBlock])), high));
+        }
       }
     }
   }
