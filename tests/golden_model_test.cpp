@@ -189,6 +189,33 @@ TEST_P(GoldenTorchFile, EqualsTheSafetensorsModel) {
   }
 }
 
+// What a rounded KV cache costs, on the model with the largest heads; the bounds of
+// docs/accuracy.md.
+class KvTypes : public testing::TestWithParam<std::tuple<DType, double>> {};
+
+TEST_P(KvTypes, StayWithinTheirBound) {
+  const auto [type, bound] = GetParam();
+  const auto path = find_golden("models/dense-128");
+  if (!path) GTEST_SKIP() << "golden not here";
+  const json prompt = read_json(*path + "/expected.json")["prompts"][3];  // 64 tokens
+  const auto want =
+      ModelRunner(*path, "reference").logits(prompt["input_ids"], prompt["positions"]);
+  for (const char* variant : {"reference", "cpu_f32"}) {
+    ModelRunner runner(*path, variant, type);
+    const auto got = runner.logits(prompt["input_ids"], prompt["positions"]);
+    const Difference d = largest_difference(got, want, runner.vocab());
+    EXPECT_LE(d.relative, bound) << variant;
+    EXPECT_GT(d.relative, bound / 100) << variant << ": was nothing rounded?";
+    RecordProperty(variant, std::to_string(d.relative));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, KvTypes,
+    testing::Values(std::tuple(DType::kF16, 1e-3), std::tuple(DType::kBF16, 0.01),
+                    std::tuple(DType::kQ8_0, 0.02), std::tuple(DType::kQ4_0, 0.3)),
+    [](const auto& info) { return std::string(name_of(std::get<0>(info.param))); });
+
 std::vector<Case> cases() {
   std::vector<Case> out;
   for (const std::string& model : golden_names("models"))

@@ -26,14 +26,14 @@ std::unique_ptr<Backend> make_test_backend(std::string_view variant) {
   return make_backend(variant == "reference" ? "reference" : "cpu", options);
 }
 
-ModelRunner::ModelRunner(const std::string& path, std::string_view variant)
+ModelRunner::ModelRunner(const std::string& path, std::string_view variant, DType kv_type)
     : backend_(make_test_backend(variant)) {
   LoadOptions options;
   options.quiet = true;
   options.on_warning = [](const std::string&) {};
   model_ = Model::load(Checkpoint::open(path), *backend_, options);
   const int page = backend_->kv_page_tokens();
-  kv_ = model_->make_kv((kMaxTokens + page - 1) / page, DType::kF32);
+  kv_ = model_->make_kv((kMaxTokens + page - 1) / page, kv_type);
 }
 
 void ModelRunner::reset() {
@@ -149,6 +149,17 @@ GreedyCheck compare_greedy(const std::vector<GreedyStep>& got, const std::vector
          got[out.agree].token == tokens[out.agree])
     ++out.agree;
   return out;
+}
+
+double logits_bound(const Model& model) {
+  double bound = 0;
+  for (const Model::LayerInfo& layer : model.layers()) {
+    // "f32", "bf16 + q4_k", ...: the loosest part counts. Everything but plain floats may meet
+    // 8-bit activations.
+    const bool exact = layer.format == "f32" || layer.format == "f16";
+    bound = std::max(bound, exact ? 1e-4 : layer.format == "bf16" ? 0.01 : 0.05);
+  }
+  return model.config().moe ? std::min(2 * bound, 0.1) : bound;  // a flipped expert moves more
 }
 
 std::vector<std::string> golden_names(const std::string& folder) {

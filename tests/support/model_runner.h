@@ -27,7 +27,7 @@ struct GreedyStep {
 
 class ModelRunner {
  public:
-  ModelRunner(const std::string& path, std::string_view variant);
+  ModelRunner(const std::string& path, std::string_view variant, DType kv_type = DType::kF32);
 
   Model& model() { return *model_; }
   int64_t vocab() const { return model_->config().vocab; }
@@ -87,6 +87,10 @@ struct GreedyCheck {
 };
 GreedyCheck compare_greedy(const std::vector<GreedyStep>& got, const std::vector<int32_t>& tokens,
                            const std::vector<float>& margins, double tolerance);
+
+/// The largest difference of logits, relative to the range of a row, that docs/accuracy.md states
+/// for the default CPU backend on this model: the bound of its loosest weight format.
+double logits_bound(const Model& model);
 
 /// Names of the folders (or of the files NAME.json, without ending) below a golden folder that hold
 /// expected values, from the project and the shared folder, sorted.

@@ -1,0 +1,353 @@
+// Loading and running a tiny random network: what must be refused, and how it is said.
+#include "model/model.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/rng.h"
+#include "checkpoint/safetensors.h"
+#include "model/memory_plan.h"
+
+namespace qw {
+
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+/// A checkpoint directory that a test can spoil before it is written.
+class TinyCheckpoint {
+ public:
+  explicit TinyCheckpoint(bool tied = false) {
+    config = {{"architectures", {"Qwen2ForCausalLM"}},
+              {"model_type", "qwen2"},
+              {"hidden_act", "silu"},
+              {"hidden_size", 16},
+              {"intermediate_size", 24},
+              {"vocab_size", 32},
+              {"num_hidden_layers", 2},
+              {"num_attention_heads", 4},
+              {"num_key_value_heads", 2},
+              {"rms_norm_eps", 1e-6},
+              {"rope_theta", 1e4},
+              {"tie_word_embeddings", tied},
+              {"max_position_embeddings", 64},
+              {"eos_token_id", 31}};
+    add("model.embed_tokens.weight", {32, 16});
+    if (!tied) add("lm_head.weight", {32, 16});
+    add("model.norm.weight", {16});
+    for (int l = 0; l < 2; ++l) {
+      const std::string prefix = "model.layers." + std::to_string(l) + ".";
+      add(prefix + "input_layernorm.weight", {16});
+      add(prefix + "post_attention_layernorm.weight", {16});
+      add(prefix + "self_attn.q_proj.weight", {16, 16});
+      add(prefix + "self_attn.k_proj.weight", {8, 16});
+      add(prefix + "self_attn.v_proj.weight", {8, 16});
+      add(prefix + "self_attn.q_proj.bias", {16});
+      add(prefix + "self_attn.k_proj.bias", {8});
+      add(prefix + "self_attn.v_proj.bias", {8});
+      add(prefix + "self_attn.o_proj.weight", {16, 16});
+      add(prefix + "mlp.gate_proj.weight", {24, 16});
+      add(prefix + "mlp.up_proj.weight", {24, 16});
+      add(prefix + "mlp.down_proj.weight", {16, 24});
+    }
+  }
+  ~TinyCheckpoint() { std::filesystem::remove_all(directory_); }
+
+  void add(const std::string& name, const std::vector<int64_t>& shape) {
+    Tensor& tensor = tensors[name];
+    tensor.shape = Shape(shape, name);
+    for (int64_t i = 0; i < tensor.shape.n_elems(); ++i) {
+      state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+      tensor.values.push_back(static_cast<float>(state_ >> 40) / static_cast<float>(1 << 24) -
+                              0.5f);
+    }
+  }
+
+  std::shared_ptr<const Checkpoint> open() {
+    directory_ = std::filesystem::path(testing::TempDir()) /
+                 ("qw_model_test_" + std::to_string(reinterpret_cast<uintptr_t>(this)));
+    std::filesystem::create_directories(directory_);
+    std::ofstream(directory_ / "config.json") << config.dump();
+    std::vector<SafetensorsEntry> entries;
+    for (const auto& [name, tensor] : tensors)
+      entries.push_back({name, DType::kF32, tensor.shape});
+    SafetensorsWriter out((directory_ / "model.safetensors").string(), entries);
+    for (const auto& [name, tensor] : tensors)
+      out.write(std::as_bytes(std::span(tensor.values)));
+    out.finish();
+    return Checkpoint::open(directory_.string());
+  }
+
+  struct Tensor {
+    Shape shape;
+    std::vector<float> values;
+  };
+  json config;
+  std::map<std::string, Tensor> tensors;
+
+ private:
+  uint64_t state_ = 1;
+  std::filesystem::path directory_;
+};
+
+struct Loaded {
+  std::unique_ptr<Backend> backend = make_reference_backend({});
+  std::vector<std::string> warnings;
+  std::unique_ptr<Model> model;
+};
+
+Loaded load(TinyCheckpoint& tiny, const CancelFlag* cancel = nullptr) {
+  Loaded out;
+  LoadOptions options;
+  options.quiet = true;
+  options.cancel = cancel;
+  options.on_warning = [&](const std::string& text) { out.warnings.push_back(text); };
+  out.model = Model::load(tiny.open(), *out.backend, options);
+  return out;
+}
+
+Error error_of(TinyCheckpoint& tiny, const CancelFlag* cancel = nullptr) {
+  try {
+    load(tiny, cancel);
+  } catch (const Error& error) {
+    return error;
+  }
+  ADD_FAILURE() << "was accepted";
+  return Error(ErrorKind::kInternal, "");
+}
+
+BatchPlan plan_of(const std::vector<int32_t>& tokens) {
+  BatchPlan plan;
+  plan.tokens = tokens;
+  for (int32_t i = 0; i < static_cast<int32_t>(tokens.size()); ++i) {
+    plan.positions.push_back(i);
+    plan.slots.push_back(i);
+  }
+  const auto n = static_cast<int32_t>(tokens.size());
+  plan.seq_begin = {0, n};
+  plan.seq_context = {n};
+  plan.seq_rope_length = {n};
+  plan.adapters = {-1};
+  plan.page_begin = {0, 1};
+  plan.pages = {0};
+  plan.logit_rows = {n - 1};
+  return plan;
+}
+
+std::vector<float> run(Loaded& loaded, const BatchPlan& plan) {
+  const auto kv = loaded.model->make_kv(1, DType::kF32);
+  std::vector<float> logits(plan.logit_rows.size() * 32);
+  loaded.model->forward(plan, *kv, logits.data());
+  return logits;
+}
+
+TEST(ModelLoad, MissingTensorIsNamed) {
+  TinyCheckpoint tiny;
+  tiny.tensors.erase("model.layers.1.self_attn.o_proj.weight");
+  const Error error = error_of(tiny);
+  EXPECT_EQ(error.kind(), ErrorKind::kNotFound);
+  EXPECT_THAT(error.message(), HasSubstr("model.layers.1.self_attn.o_proj.weight"));
+}
+
+TEST(ModelLoad, BiasOfQueryIsRequired) {
+  TinyCheckpoint tiny;
+  tiny.tensors.erase("model.layers.0.self_attn.q_proj.bias");
+  EXPECT_THAT(error_of(tiny).message(), HasSubstr("model.layers.0.self_attn.q_proj.bias"));
+}
+
+TEST(ModelLoad, WrongShapeNamesBothSizes) {
+  TinyCheckpoint tiny;
+  tiny.tensors.erase("model.layers.0.mlp.down_proj.weight");
+  tiny.add("model.layers.0.mlp.down_proj.weight", {24, 16});
+  const Error error = error_of(tiny);
+  EXPECT_EQ(error.kind(), ErrorKind::kCorrupt);
+  EXPECT_THAT(error.message(), HasSubstr("model.layers.0.mlp.down_proj.weight"));
+  EXPECT_THAT(error.message(), HasSubstr("16"));
+  EXPECT_THAT(error.message(), HasSubstr("24"));
+}
+
+TEST(ModelLoad, VocabularyMustAgreeWithTheEmbedding) {
+  TinyCheckpoint tiny;
+  tiny.config["vocab_size"] = 33;
+  EXPECT_THAT(error_of(tiny).message(), HasSubstr("vocab"));
+}
+
+TEST(ModelLoad, UnknownTensorsAreWarnedOfOnce) {
+  TinyCheckpoint tiny;
+  tiny.add("model.layers.7.self_attn.q_proj.weight", {4});
+  tiny.add("visual.patch.weight", {4});
+  tiny.add("model.layers.0.self_attn.rotary_emb.inv_freq", {2});
+  const Loaded loaded = load(tiny);
+  ASSERT_EQ(loaded.warnings.size(), 1u);
+  EXPECT_THAT(loaded.warnings[0], HasSubstr("2 tensors"));
+  EXPECT_THAT(loaded.warnings[0], HasSubstr("visual.patch.weight"));
+}
+
+TEST(ModelLoad, CancelStopsIt) {
+  TinyCheckpoint tiny;
+  CancelFlag cancel;
+  cancel.cancel();
+  EXPECT_EQ(error_of(tiny, &cancel).kind(), ErrorKind::kCancelled);
+}
+
+TEST(ModelLoad, TiedModelsTakeEitherNameAndWarnOfTwoThatDiffer) {
+  TinyCheckpoint tied(true);
+  Loaded loaded = load(tied);
+  const auto expected = run(loaded, plan_of({1, 2, 3}));
+
+  TinyCheckpoint other_name(true);
+  other_name.tensors["lm_head.weight"] = other_name.tensors["model.embed_tokens.weight"];
+  Loaded both = load(other_name);
+  EXPECT_TRUE(both.warnings.empty());
+  EXPECT_EQ(run(both, plan_of({1, 2, 3})), expected);
+  other_name.tensors.erase("model.embed_tokens.weight");
+  Loaded head_only = load(other_name);
+  EXPECT_EQ(run(head_only, plan_of({1, 2, 3})), expected);
+
+  TinyCheckpoint differing(true);
+  differing.add("lm_head.weight", {32, 16});
+  Loaded warned = load(differing);
+  ASSERT_EQ(warned.warnings.size(), 1u);
+  EXPECT_THAT(warned.warnings[0], HasSubstr("differs"));
+  EXPECT_EQ(run(warned, plan_of({1, 2, 3})), expected);
+}
+
+TEST(ModelLoad, BiasesOfOtherLayersCountWhenTheyAreNotZero) {
+  TinyCheckpoint plain;
+  Loaded loaded = load(plain);
+  const auto expected = run(loaded, plan_of({1, 2, 3}));
+  TinyCheckpoint with_bias;
+  with_bias.tensors["model.layers.0.mlp.up_proj.bias"] = {Shape{24}, std::vector<float>(24, 0.0f)};
+  Loaded zero = load(with_bias);
+  EXPECT_EQ(run(zero, plan_of({1, 2, 3})), expected);
+  EXPECT_TRUE(zero.warnings.empty());
+  with_bias.tensors["model.layers.0.mlp.up_proj.bias"].values[3] = 2;
+  Loaded biased = load(with_bias);
+  EXPECT_NE(run(biased, plan_of({1, 2, 3})), expected);
+}
+
+TEST(ModelForward, ValueThatIsNotFiniteNamesTheLayer) {
+  // Finite weights whose products are not: layer 0 overflows, the next norm sees it.
+  TinyCheckpoint tiny;
+  for (const char* name : {"up_proj", "down_proj"}) {
+    for (float& w : tiny.tensors[std::string("model.layers.0.mlp.") + name + ".weight"].values)
+      w = 3e38f;
+  }
+  Loaded loaded = load(tiny);
+  try {
+    run(loaded, plan_of({1, 2, 3}));
+    FAIL() << "was accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kCorrupt);
+    EXPECT_THAT(error.message(), HasSubstr("layer 1"));
+    EXPECT_THAT(error.message(), HasSubstr("finite"));
+  }
+}
+
+TEST(ModelForward, InconsistentPlansAreOurFault) {
+  TinyCheckpoint tiny;
+  Loaded loaded = load(tiny);
+  const auto spoil = [&](auto change) {
+    BatchPlan plan = plan_of({1, 2, 3});
+    change(plan);
+    try {
+      run(loaded, plan);
+      return ErrorKind::kIo;  // none
+    } catch (const Error& error) {
+      return error.kind();
+    }
+  };
+  EXPECT_EQ(spoil([](BatchPlan& p) { p.tokens[1] = 32; }), ErrorKind::kInternal);
+  EXPECT_EQ(spoil([](BatchPlan& p) { p.tokens[1] = -1; }), ErrorKind::kInternal);
+  EXPECT_EQ(spoil([](BatchPlan& p) { p.slots[2] = 4096; }), ErrorKind::kInternal);
+  EXPECT_EQ(spoil([](BatchPlan& p) { p.pages[0] = 1; }), ErrorKind::kInternal);
+  EXPECT_EQ(spoil([](BatchPlan& p) { p.positions[0] = 1 << 20; }), ErrorKind::kInternal);
+  EXPECT_EQ(spoil([](BatchPlan& p) { p.adapters[0] = 0; }), ErrorKind::kInternal);
+  EXPECT_EQ(spoil([](BatchPlan& p) { p.logit_rows = {3}; }), ErrorKind::kInternal);
+  EXPECT_EQ(spoil([](BatchPlan& p) { p.seq_begin = {0, 2}; }), ErrorKind::kInternal);
+}
+
+TEST(ModelForward, BatchedEqualsAloneBitForBit) {
+  TinyCheckpoint tiny;
+  Loaded loaded = load(tiny);
+  const auto alone = run(loaded, plan_of({7, 8, 9}));
+  BatchPlan plan = plan_of({7, 8, 9});
+  plan.tokens.insert(plan.tokens.end(), {4, 5});
+  plan.positions.insert(plan.positions.end(), {0, 1});
+  plan.slots.insert(plan.slots.end(), {16, 17});
+  plan.seq_begin = {0, 3, 5};
+  plan.seq_context = plan.seq_rope_length = {3, 2};
+  plan.adapters = {-1, -1};
+  plan.page_begin = {0, 1, 2};
+  plan.pages = {0, 1};
+  plan.logit_rows = {2, 4};
+  const auto kv = loaded.model->make_kv(2, DType::kF32);
+  std::vector<float> logits(64);
+  loaded.model->forward(plan, *kv, logits.data());
+  EXPECT_TRUE(std::equal(alone.begin(), alone.end(), logits.begin()));
+}
+
+TEST(MemoryForecast, AddsUpAndRefusesWithTheNumbers) {
+  TinyCheckpoint tiny;
+  const auto checkpoint = tiny.open();
+  const auto backend = make_reference_backend({});
+  const ModelConfig config = ModelConfig::from_checkpoint(*checkpoint);
+  MemoryRequest request{
+      .ctx = 48, .n_slots = 2, .chunk_tokens = 8, .kv_type = DType::kF32, .limit_bytes = 1 << 20};
+  const MemoryForecast small = forecast_memory(*checkpoint, config, *backend, request);
+  // Every matrix in f32: two vocabulary tables, and per layer qkv, o, gate, up, down.
+  EXPECT_EQ(small.weights, 4 * (2 * 32 * 16 + 2 * (32 * 16 + 16 * 16 + 3 * 24 * 16)));
+  EXPECT_EQ(small.kv, 48 * 2 * /*layers*/ 2 * /*k, v*/ 2 * 8 * 4);
+  EXPECT_TRUE(small.fits());
+  EXPECT_NO_THROW(require_memory(small, request));
+
+  request.ctx = small.largest_ctx;
+  EXPECT_TRUE(forecast_memory(*checkpoint, config, *backend, request).fits());
+  request.ctx = small.largest_ctx + 1;
+  const MemoryForecast large = forecast_memory(*checkpoint, config, *backend, request);
+  EXPECT_FALSE(large.fits());
+  try {
+    require_memory(large, request);
+    FAIL() << "was accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kOutOfMemory);
+    EXPECT_THAT(error.message(), HasSubstr(std::to_string(small.largest_ctx)));
+    EXPECT_THAT(error.message(), HasSubstr("1.0 MiB available"));
+  }
+}
+
+TEST(MemoryForecast, AvailableIsTheTightestOfMachineAndGroups) {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::path(testing::TempDir()) / "qw_memory_test";
+  const auto write = [&](const std::string& name, const std::string& text) {
+    fs::create_directories((root / name).parent_path());
+    std::ofstream(root / name) << text;
+  };
+  write("proc/meminfo", "MemTotal: 900 kB\nMemFree: 1 kB\nMemAvailable:   800 kB\n");
+  write("proc/self/cgroup", "0::/a/b\n");
+  const auto available = [&] {
+    return available_memory_bytes((root / "proc").string(), (root / "sys").string());
+  };
+  EXPECT_EQ(available(), 800 * 1024);
+  write("sys/a/b/memory.max", "max\n");
+  write("sys/a/b/memory.current", "5000\n");
+  EXPECT_EQ(available(), 800 * 1024);
+  write("sys/a/memory.max", "100000\n");  // the parent's limit counts, its page cache does not
+  write("sys/a/memory.current", "60000\n");
+  write("sys/a/memory.stat", "anon 50000\nfile 10000\n");
+  EXPECT_EQ(available(), 50000);
+  fs::remove_all(root);
+}
+
+}  // namespace
+
+}  // namespace qw
