@@ -19,6 +19,7 @@ using kernels::kBlock;
 using kernels::kChunk;
 using kernels::kLanes;
 using kernels::kMaxGemvRows;
+using kernels::kTileRows;
 
 namespace {
 
@@ -132,9 +133,17 @@ class Run {
       return {out, pairs, m};
     }
     const int64_t n_blocks = (k + kBlock - 1) / kBlock;
-    auto* out = reinterpret_cast<ActBlock*>(scratch_.rounded.at_least(m * n_blocks * int64_t{sizeof(ActBlock)}));
-    for_rows([&](int64_t r) { form.quantize({x + r * stride, k, few ? 0 : 128, out + r * n_blocks}); });
-    return {out, n_blocks, m};
+    const int64_t rows = few ? m : round_up<int64_t>(m, kTileRows);
+    auto* out = reinterpret_cast<ActBlock*>(scratch_.rounded.at_least(rows * n_blocks * int64_t{sizeof(ActBlock)}));
+    if (few) {
+      for_rows([&](int64_t r) { form.quantize({x + r * stride, k, 0, out + r * n_blocks, 1}); });
+      return {out, n_blocks, m};
+    }
+    for_rows([&](int64_t r) {
+      ActBlock* first = out + r / kTileRows * kTileRows * n_blocks + r % kTileRows;
+      form.quantize({x + r * stride, k, 128, first, kTileRows});
+    });
+    return {out, kTileRows * n_blocks, m};
   }
 
   void gather(const InputForm& form, const float* from, float* to) const {
@@ -188,7 +197,7 @@ class Run {
     int64_t n_cuts = ceil_div(call_.m, kTileJobRows);
     const int64_t wanted = 4 * context_.pool.size();
     if (n_groups * n_cuts < wanted) n_cuts = std::min(ceil_div(wanted, n_groups), ceil_div<int64_t>(call_.m, 24));
-    const int64_t rows = round_up(ceil_div(call_.m, n_cuts), int64_t{6});
+    const int64_t rows = round_up(ceil_div(call_.m, n_cuts), int64_t{kTileRows});
     n_cuts = ceil_div(call_.m, rows);
     context_.pool.parallel_for(n_groups * n_cuts, 1, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t job = begin; job < end; ++job) {
@@ -207,7 +216,10 @@ class Run {
     auto* sums = reinterpret_cast<float*>(scratch.sums.at_least(rows * stride * 4));
     std::memset(sums, 0, static_cast<size_t>(rows * stride * 4));
     ActRows x = x_;
-    x.rows = static_cast<const uint8_t*>(x_.rows) + first_x * x_.stride * elem_bytes(kernel.form);
+    // first_x is a multiple of kTileRows, so it begins a group where activations lie in groups.
+    const bool grouped = kernel.form == ActivationForm::kInt8;
+    const int64_t elems = grouped ? first_x / kTileRows * x_.stride : first_x * x_.stride;
+    x.rows = static_cast<const uint8_t*>(x_.rows) + elems * (grouped ? int64_t{sizeof(ActBlock)} : 4);
     x.m = rows;
     for (int64_t column = 0; column < weight_.k; column += kChunk) {
       const int64_t n_columns = std::min<int64_t>(kChunk, weight_.k - column);
@@ -232,10 +244,6 @@ class Run {
       decode_transposed(part.source, std::min(row, part.n), n_rows, column, n_columns, values + p * kLanes,
                         panels * kLanes);
     }
-  }
-
-  static int64_t elem_bytes(ActivationForm form) {
-    return form == ActivationForm::kInt8 ? int64_t{sizeof(ActBlock)} : 4;
   }
 
   const PackedLinear& weight_;

@@ -16,6 +16,7 @@ inline constexpr int kChunk = kBlock * kChunkBlocks;
 inline constexpr int kPrefetchBytes = 2048;  // ahead of the panel that a gemv reads
 inline constexpr int kMaxGemvRows = 4;   // rows of x that a gemv takes
 inline constexpr int kMaxTilePanels = 4; // panels that a tile takes
+inline constexpr int kTileRows = 6;      // rows of x that a tile multiplies at a time
 
 /// How the codes of a matrix are arranged in memory. docs: kernels/cpu/linear_layouts.h.
 enum class LinearLayout : uint8_t {
@@ -35,7 +36,9 @@ enum class ActivationForm : uint8_t {
 };
 
 /// 32 activations rounded to 8 bits: x[i] = scale * code(i), scale = max|x| / 127, code rounded to
-/// nearest even. A gemv reads signed codes; a tile reads code + 128, unsigned.
+/// nearest even. A gemv reads signed codes, row by row; a tile reads code + 128, unsigned, in groups
+/// of kTileRows rows that are interleaved block by block: block b of row r is element
+/// ((r / 6) * n_blocks + b) * 6 + r % 6, so that a tile reads one stream.
 struct alignas(64) ActBlock {
   uint8_t codes[kBlock];
   float scale;
@@ -97,7 +100,7 @@ struct ExpandArgs {
 struct TileArgs {
   const ExpandedChunk* w;
   int64_t first_column, n_columns;  // of the chunk; kInt8 and kBf16: n_columns rounded up to whole blocks
-  ActRows x;                        // rows start at column 0
+  ActRows x;                        // rows start at column 0; kInt8: stride is 6 * n_blocks, of groups
   float* sums;
 };
 
@@ -109,12 +112,13 @@ struct DecodeArgs {
   float* out;
 };
 
-/// Rounds one row of k floats to n_blocks = ceil(k / 32) ActBlocks. offset: 0 or 128 (see ActBlock).
+/// Rounds one row of k floats to n_blocks = ceil(k / 32) ActBlocks. offset: 0 (gemv) or 128 (tile).
 struct QuantizeArgs {
   const float* x;
   int64_t k;
   int32_t offset;
   ActBlock* out;
+  int64_t block_stride;  // elements between blocks of the row
 };
 
 using GemvFn = void (*)(const GemvArgs&) noexcept;

@@ -48,10 +48,7 @@ inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, in
 #pragma GCC unroll 2
     for (int h = 0; h < L::kHalves; ++h) {
       sums[r] = V::multiply_add(V::to_floats(dots[h]), V::multiply(scales[h], x_scale), sums[r]);
-    }
-    if constexpr (kIntMinimum<L>) {
-#pragma GCC unroll 2
-      for (int h = 0; h < L::kHalves; ++h) {
+      if constexpr (kIntMinimum<L>) {
         const float scaled = L::kHalves == 2 ? a.scaled_sum[h] : a.scaled_total;
         sums[r] = V::multiply_add(int_minimum<L, V>(unit, block, h), V::splat_float(scaled), sums[r]);
       }
@@ -143,7 +140,7 @@ void expand_int8(const ExpandArgs& args) noexcept {
 
 /// One block of columns for kRows rows: all sums of integers stay in registers.
 template <class V, int kHalves, bool kMinimum, bool kWide, int kRows>
-inline void tile_block(const ExpandedChunk& w, int64_t b, const ActBlock* x, int64_t stride, float* sums) {
+inline void tile_block(const ExpandedChunk& w, int64_t b, const ActBlock* x, float* sums) {
   constexpr int kPanels = V::kTilePanels;
   const int64_t lane = b * kPanels * kHalves * kLanes;
 #pragma GCC unroll 2
@@ -163,58 +160,51 @@ inline void tile_block(const ExpandedChunk& w, int64_t b, const ActBlock* x, int
       for (int p = 0; p < kPanels; ++p) group[p] = V::load(values + (j * kPanels + p) * 64);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
-        const auto a = V::splat4(x[r * stride + b].codes + 4 * (h * kGroups + j));
+        const auto a = V::splat4(x[r].codes + 4 * (h * kGroups + j));
 #pragma GCC unroll 4
         for (int p = 0; p < kPanels; ++p) dots[r][p] = V::template dot_values<kWide>(dots[r][p], a, group[p]);
       }
     }
-    // The order per element is that of gemv_block: both halves, then their minimums.
+    // The order per element is that of gemv_block.
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       const auto scale = V::load_floats(w.scales + lane + (p * kHalves + h) * kLanes);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
-        float* sum = sums + (r * kPanels + p) * kLanes;
-        const auto product = V::multiply(scale, V::splat_float(x[r * stride + b].scale));
-        V::store_floats(sum, V::multiply_add(V::to_floats(dots[r][p]), product, V::load_floats(sum)));
-      }
-    }
-  }
-  if constexpr (kMinimum) {
-#pragma GCC unroll 2
-    for (int h = 0; h < kHalves; ++h) {
-#pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) {
-        const auto minimum = V::load_floats(w.minimums + lane + (p * kHalves + h) * kLanes);
-#pragma GCC unroll 6
-        for (int r = 0; r < kRows; ++r) {
-          const ActBlock& a = x[r * stride + b];
-          float* sum = sums + (r * kPanels + p) * kLanes;
-          const auto scaled = V::splat_float(kHalves == 2 ? a.scaled_sum[h] : a.scaled_total);
-          V::store_floats(sum, V::multiply_add(minimum, scaled, V::load_floats(sum)));
+        float* out = sums + (r * kPanels + p) * kLanes;
+        const auto product = V::multiply(scale, V::splat_float(x[r].scale));
+        auto sum = V::multiply_add(V::to_floats(dots[r][p]), product, V::load_floats(out));
+        if constexpr (kMinimum) {
+          const auto minimum = V::load_floats(w.minimums + lane + (p * kHalves + h) * kLanes);
+          sum = V::multiply_add(minimum, V::splat_float(kHalves == 2 ? x[r].scaled_sum[h] : x[r].scaled_total), sum);
         }
+        V::store_floats(out, sum);
       }
     }
   }
 }
 
 template <class V, int kHalves, bool kMinimum, bool kWide, int kRows>
-void tile_rows(const TileArgs& args, int64_t row) {
+void tile_rows(const TileArgs& args, const ActBlock* x, float* sums) {
   const int64_t n_blocks = (args.n_columns + kBlock - 1) / kBlock;
-  const auto* x = static_cast<const ActBlock*>(args.x.rows) + row * args.x.stride + args.first_column / kBlock;
-  float* sums = args.sums + row * V::kTilePanels * kLanes;
   for (int64_t b = 0; b < n_blocks; ++b) {
-    tile_block<V, kHalves, kMinimum, kWide, kRows>(*args.w, b, x, args.x.stride, sums);
+    tile_block<V, kHalves, kMinimum, kWide, kRows>(*args.w, b, x + b * kTileRows, sums);
   }
 }
 
 template <class V, int kHalves, bool kMinimum, bool kWide>
 void tile_int8(const TileArgs& args) noexcept {
+  constexpr int64_t kSums = V::kTilePanels * kLanes;  // of one row
+  const auto* x = static_cast<const ActBlock*>(args.x.rows) + args.first_column / kBlock * kTileRows;
   int64_t row = 0;
-  for (; row + 6 <= args.x.m; row += 6) tile_rows<V, kHalves, kMinimum, kWide, 6>(args, row);
-  if (args.x.m - row >= 4) tile_rows<V, kHalves, kMinimum, kWide, 4>(args, row), row += 4;
-  if (args.x.m - row >= 2) tile_rows<V, kHalves, kMinimum, kWide, 2>(args, row), row += 2;
-  if (args.x.m - row >= 1) tile_rows<V, kHalves, kMinimum, kWide, 1>(args, row);
+  for (; row + kTileRows <= args.x.m; row += kTileRows, x += args.x.stride) {
+    tile_rows<V, kHalves, kMinimum, kWide, kTileRows>(args, x, args.sums + row * kSums);
+  }
+  const int64_t rest = args.x.m - row;
+  float* sums = args.sums + row * kSums;
+  if (rest >= 4) tile_rows<V, kHalves, kMinimum, kWide, 4>(args, x, sums), x += 4, sums += 4 * kSums;
+  if (rest % 4 >= 2) tile_rows<V, kHalves, kMinimum, kWide, 2>(args, x, sums), x += 2, sums += 2 * kSums;
+  if (rest % 2 != 0) tile_rows<V, kHalves, kMinimum, kWide, 1>(args, x, sums);
 }
 
 // ---- decode: values in f32 ---------------------------------------------------------------------------
@@ -286,7 +276,7 @@ void expand_f32(const ExpandArgs& args) noexcept {
 template <class V>
 void quantize_row(const QuantizeArgs& args) noexcept {
   for (int64_t begin = 0; begin < args.k; begin += kBlock) {
-    ActBlock& out = args.out[begin / kBlock];
+    ActBlock& out = args.out[begin / kBlock * args.block_stride];
     const float* x = args.x + begin;
     float padded[kBlock];
     if (args.k - begin < kBlock) {

@@ -19,8 +19,7 @@ struct SimdAvx2 {
   struct Ints { __m256i a, b; };
   struct Floats { __m256 a, b; };
 
-  static constexpr int kTilePanels = 1;  // 12 sums, 2 weights and 1 activation: 15 of 16 registers
-  static constexpr int kTileRows = 6;
+  static constexpr int kTilePanels = 1;  // with 6 rows: 12 sums, 2 weights, 1 activation in 16 registers
   static constexpr bool kBf16Dot = false;
   static constexpr bool kSignedWide = !kVnni;
 

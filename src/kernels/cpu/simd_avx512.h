@@ -18,8 +18,7 @@ struct SimdAvx512 {
   struct Ints { __m512i v; };
   struct Floats { __m512 v; };
 
-  static constexpr int kTilePanels = 4;  // 24 sums, 4 weights and 1 activation: 29 of 32 registers
-  static constexpr int kTileRows = 6;
+  static constexpr int kTilePanels = 4;  // with 6 rows: 24 sums, 4 weights, 1 activation in 32 registers
   static constexpr bool kBf16Dot = kBf16;
   static constexpr bool kSignedWide = !kVnni;
 

@@ -17,7 +17,6 @@ struct SimdGeneric {
   struct Floats { float v[16]; };
 
   static constexpr int kTilePanels = 1;  // panels of a tile: as many as keep all sums in registers
-  static constexpr int kTileRows = 6;    // rows of a tile, likewise
   static constexpr bool kBf16Dot = false;
   static constexpr bool kSignedWide = false;  // see dot_codes, dot_values
 
