@@ -275,6 +275,19 @@ TEST(ChatTemplateLimits, EndlessAndHugeTemplatesAreRefused) {
   EXPECT_EQ(kind_of("{{ 'x'.center(10**10) }}"), Kind::kLimit);
   EXPECT_EQ(kind_of("{{ '%1000000000d' % 1 }}"), Kind::kPython);
   EXPECT_EQ(kind_of("{{ 10 ** 10 ** 10 }}"), Kind::kPython);
+  // Values that share their parts: small in memory, endless to walk.
+  const std::string shared =
+      "{% set a = namespace(v=[1]) %}{% set b = namespace(v=[1]) %}{% for i in range(60) %}"
+      "{% set a.v = [a.v, a.v] %}{% set b.v = [b.v, b.v] %}{% endfor %}";
+  EXPECT_EQ(kind_of(shared + "{{ a.v == b.v }}"), Kind::kLimit);
+  EXPECT_EQ(kind_of(shared + "{{ a.v < b.v }}"), Kind::kLimit);
+  EXPECT_EQ(kind_of(shared + "{{ a.v in [b.v] }}"), Kind::kLimit);
+  EXPECT_EQ(kind_of(shared + "{{ a.v }}"), Kind::kLimit);
+  EXPECT_EQ(kind_of(shared + "{{ a.v | tojson }}"), Kind::kLimit);
+  EXPECT_EQ(kind_of("{% set s = 'a' * 10**8 %}{% for i in range(99999) %}{{ '' if s.isalpha() and "
+                    "s is lower and s | length }}"
+                    "{% endfor %}"),
+            Kind::kLimit);
   EXPECT_EQ(kind_of("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}"), Kind::kLimit);
   EXPECT_EQ(kind_of("{{ " + std::string(100'000, '(')), Kind::kSyntax);
   std::string chain = "{{ 1";

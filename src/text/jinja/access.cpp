@@ -104,6 +104,10 @@ std::optional<Value> own_item(Runtime& runtime, const Value& value, const Value&
 
 }  // namespace
 
+void charge_walk(const Value& value) {
+  if (value.is_string()) Budget::charge(value.as_text().size() / 64);
+}
+
 size_t length_of(const Value& value) {
   if (value.is_undefined()) return 0;
   if (value.is_string()) return count_chars(value.as_str());

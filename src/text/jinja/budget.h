@@ -44,6 +44,25 @@ class Budget {
     step(n);
   }
 
+  /// Work on values of `size` items or 64-byte pieces, charged to the rendering of this thread, if
+  /// there is one. For what compares and looks up deep inside values, where no Runtime is at hand:
+  /// values can share parts, so that comparing two small ones may take exponential time.
+  static void charge(size_t size) {
+    if (current_ != nullptr) current_->step(1 + size);
+  }
+
+  /// Makes `budget` the one that `charge` takes from, while it lives.
+  class Use {
+   public:
+    explicit Use(Budget& budget) : outer_(current_) { current_ = &budget; }
+    ~Use() { current_ = outer_; }
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+
+   private:
+    Budget* outer_;
+  };
+
   /// One level of nesting, while the object lives.
   class Level {
    public:
@@ -70,6 +89,8 @@ class Budget {
   // Expressions, blocks and macro calls together. Python ends near 300 nested macro calls; a level
   // here is one C++ frame of at most a few hundred bytes (about 1 KiB under ASan).
   static constexpr int kMaxDepth = 1500;
+
+  static inline thread_local Budget* current_ = nullptr;
 
   uint64_t steps_left_;
   uint64_t bytes_left_;

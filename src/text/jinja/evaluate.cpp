@@ -95,6 +95,7 @@ Value Interpreter::eval(const Call& node, const ScopePtr& scope) {
 Value Interpreter::eval(const FilterCall& node, const ScopePtr& scope) {
   const Value value = node.value ? evaluate(*node.value, scope) : *filter_input_;
   if (node.body == nullptr) python_error("No filter named '{}' found.", node.name);
+  charge_walk(value);
   Value result = node.body(*this, value, arguments(node.args, scope));
   if (result.is_string()) budget().make_bytes(result.as_text().size());
   return result;
@@ -103,6 +104,7 @@ Value Interpreter::eval(const FilterCall& node, const ScopePtr& scope) {
 Value Interpreter::eval(const TestCall& node, const ScopePtr& scope) {
   const Value value = evaluate(*node.value, scope);
   if (node.body == nullptr) python_error("No test named '{}' found.", node.name);
+  charge_walk(value);
   return Value(node.body(*this, value, arguments(node.args, scope)));
 }
 

@@ -31,7 +31,7 @@ std::string float_repr(double value) {
     if (c >= '0' && c <= '9') digits += c;
   }
   if (exponent < -4 || exponent >= 16) {
-    if (digits.size() > 1) digits.insert(1, ".");
+    if (digits.size() > 1) digits.insert(1, 1, '.');
     return fmt::format("{}{}e{}{:02}", sign, digits, exponent < 0 ? '-' : '+', std::abs(exponent));
   }
   if (exponent < 0)
@@ -254,7 +254,7 @@ class JsonWriter {
   void write_key(const Value& key) {
     if (key.is_string()) return write_string(key.as_text());
     if (key.is_none()) return out_.append("\"null\"");
-    if (key.is_number()) return out_.append("\"" + number(key) + "\"");
+    if (key.is_number()) return out_.append(fmt::format("\"{}\"", number(key)));
     python_error("keys must be str, int, float, bool or None, not {}", type_name(key));
   }
 

@@ -92,6 +92,7 @@ void Interpreter::emit(const MarkedText& text) {
 }
 
 Rendered Interpreter::render(const Body& body) {
+  const Budget::Use use(budget());
   run(body, std::make_shared<Scope>(nullptr));
   return {std::move(root_), std::move(generated_)};
 }

@@ -113,7 +113,10 @@ std::optional<Value> find_method(const Value& value, std::string_view name) {
   if (method == nullptr) return std::nullopt;
   return make_object<Function>(
       std::string(name),
-      [method, value](Runtime& runtime, const Args& args) { return method(runtime, value, args); },
+      [method, value](Runtime& runtime, const Args& args) {
+        charge_walk(value);
+        return method(runtime, value, args);
+      },
       value.depth());
 }
 

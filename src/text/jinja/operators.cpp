@@ -41,11 +41,14 @@ bool truthy(const Value& value) {
 namespace {
 
 bool equal_items(const std::vector<Value>& a, const std::vector<Value>& b) {
+  if (a.size() != b.size()) return false;
+  Budget::charge(a.size());
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), equal);
 }
 
 bool equal_dicts(const Dict& a, const Dict& b) {
   if (a.entries.size() != b.entries.size()) return false;
+  Budget::charge(a.entries.size());
   return std::all_of(a.entries.begin(), a.entries.end(), [&](const auto& entry) {
     const Value* other = b.find(entry.first);
     return other != nullptr && equal(entry.second, *other);
@@ -63,7 +66,11 @@ bool equal(const Value& a, const Value& b) {
   const auto int_b = b.as_int();
   if (int_a && int_b) return *int_a == *int_b;
   if (a.is_number() && b.is_number()) return *a.as_double() == *b.as_double();
-  if (a.is_string() && b.is_string()) return a.as_str() == b.as_str();
+  if (a.is_string() && b.is_string()) {
+    if (a.as_text().size() != b.as_text().size()) return false;
+    Budget::charge(a.as_text().size() / 64);
+    return a.as_str() == b.as_str();
+  }
   if (a.is_list() && b.is_list()) {
     return is_tuple(a) == is_tuple(b) && equal_items(a.as_list().items, b.as_list().items);
   }
@@ -81,10 +88,14 @@ int compare(const Value& a, const Value& b, std::string_view op) {
   if (int_a && int_b) return sign(*int_a, *int_b);
   if (a.is_number() && b.is_number()) return sign(*a.as_double(), *b.as_double());
   // UTF-8 sorts by bytes as the code points do.
-  if (a.is_string() && b.is_string()) return sign(a.as_str().compare(b.as_str()), 0);
+  if (a.is_string() && b.is_string()) {
+    Budget::charge(std::min(a.as_text().size(), b.as_text().size()) / 64);
+    return sign(a.as_str().compare(b.as_str()), 0);
+  }
   if (a.is_list() && b.is_list() && is_tuple(a) == is_tuple(b)) {
     const auto& x = a.as_list().items;
     const auto& y = b.as_list().items;
+    Budget::charge(std::min(x.size(), y.size()));
     for (size_t i = 0; i < std::min(x.size(), y.size()); ++i) {
       if (!equal(x[i], y[i])) return compare(x[i], y[i], op);
     }

@@ -34,6 +34,9 @@ Value binary(Runtime& runtime, BinaryOp op, const Value& a, const Value& b);
 Value negate(const Value& value);
 Value plus(const Value& value);
 
+/// Charges the budget for walking over `value` once, if it is a string.
+void charge_walk(const Value& value);
+
 /// len(value), or a python error.
 size_t length_of(const Value& value);
 /// The items iteration gives (a string's characters, a dictionary's keys); a python error when not

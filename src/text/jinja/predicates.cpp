@@ -127,7 +127,7 @@ Test find_test(std::string_view name) {
 bool apply_test(Runtime& runtime, std::string_view name, const Value& value, const Args& args) {
   const Test test = find_test(name);
   if (test == nullptr) python_error("No test named '{}' found.", name);
-  runtime.budget().step();
+  charge_walk(value);
   return test(runtime, value, args);
 }
 

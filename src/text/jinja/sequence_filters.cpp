@@ -396,7 +396,7 @@ Filter find_filter(std::string_view name) {
 Value apply_filter(Runtime& runtime, std::string_view name, const Value& value, const Args& args) {
   const Filter filter = find_filter(name);
   if (filter == nullptr) python_error("No filter named '{}' found.", name);
-  runtime.budget().step();
+  charge_walk(value);
   Value result = filter(runtime, value, args);
   if (result.is_string()) runtime.budget().make_bytes(result.as_text().size());
   return result;

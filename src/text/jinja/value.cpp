@@ -95,6 +95,7 @@ std::optional<size_t> Dict::index_of(std::string_view key) const {
 
 std::optional<size_t> Dict::index_of(const Value& key) const {
   if (key.is_string()) return index_of(key.as_str());
+  Budget::charge(entries.size() / 8);
   for (size_t i = 0; i < entries.size(); ++i) {
     if (equal(entries[i].first, key)) return i;
   }
@@ -108,6 +109,7 @@ void check_hashable(const Value& key) {
     python_error("unhashable type: '{}'", type_name(key));
   }
   if (key.is_list()) {
+    Budget::charge(key.as_list().items.size());
     for (const Value& item : key.as_list().items)
       check_hashable(item);
   }
@@ -192,6 +194,7 @@ MarkedText Object::repr(Runtime&) const {
 }
 
 std::optional<Value> Namespace::attribute(Runtime&, std::string_view name) {
+  Budget::charge(fields_.size() / 8);
   for (const auto& [key, value] : fields_) {
     if (key == name) return value;
   }
@@ -199,6 +202,7 @@ std::optional<Value> Namespace::attribute(Runtime&, std::string_view name) {
 }
 
 void Namespace::set(std::string_view name, Value value) {
+  Budget::charge(fields_.size() / 8);
   for (auto& [key, old] : fields_) {
     if (key == name) {
       old = std::move(value);
