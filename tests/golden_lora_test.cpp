@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <ostream>
 
 #include "base/error.h"
 #include "support/golden.h"
@@ -21,6 +22,11 @@ constexpr double kLogits16Bit = 1.4;
 struct Case {
   std::string adapter, variant;
 };
+
+/// For GoogleTest's messages.
+void PrintTo(const Case& test_case, std::ostream* out) {
+  *out << test_case.adapter << " on " << test_case.variant;
+}
 
 class GoldenLora : public testing::TestWithParam<Case> {};
 

@@ -76,6 +76,33 @@ class Packer {
   Progress progress_;
 };
 
+/// One walk for const and mutable networks.
+template <typename SomeNetwork, typename Visit>
+void visit_linears(SomeNetwork& network, const NetworkSources& sources, const Visit& visit) {
+  const auto call = [&](auto& linear, const LinearParts& parts, double active = 1) {
+    if (linear.weight != nullptr) visit(linear, parts, active);
+  };
+  call(network.lm_head, sources.lm_head);
+  for (size_t l = 0; l < network.layers.size(); ++l) {
+    auto& w = network.layers[l];
+    const LayerSources& s = sources.layers[l];
+    call(w.qkv, s.qkv);
+    call(w.o, s.o);
+    call(w.gate_up, s.gate_up);
+    call(w.down, s.down);
+    if (w.moe == nullptr) continue;
+    call(w.moe->router, s.moe.router);
+    const auto n_experts = static_cast<double>(w.moe->down.size());
+    for (size_t e = 0; e < w.moe->down.size(); ++e) {
+      call(w.moe->gate_up[e], s.moe.gate_up[e], w.moe->top_k / n_experts);
+      call(w.moe->down[e], s.moe.down[e], w.moe->top_k / n_experts);
+    }
+    call(w.moe->shared_gate_up, s.moe.shared_gate_up);
+    call(w.moe->shared_down, s.moe.shared_down);
+    call(w.moe->shared_gate, s.moe.shared_gate);
+  }
+}
+
 }  // namespace
 
 Network pack_network(const NetworkSources& sources, const ModelConfig& config,
@@ -103,35 +130,13 @@ Network pack_network(const NetworkSources& sources, const ModelConfig& config,
 
 void Network::for_each_linear(
     const NetworkSources& sources,
-    const std::function<void(Linear&, const LinearParts&, double)>& visit) {
-  const auto call = [&](Linear& linear, const LinearParts& parts, double active = 1) {
-    if (linear.weight != nullptr) visit(linear, parts, active);
-  };
-  call(lm_head, sources.lm_head);
-  for (size_t l = 0; l < layers.size(); ++l) {
-    LayerWeights& w = layers[l];
-    const LayerSources& s = sources.layers[l];
-    call(w.qkv, s.qkv);
-    call(w.o, s.o);
-    call(w.gate_up, s.gate_up);
-    call(w.down, s.down);
-    if (w.moe == nullptr) continue;
-    call(w.moe->router, s.moe.router);
-    const double active =
-        static_cast<double>(w.moe->top_k) / static_cast<double>(w.moe->down.size());
-    for (size_t e = 0; e < w.moe->down.size(); ++e) {
-      call(w.moe->gate_up[e], s.moe.gate_up[e], active);
-      call(w.moe->down[e], s.moe.down[e], active);
-    }
-    call(w.moe->shared_gate_up, s.moe.shared_gate_up);
-    call(w.moe->shared_down, s.moe.shared_down);
-    call(w.moe->shared_gate, s.moe.shared_gate);
-  }
+    const std::function<void(const Linear&, const LinearParts&, double)>& visit) const {
+  visit_linears(*this, sources, visit);
 }
 
 Network::Place Network::find(const NetworkSources& sources, const ModuleId& id) {
   Place place;
-  for_each_linear(sources, [&](Linear& linear, const LinearParts& parts, double) {
+  visit_linears(*this, sources, [&](Linear& linear, const LinearParts& parts, double) {
     int64_t row = 0;
     for (size_t part = 0; part < parts.modules.size(); ++part) {
       if (parts.modules[part] == id) place = {&linear, &parts, part, row};

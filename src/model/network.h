@@ -28,10 +28,11 @@ struct Network {
   std::unique_ptr<DeviceVector> final_norm;
   Linear lm_head;
 
-  /// Calls visit(linear, parts, active_fraction) for every packed layer; active_fraction is the
-  /// share of the layer that one token reads (top_k / n_experts for experts, else 1).
-  void for_each_linear(const NetworkSources& sources,
-                       const std::function<void(Linear&, const LinearParts&, double)>& visit);
+  /// Calls visit(linear, parts, active) for every packed layer; `active` is the share of it that
+  /// one token reads (top_k / n_experts for experts, else 1).
+  void for_each_linear(
+      const NetworkSources& sources,
+      const std::function<void(const Linear&, const LinearParts&, double)>& visit) const;
 
   /// The Linear that holds module `id`, and the rows [begin, begin + part.n) it has there.
   struct Place {

@@ -65,7 +65,7 @@ Qwen2Model::Qwen2Model(std::shared_ptr<const Checkpoint> checkpoint, ModelConfig
       rope_(config_) {
   double read = 0;
   weight_bytes_ = network_.embedding->resident_bytes;
-  network_.for_each_linear(sources_, [&](Linear& linear, const LinearParts&, double active) {
+  network_.for_each_linear(sources_, [&](const Linear& linear, const LinearParts&, double active) {
     weight_bytes_ += linear.weight->resident_bytes;
     read += static_cast<double>(linear.weight->read_bytes) * active;
   });
@@ -82,12 +82,10 @@ std::unique_ptr<KvCache> Qwen2Model::make_kv(int64_t n_pages, DType type) const 
 
 std::vector<Model::LayerInfo> Qwen2Model::layers() const {
   std::vector<LayerInfo> out;
-  // Visiting changes nothing here; the network is const to our callers only.
-  const_cast<Network&>(network_).for_each_linear(
-      sources_, [&](Linear& linear, const LinearParts& parts, double) {
-        const LinearWeight& w = *linear.weight;
-        out.push_back({linear.name, parts.format(), w.kernel, w.n, w.k, w.resident_bytes});
-      });
+  network_.for_each_linear(sources_, [&](const Linear& linear, const LinearParts& parts, double) {
+    const LinearWeight& w = *linear.weight;
+    out.push_back({linear.name, parts.format(), w.kernel, w.n, w.k, w.resident_bytes});
+  });
   return out;
 }
 
