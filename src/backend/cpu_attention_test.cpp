@@ -296,6 +296,18 @@ TEST(CpuAttention, ChunkingChangesNoBit) {
   }
 }
 
+TEST(CpuAttention, SpansLieOnOneGridWhateverTheWindow) {
+  // A window longer than a span: where a tile's first page lies must not move the spans.
+  const Case c{2, 2, 16, 600, DType::kF16, 0.25F};
+  constexpr int32_t kLength = 1500;
+  Runner whole(c, 2);
+  const std::vector<float> want = whole.step({{0, 0, kLength}});
+  for (const int32_t chunk : {5, 70, 299}) {
+    Runner runner(c, 2);
+    EXPECT_TRUE(same_bits(chunked(runner, 0, kLength, chunk), want)) << chunk;
+  }
+}
+
 TEST(CpuAttention, ThreadsChangeNoBit) {
   const Case c{4, 1, 80, 0, DType::kF16, 0.11F};
   Runner alone(c, 1);
