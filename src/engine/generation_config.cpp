@@ -500,8 +500,9 @@ std::vector<std::string> GenerationConfig::read_json(std::string_view text, std:
   for (const auto& [key, value] : object.items()) {
     if (listed(kMetadata, key)) continue;
     if (listed(kWithoutEffect, key)) {
-      if (key == "use_cache" && value.is_boolean() && value.get<bool>()) continue;
-      if (!value.is_null() && value != false && value != 0) {
+      // Only a use_cache of true asks for what happens anyway; other fields do when they are off.
+      const bool usual = key == "use_cache" ? value == true : value == false || value == 0;
+      if (!value.is_null() && !usual) {
         warnings.push_back(
             fmt::format("{}: {} has no effect here ({})", file, key, describe_json(value)));
       }

@@ -32,6 +32,8 @@ class LazyOrder {
   LazyOrder(size_t n, Before before) : order_(n), before_(before) {
     std::iota(order_.begin(), order_.end(), 0u);
   }
+  LazyOrder(std::vector<uint32_t> elements, Before before)
+      : order_(std::move(elements)), before_(before) {}
   size_t size() const { return order_.size(); }
   size_t operator[](size_t rank) {
     while (rank >= sorted_)
@@ -107,7 +109,18 @@ void TopP::process(const TokenHistory&, LogitsRow& row) const {
   const LogitsRow::Compact compact = row.compact();
   const std::span<const float> values = compact.values;
   const Probabilities p(values);
-  LazyOrder order(values.size(), [values](uint32_t a, uint32_t b) {
+  // The tokens below (1 - p) / n have less than 1 - p together, so none of them is ever reached;
+  // half of that keeps rounding out of it. On a long row this leaves a fraction to be sorted.
+  const double least = 0.5 * (1 - p_) / static_cast<double>(values.size());
+  std::vector<uint32_t> reachable;
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (p[i] >= least) reachable.push_back(static_cast<uint32_t>(i));
+  }
+  if (static_cast<int64_t>(reachable.size()) < min_keep_) {
+    reachable.resize(values.size());
+    std::iota(reachable.begin(), reachable.end(), 0u);
+  }
+  LazyOrder order(std::move(reachable), [values](uint32_t a, uint32_t b) {
     return values[a] != values[b] ? values[a] > values[b] : a > b;
   });
   size_t kept = 0;

@@ -141,24 +141,22 @@ void Scheduler::schedule_sequence(Sequence& sequence, int64_t n_tokens, StepPlan
       std::max<int64_t>(std::min(sequence.logits_from, sequence.size() - 1) - begin, 0);
   n = std::min(n, unasked + std::max<int64_t>(budget.rows, 1));
   if (n <= 0) return;
-  if (!reserve(sequence, begin + n, step)) {
-    // Not enough pages even after preempting everything younger: take what is there.
-    const int64_t room = static_cast<int64_t>(sequence.pages.size()) * options_.page_tokens - begin;
-    n = std::min(n, room);
-    if (n <= 0 || !units_.at(sequence.unit).running) return;
-  }
+  // Perhaps fewer than wanted, when pages are short even after preempting everything younger.
+  n = reserve(sequence, begin + n, step) - begin;
+  if (n <= 0) return;
   step.chunks.push_back({sequence.id, begin, begin + n});
   budget.tokens -= n;
   budget.rows -= std::max<int64_t>(n - unasked, 0);
 }
 
-/// Makes sure that positions [n_computed, end) lie in pages that belong to this sequence alone.
-bool Scheduler::reserve(Sequence& sequence, int64_t end, StepPlan& step) {
+/// Takes pages, so that the positions from n_computed on can be written without harm to others.
+/// Returns where they end: `end`, or less when pages are short.
+int64_t Scheduler::reserve(Sequence& sequence, int64_t end, StepPlan& step) {
   const auto first = static_cast<size_t>(sequence.n_computed / options_.page_tokens);
   const auto used = static_cast<int>(sequence.n_computed % options_.page_tokens);
   if (first < sequence.pages.size() && pool_.is_shared(sequence.pages[first])) {
     const std::optional<int32_t> own = allocate_or_preempt(sequence.unit, step);
-    if (!own) return false;
+    if (!own) return sequence.n_computed;
     const int32_t shared = sequence.pages[first];
     if (used > 0) step.copies.push_back({sequence.id, shared, *own, used});
     pool_.release(shared);
@@ -166,10 +164,10 @@ bool Scheduler::reserve(Sequence& sequence, int64_t end, StepPlan& step) {
   }
   while (static_cast<int64_t>(sequence.pages.size()) < pages_for(end)) {
     const std::optional<int32_t> page = allocate_or_preempt(sequence.unit, step);
-    if (!page) return false;
+    if (!page) break;
     sequence.pages.push_back(*page);
   }
-  return true;
+  return std::min(end, static_cast<int64_t>(sequence.pages.size()) * options_.page_tokens);
 }
 
 /// A free page, taken from the youngest running unit if need be; nothing when only units older

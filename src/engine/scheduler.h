@@ -142,7 +142,7 @@ class Scheduler {
   };
   Sharable find_sharable(const Sequence& sequence) const;
   bool share_prefix(Sequence& sequence);
-  bool reserve(Sequence& sequence, int64_t end, StepPlan& step);
+  int64_t reserve(Sequence& sequence, int64_t end, StepPlan& step);
   std::optional<int32_t> allocate_or_preempt(UnitId for_unit, StepPlan& step);
   std::optional<UnitId> youngest_running() const;
   void preempt(UnitId id, StepPlan& step);

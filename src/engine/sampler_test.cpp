@@ -1,0 +1,156 @@
+#include "engine/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <map>
+
+#include "base/rng.h"
+#include "engine/logits_math.h"
+
+namespace qw {
+namespace {
+
+std::vector<float> random_row(int64_t n, uint64_t seed, float scale = 3) {
+  std::vector<float> out;
+  for (int64_t i = 0; i < n; ++i)
+    out.push_back(scale * static_cast<float>(random_normal(seed, 0, static_cast<uint64_t>(i))));
+  return out;
+}
+
+TEST(LogitsMath, FastExpIsWithinTwoUlp) {
+  for (float x = -87.0f; x <= 0; x += 0.00731f) {
+    const double exact = std::exp(static_cast<double>(x));
+    EXPECT_NEAR(static_cast<double>(fast_exp(x)) / exact, 1, 2.4e-7) << x;
+  }
+  EXPECT_EQ(fast_exp(0), 1.0f);
+  EXPECT_EQ(fast_exp(-200), 0.0f);
+  EXPECT_EQ(fast_exp(kMinusInfinity), 0.0f);
+}
+
+TEST(LogitsMath, TopIndicesAgreeWithSorting) {
+  for (const int64_t n : {1, 7, 256, 257, 5000}) {
+    std::vector<float> row = random_row(n, 3);
+    for (float& v : row)
+      v = std::round(v * 4);  // many ties
+    std::vector<int32_t> order(static_cast<size_t>(n));
+    for (int32_t i = 0; i < n; ++i)
+      order[static_cast<size_t>(i)] = i;
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return row[static_cast<size_t>(a)] > row[static_cast<size_t>(b)];
+    });
+    for (const int64_t k : {1, 2, 20, 300, 6000}) {
+      const std::vector<int32_t> want(order.begin(), order.begin() + std::min(k, n));
+      EXPECT_EQ(top_indices(row, k), want) << n << " " << k;
+      EXPECT_EQ(kth_largest(row, k), row[static_cast<size_t>(want.back())]);
+    }
+    EXPECT_EQ(argmax(row), order[0]);
+  }
+}
+
+TEST(Sampler, GreedyTakesTheLowestIdOnTies) {
+  std::vector<float> values = {1, 5, 5, 2};
+  EXPECT_EQ(choose_greedy(LogitsRow(values)), 1);
+  std::vector<float> none(4, kMinusInfinity);
+  EXPECT_THROW(choose_greedy(LogitsRow(none)), Error);
+  EXPECT_THROW(choose_sampled(LogitsRow(none), 0.5), Error);
+}
+
+TEST(Sampler, NotFiniteLogitsAreAnError) {
+  std::vector<float> values = random_row(1000, 1);
+  check_finite(values, 7);
+  for (const float bad : {std::nanf(""), INFINITY, -INFINITY}) {
+    values[777] = bad;
+    EXPECT_THROW(check_finite(values, 7), Error);
+  }
+}
+
+TEST(Sampler, InverseCdfFollowsTheDistribution) {
+  std::vector<float> values = {std::log(0.1f), kMinusInfinity, std::log(0.6f), std::log(0.3f)};
+  const LogitsRow row(values);
+  EXPECT_EQ(choose_sampled(row, 0.0), 0);
+  EXPECT_EQ(choose_sampled(row, 0.099), 0);
+  EXPECT_EQ(choose_sampled(row, 0.101), 2);
+  EXPECT_EQ(choose_sampled(row, 0.699), 2);
+  EXPECT_EQ(choose_sampled(row, 0.701), 3);
+  EXPECT_EQ(choose_sampled(row, 1 - 1e-16), 3);
+  GenerationConfig config;
+  config.do_sample = true;
+  config.seed = 11;
+  std::map<int32_t, int> counts;
+  for (int64_t position = 0; position < 20000; ++position)
+    ++counts[choose_token(row, config, 0, position)];
+  EXPECT_NEAR(counts[0], 2000, 200);
+  EXPECT_NEAR(counts[2], 12000, 300);
+  EXPECT_NEAR(counts[3], 6000, 300);
+  config.temperature = 0;
+  EXPECT_EQ(choose_token(row, config, 0, 0), 2);
+}
+
+TEST(Sampler, PaddingIsNeverChosen) {
+  GenerationConfig config;
+  config.do_sample = true;
+  config.remove_invalid_values = true;  // would lift -infinity to a number
+  std::vector<int32_t> ids = {1};
+  for (int64_t position = 0; position < 50; ++position) {
+    std::vector<float> values(100, 0.0f);
+    for (size_t i = 90; i < 100; ++i)
+      values[i] = 50;
+    LogitsRow row(values);
+    make_pipeline(config, ids, 1000, 90).apply({ids, 1}, row);
+    EXPECT_LT(choose_token(row, config, 0, position), 90);
+  }
+}
+
+TEST(Sampler, TokenLogprobs) {
+  const std::vector<float> values = {1, 3, 2, 3};
+  const TokenLogprobs out = token_logprobs(values, 3, 2);
+  const double sum = std::log(std::exp(1.0) + 2 * std::exp(3.0) + std::exp(2.0));
+  EXPECT_NEAR(out.chosen.logprob, 3 - sum, 1e-6);
+  EXPECT_EQ(out.rank, 1);
+  ASSERT_EQ(out.top.size(), 2u);
+  EXPECT_EQ(out.top[0].id, 1);
+  EXPECT_EQ(out.top[1].id, 3);
+}
+
+// Not a check of speed, which depends on the machine: the numbers are printed for whoever looks.
+TEST(Sampler, TimeOfTheQwenChain) {
+  constexpr int64_t kVocab = 151936;
+  const std::vector<float> raw = random_row(kVocab, 5);
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < 2000; ++i)
+    ids.push_back(i * 7);
+  const auto time = [&](const char* name, const GenerationConfig& config) {
+    const auto pipeline = make_pipeline(config, ids, 1 << 30, kVocab - 290);
+    std::vector<double> times;
+    for (int repeat = 0; repeat < 15; ++repeat) {
+      std::vector<float> values = raw;
+      const auto start = std::chrono::steady_clock::now();
+      check_finite(values, 0);
+      LogitsRow row(values);
+      pipeline.apply({ids, ssize(ids)}, row);
+      EXPECT_LT(choose_token(row, config, 0, repeat), kVocab - 290);
+      times.push_back(
+          std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
+              .count());
+    }
+    std::sort(times.begin(), times.end());
+    std::printf("  %s: %.0f us a token (median of 15)\n", name, times[times.size() / 2]);
+  };
+  GenerationConfig greedy;
+  time("greedy", greedy);
+  GenerationConfig qwen;
+  qwen.do_sample = true;
+  qwen.repetition_penalty = 1.05;
+  qwen.temperature = 0.7;
+  qwen.top_p = 0.8;
+  qwen.top_k = 20;
+  time("Qwen chain", qwen);
+  qwen.top_k = 0;
+  time("top_p alone", qwen);
+}
+
+}  // namespace
+}  // namespace qw
