@@ -31,6 +31,11 @@ int report_parse(const CLI::App& root, const CLI::ParseError& error) {
                 "[command line] " + qw::printable(error.what(), 400) + "; see qianwen help");
 }
 
+bool is_command(const CLI::App& root, const std::string& name) {
+  return !root.get_subcommands([&](const CLI::App* app) { return app->get_name() == name; })
+              .empty();
+}
+
 int run(int argc, char** argv) {
   CLI::App root(
       "Qwen1.5, whole and native: chat with, run, measure and inspect any published checkpoint",
@@ -56,21 +61,22 @@ int run(int argc, char** argv) {
       root.add_subcommand("completion", "Shell completion script for bash, zsh or fish");
   completion->add_option("SHELL", shell, "bash, zsh or fish")->required();
 
+  if (argc > 1 && argv[1][0] != '-' && !is_command(root, argv[1])) {
+    return report(ErrorKind::kInvalidArgument,
+                  "[command line] command: expected one that qianwen --help lists, got '" +
+                      qw::printable(argv[1]) + "'");
+  }
   try {
     root.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return report_parse(root, error);
   }
   if (help->parsed()) {
-    const CLI::App& constant_root = root;
-    const auto named = constant_root.get_subcommands(
-        [&](const CLI::App* app) { return app->get_name() == topic; });
-    if (!topic.empty() && named.empty()) {
+    if (!topic.empty() && !is_command(root, topic)) {
       return report(ErrorKind::kInvalidArgument,
                     "[command line] help: expected a command, got '" + qw::printable(topic) + "'");
     }
-    const CLI::App* subject = topic.empty() ? &root : named.front();
-    qw::app::print_result(subject->help());
+    qw::app::print_result(topic.empty() ? root.help() : root.get_subcommand(topic)->help());
     return 0;
   }
   if (completion->parsed()) {

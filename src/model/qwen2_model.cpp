@@ -120,19 +120,20 @@ void Qwen2Model::forward(const BatchPlan& plan, KvCache& kv, float* logits,
   for (int l = 0; l < config_.n_layers; ++l) {
     const LayerWeights& w = network_.layers[static_cast<size_t>(l)];
     backend_.add_rms_norm(y, a.x, *w.input_norm, eps, a.h);  // x += y; h = norm(x)  [T, hidden]
+    check_fault(l - 1, "feed-forward block");  // a norm sees what the block before it gave
     if (l > 0) tap(observer, backend_, a.x, "hidden.layer.{}", l - 1);
     tap(observer, backend_, a.h, "layer{}.input_layernorm", l);
     attention(l, a, kv, observer);  // y = attention(h)
     backend_.add_rms_norm(a.y, a.x, *w.post_norm, eps, a.h);
+    check_fault(l, "attention block");
     tap(observer, backend_, a.h, "layer{}.post_attention_layernorm", l);
     feed_forward(l, a, observer);  // y = ffn(h)
     y = a.y;
-    check_fault(fmt::format("layer {}", l));
   }
   backend_.add_rms_norm(y, a.x, *network_.final_norm, eps, a.h);
+  check_fault(config_.n_layers - 1, "feed-forward block");
   tap(observer, backend_, a.x, "hidden.layer.{}", config_.n_layers - 1);
   tap(observer, backend_, a.h, "hidden.norm");
-  check_fault("after the last layer");
   if (logits != nullptr && !plan.logit_rows.empty()) compute_logits(plan, a.h, logits);
   backend_.sync();
 }
@@ -212,9 +213,11 @@ void Qwen2Model::compute_logits(const BatchPlan& plan, const Rows& h, float* log
     fail_not_finite("logits", "output of lm_head");
 }
 
-void Qwen2Model::check_fault(std::string_view where) {
-  if (const auto fault = backend_.take_fault())
-    fail_not_finite("hidden state", fmt::format("{}, {}", where, fault->what));
+void Qwen2Model::check_fault(int layer, std::string_view block) {
+  const auto fault = backend_.take_fault();
+  if (!fault) return;
+  const std::string where = layer < 0 ? "embedding" : fmt::format("layer {}, {}", layer, block);
+  fail_not_finite("hidden state", fmt::format("{}; seen at: {}", where, fault->what));
 }
 
 void Qwen2Model::check_plan(const BatchPlan& plan, const KvCache& kv) const {

@@ -47,7 +47,7 @@ class Qwen2Model : public Model {
   void feed_forward(int layer, const Activations& a, ForwardObserver* observer);
   void compute_logits(const BatchPlan& plan, const Rows& h, float* logits);
   void check_plan(const BatchPlan& plan, const KvCache& kv) const;
-  void check_fault(std::string_view where);
+  void check_fault(int layer, std::string_view block);
 
   std::shared_ptr<const Checkpoint> checkpoint_;  // keeps the sources' bytes alive
   ModelConfig config_;
