@@ -581,6 +581,8 @@ std::vector<std::string> GenerationConfig::without_effect() const {
     for (const std::string_view name : {"length_penalty", "early_stopping", "diversity_penalty"})
       note(name, "num_beams is 1");
   }
+  // It would change the speed of greedy decoding, never its tokens.
+  note("prompt_lookup_num_tokens", "speculation by prompt lookup is not there yet");
   if (max_new_tokens) note("max_length", "max_new_tokens is set");
   if (ignore_eos) note("min_new_tokens", "ignore_eos is true");
   return out;
