@@ -3,8 +3,10 @@
 // Prompts, limits and comparison rules are those of the model's own evaluation
 // (models/README.md); the counts it reached through Transformers are in golden/mini/eval.json.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -13,6 +15,7 @@
 #include <vector>
 
 #include "engine/bundle.h"
+#include "support/gguf_from_hf.h"
 #include "text/tokenizer.h"
 
 namespace qw {
@@ -198,6 +201,31 @@ TEST(MiniAccuracy, EqualsThePublishedCountsPerSkill) {
   EXPECT_EQ(total.of, 1923);
   EXPECT_EQ(total.right, 1273);
   EXPECT_EQ(total.largest_skill_difference, 0);
+}
+
+std::string gguf_of_bundled(const char* name, DType dtype) {
+  const auto path = std::filesystem::temp_directory_path() / (std::to_string(::getpid()) + name);
+  test::write_gguf_from_hf(kRoot + "/models/qianwen-mini-chat", path.string(), dtype);
+  return path.string();
+}
+
+// A BF16 GGUF holds the same numbers, so the same answers must come out, through another reader,
+// other tensor names and another form of the tokenizer.
+TEST(MiniAccuracy, AGgufFileOfTheSameWeightsGivesTheSameCounts) {
+  const std::string path = gguf_of_bundled("-mini-bf16.gguf", DType::kBF16);
+  const Total total = compare_with_published(evaluate(path, "f32"));
+  std::filesystem::remove(path);
+  EXPECT_EQ(total.right, 1273);
+  EXPECT_EQ(total.largest_skill_difference, 0);
+}
+
+// Eight-bit weights and the default activations round; near ties may turn, skills must not.
+TEST(MiniAccuracy, EightBitsStayCloseToThePublishedCounts) {
+  const std::string path = gguf_of_bundled("-mini-q8_0.gguf", DType::kQ8_0);
+  const Total total = compare_with_published(evaluate(path, "auto"));
+  std::filesystem::remove(path);
+  EXPECT_NEAR(total.right, 1273, 20);  // 1 % of the items; measured: see docs/accuracy.md
+  EXPECT_LE(total.largest_skill_difference, 5);
 }
 
 }  // namespace
