@@ -1,7 +1,8 @@
-// Linear kernels per layout and shape: decode in GB/s and prefill in GOP/s, beside the limits of this
-// host measured in the same run.
+// Linear kernels per layout and shape: decode in GB/s and prefill in GOP/s, beside the limits of
+// this host measured in the same run.
 //
-// Decode walks over enough copies of a matrix to leave every cache. Run with --benchmark_filter=q4_k,
+// Decode walks over enough copies of a matrix to leave every cache. Run with
+// --benchmark_filter=q4_k,
 // --benchmark_repetitions=5; QIANWEN_ISA caps the instruction set, QIANWEN_THREADS sets the team.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
@@ -25,10 +26,11 @@ struct Shape {
   const char* name;
   int64_t n, k;
 };
-constexpr Shape kShapes[] = {{"0.5B_gate_up", 5632, 1024}, {"0.5B_down", 1024, 2816}, {"7B_gate_up", 22016, 4096}};
-constexpr const char* kFormats[] = {"q4_0", "q4_1", "q5_0",   "q5_1",   "q8_0",  "q2_k", "q3_k",      "q4_k",
-                                    "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "bf16", "f16",       "f32",
-                                    "int4", "int8", "iq2_xxs"};
+constexpr Shape kShapes[] = {
+    {"0.5B_gate_up", 5632, 1024}, {"0.5B_down", 1024, 2816}, {"7B_gate_up", 22016, 4096}};
+constexpr const char* kFormats[] = {"q4_0", "q4_1", "q5_0", "q5_1",   "q8_0",   "q2_k",  "q3_k",
+                                    "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "bf16",
+                                    "f16",  "f32",  "int4", "int8",   "iq2_xxs"};
 
 /// GPTQ-like groups of 128 whose content is a formula: nothing to store.
 class FormulaGroups final : public GroupAffine {
@@ -37,10 +39,15 @@ class FormulaGroups final : public GroupAffine {
     n = n_, k = k_, bits = bits_, group_size = 128, n_groups = k / 128;
   }
   void codes(int64_t row, int64_t n_rows, uint8_t* out) const override {
-    for (int64_t i = 0; i < n_rows * k; ++i) out[i] = static_cast<uint8_t>((i * 7 + row) & ((1 << bits) - 1));
+    for (int64_t i = 0; i < n_rows * k; ++i)
+      out[i] = static_cast<uint8_t>((i * 7 + row) & ((1 << bits) - 1));
   }
-  void scales(int64_t, int64_t n_rows, float* out) const override { std::fill_n(out, n_rows * n_groups, 0x1.8p-7F); }
-  void zeros(int64_t, int64_t n_rows, float* out) const override { std::fill_n(out, n_rows * n_groups, 8.0F); }
+  void scales(int64_t, int64_t n_rows, float* out) const override {
+    std::fill_n(out, n_rows * n_groups, 0x1.8p-7F);
+  }
+  void zeros(int64_t, int64_t n_rows, float* out) const override {
+    std::fill_n(out, n_rows * n_groups, 8.0F);
+  }
 };
 
 LinearSource make_source(const std::string& format, const Shape& shape) {
@@ -54,11 +61,15 @@ LinearSource make_source(const std::string& format, const Shape& shape) {
   }
   const DType type = *dtype_from_name(format);
   const int64_t bytes_per_row = row_bytes(type, shape.k, format);
-  auto bytes = std::make_shared<std::vector<std::byte>>(static_cast<size_t>(shape.n * bytes_per_row));
+  auto bytes =
+      std::make_shared<std::vector<std::byte>>(static_cast<size_t>(shape.n * bytes_per_row));
   std::vector<float> row(static_cast<size_t>(shape.k));
-  for (size_t i = 0; i < row.size(); ++i) row[i] = 0.05F * static_cast<float>(random_normal(1, 2, i));
+  for (size_t i = 0; i < row.size(); ++i)
+    row[i] = 0.05F * static_cast<float>(random_normal(1, 2, i));
   if (can_encode(type)) encode_row(type, row.data(), shape.k, bytes->data());
-  for (int64_t r = 1; r < shape.n; ++r) std::memcpy(bytes->data() + r * bytes_per_row, bytes->data(), static_cast<size_t>(bytes_per_row));
+  for (int64_t r = 1; r < shape.n; ++r)
+    std::memcpy(bytes->data() + r * bytes_per_row, bytes->data(),
+                static_cast<size_t>(bytes_per_row));
   if (is_block(type)) {
     out.data = BlockRows{type, bytes->data(), bytes_per_row};
   } else {
@@ -71,7 +82,8 @@ LinearSource make_source(const std::string& format, const Shape& shape) {
 CpuContext& context() {
   static CpuContext one([] {
     BackendOptions options;
-    if (const char* threads = std::getenv("QIANWEN_THREADS")) options.n_threads = std::atoi(threads);
+    if (const char* threads = std::getenv("QIANWEN_THREADS"))
+      options.n_threads = std::atoi(threads);
     return options;
   }());
   return one;
@@ -84,26 +96,33 @@ const HostLimits& limits() {
 
 void linear(benchmark::State& state, const std::string& format, const Shape& shape, int64_t m) {
   const LinearSource source = make_source(format, shape);
-  const int64_t copies = m > 4 ? 1 : std::clamp<int64_t>((256 << 20) / source.published_bytes(), 1, 64);
+  const int64_t copies =
+      m > 4 ? 1 : std::clamp<int64_t>((256 << 20) / source.published_bytes(), 1, 64);
   std::vector<std::unique_ptr<CpuLinear>> weights;
-  for (int64_t i = 0; i < copies; ++i) weights.push_back(pack_cpu_linear(std::span(&source, 1), context()));
+  for (int64_t i = 0; i < copies; ++i)
+    weights.push_back(pack_cpu_linear(std::span(&source, 1), context()));
   std::vector<float> x(static_cast<size_t>(m * shape.k)), y(static_cast<size_t>(m * shape.n));
-  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(random_normal(3, 4, i));
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = static_cast<float>(random_normal(3, 4, i));
   int64_t runs = 0;
   for (auto _ : state) {
-    for (const auto& weight : weights) run_cpu_linear(*weight, {x.data(), shape.k, m, y.data(), shape.n}, context());
+    for (const auto& weight : weights)
+      run_cpu_linear(*weight, {x.data(), shape.k, m, y.data(), shape.n}, context());
     runs += copies;
   }
   const double bytes = static_cast<double>(weights[0]->read_bytes * runs);
   const double ops = 2.0 * static_cast<double>(shape.n * shape.k * m * runs);
   const bool bf16 = weights[0]->kernel.find("(bf16)") != std::string::npos;
   const bool f32 = weights[0]->kernel.find("(f32)") != std::string::npos;
-  const double peak = bf16 ? limits().bf16_gflop_per_second : f32 ? limits().f32_gflop_per_second : limits().int8_gop_per_second;
+  const double peak = bf16  ? limits().bf16_gflop_per_second
+                      : f32 ? limits().f32_gflop_per_second
+                            : limits().int8_gop_per_second;
   using benchmark::Counter;
   state.SetLabel(weights[0]->kernel);
   if (m <= 4) {
     state.counters["GB/s"] = Counter(bytes * 1e-9, Counter::kIsRate);
-    state.counters["of_read_%"] = Counter(bytes * 1e-7 / limits().read_gb_per_second, Counter::kIsRate);
+    state.counters["of_read_%"] =
+        Counter(bytes * 1e-7 / limits().read_gb_per_second, Counter::kIsRate);
   } else {
     state.counters["GOP/s"] = Counter(ops * 1e-9, Counter::kIsRate);
     state.counters["of_peak_%"] = Counter(ops * 1e-7 / peak, Counter::kIsRate);
@@ -113,11 +132,15 @@ void linear(benchmark::State& state, const std::string& format, const Shape& sha
 void register_all() {
   for (const char* format : kFormats) {
     for (const Shape& shape : kShapes) {
-      if (row_bytes(DType::kF32, shape.k, "bench") * shape.n > (64 << 20) && std::strcmp(format, "f32") == 0) continue;
+      if (row_bytes(DType::kF32, shape.k, "bench") * shape.n > (64 << 20) &&
+          std::strcmp(format, "f32") == 0)
+        continue;
       for (int64_t m : {1, 4, 512}) {
-        if (m > 4 && std::string_view(format) == "iq2_xxs" && shape.n > 10000) continue;  // decoded row by row
-        benchmark::RegisterBenchmark(fmt::format("{}/{}/rows:{}", format, shape.name, m).c_str(),
-                                     [=](benchmark::State& state) { linear(state, format, shape, m); })
+        if (m > 4 && std::string_view(format) == "iq2_xxs" && shape.n > 10000)
+          continue;  // decoded row by row
+        benchmark::RegisterBenchmark(
+            fmt::format("{}/{}/rows:{}", format, shape.name, m).c_str(),
+            [=](benchmark::State& state) { linear(state, format, shape, m); })
             ->UseRealTime()
             ->Unit(benchmark::kMicrosecond)
             ->MinTime(0.1);
@@ -134,7 +157,9 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   const qw::HostLimits& limits = qw::limits();
-  std::fprintf(stderr, "limits of this host, %d threads: read %.1f GB/s, int8 %.0f GOP/s, bf16 %.0f GFLOP/s, f32 %.0f GFLOP/s\n",
+  std::fprintf(stderr,
+               "limits of this host, %d threads: read %.1f GB/s, int8 %.0f GOP/s, bf16 %.0f "
+               "GFLOP/s, f32 %.0f GFLOP/s\n",
                qw::context().pool.size(), limits.read_gb_per_second, limits.int8_gop_per_second,
                limits.bf16_gflop_per_second, limits.f32_gflop_per_second);
   benchmark::RunSpecifiedBenchmarks();

@@ -63,7 +63,8 @@ double measure_peak(int64_t (*probe)(int64_t) noexcept, ThreadPool& pool) {
     std::atomic<int64_t> ops{0};
     const auto start = Clock::now();
     pool.parallel_for(pool.size() * 4, 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) ops.fetch_add(probe(n));
+      for (int64_t i = begin; i < end; ++i)
+        ops.fetch_add(probe(n));
     });
     best = std::max(best, static_cast<double>(ops.load()) / seconds_since(start));
   }

@@ -15,8 +15,8 @@ struct HostLimits {
   double f32_gflop_per_second = 0;
 };
 
-/// Takes about a second and 1 GiB of memory for its time (a quarter where that is refused). The best
-/// of several rounds: a limit is what is left when nobody disturbs.
+/// Takes about a second and 1 GiB of memory for its time (a quarter where that is refused). The
+/// best of several rounds: a limit is what is left when nobody disturbs.
 HostLimits measure_limits(const kernels::Isa& isa, ThreadPool& pool);
 
 }  // namespace qw

@@ -20,12 +20,18 @@ using kernels::PackStatus;
 
 namespace {
 
-bool is_quantised(LinearLayout layout) noexcept { return layout > LinearLayout::kBf16; }
+bool is_quantised(LinearLayout layout) noexcept {
+  return layout > LinearLayout::kBf16;
+}
 
 /// How a layout's activations are rounded under a mode. Error bounds per output element, with
-/// u = sum |x w|: int8 about u / 254 per block of 32 (in practice far less), bf16 u / 256, f32 K eps u.
-const kernels::LinearKernel* choose_kernel(LinearLayout layout, const CpuContext& context, bool* round_to_bf16) {
-  const auto find = [&](ActivationForm form) { return kernels::find_linear_kernel(context.isa, layout, form); };
+/// u = sum |x w|: int8 about u / 254 per block of 32 (in practice far less), bf16 u / 256, f32 K
+/// eps u.
+const kernels::LinearKernel* choose_kernel(LinearLayout layout, const CpuContext& context,
+                                           bool* round_to_bf16) {
+  const auto find = [&](ActivationForm form) {
+    return kernels::find_linear_kernel(context.isa, layout, form);
+  };
   *round_to_bf16 = false;
   const kernels::LinearKernel* kernel = nullptr;
   switch (context.activations) {
@@ -48,7 +54,8 @@ const kernels::LinearKernel* choose_kernel(LinearLayout layout, const CpuContext
 }
 
 /// Runs `pack` over all panels; the worst status wins.
-PackStatus pack_all(const LinearSource& source, const PackPlan& plan, uint8_t* data, ThreadPool& pool) {
+PackStatus pack_all(const LinearSource& source, const PackPlan& plan, uint8_t* data,
+                    ThreadPool& pool) {
   std::atomic<int> worst{static_cast<int>(PackStatus::kOk)};
   const auto note = [&](PackStatus status) {
     int seen = worst.load();
@@ -86,8 +93,10 @@ PackedPart pack_part(const LinearSource& source, CpuContext& context) {
   if (plan.layout != LinearLayout::kRows) {
     part.bytes = AlignedBytes(plan.bytes(), source.name);
     switch (pack_all(source, plan, part.bytes.data(), context.pool)) {
-      case PackStatus::kOk: break;
-      case PackStatus::kNotFinite: fail_not_finite(source);
+      case PackStatus::kOk:
+        break;
+      case PackStatus::kNotFinite:
+        fail_not_finite(source);
       case PackStatus::kNotExact:
         plan.layout = LinearLayout::kRows;
         plan.why_rows = "scales or zeros outside f16";
@@ -97,7 +106,8 @@ PackedPart pack_part(const LinearSource& source, CpuContext& context) {
     }
   }
   if (plan.layout == LinearLayout::kRows) {
-    spdlog::debug("{}: {} is decoded row by row: {}", source.name, source.format_name(), plan.why_rows);
+    spdlog::debug("{}: {} is decoded row by row: {}", source.name, source.format_name(),
+                  plan.why_rows);
     keep_rows(source, part, context.pool);
   }
   part.kernel = choose_kernel(plan.layout, context, &part.round_to_bf16);
@@ -111,7 +121,8 @@ PackedPart pack_part(const LinearSource& source, CpuContext& context) {
 
 }  // namespace
 
-std::unique_ptr<CpuLinear> pack_cpu_linear(std::span<const LinearSource> parts, CpuContext& context) {
+std::unique_ptr<CpuLinear> pack_cpu_linear(std::span<const LinearSource> parts,
+                                           CpuContext& context) {
   QW_CHECK(!parts.empty(), "nothing to pack");
   auto out = std::make_unique<PackedLinear>();
   out->k = parts.front().k;
@@ -124,16 +135,19 @@ std::unique_ptr<CpuLinear> pack_cpu_linear(std::span<const LinearSource> parts, 
     out->resident_bytes += bytes;
     out->read_bytes += bytes;
     for (const PackedPart& other : out->parts) {
-      if (part.columns && other.columns && *part.columns == *other.columns) part.columns = other.columns;
+      if (part.columns && other.columns && *part.columns == *other.columns)
+        part.columns = other.columns;
     }
     const std::string name = kernels::name_of(*part.kernel);
-    if (out->kernel.find(name) == std::string::npos) out->kernel += (out->kernel.empty() ? "" : " + ") + name;
+    if (out->kernel.find(name) == std::string::npos)
+      out->kernel += (out->kernel.empty() ? "" : " + ") + name;
     out->parts.push_back(std::move(part));
   }
   return out;
 }
 
-// ---- decoding -----------------------------------------------------------------------------------------
+// ---- decoding
+// -----------------------------------------------------------------------------------------
 
 namespace {
 
@@ -143,7 +157,8 @@ void decode_part(const PackedPart& part, int64_t k, int64_t row, int64_t n_rows,
   std::vector<float> columns(static_cast<size_t>(part.matrix.n_blocks * kBlock * kLanes));
   for (int64_t panel = row / kLanes; panel * kLanes < row + n_rows; ++panel) {
     part.kernel->decode({part.matrix, panel, 0, part.matrix.n_blocks, columns.data()});
-    const int64_t first = std::max(row, panel * kLanes), last = std::min(row + n_rows, (panel + 1) * kLanes);
+    const int64_t first = std::max(row, panel * kLanes),
+                  last = std::min(row + n_rows, (panel + 1) * kLanes);
     for (int64_t r = first; r < last; ++r) {
       float* to = out + (r - row) * k;
       const float* from = columns.data() + r % kLanes;
@@ -167,34 +182,18 @@ void PackedLinear::decode_rows(int64_t row, int64_t n_rows, float* out) const {
   }
 }
 
-void decode_transposed(const LinearSource& source, int64_t row, int64_t n_rows, int64_t column,
-                       int64_t n_columns, float* out, int64_t stride) {
-  thread_local std::vector<float> values;
-  const auto decode_some = [&](const auto& rows) {
-    values.resize(static_cast<size_t>(n_rows * n_columns));
+void decode_columns(const LinearSource& source, int64_t row, int64_t n_rows, int64_t column,
+                    int64_t n_columns, float* out) {
+  const auto decode_all = [&](const auto& rows) {
     const DTypeInfo& type = info(rows.dtype);
+    const int64_t offset = column / type.block_elems * type.block_bytes;
     for (int64_t r = 0; r < n_rows; ++r) {
-      const std::byte* bytes = rows.data + (row + r) * rows.row_bytes + column / type.block_elems * type.block_bytes;
-      decode_row(rows.dtype, bytes, n_columns, values.data() + r * n_columns);
+      decode_row(rows.dtype, rows.data + (row + r) * rows.row_bytes + offset, n_columns,
+                 out + r * n_columns);
     }
-    return values.data();
   };
-  const float* from = nullptr;
-  int64_t from_stride = n_columns;
-  if (const auto* blocks = std::get_if<BlockRows>(&source.data)) {
-    from = decode_some(*blocks);
-  } else if (const auto* dense = std::get_if<DenseRows>(&source.data)) {
-    from = decode_some(*dense);
-  } else {  // a GroupAffine gives whole rows only; decode them once for all their columns
-    values.resize(static_cast<size_t>(n_rows * source.k));
-    source.decode_rows(row, n_rows, values.data());
-    from = values.data() + column;
-    from_stride = source.k;
-  }
-  for (int64_t c = 0; c < n_columns; ++c) {
-    for (int64_t lane = 0; lane < n_rows; ++lane) out[c * stride + lane] = from[lane * from_stride + c];
-    std::fill(out + c * stride + n_rows, out + c * stride + kLanes, 0.0F);
-  }
+  if (const auto* blocks = std::get_if<BlockRows>(&source.data)) return decode_all(*blocks);
+  decode_all(std::get<DenseRows>(source.data));
 }
 
 }  // namespace qw

@@ -40,12 +40,13 @@ class CpuLinear : public LinearWeight {
 };
 
 /// Errors: unsupported, corrupt (scales that are not finite, naming the tensor), out_of_memory.
-std::unique_ptr<CpuLinear> pack_cpu_linear(std::span<const LinearSource> parts, CpuContext& context);
+std::unique_ptr<CpuLinear> pack_cpu_linear(std::span<const LinearSource> parts,
+                                           CpuContext& context);
 
 struct CpuLinearCall {
   const float* x = nullptr;  // [m, k], rows ldx apart
   int64_t ldx = 0, m = 0;
-  float* y = nullptr;        // [m, n], rows ldy apart
+  float* y = nullptr;  // [m, n], rows ldy apart
   int64_t ldy = 0;
   const float* bias = nullptr;  // [n] or null
   bool accumulate = false;      // y += instead of y =

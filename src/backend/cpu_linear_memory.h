@@ -3,12 +3,12 @@
 // Level 4 (backend), private to the CPU backend.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-
-#include <sys/mman.h>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -25,11 +25,14 @@ class AlignedBytes {
     constexpr int64_t kHugePage = int64_t{1} << 21;
     const int64_t alignment = bytes >= kHugePage ? kHugePage : 64;
     void* memory = nullptr;
-    if (::posix_memalign(&memory, static_cast<size_t>(alignment), static_cast<size_t>(bytes)) != 0) {
-      fail(ErrorKind::kOutOfMemory, "memory", "{}: {} bytes were refused by the system", what, bytes);
+    if (::posix_memalign(&memory, static_cast<size_t>(alignment), static_cast<size_t>(bytes)) !=
+        0) {
+      fail(ErrorKind::kOutOfMemory, "memory", "{}: {} bytes were refused by the system", what,
+           bytes);
     }
     // Whole huge pages only: a rounded-up tail would hold memory that nobody asked for.
-    if (bytes >= kHugePage) ::madvise(memory, static_cast<size_t>(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
+    if (bytes >= kHugePage)
+      ::madvise(memory, static_cast<size_t>(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
     data_.reset(static_cast<uint8_t*>(memory));
   }
 

@@ -19,8 +19,10 @@ struct PackedPart {
   kernels::PanelMatrix matrix{};
   AlignedBytes bytes;
   const kernels::LinearKernel* kernel = nullptr;
-  std::shared_ptr<const std::vector<int32_t>> columns;  // null: as published; parts share equal ones
-  bool round_to_bf16 = false;  // f32 kernel, activations rounded to bf16 first (ActivationMode::kBf16)
+  std::shared_ptr<const std::vector<int32_t>>
+      columns;  // null: as published; parts share equal ones
+  bool round_to_bf16 =
+      false;  // f32 kernel, activations rounded to bf16 first (ActivationMode::kBf16)
 };
 
 class PackedLinear final : public CpuLinear {
@@ -29,9 +31,9 @@ class PackedLinear final : public CpuLinear {
   std::vector<PackedPart> parts;
 };
 
-/// Rows of a source decoded to out[c * stride + lane], columns [column, column + n_columns) of
-/// rows [row, row + n_rows), n_rows <= 16; other lanes are zero.
-void decode_transposed(const LinearSource& source, int64_t row, int64_t n_rows, int64_t column,
-                       int64_t n_columns, float* out, int64_t stride);
+/// out[r * n_columns + c] = W[row + r, column + c] of a dense or block source; column and n_columns
+/// are whole blocks.
+void decode_columns(const LinearSource& source, int64_t row, int64_t n_rows, int64_t column,
+                    int64_t n_columns, float* out);
 
 }  // namespace qw

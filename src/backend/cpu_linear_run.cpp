@@ -25,7 +25,7 @@ namespace {
 
 /// Rows of x that a tile job takes: enough that expanding the weights is a small part of the work,
 /// few enough that their activations stay in L2.
-constexpr int64_t kTileJobRows = 192;
+constexpr int64_t kTileJobRows = 264;
 /// Panels that a gemv job takes at least; 16 rows of 1,024 columns at 4 bits are 9 KiB.
 constexpr int64_t kGemvJobBytes = 64 << 10;
 /// Work below this many activations is not worth waking the team for.
@@ -45,7 +45,7 @@ struct Growing {
 struct LinearScratch {
   struct PerThread {
     std::unique_ptr<ExpandedChunk> chunk = std::make_unique<ExpandedChunk>();
-    Growing sums;
+    Growing sums, rows;
   };
   Growing gathered, rounded;
   std::vector<PerThread> threads;
@@ -86,16 +86,19 @@ class Run {
     for (size_t begin = 0; begin < weight_.parts.size();) {
       const InputForm form = form_of(weight_.parts[begin]);
       size_t end = begin + 1;
-      while (end < weight_.parts.size() && form_of(weight_.parts[end]) == form) ++end;
+      while (end < weight_.parts.size() && form_of(weight_.parts[end]) == form)
+        ++end;
       const std::span<const PackedPart> parts(weight_.parts.data() + begin, end - begin);
-      const bool has_gemv = std::all_of(parts.begin(), parts.end(),
-                                        [](const PackedPart& part) { return part.kernel->gemv != nullptr; });
+      const bool has_gemv = std::all_of(parts.begin(), parts.end(), [](const PackedPart& part) {
+        return part.kernel->gemv != nullptr;
+      });
       const bool few = call_.m <= kMaxGemvRows && has_gemv;
       x_ = prepare(form, few);
       if (few) {
         gemv(parts);
       } else {
-        for (const PackedPart& part : parts) tiles(part);
+        for (const PackedPart& part : parts)
+          tiles(part);
       }
       begin = end;
     }
@@ -106,7 +109,8 @@ class Run {
   template <class Body>
   void for_rows(const Body& body) {
     const auto chunk = [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r) body(r);
+      for (int64_t r = begin; r < end; ++r)
+        body(r);
     };
     if (call_.m * weight_.k < kSerialElems || call_.m == 1) return chunk(0, call_.m, 0);
     context_.pool.parallel_for(call_.m, std::max<int64_t>(1, kSerialElems / weight_.k), chunk);
@@ -127,14 +131,16 @@ class Run {
       const int64_t pairs = (k + 1) / 2;
       auto* out = reinterpret_cast<uint16_t*>(scratch_.rounded.at_least(m * pairs * 4));
       for_rows([&](int64_t r) {
-        for (int64_t i = 0; i < k; ++i) out[r * 2 * pairs + i] = f32_to_bf16(x[r * stride + i]);
+        for (int64_t i = 0; i < k; ++i)
+          out[r * 2 * pairs + i] = f32_to_bf16(x[r * stride + i]);
         if (k % 2 != 0) out[r * 2 * pairs + k] = 0;
       });
       return {out, pairs, m};
     }
     const int64_t n_blocks = (k + kBlock - 1) / kBlock;
     const int64_t rows = few ? m : round_up<int64_t>(m, kTileRows);
-    auto* out = reinterpret_cast<ActBlock*>(scratch_.rounded.at_least(rows * n_blocks * int64_t{sizeof(ActBlock)}));
+    auto* out = reinterpret_cast<ActBlock*>(
+        scratch_.rounded.at_least(rows * n_blocks * int64_t{sizeof(ActBlock)}));
     if (few) {
       for_rows([&](int64_t r) { form.quantize({x + r * stride, k, 0, out + r * n_blocks, 1}); });
       return {out, n_blocks, m};
@@ -148,13 +154,15 @@ class Run {
 
   void gather(const InputForm& form, const float* from, float* to) const {
     for (int64_t i = 0; i < weight_.k; ++i) {
-      const float value = from[form.columns != nullptr ? (*form.columns)[static_cast<size_t>(i)] : i];
+      const float value =
+          from[form.columns != nullptr ? (*form.columns)[static_cast<size_t>(i)] : i];
       to[i] = form.round_to_bf16 ? bf16_to_f32(f32_to_bf16(value)) : value;
     }
   }
 
   /// y = sums + bias (+ y) for `n` outputs from row `row` of the weight, `rows` rows of x.
-  void store(const float* sums, int64_t stride, int64_t first_x, int64_t rows, int64_t row, int64_t n) const {
+  void store(const float* sums, int64_t stride, int64_t first_x, int64_t rows, int64_t row,
+             int64_t n) const {
     for (int64_t r = 0; r < rows; ++r) {
       const float* from = sums + r * stride;
       float* y = call_.y + (first_x + r) * call_.ldy + row;
@@ -179,11 +187,13 @@ class Run {
     context_.pool.parallel_for(n_panels, grain, [&](int64_t begin, int64_t end, int) {
       alignas(64) float out[kMaxGemvRows * 64 * kLanes];
       for (const PackedPart& part : parts) {
-        const int64_t first = std::max<int64_t>(begin, 0), last = std::min(end, part.matrix.n_panels);
+        const int64_t first = std::max<int64_t>(begin, 0),
+                      last = std::min(end, part.matrix.n_panels);
         if (first < last) {
           part.kernel->gemv({part.matrix, first, last - first, x_, out, 64 * kLanes});
           const int64_t row = first * kLanes;
-          store(out, 64 * kLanes, 0, call_.m, part.first_row + row, std::min(last * kLanes, part.n) - row);
+          store(out, 64 * kLanes, 0, call_.m, part.first_row + row,
+                std::min(last * kLanes, part.n) - row);
         }
         begin -= part.matrix.n_panels;
         end -= part.matrix.n_panels;
@@ -192,11 +202,13 @@ class Run {
   }
 
   void tiles(const PackedPart& part) {
-    const int64_t panels = part.kernel->tile_panels, n_groups = ceil_div(part.matrix.n_panels, panels);
+    const int64_t panels = part.kernel->tile_panels,
+                  n_groups = ceil_div(part.matrix.n_panels, panels);
     // On many cores, cut the rows finer, so that everybody has work.
     int64_t n_cuts = ceil_div(call_.m, kTileJobRows);
     const int64_t wanted = 4 * context_.pool.size();
-    if (n_groups * n_cuts < wanted) n_cuts = std::min(ceil_div(wanted, n_groups), ceil_div<int64_t>(call_.m, 24));
+    if (n_groups * n_cuts < wanted)
+      n_cuts = std::min(ceil_div(wanted, n_groups), ceil_div<int64_t>(call_.m, 24));
     const int64_t rows = round_up(ceil_div(call_.m, n_cuts), int64_t{kTileRows});
     n_cuts = ceil_div(call_.m, rows);
     context_.pool.parallel_for(n_groups * n_cuts, 1, [&](int64_t begin, int64_t end, int thread) {
@@ -219,30 +231,45 @@ class Run {
     // first_x is a multiple of kTileRows, so it begins a group where activations lie in groups.
     const bool grouped = kernel.form == ActivationForm::kInt8;
     const int64_t elems = grouped ? first_x / kTileRows * x_.stride : first_x * x_.stride;
-    x.rows = static_cast<const uint8_t*>(x_.rows) + elems * (grouped ? int64_t{sizeof(ActBlock)} : 4);
+    x.rows =
+        static_cast<const uint8_t*>(x_.rows) + elems * (grouped ? int64_t{sizeof(ActBlock)} : 4);
     x.m = rows;
     for (int64_t column = 0; column < weight_.k; column += kChunk) {
       const int64_t n_columns = std::min<int64_t>(kChunk, weight_.k - column);
       if (kernel.expand != nullptr) {
-        kernel.expand({part.matrix, panel, n_panels, column / kBlock, ceil_div<int64_t>(n_columns, kBlock),
-                       scratch.chunk.get()});
+        kernel.expand({part.matrix, panel, n_panels, column / kBlock,
+                       ceil_div<int64_t>(n_columns, kBlock), scratch.chunk.get()});
       } else {
-        expand_rows(part, panel, kernel.tile_panels, column, n_columns, *scratch.chunk);
+        expand_rows(part, panel, column, n_columns, scratch);
       }
       kernel.tile({scratch.chunk.get(), column, n_columns, x, sums});
     }
     const int64_t row = panel * kLanes;
-    store(sums, stride, first_x, rows, part.first_row + row, std::min((panel + n_panels) * kLanes, part.n) - row);
+    store(sums, stride, first_x, rows, part.first_row + row,
+          std::min((panel + n_panels) * kLanes, part.n) - row);
   }
 
-  void expand_rows(const PackedPart& part, int64_t panel, int64_t panels, int64_t column, int64_t n_columns,
-                   ExpandedChunk& chunk) const {
-    auto* values = reinterpret_cast<float*>(chunk.values);
-    for (int64_t p = 0; p < panels; ++p) {
-      const int64_t row = (panel + p) * kLanes;
-      const int64_t n_rows = std::clamp<int64_t>(part.n - row, 0, kLanes);
-      decode_transposed(part.source, std::min(row, part.n), n_rows, column, n_columns, values + p * kLanes,
-                        panels * kLanes);
+  /// Published rows to the f32 chunk. Formats in blocks are decoded a chunk at a time; a
+  /// GroupAffine gives whole rows only, which are decoded at the first chunk and kept.
+  void expand_rows(const PackedPart& part, int64_t panel, int64_t column, int64_t n_columns,
+                   LinearScratch::PerThread& scratch) const {
+    const int64_t panels = part.kernel->tile_panels, k = weight_.k;
+    const int64_t first = panel * kLanes, n_rows = std::min(panels * kLanes, part.n - first);
+    const bool whole = std::holds_alternative<std::shared_ptr<const GroupAffine>>(part.source.data);
+    const int64_t stride = whole ? k : n_columns;
+    auto* rows = reinterpret_cast<float*>(scratch.rows.at_least(n_rows * stride * 4));
+    if (!whole) {
+      decode_columns(part.source, first, n_rows, column, n_columns, rows);
+    } else if (column == 0) {
+      part.source.decode_rows(first, n_rows, rows);
+    }
+    const float* from = whole ? rows + column : rows;
+    auto* values = reinterpret_cast<float*>(scratch.chunk->values);
+    for (int64_t c = 0; c < n_columns; ++c) {
+      float* to = values + c * panels * kLanes;
+      for (int64_t r = 0; r < n_rows; ++r)
+        to[r] = from[r * stride + c];
+      std::fill(to + n_rows, to + panels * kLanes, 0.0F);
     }
   }
 

@@ -25,18 +25,22 @@ namespace {
 
 using kernels::IsaLevel;
 
-// ---- data ---------------------------------------------------------------------------------------------
+// ---- data
+// ---------------------------------------------------------------------------------------------
 
 struct Random {
   uint64_t seed, next = 0;
   float normal() { return static_cast<float>(random_normal(seed, 1, next++)); }
-  int64_t below(int64_t n) { return static_cast<int64_t>(random_bits(seed, 2, next++) % static_cast<uint64_t>(n)); }
+  int64_t below(int64_t n) {
+    return static_cast<int64_t>(random_bits(seed, 2, next++) % static_cast<uint64_t>(n));
+  }
 };
 
 /// Groups with codes, scales and zeros drawn at random.
 class RandomGroups final : public GroupAffine {
  public:
-  RandomGroups(Random& random, int64_t n_, int64_t k_, int bits_, int64_t group, Form form_, bool act_order) {
+  RandomGroups(Random& random, int64_t n_, int64_t k_, int bits_, int64_t group, Form form_,
+               bool act_order) {
     n = n_;
     k = k_;
     bits = bits_;
@@ -44,19 +48,23 @@ class RandomGroups final : public GroupAffine {
     n_groups = (k + group - 1) / group;
     form = form_;
     codes_.resize(static_cast<size_t>(n * k));
-    for (auto& code : codes_) code = static_cast<uint8_t>(random.below(1 << bits));
+    for (auto& code : codes_)
+      code = static_cast<uint8_t>(random.below(1 << bits));
     scales_.resize(static_cast<size_t>(n * n_groups));
     zeros_.resize(scales_.size());
-    for (auto& scale : scales_) scale = f16_to_f32(f32_to_f16(0.01F * random.normal()));
+    for (auto& scale : scales_)
+      scale = f16_to_f32(f32_to_f16(0.01F * random.normal()));
     for (auto& zero : zeros_) {
       zero = form == Form::kZeroPoint ? static_cast<float>(random.below((1 << bits) + 1))
                                       : f16_to_f32(f32_to_f16(0.05F * random.normal()));
     }
     if (!act_order) return;
     group_of.resize(static_cast<size_t>(k));
-    for (int64_t i = 0; i < k; ++i) group_of[static_cast<size_t>(i)] = static_cast<int32_t>(i / group);
+    for (int64_t i = 0; i < k; ++i)
+      group_of[static_cast<size_t>(i)] = static_cast<int32_t>(i / group);
     for (int64_t i = k - 1; i > 0; --i) {
-      std::swap(group_of[static_cast<size_t>(i)], group_of[static_cast<size_t>(random.below(i + 1))]);
+      std::swap(group_of[static_cast<size_t>(i)],
+                group_of[static_cast<size_t>(random.below(i + 1))]);
     }
   }
   void codes(int64_t row, int64_t n_rows, uint8_t* out) const override {
@@ -84,10 +92,11 @@ struct Format {
 
 std::vector<Format> all_formats() {
   std::vector<Format> out;
-  for (DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kF64, DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
-                     DType::kQ5_1, DType::kQ8_0, DType::kQ2_K, DType::kQ3_K, DType::kQ4_K, DType::kQ5_K,
-                     DType::kQ6_K, DType::kIQ4_NL, DType::kIQ4_XS, DType::kTQ1_0, DType::kTQ2_0, DType::kMXFP4,
-                     DType::kNVFP4, DType::kQ1_0, DType::kQ2_0}) {
+  for (DType type :
+       {DType::kF32,   DType::kF16,   DType::kBF16,   DType::kF64,    DType::kQ4_0,  DType::kQ4_1,
+        DType::kQ5_0,  DType::kQ5_1,  DType::kQ8_0,   DType::kQ2_K,   DType::kQ3_K,  DType::kQ4_K,
+        DType::kQ5_K,  DType::kQ6_K,  DType::kIQ4_NL, DType::kIQ4_XS, DType::kTQ1_0, DType::kTQ2_0,
+        DType::kMXFP4, DType::kNVFP4, DType::kQ1_0,   DType::kQ2_0}) {
     out.push_back({std::string(name_of(type)), type});
   }
   for (int bits : {2, 3, 4, 8}) {
@@ -111,7 +120,8 @@ LinearSource make_source(const Format& format, int64_t n, int64_t k, uint64_t se
   if (!format.dtype) {
     out.data = std::make_shared<const RandomGroups>(
         random, n, k, format.bits, format.group == 0 ? k : format.group,
-        format.offset ? GroupAffine::Form::kOffset : GroupAffine::Form::kZeroPoint, format.act_order);
+        format.offset ? GroupAffine::Form::kOffset : GroupAffine::Form::kZeroPoint,
+        format.act_order);
     return out;
   }
   const int64_t bytes_per_row = row_bytes(*format.dtype, k, "test");
@@ -120,7 +130,9 @@ LinearSource make_source(const Format& format, int64_t n, int64_t k, uint64_t se
   for (int64_t r = 0; r < n; ++r) {
     // Mixed magnitudes from row to row and along the row, and a few zeros.
     const float size = std::exp2(static_cast<float>(random.below(12)) - 8.0F);
-    for (auto& value : row) value = random.below(9) == 0 ? 0.0F : size * random.normal() * (random.below(40) == 0 ? 8.0F : 1.0F);
+    for (auto& value : row)
+      value = random.below(9) == 0 ? 0.0F
+                                   : size * random.normal() * (random.below(40) == 0 ? 8.0F : 1.0F);
     if (r % 7 == 3) std::fill(row.begin(), row.begin() + std::min<int64_t>(k, 64), 0.0F);
     encode_row(*format.dtype, row.data(), k, bytes->data() + r * bytes_per_row);
   }
@@ -162,29 +174,35 @@ CpuContext make_context(IsaLevel level, ActivationMode mode, int n_threads = 1) 
   return CpuContext(options);
 }
 
-std::vector<float> run(const CpuLinear& weight, const std::vector<float>& x, int64_t m, CpuContext& context,
-                       const float* bias = nullptr) {
+std::vector<float> run(const CpuLinear& weight, const std::vector<float>& x, int64_t m,
+                       CpuContext& context, const float* bias = nullptr) {
   std::vector<float> y(static_cast<size_t>(m * weight.n), -7.0F);
   run_cpu_linear(weight, {x.data(), weight.k, m, y.data(), weight.n, bias}, context);
   return y;
 }
 
-// ---- the reference ----------------------------------------------------------------------------------------
+// ---- the reference
+// ----------------------------------------------------------------------------------------
 
-/// What the kernel makes of its input, computed here anew: blocks of 32 in the kernel's column order.
+/// What the kernel makes of its input, computed here anew: blocks of 32 in the kernel's column
+/// order.
 std::vector<float> rounded(const std::vector<float>& x, int64_t k, std::string_view form,
                            const std::vector<int32_t>& columns) {
   std::vector<float> out(x.size());
   if (form.find("(f32)") != form.npos) return x;
   if (form.find("(bf16)") != form.npos) {
-    std::transform(x.begin(), x.end(), out.begin(), [](float v) { return bf16_to_f32(f32_to_bf16(v)); });
+    std::transform(x.begin(), x.end(), out.begin(),
+                   [](float v) { return bf16_to_f32(f32_to_bf16(v)); });
     return out;
   }
   for (size_t row = 0; row < x.size(); row += static_cast<size_t>(k)) {
     for (int64_t b = 0; b < k; b += 32) {
-      const auto at = [&](int64_t i) { return row + static_cast<size_t>(columns.empty() ? i : columns[static_cast<size_t>(i)]); };
+      const auto at = [&](int64_t i) {
+        return row + static_cast<size_t>(columns.empty() ? i : columns[static_cast<size_t>(i)]);
+      };
       float largest = 0;
-      for (int64_t i = b; i < std::min(k, b + 32); ++i) largest = std::max(largest, std::fabs(x[at(i)]));
+      for (int64_t i = b; i < std::min(k, b + 32); ++i)
+        largest = std::max(largest, std::fabs(x[at(i)]));
       if (largest == 0) continue;
       for (int64_t i = b; i < std::min(k, b + 32); ++i) {
         out[at(i)] = std::nearbyint(x[at(i)] * (127.0F / largest)) * (largest / 127.0F);
@@ -217,8 +235,8 @@ Expected expected(const float* w, const float* x, int64_t k) {
   return out;
 }
 
-std::string mismatch(const std::vector<float>& y, const std::vector<float>& w, const std::vector<float>& x,
-                     int64_t m, int64_t n, int64_t k) {
+std::string mismatch(const std::vector<float>& y, const std::vector<float>& w,
+                     const std::vector<float>& x, int64_t m, int64_t n, int64_t k) {
   for (int64_t t = 0; t < m; ++t) {
     for (int64_t o = 0; o < n; ++o) {
       const Expected want = expected(w.data() + o * k, x.data() + t * k, k);
@@ -235,9 +253,11 @@ std::vector<int32_t> act_order_columns(const LinearSource& source) {
   const auto* groups = std::get_if<std::shared_ptr<const GroupAffine>>(&source.data);
   if (groups == nullptr || (*groups)->group_of.empty()) return {};
   std::vector<int32_t> columns(static_cast<size_t>(source.k));
-  for (size_t i = 0; i < columns.size(); ++i) columns[i] = static_cast<int32_t>(i);
+  for (size_t i = 0; i < columns.size(); ++i)
+    columns[i] = static_cast<int32_t>(i);
   std::stable_sort(columns.begin(), columns.end(), [&](int32_t a, int32_t b) {
-    return (*groups)->group_of[static_cast<size_t>(a)] < (*groups)->group_of[static_cast<size_t>(b)];
+    return (*groups)->group_of[static_cast<size_t>(a)] <
+           (*groups)->group_of[static_cast<size_t>(b)];
   });
   return columns;
 }
@@ -248,7 +268,8 @@ std::vector<float> decoded(const LinearSource& source) {
   return w;
 }
 
-// ---- tests -------------------------------------------------------------------------------------------------
+// ---- tests
+// -------------------------------------------------------------------------------------------------
 
 struct CpuLinearFormat : testing::TestWithParam<Format> {};
 INSTANTIATE_TEST_SUITE_P(All, CpuLinearFormat, testing::ValuesIn(all_formats()),
@@ -264,10 +285,13 @@ TEST_P(CpuLinearFormat, PackingIsAPermutation) {
         const auto weight = pack_cpu_linear(std::span(&source, 1), context);
         std::vector<float> got(want.size());
         weight->decode_rows(0, n, got.data());
-        ASSERT_EQ(std::memcmp(got.data(), want.data(), got.size() * 4), 0) << weight->kernel << " n " << n << " k " << source.k;
+        ASSERT_EQ(std::memcmp(got.data(), want.data(), got.size() * 4), 0)
+            << weight->kernel << " n " << n << " k " << source.k;
         if (n > 3) {  // some rows out of the middle
           weight->decode_rows(1, n - 2, got.data());
-          ASSERT_EQ(std::memcmp(got.data(), want.data() + source.k, static_cast<size_t>((n - 2) * source.k) * 4), 0);
+          ASSERT_EQ(std::memcmp(got.data(), want.data() + source.k,
+                                static_cast<size_t>((n - 2) * source.k) * 4),
+                    0);
         }
       }
     }
@@ -276,10 +300,12 @@ TEST_P(CpuLinearFormat, PackingIsAPermutation) {
 
 TEST_P(CpuLinearFormat, AgreesWithTheDecoderInDouble) {
   const Format& format = GetParam();
-  for (ActivationMode mode : {ActivationMode::kAuto, ActivationMode::kInt8, ActivationMode::kBf16, ActivationMode::kF32}) {
+  for (ActivationMode mode : {ActivationMode::kAuto, ActivationMode::kInt8, ActivationMode::kBf16,
+                              ActivationMode::kF32}) {
     for (IsaLevel level : levels_here()) {
       CpuContext context = make_context(level, mode);
-      for (const auto& [n, blocks] : {std::pair<int64_t, int64_t>{1, 1}, {16, 2}, {33, 9}, {79, 3}}) {
+      for (const auto& [n, blocks] :
+           {std::pair<int64_t, int64_t>{1, 1}, {16, 2}, {33, 9}, {79, 3}}) {
         const int64_t k = blocks * format.k_step();
         const LinearSource source = make_source(format, n, k, static_cast<uint64_t>(n));
         const auto weight = pack_cpu_linear(std::span(&source, 1), context);
@@ -312,7 +338,8 @@ TEST_P(CpuLinearFormat, OneRowIsTheSameBitsInAnyBatchOnAnyTeam) {
         for (int64_t t = 0; t + rows <= m; t += rows) {
           const std::vector<float> part(x.begin() + t * k, x.begin() + (t + rows) * k);
           const std::vector<float> want(all.begin() + t * n, all.begin() + (t + rows) * n);
-          ASSERT_EQ(run(*weight, part, rows, t % 8 != 0 ? one : two), want) << weight->kernel << " rows " << rows;
+          ASSERT_EQ(run(*weight, part, rows, t % 8 != 0 ? one : two), want)
+              << weight->kernel << " rows " << rows;
         }
       }
     }
@@ -341,7 +368,9 @@ TEST_P(CpuLinearFormat, ComparatorRejectsOneWrongCode) {
   EXPECT_NE(mismatch(y, w, x_rounded, 1, n, k), "");
   x_rounded[most] = right;
   // One lane with its neighbour's weights: the lane that matters most.
-  const auto lane = std::max_element(y.begin() + 1, y.end(), [](float a, float b) { return std::fabs(a) < std::fabs(b); }) - y.begin();
+  const auto lane = std::max_element(y.begin() + 1, y.end(),
+                                     [](float a, float b) { return std::fabs(a) < std::fabs(b); }) -
+                    y.begin();
   std::copy_n(w.begin() + (lane - 1) * k, k, w.begin() + lane * k);
   EXPECT_NE(mismatch(y, w, x_rounded, 1, n, k), "");
 }
@@ -368,7 +397,9 @@ TEST(CpuLinear, FourBitFormatsStayNearTheirPublishedSize) {
     if (!format.dtype && format.bits < 4) continue;  // headers weigh more there, as docs say
     const LinearSource source = make_source(format, 64, format.k_step() == 40 ? 1280 : 1024, 1);
     const auto weight = pack_cpu_linear(std::span(&source, 1), context);
-    EXPECT_LE(static_cast<double>(weight->resident_bytes), 1.1 * static_cast<double>(source.published_bytes())) << format.name;
+    EXPECT_LE(static_cast<double>(weight->resident_bytes),
+              1.1 * static_cast<double>(source.published_bytes()))
+        << format.name;
   }
 }
 
@@ -376,29 +407,34 @@ TEST(CpuLinear, StacksPartsOfDifferentFormatsWithBiasAndAccumulates) {
   const int64_t k = 512;
   std::vector<LinearSource> parts;
   for (const Format& format : all_formats()) {
-    if (512 % format.k_step() == 0) parts.push_back(make_source(format, 5 + static_cast<int64_t>(parts.size()), k, parts.size()));
+    if (512 % format.k_step() == 0)
+      parts.push_back(make_source(format, 5 + static_cast<int64_t>(parts.size()), k, parts.size()));
   }
   CpuContext context = make_context(kernels::detect_isa().level, ActivationMode::kAuto, 2);
   const auto stacked = pack_cpu_linear(parts, context);
   std::vector<float> bias(static_cast<size_t>(stacked->n));
-  for (size_t i = 0; i < bias.size(); ++i) bias[i] = static_cast<float>(i) - 20.0F;
+  for (size_t i = 0; i < bias.size(); ++i)
+    bias[i] = static_cast<float>(i) - 20.0F;
   for (int64_t m : {1, 4, 9}) {
     const std::vector<float> x = make_x(m, k, 9);
     std::vector<float> y = run(*stacked, x, m, context, bias.data());
     int64_t row = 0;
     for (const LinearSource& part : parts) {
-      const std::vector<float> alone = run(*pack_cpu_linear(std::span(&part, 1), context), x, m, context);
+      const std::vector<float> alone =
+          run(*pack_cpu_linear(std::span(&part, 1), context), x, m, context);
       for (int64_t t = 0; t < m; ++t) {
         for (int64_t i = 0; i < part.n; ++i) {
           ASSERT_EQ(y[static_cast<size_t>(t * stacked->n + row + i)],
-                    alone[static_cast<size_t>(t * part.n + i)] + bias[static_cast<size_t>(row + i)]) << part.name;
+                    alone[static_cast<size_t>(t * part.n + i)] + bias[static_cast<size_t>(row + i)])
+              << part.name;
         }
       }
       row += part.n;
     }
     const std::vector<float> before = y, plain = run(*stacked, x, m, context);
     run_cpu_linear(*stacked, {x.data(), k, m, y.data(), stacked->n, nullptr, true}, context);
-    for (size_t i = 0; i < y.size(); ++i) ASSERT_EQ(y[i], before[i] + plain[i]);
+    for (size_t i = 0; i < y.size(); ++i)
+      ASSERT_EQ(y[i], before[i] + plain[i]);
   }
 }
 
@@ -412,7 +448,9 @@ TEST(CpuLinear, OddSizesOfPlainTypes) {
           const auto weight = pack_cpu_linear(std::span(&source, 1), context);
           for (int64_t m : {1, 3, 6, 8}) {
             const std::vector<float> x = make_x(m, k, 2);
-            ASSERT_EQ(mismatch(run(*weight, x, m, context), decoded(source), rounded(x, k, weight->kernel, {}), m, n, k), "")
+            ASSERT_EQ(mismatch(run(*weight, x, m, context), decoded(source),
+                               rounded(x, k, weight->kernel, {}), m, n, k),
+                      "")
                 << weight->kernel << " n " << n << " k " << k << " m " << m;
           }
         }
@@ -431,12 +469,16 @@ TEST(CpuLinear, ExtremeCodesAreExact) {
       std::vector<float> row(static_cast<size_t>(k));
       auto* bytes = const_cast<std::byte*>(std::get<BlockRows>(source.data).data);
       for (int64_t r = 0; r < n; ++r) {
-        for (size_t i = 0; i < row.size(); ++i) row[i] = r % 3 == 0 ? 1.0F : r % 3 == 1 ? -1.0F : i % 2 != 0 ? 1.0F : -1.0F;
-        encode_row(*format.dtype, row.data(), k, bytes + r * std::get<BlockRows>(source.data).row_bytes);
+        for (size_t i = 0; i < row.size(); ++i)
+          row[i] = r % 3 == 0 ? 1.0F : r % 3 == 1 ? -1.0F : i % 2 != 0 ? 1.0F : -1.0F;
+        encode_row(*format.dtype, row.data(), k,
+                   bytes + r * std::get<BlockRows>(source.data).row_bytes);
       }
     } else {
-      auto groups = std::make_shared<RandomGroups>(static_cast<const RandomGroups&>(*std::get<2>(source.data)));
-      for (size_t i = 0; i < groups->codes_.size(); ++i) groups->codes_[i] = static_cast<uint8_t>(i % 5 == 0 ? 0 : (1 << format.bits) - 1);
+      auto groups = std::make_shared<RandomGroups>(
+          static_cast<const RandomGroups&>(*std::get<2>(source.data)));
+      for (size_t i = 0; i < groups->codes_.size(); ++i)
+        groups->codes_[i] = static_cast<uint8_t>(i % 5 == 0 ? 0 : (1 << format.bits) - 1);
       source.data = std::shared_ptr<const GroupAffine>(groups);
     }
     for (float value : {1.0F, -1.0F}) {
@@ -444,9 +486,11 @@ TEST(CpuLinear, ExtremeCodesAreExact) {
       for (IsaLevel level : levels_here()) {
         CpuContext context = make_context(level, ActivationMode::kAuto);
         const auto weight = pack_cpu_linear(std::span(&source, 1), context);
-        ASSERT_EQ(mismatch(run(*weight, x, 6, context), decoded(source), x, 6, n, k), "") << weight->kernel;
+        ASSERT_EQ(mismatch(run(*weight, x, 6, context), decoded(source), x, 6, n, k), "")
+            << weight->kernel;
         const std::vector<float> one(static_cast<size_t>(k), value);
-        ASSERT_EQ(mismatch(run(*weight, one, 1, context), decoded(source), one, 1, n, k), "") << weight->kernel;
+        ASSERT_EQ(mismatch(run(*weight, one, 1, context), decoded(source), one, 1, n, k), "")
+            << weight->kernel;
       }
     }
   }
@@ -459,13 +503,17 @@ TEST(CpuLinear, NonFiniteInputReachesTheOutput) {
     for (IsaLevel level : levels_here()) {
       CpuContext context = make_context(level, ActivationMode::kAuto);
       const auto weight = pack_cpu_linear(std::span(&source, 1), context);
-      for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+      for (float bad :
+           {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
         for (int64_t m : {1, 7}) {
           std::vector<float> x(static_cast<size_t>(m * k), 1.0F);
           x[static_cast<size_t>(k - 1)] = bad;
           const std::vector<float> y = run(*weight, x, m, context);
-          ASSERT_TRUE(std::any_of(y.begin(), y.begin() + n, [](float v) { return !std::isfinite(v); })) << weight->kernel;
-          ASSERT_TRUE(std::all_of(y.begin() + n, y.end(), [](float v) { return std::isfinite(v); })) << weight->kernel;
+          ASSERT_TRUE(std::any_of(y.begin(), y.begin() + n, [](float v) {
+            return !std::isfinite(v);
+          })) << weight->kernel;
+          ASSERT_TRUE(std::all_of(y.begin() + n, y.end(), [](float v) { return std::isfinite(v); }))
+              << weight->kernel;
         }
       }
     }
@@ -474,12 +522,14 @@ TEST(CpuLinear, NonFiniteInputReachesTheOutput) {
 
 TEST(CpuLinear, ScalesThatAreNotFiniteAreRefusedByName) {
   CpuContext context = make_context(kernels::detect_isa().level, ActivationMode::kAuto, 2);
-  for (DType type : {DType::kQ4_0, DType::kQ8_0, DType::kQ4_K, DType::kQ6_K, DType::kIQ4_XS, DType::kTQ2_0}) {
+  for (DType type :
+       {DType::kQ4_0, DType::kQ8_0, DType::kQ4_K, DType::kQ6_K, DType::kIQ4_XS, DType::kTQ2_0}) {
     const LinearSource source = make_source({"bad", type}, 40, 512, 1);
     const auto& rows = std::get<BlockRows>(source.data);
     // The f16 scale is first in Q4_0, Q8_0, Q4_K and IQ4_XS, last in Q6_K and TQ2_0.
     const bool last = type == DType::kQ6_K || type == DType::kTQ2_0;
-    std::byte* scale = const_cast<std::byte*>(rows.data) + 33 * rows.row_bytes + (last ? rows.row_bytes - 2 : 0);
+    std::byte* scale =
+        const_cast<std::byte*>(rows.data) + 33 * rows.row_bytes + (last ? rows.row_bytes - 2 : 0);
     for (uint16_t bits : {uint16_t{0x7C00}, uint16_t{0xFE01}}) {
       std::memcpy(scale, &bits, 2);
       try {

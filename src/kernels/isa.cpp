@@ -18,7 +18,9 @@ constexpr std::array<std::string_view, 6> kNames = {"generic", "avx2",       "av
                                                     "avx512",  "avx512vnni", "avx512bf16"};
 
 #if defined(__x86_64__)
-bool bit(uint32_t word, int index) noexcept { return (word >> index & 1U) != 0; }
+bool bit(uint32_t word, int index) noexcept {
+  return (word >> index & 1U) != 0;
+}
 
 /// XCR0: the register state that the operating system saves on a context switch.
 uint64_t saved_state() noexcept {
@@ -30,12 +32,18 @@ uint64_t saved_state() noexcept {
 
 bool has(const Isa& isa, IsaLevel level) noexcept {
   switch (level) {
-    case IsaLevel::kGeneric: return true;
-    case IsaLevel::kAvx2: return isa.avx2;
-    case IsaLevel::kAvxVnni: return isa.avxvnni;
-    case IsaLevel::kAvx512: return isa.avx512;
-    case IsaLevel::kAvx512Vnni: return isa.avx512vnni;
-    case IsaLevel::kAvx512Bf16: return isa.avx512bf16;
+    case IsaLevel::kGeneric:
+      return true;
+    case IsaLevel::kAvx2:
+      return isa.avx2;
+    case IsaLevel::kAvxVnni:
+      return isa.avxvnni;
+    case IsaLevel::kAvx512:
+      return isa.avx512;
+    case IsaLevel::kAvx512Vnni:
+      return isa.avx512vnni;
+    case IsaLevel::kAvx512Bf16:
+      return isa.avx512bf16;
   }
   return false;
 }
@@ -53,7 +61,9 @@ Isa capped(Isa isa, IsaLevel level) {
 
 }  // namespace
 
-std::string_view name_of(IsaLevel level) noexcept { return kNames[static_cast<size_t>(level)]; }
+std::string_view name_of(IsaLevel level) noexcept {
+  return kNames[static_cast<size_t>(level)];
+}
 
 Isa detect_isa() {
   Isa isa;

@@ -21,7 +21,8 @@ std::vector<std::string> lines_of(const std::string& command) {
   char line[4096];
   while (pipe != nullptr && std::fgets(line, sizeof line, pipe.get()) != nullptr) {
     out.emplace_back(line);
-    while (!out.back().empty() && out.back().back() == '\n') out.back().pop_back();
+    while (!out.back().empty() && out.back().back() == '\n')
+      out.back().pop_back();
   }
   return out;
 }
@@ -31,7 +32,8 @@ std::filesystem::path library() {
 }
 
 /// Names that an object file of one instruction set offers to the linker but should not.
-std::vector<std::string> leaks(const std::vector<std::string>& nm_lines, const std::set<std::string>& isas) {
+std::vector<std::string> leaks(const std::vector<std::string>& nm_lines,
+                               const std::set<std::string>& isas) {
   std::vector<std::string> out;
   std::string isa;
   for (const std::string& line : nm_lines) {
@@ -56,7 +58,8 @@ std::vector<std::string> leaks(const std::vector<std::string>& nm_lines, const s
 
 TEST(IsaSymbols, OnlyTheNamespaceOfTheIsaIsExported) {
   if (!std::filesystem::exists(library())) GTEST_SKIP() << "no " << library();
-  const std::vector<std::string> nm = lines_of("nm -C --defined-only '" + library().string() + "' 2>/dev/null");
+  const std::vector<std::string> nm =
+      lines_of("nm -C --defined-only '" + library().string() + "' 2>/dev/null");
   if (nm.empty()) GTEST_SKIP() << "no nm";
   std::set<std::string> isas;
   for (const std::string& isa : built_isa_paths()) {
@@ -64,7 +67,8 @@ TEST(IsaSymbols, OnlyTheNamespaceOfTheIsaIsExported) {
   }
   int seen = 0;
   for (const std::string& line : nm) {
-    for (const std::string& isa : isas) seen += line == "linear_int8_" + isa + ".cpp.o:";
+    for (const std::string& isa : isas)
+      seen += line == "linear_int8_" + isa + ".cpp.o:";
   }
   EXPECT_GE(seen, 4) << "the archive's members are not named as this test expects";
   EXPECT_THAT(leaks(nm, isas), testing::IsEmpty());
@@ -72,14 +76,20 @@ TEST(IsaSymbols, OnlyTheNamespaceOfTheIsaIsExported) {
 
 TEST(IsaSymbols, TheCheckSeesALeak) {
   const std::set<std::string> isas = {"avx2"};
-  EXPECT_THAT(leaks({"linear_avx2.cpp.o:", "0000000000000000 W std::min<int>(int const&, int const&)"}, isas),
-              testing::SizeIs(1));
-  EXPECT_THAT(leaks({"linear_avx2.cpp.o:", "0000000000000000 T qw::kernels::avx2::linear_int8_kernels()"}, isas),
-              testing::IsEmpty());
-  EXPECT_THAT(leaks({"linear_avx2.cpp.o:", "0000000000000000 t qw::(anonymous namespace)::gemv()"}, isas),
-              testing::IsEmpty());
-  EXPECT_THAT(leaks({"registry.cpp.o:", "0000000000000000 W std::min<int>(int const&, int const&)"}, isas),
-              testing::IsEmpty());
+  EXPECT_THAT(
+      leaks({"linear_avx2.cpp.o:", "0000000000000000 W std::min<int>(int const&, int const&)"},
+            isas),
+      testing::SizeIs(1));
+  EXPECT_THAT(
+      leaks({"linear_avx2.cpp.o:", "0000000000000000 T qw::kernels::avx2::linear_int8_kernels()"},
+            isas),
+      testing::IsEmpty());
+  EXPECT_THAT(
+      leaks({"linear_avx2.cpp.o:", "0000000000000000 t qw::(anonymous namespace)::gemv()"}, isas),
+      testing::IsEmpty());
+  EXPECT_THAT(
+      leaks({"registry.cpp.o:", "0000000000000000 W std::min<int>(int const&, int const&)"}, isas),
+      testing::IsEmpty());
 }
 
 TEST(IsaChoice, CapsAndRefuses) {

@@ -9,22 +9,39 @@
 
 namespace qw::kernels {
 
-inline constexpr int kLanes = 16;        // output rows of a panel
-inline constexpr int kBlock = 32;        // columns that share an activation scale
-inline constexpr int kChunkBlocks = 8;   // blocks that are expanded at a time: 256 columns
+inline constexpr int kLanes = 16;       // output rows of a panel
+inline constexpr int kBlock = 32;       // columns that share an activation scale
+inline constexpr int kChunkBlocks = 8;  // blocks that are expanded at a time: 256 columns
 inline constexpr int kChunk = kBlock * kChunkBlocks;
 inline constexpr int kPrefetchBytes = 2048;  // ahead of the panel that a gemv reads
-inline constexpr int kMaxGemvRows = 4;   // rows of x that a gemv takes
-inline constexpr int kMaxTilePanels = 4; // panels that a tile takes
-inline constexpr int kTileRows = 6;      // rows of x that a tile multiplies at a time
+inline constexpr int kMaxGemvRows = 4;       // rows of x that a gemv takes
+inline constexpr int kMaxTilePanels = 4;     // panels that a tile takes
+inline constexpr int kTileRows = 6;          // rows of x that a tile multiplies at a time
 
 /// How the codes of a matrix are arranged in memory. docs: kernels/cpu/linear_layouts.h.
 enum class LinearLayout : uint8_t {
   kRows,  // the published rows, decoded a tile at a time: any format
-  kF32, kF16, kBf16,
-  kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K, kIq4Nl, kIq4Xs, kMxfp4,
-  kGroup2, kGroup3, kGroup4, kGroup8,  // GPTQ, AWQ: scale and integer zero per group
-  kGroup4Offset,                       // AWQ GEMV_FAST: scale and offset per group
+  kF32,
+  kF16,
+  kBf16,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ8_0,
+  kQ2_K,
+  kQ3_K,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+  kIq4Nl,
+  kIq4Xs,
+  kMxfp4,
+  kGroup2,
+  kGroup3,
+  kGroup4,
+  kGroup8,        // GPTQ, AWQ: scale and integer zero per group
+  kGroup4Offset,  // AWQ GEMV_FAST: scale and offset per group
 };
 inline constexpr int kLinearLayouts = static_cast<int>(LinearLayout::kGroup4Offset) + 1;
 
@@ -36,31 +53,32 @@ enum class ActivationForm : uint8_t {
 };
 
 /// 32 activations rounded to 8 bits: x[i] = scale * code(i), scale = max|x| / 127, code rounded to
-/// nearest even. A gemv reads signed codes, row by row; a tile reads code + 128, unsigned, in groups
-/// of kTileRows rows that are interleaved block by block: block b of row r is element
+/// nearest even. A gemv reads signed codes, row by row; a tile reads code + 128, unsigned, in
+/// groups of kTileRows rows that are interleaved block by block: block b of row r is element
 /// ((r / 6) * n_blocks + b) * 6 + r % 6, so that a tile reads one stream.
 struct alignas(64) ActBlock {
   uint8_t codes[kBlock];
   float scale;
-  float scaled_sum[2];     // scale * sum of the codes of each half
-  float scaled_total;      // scale * sum of all codes
-  int32_t sum[2];          // of the codes of each half
+  float scaled_sum[2];  // scale * sum of the codes of each half
+  float scaled_total;   // scale * sum of all codes
+  int32_t sum[2];       // of the codes of each half
   int32_t total;
   int32_t unused;
 };
 
 /// A matrix of `n_panels` panels in one layout.
 struct PanelMatrix {
-  const uint8_t* data;   // panel p at data + p * panel_bytes, aligned to 64 bytes
+  const uint8_t* data;  // panel p at data + p * panel_bytes, aligned to 64 bytes
   int64_t panel_bytes;
   int64_t n_panels;
-  int64_t k;             // columns
-  int64_t n_blocks;      // ceil(k / 32)
-  int64_t unit_blocks;   // blocks of one unit: header and codes that belong together
+  int64_t k;            // columns
+  int64_t n_blocks;     // ceil(k / 32)
+  int64_t unit_blocks;  // blocks of one unit: header and codes that belong together
   int64_t unit_bytes;
 };
 
-/// Activations of `m` rows; `rows` points to floats (kF32), bf16 pairs (kBf16) or ActBlocks (kInt8).
+/// Activations of `m` rows; `rows` points to floats (kF32), bf16 pairs (kBf16) or ActBlocks
+/// (kInt8).
 struct ActRows {
   const void* rows;
   int64_t stride;  // elements between rows: floats, pairs, or ActBlocks
@@ -79,7 +97,8 @@ struct GemvArgs {
 /// What a tile multiplies: up to four panels, one chunk of columns, widened.
 ///   kF32:  values, f32 [columns][panels][16]
 ///   kBf16: values, bf16 [columns / 2][panels][16][2]
-///   kInt8: values, s8 [blocks][8][panels][16][4] (four columns to a lane); scales and minimums, f32
+///   kInt8: values, s8 [blocks][8][panels][16][4] (four columns to a lane); scales and minimums,
+///   f32
 ///          [blocks][panels][halves][16]; start, i32, likewise: -128 * sum of the values
 /// Panels past the matrix are zero.
 struct ExpandedChunk {
@@ -91,21 +110,22 @@ struct ExpandedChunk {
 
 struct ExpandArgs {
   PanelMatrix w;
-  int64_t first_panel, n_panels;   // n_panels <= tile_panels of the kernel
-  int64_t first_block, n_blocks;   // n_blocks <= kChunkBlocks
+  int64_t first_panel, n_panels;  // n_panels <= tile_panels of the kernel
+  int64_t first_block, n_blocks;  // n_blocks <= kChunkBlocks
   ExpandedChunk* out;
 };
 
 /// sums[r * 16 * tile_panels + 16 p + lane] += chunk . x[r]
 struct TileArgs {
   const ExpandedChunk* w;
-  int64_t first_column, n_columns;  // of the chunk; kInt8 and kBf16: n_columns rounded up to whole blocks
-  ActRows x;                        // rows start at column 0; kInt8: stride is 6 * n_blocks, of groups
+  int64_t first_column,
+      n_columns;  // of the chunk; kInt8 and kBf16: n_columns rounded up to whole blocks
+  ActRows x;      // rows start at column 0; kInt8: stride is 6 * n_blocks, of groups
   float* sums;
 };
 
-/// Decodes columns [first_block, ...) of one panel: out[c * 16 + lane] = W[16 panel + lane, column c],
-/// bit-equal to the codec's reference.
+/// Decodes columns [first_block, ...) of one panel: out[c * 16 + lane] = W[16 panel + lane, column
+/// c], bit-equal to the codec's reference.
 struct DecodeArgs {
   PanelMatrix w;
   int64_t panel, first_block, n_blocks;

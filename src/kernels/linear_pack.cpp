@@ -27,54 +27,91 @@ Geometry geometry_of(int64_t group_blocks) {
 
 Geometry geometry(LinearLayout layout, int64_t group_blocks) {
   switch (layout) {
-    case LinearLayout::kQ4_0: return geometry_of<LayoutQ4_0>(0);
-    case LinearLayout::kQ4_1: return geometry_of<LayoutQ4_1>(0);
-    case LinearLayout::kQ5_0: return geometry_of<LayoutQ5_0>(0);
-    case LinearLayout::kQ5_1: return geometry_of<LayoutQ5_1>(0);
-    case LinearLayout::kQ8_0: return geometry_of<LayoutQ8_0>(0);
-    case LinearLayout::kQ2_K: return geometry_of<LayoutQ2_K>(0);
-    case LinearLayout::kQ3_K: return geometry_of<LayoutQ3_K>(0);
-    case LinearLayout::kQ4_K: return geometry_of<LayoutQ4_K>(0);
-    case LinearLayout::kQ5_K: return geometry_of<LayoutQ5_K>(0);
-    case LinearLayout::kQ6_K: return geometry_of<LayoutQ6_K>(0);
-    case LinearLayout::kIq4Nl: return geometry_of<LayoutIq4Nl>(0);
-    case LinearLayout::kIq4Xs: return geometry_of<LayoutIq4Xs>(0);
-    case LinearLayout::kMxfp4: return geometry_of<LayoutMxfp4>(0);
-    case LinearLayout::kGroup2: return geometry_of<Group<2>>(group_blocks);
-    case LinearLayout::kGroup3: return geometry_of<Group<3>>(group_blocks);
-    case LinearLayout::kGroup4: return geometry_of<Group<4>>(group_blocks);
-    case LinearLayout::kGroup8: return geometry_of<Group<8>>(group_blocks);
-    case LinearLayout::kGroup4Offset: return geometry_of<LayoutGroup4Offset>(group_blocks);
-    default: return {1, 0};  // rows and dense layouts have no units
+    case LinearLayout::kQ4_0:
+      return geometry_of<LayoutQ4_0>(0);
+    case LinearLayout::kQ4_1:
+      return geometry_of<LayoutQ4_1>(0);
+    case LinearLayout::kQ5_0:
+      return geometry_of<LayoutQ5_0>(0);
+    case LinearLayout::kQ5_1:
+      return geometry_of<LayoutQ5_1>(0);
+    case LinearLayout::kQ8_0:
+      return geometry_of<LayoutQ8_0>(0);
+    case LinearLayout::kQ2_K:
+      return geometry_of<LayoutQ2_K>(0);
+    case LinearLayout::kQ3_K:
+      return geometry_of<LayoutQ3_K>(0);
+    case LinearLayout::kQ4_K:
+      return geometry_of<LayoutQ4_K>(0);
+    case LinearLayout::kQ5_K:
+      return geometry_of<LayoutQ5_K>(0);
+    case LinearLayout::kQ6_K:
+      return geometry_of<LayoutQ6_K>(0);
+    case LinearLayout::kIq4Nl:
+      return geometry_of<LayoutIq4Nl>(0);
+    case LinearLayout::kIq4Xs:
+      return geometry_of<LayoutIq4Xs>(0);
+    case LinearLayout::kMxfp4:
+      return geometry_of<LayoutMxfp4>(0);
+    case LinearLayout::kGroup2:
+      return geometry_of<Group<2>>(group_blocks);
+    case LinearLayout::kGroup3:
+      return geometry_of<Group<3>>(group_blocks);
+    case LinearLayout::kGroup4:
+      return geometry_of<Group<4>>(group_blocks);
+    case LinearLayout::kGroup8:
+      return geometry_of<Group<8>>(group_blocks);
+    case LinearLayout::kGroup4Offset:
+      return geometry_of<LayoutGroup4Offset>(group_blocks);
+    default:
+      return {1, 0};  // rows and dense layouts have no units
   }
 }
 
 LinearLayout layout_of(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return LinearLayout::kF32;
-    case DType::kF16: return LinearLayout::kF16;
-    case DType::kBF16: return LinearLayout::kBf16;
-    case DType::kQ4_0: return LinearLayout::kQ4_0;
-    case DType::kQ4_1: return LinearLayout::kQ4_1;
-    case DType::kQ5_0: return LinearLayout::kQ5_0;
-    case DType::kQ5_1: return LinearLayout::kQ5_1;
-    case DType::kQ8_0: return LinearLayout::kQ8_0;
-    case DType::kQ2_K: return LinearLayout::kQ2_K;
-    case DType::kQ3_K: return LinearLayout::kQ3_K;
-    case DType::kQ4_K: return LinearLayout::kQ4_K;
-    case DType::kQ5_K: return LinearLayout::kQ5_K;
-    case DType::kQ6_K: return LinearLayout::kQ6_K;
-    case DType::kIQ4_NL: return LinearLayout::kIq4Nl;
-    case DType::kIQ4_XS: return LinearLayout::kIq4Xs;
-    case DType::kMXFP4: return LinearLayout::kMxfp4;
-    default: return LinearLayout::kRows;
+    case DType::kF32:
+      return LinearLayout::kF32;
+    case DType::kF16:
+      return LinearLayout::kF16;
+    case DType::kBF16:
+      return LinearLayout::kBf16;
+    case DType::kQ4_0:
+      return LinearLayout::kQ4_0;
+    case DType::kQ4_1:
+      return LinearLayout::kQ4_1;
+    case DType::kQ5_0:
+      return LinearLayout::kQ5_0;
+    case DType::kQ5_1:
+      return LinearLayout::kQ5_1;
+    case DType::kQ8_0:
+      return LinearLayout::kQ8_0;
+    case DType::kQ2_K:
+      return LinearLayout::kQ2_K;
+    case DType::kQ3_K:
+      return LinearLayout::kQ3_K;
+    case DType::kQ4_K:
+      return LinearLayout::kQ4_K;
+    case DType::kQ5_K:
+      return LinearLayout::kQ5_K;
+    case DType::kQ6_K:
+      return LinearLayout::kQ6_K;
+    case DType::kIQ4_NL:
+      return LinearLayout::kIq4Nl;
+    case DType::kIQ4_XS:
+      return LinearLayout::kIq4Xs;
+    case DType::kMXFP4:
+      return LinearLayout::kMxfp4;
+    default:
+      return LinearLayout::kRows;
   }
 }
 
 /// Columns sorted by group, where every group then fills whole blocks; nullopt: it does not.
 std::optional<std::vector<int32_t>> columns_by_group(const GroupAffine& source) {
   std::vector<int64_t> size(static_cast<size_t>(source.n_groups), 0);
-  for (int32_t g : source.group_of) ++size[static_cast<size_t>(g)];
+  for (int32_t g : source.group_of)
+    ++size[static_cast<size_t>(g)];
   if (std::any_of(size.begin(), size.end(), [&](int64_t n) { return n != source.group_size; })) {
     return std::nullopt;
   }
@@ -106,36 +143,51 @@ void plan_groups(const GroupAffine& source, PackPlan& plan) {
     if (!std::is_sorted(columns->begin(), columns->end())) plan.columns = std::move(*columns);
   }
   switch (source.bits) {
-    case 2: plan.layout = LinearLayout::kGroup2; break;
-    case 3: plan.layout = LinearLayout::kGroup3; break;
-    case 4: plan.layout = offset ? LinearLayout::kGroup4Offset : LinearLayout::kGroup4; break;
-    case 8: plan.layout = LinearLayout::kGroup8; break;
-    default: plan.why_rows = "bits per code"; return;
+    case 2:
+      plan.layout = LinearLayout::kGroup2;
+      break;
+    case 3:
+      plan.layout = LinearLayout::kGroup3;
+      break;
+    case 4:
+      plan.layout = offset ? LinearLayout::kGroup4Offset : LinearLayout::kGroup4;
+      break;
+    case 8:
+      plan.layout = LinearLayout::kGroup8;
+      break;
+    default:
+      plan.why_rows = "bits per code";
+      return;
   }
   plan.matrix.unit_blocks = group / kBlock;
 }
 
-// ---- codes of one block of 32 columns into one lane ---------------------------------------------------
+// ---- codes of one block of 32 columns into one lane
+// ---------------------------------------------------
 
 uint32_t word(const uint8_t* p) noexcept {
   uint32_t w;
   std::memcpy(&w, p, 4);
   return w;
 }
-void put(uint8_t* p, uint32_t w) noexcept { std::memcpy(p, &w, 4); }
+void put(uint8_t* p, uint32_t w) noexcept {
+  std::memcpy(p, &w, 4);
+}
 
 /// Bit kFrom of the codes of group j becomes bit j of the plane.
 template <int kFrom>
 void put_bit_plane(const uint8_t* codes, uint8_t* lane) noexcept {
   uint32_t plane = 0;
-  for (int j = 0; j < 8; ++j) plane |= (word(codes + 4 * j) >> kFrom & 0x01010101U) << j;
+  for (int j = 0; j < 8; ++j)
+    plane |= (word(codes + 4 * j) >> kFrom & 0x01010101U) << j;
   put(lane, plane);
 }
 template <int kFrom>
 void put_two_bit_planes(const uint8_t* codes, uint8_t* lane) noexcept {
   for (int v = 0; v < 2; ++v) {
     uint32_t plane = 0;
-    for (int i = 0; i < 4; ++i) plane |= (word(codes + 16 * v + 4 * i) >> kFrom & 0x03030303U) << 2 * i;
+    for (int i = 0; i < 4; ++i)
+      plane |= (word(codes + 16 * v + 4 * i) >> kFrom & 0x03030303U) << 2 * i;
     put(lane + 64 * v, plane);
   }
 }
@@ -145,10 +197,12 @@ template <int kBits>
 void put_codes(const uint8_t* codes, int lane, uint8_t* block) noexcept {
   uint8_t* out = block + 4 * lane;
   if constexpr (kBits == 8) {
-    for (int j = 0; j < 8; ++j) put(out + 64 * j, word(codes + 4 * j));
+    for (int j = 0; j < 8; ++j)
+      put(out + 64 * j, word(codes + 4 * j));
   } else if constexpr (kBits >= 4) {
     for (int v = 0; v < 4; ++v) {
-      put(out + 64 * v, (word(codes + 4 * v) & 0x0F0F0F0FU) | (word(codes + 16 + 4 * v) & 0x0F0F0F0FU) << 4);
+      put(out + 64 * v,
+          (word(codes + 4 * v) & 0x0F0F0F0FU) | (word(codes + 16 + 4 * v) & 0x0F0F0F0FU) << 4);
     }
   } else {
     put_two_bit_planes<0>(codes, out);
@@ -163,9 +217,13 @@ void put_block(const uint8_t* codes, int lane, int64_t block, uint8_t* unit) noe
   put_codes<L::kBits>(codes, lane, unit + L::kHeader + block * 64 * L::kBits);
 }
 
-bool is_finite(F16Bits bits) noexcept { return (bits & 0x7C00) != 0x7C00; }
+bool is_finite(F16Bits bits) noexcept {
+  return (bits & 0x7C00) != 0x7C00;
+}
 
-void put_f16(uint8_t* header, int lane, F16Bits bits) noexcept { std::memcpy(header + 2 * lane, &bits, 2); }
+void put_f16(uint8_t* header, int lane, F16Bits bits) noexcept {
+  std::memcpy(header + 2 * lane, &bits, 2);
+}
 void put_f32(uint8_t* header, int lane, F16Bits bits) noexcept {
   const float value = f16_to_f32(bits);
   std::memcpy(header + 4 * lane, &value, 4);
@@ -180,11 +238,12 @@ void nibbles(const std::array<uint8_t, 16>& qs, uint8_t* codes) noexcept {
 }
 void add_fifth_bits(const std::array<uint8_t, 4>& qh, uint8_t* codes) noexcept {
   const auto bits = std::bit_cast<uint32_t>(qh);
-  for (size_t i = 0; i < 32; ++i) codes[i] = static_cast<uint8_t>(codes[i] | (bits >> i & 1) << 4);
+  for (size_t i = 0; i < 32; ++i)
+    codes[i] = static_cast<uint8_t>(codes[i] | (bits >> i & 1) << 4);
 }
 
-// ---- one published block into lane `lane` of a unit; false: a scale is not finite ------------------------
-// `part` counts published blocks within the unit.
+// ---- one published block into lane `lane` of a unit; false: a scale is not finite
+// ------------------------ `part` counts published blocks within the unit.
 
 bool put_in(const BlockQ4_0& in, int64_t part, int lane, uint8_t* unit) noexcept {
   uint8_t codes[32];
@@ -220,7 +279,8 @@ bool put_in(const BlockQ5_1& in, int64_t part, int lane, uint8_t* unit) noexcept
 }
 bool put_in(const BlockQ8_0& in, int64_t part, int lane, uint8_t* unit) noexcept {
   uint8_t codes[32];
-  for (size_t i = 0; i < 32; ++i) codes[i] = static_cast<uint8_t>(in.qs[i] + 128);
+  for (size_t i = 0; i < 32; ++i)
+    codes[i] = static_cast<uint8_t>(in.qs[i] + 128);
   put_f16(unit + 32 * part, lane, in.d);
   put_block<LayoutQ8_0>(codes, lane, part, unit);
   return is_finite(in.d);
@@ -315,11 +375,13 @@ bool put_in(const BlockQ3_K& in, int64_t, int lane, uint8_t* unit) noexcept {
 bool put_in(const BlockQ2_K& in, int64_t, int lane, uint8_t* unit) noexcept {
   put_f16(unit, lane, in.d);
   put_f16(unit + 32, lane, in.dmin);
-  for (size_t s = 0; s < 16; ++s) unit[64 + 16 * s + static_cast<size_t>(lane)] = in.scales[s];
+  for (size_t s = 0; s < 16; ++s)
+    unit[64 + 16 * s + static_cast<size_t>(lane)] = in.scales[s];
   for (size_t b = 0; b < 8; ++b) {
     const size_t h = b / 4, p = b % 4;
     uint8_t codes[32];
-    for (size_t i = 0; i < 32; ++i) codes[i] = in.qs[32 * h + i] >> (2 * p) & 3;
+    for (size_t i = 0; i < 32; ++i)
+      codes[i] = in.qs[32 * h + i] >> (2 * p) & 3;
     put_block<LayoutQ2_K>(codes, lane, static_cast<int64_t>(b), unit);
   }
   return is_finite(in.d) && is_finite(in.dmin);
@@ -338,11 +400,12 @@ bool put_in(const BlockIQ4_XS& in, int64_t, int lane, uint8_t* unit) noexcept {
   return is_finite(in.d);
 }
 
-// ---- panels -------------------------------------------------------------------------------------------
+// ---- panels
+// -------------------------------------------------------------------------------------------
 
 template <class Block>
-bool pack_block_row(const std::byte* row, int64_t n_blocks, int64_t per_unit, int lane, int64_t unit_bytes,
-                    uint8_t* panel) noexcept {
+bool pack_block_row(const std::byte* row, int64_t n_blocks, int64_t per_unit, int lane,
+                    int64_t unit_bytes, uint8_t* panel) noexcept {
   bool finite = true;
   for (int64_t i = 0; i < n_blocks; ++i) {
     const auto block = load_block<Block>(row + i * static_cast<int64_t>(sizeof(Block)));
@@ -355,20 +418,34 @@ using PackRow = bool (*)(const std::byte*, int64_t, int64_t, int, int64_t, uint8
 
 PackRow pack_row_of(DType dtype) {
   switch (dtype) {
-    case DType::kQ4_0: return pack_block_row<BlockQ4_0>;
-    case DType::kQ4_1: return pack_block_row<BlockQ4_1>;
-    case DType::kQ5_0: return pack_block_row<BlockQ5_0>;
-    case DType::kQ5_1: return pack_block_row<BlockQ5_1>;
-    case DType::kQ8_0: return pack_block_row<BlockQ8_0>;
-    case DType::kQ2_K: return pack_block_row<BlockQ2_K>;
-    case DType::kQ3_K: return pack_block_row<BlockQ3_K>;
-    case DType::kQ4_K: return pack_block_row<BlockQ4_K>;
-    case DType::kQ5_K: return pack_block_row<BlockQ5_K>;
-    case DType::kQ6_K: return pack_block_row<BlockQ6_K>;
-    case DType::kIQ4_NL: return pack_block_row<BlockIQ4_NL>;
-    case DType::kIQ4_XS: return pack_block_row<BlockIQ4_XS>;
-    case DType::kMXFP4: return pack_block_row<BlockMXFP4>;
-    default: return nullptr;
+    case DType::kQ4_0:
+      return pack_block_row<BlockQ4_0>;
+    case DType::kQ4_1:
+      return pack_block_row<BlockQ4_1>;
+    case DType::kQ5_0:
+      return pack_block_row<BlockQ5_0>;
+    case DType::kQ5_1:
+      return pack_block_row<BlockQ5_1>;
+    case DType::kQ8_0:
+      return pack_block_row<BlockQ8_0>;
+    case DType::kQ2_K:
+      return pack_block_row<BlockQ2_K>;
+    case DType::kQ3_K:
+      return pack_block_row<BlockQ3_K>;
+    case DType::kQ4_K:
+      return pack_block_row<BlockQ4_K>;
+    case DType::kQ5_K:
+      return pack_block_row<BlockQ5_K>;
+    case DType::kQ6_K:
+      return pack_block_row<BlockQ6_K>;
+    case DType::kIQ4_NL:
+      return pack_block_row<BlockIQ4_NL>;
+    case DType::kIQ4_XS:
+      return pack_block_row<BlockIQ4_XS>;
+    case DType::kMXFP4:
+      return pack_block_row<BlockMXFP4>;
+    default:
+      return nullptr;
   }
 }
 
@@ -382,14 +459,15 @@ PackStatus pack_block_panel(const LinearSource& source, const BlockRows& rows, c
   bool finite = true;
   const int64_t end = std::min<int64_t>(kLanes, source.n - panel * kLanes);
   for (int lane = 0; lane < end; ++lane) {
-    finite &= pack_row(rows.data + (panel * kLanes + lane) * rows.row_bytes, n_blocks, per_unit, lane,
-                       plan.matrix.unit_bytes, out);
+    finite &= pack_row(rows.data + (panel * kLanes + lane) * rows.row_bytes, n_blocks, per_unit,
+                       lane, plan.matrix.unit_bytes, out);
   }
   return finite ? PackStatus::kOk : PackStatus::kNotFinite;
 }
 
 /// Element size 2 or 4: column c of lane l goes to `place(c) + l`.
-void pack_dense_panel(const LinearSource& source, const DenseRows& rows, int64_t panel, uint8_t* out) {
+void pack_dense_panel(const LinearSource& source, const DenseRows& rows, int64_t panel,
+                      uint8_t* out) {
   const int64_t end = std::min<int64_t>(kLanes, source.n - panel * kLanes);
   constexpr int64_t kColumns = 64;  // at a time, so that the lines written stay in L1
   for (int64_t begin = 0; begin < source.k; begin += kColumns) {
@@ -416,25 +494,32 @@ struct GroupScratch {
 
 void put_group_codes(int bits, const uint8_t* codes, int lane, uint8_t* block) noexcept {
   switch (bits) {
-    case 2: return put_codes<2>(codes, lane, block);
-    case 3: return put_codes<3>(codes, lane, block);
-    case 4: return put_codes<4>(codes, lane, block);
-    default: return put_codes<8>(codes, lane, block);
+    case 2:
+      return put_codes<2>(codes, lane, block);
+    case 3:
+      return put_codes<3>(codes, lane, block);
+    case 4:
+      return put_codes<4>(codes, lane, block);
+    default:
+      return put_codes<8>(codes, lane, block);
   }
 }
 
 PackStatus pack_group_header(float scale, float zero, bool offset, int lane, uint8_t* unit) {
   if (!std::isfinite(scale) || !std::isfinite(zero)) return PackStatus::kNotFinite;
   const F16Bits scale_bits = f32_to_f16(scale);
-  const F16Bits zero_bits = offset ? f32_to_f16(zero) : static_cast<uint16_t>(std::clamp(zero, 0.0F, 256.0F));
+  const F16Bits zero_bits =
+      offset ? f32_to_f16(zero) : static_cast<uint16_t>(std::clamp(zero, 0.0F, 256.0F));
   put_f16(unit, lane, scale_bits);
   put_f16(unit + 32, lane, zero_bits);
   const float zero_back = offset ? f16_to_f32(zero_bits) : static_cast<float>(zero_bits);
-  return f16_to_f32(scale_bits) == scale && zero_back == zero ? PackStatus::kOk : PackStatus::kNotExact;
+  return f16_to_f32(scale_bits) == scale && zero_back == zero ? PackStatus::kOk
+                                                              : PackStatus::kNotExact;
 }
 
-PackStatus pack_group_panel(const LinearSource& source, const GroupAffine& groups, const PackPlan& plan,
-                            int64_t panel, GroupScratch& scratch, uint8_t* out) {
+PackStatus pack_group_panel(const LinearSource& source, const GroupAffine& groups,
+                            const PackPlan& plan, int64_t panel, GroupScratch& scratch,
+                            uint8_t* out) {
   const int64_t k = source.k, n_groups = groups.n_groups, per_unit = plan.matrix.unit_blocks;
   const int64_t end = std::min<int64_t>(kLanes, source.n - panel * kLanes);
   const int64_t row = source.row_begin + panel * kLanes;
@@ -453,7 +538,8 @@ PackStatus pack_group_panel(const LinearSource& source, const GroupAffine& group
       uint8_t gathered[kBlock];
       const uint8_t* block = codes + b * kBlock;
       if (!plan.columns.empty()) {
-        for (int i = 0; i < kBlock; ++i) gathered[i] = codes[plan.columns[static_cast<size_t>(b * kBlock + i)]];
+        for (int i = 0; i < kBlock; ++i)
+          gathered[i] = codes[plan.columns[static_cast<size_t>(b * kBlock + i)]];
         block = gathered;
       }
       put_group_codes(groups.bits, block, lane, unit + 64 + b % per_unit * 64 * groups.bits);
@@ -491,20 +577,26 @@ PackPlan plan_pack(const LinearSource& source) {
     case LinearLayout::kRows:
       if (plan.why_rows.empty()) plan.why_rows = "no panel layout for this type";
       break;
-    case LinearLayout::kF32: plan.matrix.panel_bytes = even_columns * kLanes * 4; break;
+    case LinearLayout::kF32:
+      plan.matrix.panel_bytes = even_columns * kLanes * 4;
+      break;
     case LinearLayout::kF16:
-    case LinearLayout::kBf16: plan.matrix.panel_bytes = even_columns * kLanes * 2; break;
+    case LinearLayout::kBf16:
+      plan.matrix.panel_bytes = even_columns * kLanes * 2;
+      break;
     default:
-      plan.matrix.panel_bytes = ceil_div(plan.matrix.n_blocks, units.unit_blocks) * units.unit_bytes;
+      plan.matrix.panel_bytes =
+          ceil_div(plan.matrix.n_blocks, units.unit_blocks) * units.unit_bytes;
   }
   return plan;
 }
 
-PackStatus pack_panels(const LinearSource& source, const PackPlan& plan, int64_t first, int64_t n_panels,
-                       uint8_t* data) {
+PackStatus pack_panels(const LinearSource& source, const PackPlan& plan, int64_t first,
+                       int64_t n_panels, uint8_t* data) {
   PackStatus status = PackStatus::kOk;
   GroupScratch scratch;
-  for (int64_t panel = first; panel < first + n_panels && status != PackStatus::kNotFinite; ++panel) {
+  for (int64_t panel = first; panel < first + n_panels && status != PackStatus::kNotFinite;
+       ++panel) {
     uint8_t* out = data + panel * plan.matrix.panel_bytes;
     std::memset(out, 0, static_cast<size_t>(plan.matrix.panel_bytes));
     PackStatus one = PackStatus::kOk;
@@ -527,11 +619,18 @@ bool scales_are_finite(const LinearSource& source, int64_t row, int64_t n_rows) 
   int64_t at = 0;
   switch (rows->dtype) {
     case DType::kIQ1_M:
-    case DType::kNVFP4: return true;
-    case DType::kTQ1_0: at = offsetof(BlockTQ1_0, d); break;
-    case DType::kTQ2_0: at = offsetof(BlockTQ2_0, d); break;
-    case DType::kQ8_K: return true;
-    default: break;
+    case DType::kNVFP4:
+      return true;
+    case DType::kTQ1_0:
+      at = offsetof(BlockTQ1_0, d);
+      break;
+    case DType::kTQ2_0:
+      at = offsetof(BlockTQ2_0, d);
+      break;
+    case DType::kQ8_K:
+      return true;
+    default:
+      break;
   }
   const int64_t block_bytes = info(rows->dtype).block_bytes;
   for (int64_t r = row; r < row + n_rows; ++r) {

@@ -15,9 +15,9 @@ namespace qw::kernels {
 /// How a source will be packed.
 struct PackPlan {
   LinearLayout layout = LinearLayout::kRows;
-  PanelMatrix matrix{};            // without data
-  std::vector<int32_t> columns;    // packed column i is the source's columns[i]; empty: i (act-order)
-  std::string why_rows;            // for kRows: why no panel layout serves
+  PanelMatrix matrix{};          // without data
+  std::vector<int32_t> columns;  // packed column i is the source's columns[i]; empty: i (act-order)
+  std::string why_rows;          // for kRows: why no panel layout serves
   int64_t bytes() const { return matrix.n_panels * matrix.panel_bytes; }
 };
 
@@ -26,11 +26,11 @@ PackPlan plan_pack(const LinearSource& source);
 
 enum class PackStatus { kOk, kNotFinite, kNotExact };
 
-/// Fills panels [first, first + n_panels) at `data` (64-byte aligned, plan.bytes() in all). Lanes past
-/// n are zero. kNotFinite: a scale is NaN or infinite; kNotExact: a scale is no f16, or a zero no
-/// integer, so that only kRows keeps the source exact. Thread safe for disjoint panels.
-PackStatus pack_panels(const LinearSource& source, const PackPlan& plan, int64_t first, int64_t n_panels,
-                       uint8_t* data);
+/// Fills panels [first, first + n_panels) at `data` (64-byte aligned, plan.bytes() in all). Lanes
+/// past n are zero. kNotFinite: a scale is NaN or infinite; kNotExact: a scale is no f16, or a zero
+/// no integer, so that only kRows keeps the source exact. Thread safe for disjoint panels.
+PackStatus pack_panels(const LinearSource& source, const PackPlan& plan, int64_t first,
+                       int64_t n_panels, uint8_t* data);
 
 /// kRows: whether every scale of rows [row, row + n_rows) that lies at a known place is finite.
 bool scales_are_finite(const LinearSource& source, int64_t row, int64_t n_rows);

@@ -10,14 +10,14 @@ namespace qw::kernels {
 struct LinearKernel {
   LinearLayout layout;
   ActivationForm form;
-  int level;           // IsaLevel that the code needs
-  int rank;            // the highest allowed row wins
-  int tile_panels;     // panels that expand and tile work on
-  GemvFn gemv;         // at most kMaxGemvRows rows; null: expand and tile serve them too
-  ExpandFn expand;     // null (kRows): the caller decodes into the f32 chunk
+  int level;        // IsaLevel that the code needs
+  int rank;         // the highest allowed row wins
+  int tile_panels;  // panels that expand and tile work on
+  GemvFn gemv;      // at most kMaxGemvRows rows; null: expand and tile serve them too
+  ExpandFn expand;  // null (kRows): the caller decodes into the f32 chunk
   TileFn tile;
-  DecodeFn decode;     // null (kRows): the caller has the published bytes
-  QuantizeFn quantize; // kInt8 only
+  DecodeFn decode;      // null (kRows): the caller has the published bytes
+  QuantizeFn quantize;  // kInt8 only
 };
 
 struct LinearKernelTable {

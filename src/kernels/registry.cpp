@@ -1,48 +1,59 @@
 #include "kernels/registry.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
-
-#include <fmt/format.h>
 
 namespace qw::kernels {
 
 namespace {
 
 constexpr std::array<std::string_view, kLinearLayouts> kLayoutNames = {
-    "rows",      "f32_16",    "f16_16",   "bf16_16",  "q4_0_16",   "q4_1_16",   "q5_0_16",
-    "q5_1_16",   "q8_0_16",   "q2_k_16",  "q3_k_16",  "q4_k_16",   "q5_k_16",   "q6_k_16",
-    "iq4_nl_16", "iq4_xs_16", "mxfp4_16", "group2_16", "group3_16", "group4_16", "group8_16",
-    "group4_offset_16"};
+    "rows",      "f32_16",    "f16_16",    "bf16_16",         "q4_0_16",  "q4_1_16",
+    "q5_0_16",   "q5_1_16",   "q8_0_16",   "q2_k_16",         "q3_k_16",  "q4_k_16",
+    "q5_k_16",   "q6_k_16",   "iq4_nl_16", "iq4_xs_16",       "mxfp4_16", "group2_16",
+    "group3_16", "group4_16", "group8_16", "group4_offset_16"};
 
 bool allows(const Isa& isa, IsaLevel level) noexcept {
   switch (level) {
-    case IsaLevel::kGeneric: return true;
-    case IsaLevel::kAvx2: return isa.avx2;
-    case IsaLevel::kAvxVnni: return isa.avxvnni;
-    case IsaLevel::kAvx512: return isa.avx512;
-    case IsaLevel::kAvx512Vnni: return isa.avx512vnni;
-    case IsaLevel::kAvx512Bf16: return isa.avx512bf16;
+    case IsaLevel::kGeneric:
+      return true;
+    case IsaLevel::kAvx2:
+      return isa.avx2;
+    case IsaLevel::kAvxVnni:
+      return isa.avxvnni;
+    case IsaLevel::kAvx512:
+      return isa.avx512;
+    case IsaLevel::kAvx512Vnni:
+      return isa.avx512vnni;
+    case IsaLevel::kAvx512Bf16:
+      return isa.avx512bf16;
   }
   return false;
 }
 
 }  // namespace
 
-std::string_view name_of(LinearLayout layout) noexcept { return kLayoutNames[static_cast<size_t>(layout)]; }
+std::string_view name_of(LinearLayout layout) noexcept {
+  return kLayoutNames[static_cast<size_t>(layout)];
+}
 
 std::string_view name_of(ActivationForm form) noexcept {
   switch (form) {
-    case ActivationForm::kF32: return "f32";
-    case ActivationForm::kBf16: return "bf16";
-    case ActivationForm::kInt8: return "int8";
+    case ActivationForm::kF32:
+      return "f32";
+    case ActivationForm::kBf16:
+      return "bf16";
+    case ActivationForm::kInt8:
+      return "int8";
   }
   return "?";
 }
 
 std::string name_of(const LinearKernel& kernel) {
-  return fmt::format("{}/{} ({})", name_of(kernel.layout), name_of(static_cast<IsaLevel>(kernel.level)),
-                     name_of(kernel.form));
+  return fmt::format("{}/{} ({})", name_of(kernel.layout),
+                     name_of(static_cast<IsaLevel>(kernel.level)), name_of(kernel.form));
 }
 
 std::vector<const LinearKernel*> linear_kernels(const Isa& isa) {

@@ -14,9 +14,9 @@
 
 namespace qw::kernels {
 
-std::string_view name_of(LinearLayout layout) noexcept;    // "q4_k_16"
-std::string_view name_of(ActivationForm form) noexcept;    // "int8"
-std::string name_of(const LinearKernel& kernel);           // "q4_k_16/avx512vnni (int8)"
+std::string_view name_of(LinearLayout layout) noexcept;  // "q4_k_16"
+std::string_view name_of(ActivationForm form) noexcept;  // "int8"
+std::string name_of(const LinearKernel& kernel);         // "q4_k_16/avx512vnni (int8)"
 
 /// Every row that `isa` allows, best first for equal (layout, form).
 std::vector<const LinearKernel*> linear_kernels(const Isa& isa);

@@ -25,20 +25,23 @@ uint64_t probe_read(const uint8_t* bytes, int64_t n_bytes) noexcept {
   uint8_t all[64];
   V::store(all, V::bit_or(V::bit_or(seen[0], seen[1]), V::bit_or(seen[2], seen[3])));
   uint64_t result = 0;
-  for (int i = 0; i < 64; ++i) result = result * 31 + all[i];
+  for (int i = 0; i < 64; ++i)
+    result = result * 31 + all[i];
   return result;
 }
 
 template <class V>
 int64_t probe_int8(int64_t n) noexcept {
   typename V::Ints sums[kChains<V>];
-  for (auto& sum : sums) sum = V::zero_ints();
+  for (auto& sum : sums)
+    sum = V::zero_ints();
   auto codes = V::splat(3), x = V::splat(1);
   for (int64_t i = 0; i < n; ++i) {
     V::forget(codes);
     V::forget(x);
 #pragma GCC unroll 12
-    for (int c = 0; c < kChains<V>; ++c) sums[c] = V::template dot_codes<false>(sums[c], codes, x);
+    for (int c = 0; c < kChains<V>; ++c)
+      sums[c] = V::template dot_codes<false>(sums[c], codes, x);
   }
   for (auto& sum : sums) {
     auto bytes = V::as_bytes(sum);
@@ -50,15 +53,18 @@ int64_t probe_int8(int64_t n) noexcept {
 template <class V>
 int64_t probe_f32(int64_t n) noexcept {
   typename V::Floats sums[kChains<V>];
-  for (auto& sum : sums) sum = V::zero_floats();
+  for (auto& sum : sums)
+    sum = V::zero_floats();
   auto a = V::splat_float(0.5F), b = V::splat_float(0.25F);
   for (int64_t i = 0; i < n; ++i) {
     V::forget(a);
     V::forget(b);
 #pragma GCC unroll 12
-    for (int c = 0; c < kChains<V>; ++c) sums[c] = V::multiply_add(a, b, sums[c]);
+    for (int c = 0; c < kChains<V>; ++c)
+      sums[c] = V::multiply_add(a, b, sums[c]);
   }
-  for (auto& sum : sums) V::forget(sum);
+  for (auto& sum : sums)
+    V::forget(sum);
   return n * kChains<V> * 16 * 2;
 }
 
@@ -66,15 +72,18 @@ int64_t probe_f32(int64_t n) noexcept {
 template <class V>
 int64_t probe_bf16(int64_t n) noexcept {
   typename V::Floats sums[kChains<V>];
-  for (auto& sum : sums) sum = V::zero_floats();
+  for (auto& sum : sums)
+    sum = V::zero_floats();
   auto a = V::splat(0x3F), b = V::splat(0x3F);
   for (int64_t i = 0; i < n; ++i) {
     V::forget(a);
     V::forget(b);
 #pragma GCC unroll 12
-    for (int c = 0; c < kChains<V>; ++c) sums[c] = V::dot_bf16(sums[c], a, b);
+    for (int c = 0; c < kChains<V>; ++c)
+      sums[c] = V::dot_bf16(sums[c], a, b);
   }
-  for (auto& sum : sums) V::forget(sum);
+  for (auto& sum : sums)
+    V::forget(sum);
   return n * kChains<V> * 32 * 2;
 }
 #endif

@@ -47,7 +47,8 @@ void gemv_float_rows(const GemvArgs& args, int64_t first) {
   for (int p = 0; p < kPanels; ++p) {
     w[p] = args.w.data + (args.first_panel + first + p) * args.w.panel_bytes;
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) sums[r][p] = V::zero_floats();
+    for (int r = 0; r < kRows; ++r)
+      sums[r][p] = V::zero_floats();
   }
   int64_t c = 0;
   for (; c + 2 <= args.w.k; c += 2) {
@@ -87,7 +88,8 @@ void gemv_bf16_rows(const GemvArgs& args, int64_t first) {
   for (int p = 0; p < kPanels; ++p) {
     w[p] = args.w.data + (args.first_panel + first + p) * args.w.panel_bytes;
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) sums[r][p] = V::zero_floats();
+    for (int r = 0; r < kRows; ++r)
+      sums[r][p] = V::zero_floats();
   }
   const int64_t n_pairs = (args.w.k + 1) / 2;
   for (int64_t c = 0; c < n_pairs; ++c) {
@@ -122,17 +124,23 @@ template <class V, class D, bool kBf16, int kRows>
 inline void gemv_dense_all(const GemvArgs& args) {
   constexpr int kPanels = V::kTilePanels >= 4 ? 4 : kRows == 1 ? 4 : 2;
   int64_t p = 0;
-  for (; p + kPanels <= args.n_panels; p += kPanels) gemv_dense_rows<V, D, kBf16, kRows, kPanels>(args, p);
-  for (; p < args.n_panels; ++p) gemv_dense_rows<V, D, kBf16, kRows, 1>(args, p);
+  for (; p + kPanels <= args.n_panels; p += kPanels)
+    gemv_dense_rows<V, D, kBf16, kRows, kPanels>(args, p);
+  for (; p < args.n_panels; ++p)
+    gemv_dense_rows<V, D, kBf16, kRows, 1>(args, p);
 }
 
 template <class V, class D, bool kBf16>
 void gemv_dense(const GemvArgs& args) noexcept {
   switch (args.x.m) {
-    case 1: return gemv_dense_all<V, D, kBf16, 1>(args);
-    case 2: return gemv_dense_all<V, D, kBf16, 2>(args);
-    case 3: return gemv_dense_all<V, D, kBf16, 3>(args);
-    default: return gemv_dense_all<V, D, kBf16, 4>(args);
+    case 1:
+      return gemv_dense_all<V, D, kBf16, 1>(args);
+    case 2:
+      return gemv_dense_all<V, D, kBf16, 2>(args);
+    case 3:
+      return gemv_dense_all<V, D, kBf16, 3>(args);
+    default:
+      return gemv_dense_all<V, D, kBf16, 4>(args);
   }
 }
 
@@ -175,13 +183,15 @@ void expand_bf16(const ExpandArgs& args) noexcept {
   for (int64_t c = 0; c < args.n_blocks * (kBlock / 2); ++c) {
     for (int p = 0; p < kPanels; ++p) {
       const bool inside = p < args.n_panels && begin + c < n_pairs;
-      const uint8_t* pairs = args.w.data + (args.first_panel + p) * args.w.panel_bytes + 64 * (begin + c);
+      const uint8_t* pairs =
+          args.w.data + (args.first_panel + p) * args.w.panel_bytes + 64 * (begin + c);
       V::store(args.out->values + (c * kPanels + p) * 64, inside ? V::load(pairs) : V::splat(0));
     }
   }
 }
 
-// ---- tiles -----------------------------------------------------------------------------------------
+// ---- tiles
+// -----------------------------------------------------------------------------------------
 
 template <class V, int kRows>
 void tile_f32_rows(const TileArgs& args, int64_t row) {
@@ -193,23 +203,27 @@ void tile_f32_rows(const TileArgs& args, int64_t row) {
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p) sums[r][p] = V::load_floats(out + (r * kPanels + p) * kLanes);
+    for (int p = 0; p < kPanels; ++p)
+      sums[r][p] = V::load_floats(out + (r * kPanels + p) * kLanes);
   }
   for (int64_t c = 0; c < args.n_columns; ++c) {
     typename V::Floats column[kPanels];
 #pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p) column[p] = V::load_floats(w + (c * kPanels + p) * kLanes);
+    for (int p = 0; p < kPanels; ++p)
+      column[p] = V::load_floats(w + (c * kPanels + p) * kLanes);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const auto a = V::splat_float(x[r * args.x.stride + c]);
 #pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) sums[r][p] = V::multiply_add(column[p], a, sums[r][p]);
+      for (int p = 0; p < kPanels; ++p)
+        sums[r][p] = V::multiply_add(column[p], a, sums[r][p]);
     }
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p) V::store_floats(out + (r * kPanels + p) * kLanes, sums[r][p]);
+    for (int p = 0; p < kPanels; ++p)
+      V::store_floats(out + (r * kPanels + p) * kLanes, sums[r][p]);
   }
 }
 
@@ -217,30 +231,35 @@ void tile_f32_rows(const TileArgs& args, int64_t row) {
 template <class V, int kRows>
 void tile_bf16_rows(const TileArgs& args, int64_t row) {
   constexpr int kPanels = V::kTilePanels;
-  const auto* x = static_cast<const uint8_t*>(args.x.rows) + 4 * (row * args.x.stride + args.first_column / 2);
+  const auto* x =
+      static_cast<const uint8_t*>(args.x.rows) + 4 * (row * args.x.stride + args.first_column / 2);
   float* out = args.sums + row * kPanels * kLanes;
   typename V::Floats sums[kRows][kPanels];
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p) sums[r][p] = V::load_floats(out + (r * kPanels + p) * kLanes);
+    for (int p = 0; p < kPanels; ++p)
+      sums[r][p] = V::load_floats(out + (r * kPanels + p) * kLanes);
   }
   const int64_t n_pairs = (args.n_columns + 1) / 2;
   for (int64_t c = 0; c < n_pairs; ++c) {
     typename V::Bytes pairs[kPanels];
 #pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p) pairs[p] = V::load(args.w->values + (c * kPanels + p) * 64);
+    for (int p = 0; p < kPanels; ++p)
+      pairs[p] = V::load(args.w->values + (c * kPanels + p) * 64);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const auto a = V::splat4(x + 4 * (r * args.x.stride + c));
 #pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) sums[r][p] = V::dot_bf16(sums[r][p], pairs[p], a);
+      for (int p = 0; p < kPanels; ++p)
+        sums[r][p] = V::dot_bf16(sums[r][p], pairs[p], a);
     }
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p) V::store_floats(out + (r * kPanels + p) * kLanes, sums[r][p]);
+    for (int p = 0; p < kPanels; ++p)
+      V::store_floats(out + (r * kPanels + p) * kLanes, sums[r][p]);
   }
 }
 #endif
@@ -256,7 +275,8 @@ inline void tile_float_rows(const TileArgs& args, int64_t row) {
 template <class V, bool kBf16>
 void tile_float(const TileArgs& args) noexcept {
   int64_t row = 0;
-  for (; row + 6 <= args.x.m; row += 6) tile_float_rows<V, kBf16, 6>(args, row);
+  for (; row + 6 <= args.x.m; row += 6)
+    tile_float_rows<V, kBf16, 6>(args, row);
   if (args.x.m - row >= 4) tile_float_rows<V, kBf16, 4>(args, row), row += 4;
   if (args.x.m - row >= 2) tile_float_rows<V, kBf16, 2>(args, row), row += 2;
   if (args.x.m - row >= 1) tile_float_rows<V, kBf16, 1>(args, row);

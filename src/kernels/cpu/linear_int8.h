@@ -2,7 +2,8 @@
 // many, and the decoder that serves f32 activations.
 //
 // Level 3 (kernels). Templates over vector type and layout, internal linkage. Both kernels compute
-//   y += (scale(w) * scale(x)) * float(dot of integers);  y += minimum(w) * (scale(x) * sum(x))
+//   t = float(dot) * scale(w)   (both halves of a block: the second is added by multiply-add)
+//   y += t * scale(x);  y += minimum(w) * (scale(x) * sum(x)), half by half
 // block by block along k, so that an output element does not depend on which of them made it. The
 // integers are exact, however they are split.
 #pragma once
@@ -12,7 +13,8 @@
 namespace qw::kernels {
 namespace {
 
-// ---- gemv: m rows, codes used straight from the load -----------------------------------------------
+// ---- gemv: m rows, codes used straight from the load
+// -----------------------------------------------
 
 template <class V, class L, int kRows>
 inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, int64_t stride,
@@ -22,7 +24,8 @@ inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, in
   constexpr int kBias = L::kWide && V::kSignedWide ? 128 : 0;
   typename V::Floats scales[L::kHalves];
 #pragma GCC unroll 2
-  for (int h = 0; h < L::kHalves; ++h) scales[h] = L::template scale<V>(unit, block, h);
+  for (int h = 0; h < L::kHalves; ++h)
+    scales[h] = L::template scale<V>(unit, block, h);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
     const ActBlock& a = x[r * stride];
@@ -36,7 +39,7 @@ inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, in
       } else if constexpr (kIntZeroPerLane<L>) {
         dots[h] = V::multiply(L::template zero<V>(unit), V::splat_int(-total));
       } else {
-        dots[h] = V::splat_int((kBias - kIntZero<L>) * total);
+        dots[h] = V::splat_int((kBias - kIntZero<L>)*total);
       }
 #pragma GCC unroll 4
       for (int j = 4 * h; j < 4 * h + 4; ++j) {
@@ -44,13 +47,16 @@ inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, in
       }
     }
     if constexpr (L::kHalves == 1) dots[0] = V::add(dots[0], dots[1]);
-    const auto x_scale = V::splat_float(a.scale);
+    auto product = V::multiply(V::to_floats(dots[0]), scales[0]);
+    if constexpr (L::kHalves == 2)
+      product = V::multiply_add(V::to_floats(dots[1]), scales[1], product);
+    sums[r] = V::multiply_add(product, V::splat_float(a.scale), sums[r]);
+    if constexpr (kIntMinimum<L>) {
 #pragma GCC unroll 2
-    for (int h = 0; h < L::kHalves; ++h) {
-      sums[r] = V::multiply_add(V::to_floats(dots[h]), V::multiply(scales[h], x_scale), sums[r]);
-      if constexpr (kIntMinimum<L>) {
+      for (int h = 0; h < L::kHalves; ++h) {
         const float scaled = L::kHalves == 2 ? a.scaled_sum[h] : a.scaled_total;
-        sums[r] = V::multiply_add(int_minimum<L, V>(unit, block, h), V::splat_float(scaled), sums[r]);
+        sums[r] =
+            V::multiply_add(int_minimum<L, V>(unit, block, h), V::splat_float(scaled), sums[r]);
       }
     }
   }
@@ -63,13 +69,15 @@ void gemv_rows(const GemvArgs& args) {
   for (int64_t p = 0; p < args.n_panels; ++p) {
     const uint8_t* unit = args.w.data + (args.first_panel + p) * args.w.panel_bytes;
     typename V::Floats sums[kRows];
-    for (int r = 0; r < kRows; ++r) sums[r] = V::zero_floats();
+    for (int r = 0; r < kRows; ++r)
+      sums[r] = V::zero_floats();
     for (int64_t done = 0; done < n_blocks; done += per_unit, unit += args.w.unit_bytes) {
       const int64_t end = n_blocks - done < per_unit ? n_blocks - done : per_unit;
       for (int64_t block = 0; block < end; ++block) {
         const uint8_t* ahead = unit + L::kHeader + block * (64 * L::kBits) + kPrefetchBytes;
 #pragma GCC unroll 8
-        for (int line = 0; line < L::kBits; ++line) __builtin_prefetch(ahead + 64 * line);
+        for (int line = 0; line < L::kBits; ++line)
+          __builtin_prefetch(ahead + 64 * line);
         gemv_block<V, L, kRows>(unit, block, x + done + block, args.x.stride, sums);
       }
     }
@@ -82,26 +90,33 @@ void gemv_rows(const GemvArgs& args) {
 template <class V, class L>
 void gemv_int8(const GemvArgs& args) noexcept {
   switch (args.x.m) {
-    case 1: return gemv_rows<V, L, 1>(args);
-    case 2: return gemv_rows<V, L, 2>(args);
-    case 3: return gemv_rows<V, L, 3>(args);
-    default: return gemv_rows<V, L, 4>(args);
+    case 1:
+      return gemv_rows<V, L, 1>(args);
+    case 2:
+      return gemv_rows<V, L, 2>(args);
+    case 3:
+      return gemv_rows<V, L, 3>(args);
+    default:
+      return gemv_rows<V, L, 4>(args);
   }
 }
 
-// ---- expand: codes to signed values, once per tile ---------------------------------------------------
+// ---- expand: codes to signed values, once per tile
+// ---------------------------------------------------
 
 template <class V, class L>
 void expand_int8(const ExpandArgs& args) noexcept {
   constexpr int kPanels = V::kTilePanels;
   const int64_t per_unit = unit_blocks<L>(args.w);
   for (int64_t b = 0; b < args.n_blocks; ++b) {
-    const int64_t unit_index = (args.first_block + b) / per_unit, block = (args.first_block + b) % per_unit;
+    const int64_t unit_index = (args.first_block + b) / per_unit,
+                  block = (args.first_block + b) % per_unit;
     for (int p = 0; p < kPanels; ++p) {
       uint8_t* values = args.out->values + (b * 8 * kPanels + p) * 64;
       const int64_t out_lane = (b * kPanels + p) * L::kHalves * kLanes;
       if (p >= args.n_panels) {
-        for (int j = 0; j < 8; ++j) V::store(values + j * kPanels * 64, V::splat(0));
+        for (int j = 0; j < 8; ++j)
+          V::store(values + j * kPanels * 64, V::splat(0));
         for (int h = 0; h < L::kHalves; ++h) {
           V::store_floats(args.out->scales + out_lane + kLanes * h, V::zero_floats());
           V::store_floats(args.out->minimums + out_lane + kLanes * h, V::zero_floats());
@@ -109,8 +124,8 @@ void expand_int8(const ExpandArgs& args) noexcept {
         }
         continue;
       }
-      const uint8_t* unit =
-          args.w.data + (args.first_panel + p) * args.w.panel_bytes + unit_index * args.w.unit_bytes;
+      const uint8_t* unit = args.w.data + (args.first_panel + p) * args.w.panel_bytes +
+                            unit_index * args.w.unit_bytes;
       typename V::Bytes codes[8], zero;
       unit_codes<L, V>(unit, block, codes);
       if constexpr (kIntZeroPerLane<L>) {
@@ -119,67 +134,89 @@ void expand_int8(const ExpandArgs& args) noexcept {
         zero = V::splat(kIntZero<L>);
       }
       typename V::Ints sums[2] = {V::zero_ints(), V::zero_ints()};
+#pragma GCC unroll 8
       for (int j = 0; j < 8; ++j) {
         const auto value = V::subtract(codes[j], zero);
         V::store(values + j * kPanels * 64, value);
         sums[j / 4] = V::template dot_values<L::kWide>(sums[j / 4], V::splat(128), value);
       }
       if constexpr (L::kHalves == 1) sums[0] = V::add(sums[0], sums[1]);
+#pragma GCC unroll 2
       for (int h = 0; h < L::kHalves; ++h) {
-        V::store_floats(args.out->scales + out_lane + kLanes * h, L::template scale<V>(unit, block, h));
+        V::store_floats(args.out->scales + out_lane + kLanes * h,
+                        L::template scale<V>(unit, block, h));
         if constexpr (kIntMinimum<L>) {
-          V::store_floats(args.out->minimums + out_lane + kLanes * h, int_minimum<L, V>(unit, block, h));
+          V::store_floats(args.out->minimums + out_lane + kLanes * h,
+                          int_minimum<L, V>(unit, block, h));
         }
-        V::store_ints(args.out->start + out_lane + kLanes * h, V::subtract(V::zero_ints(), sums[h]));
+        V::store_ints(args.out->start + out_lane + kLanes * h,
+                      V::subtract(V::zero_ints(), sums[h]));
       }
     }
   }
 }
 
-// ---- tile: many rows against an expanded chunk -----------------------------------------------------
+// ---- tile: many rows against an expanded chunk
+// -----------------------------------------------------
+
+/// Rows whose integer sums fit the registers: half as many where each half of a block has its own.
+template <int kHalves>
+constexpr int kStep = kTileRows / kHalves;
 
 /// One block of columns for kRows rows: all sums of integers stay in registers.
 template <class V, int kHalves, bool kMinimum, bool kWide, int kRows>
 inline void tile_block(const ExpandedChunk& w, int64_t b, const ActBlock* x, float* sums) {
-  constexpr int kPanels = V::kTilePanels;
+  constexpr int kPanels = V::kTilePanels, kGroups = 8 / kHalves;
   const int64_t lane = b * kPanels * kHalves * kLanes;
+  typename V::Ints dots[kHalves][kRows][kPanels];
 #pragma GCC unroll 2
   for (int h = 0; h < kHalves; ++h) {
-    typename V::Ints dots[kRows][kPanels];
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) dots[r][p] = V::load_ints(w.start + lane + (p * kHalves + h) * kLanes);
+    for (int p = 0; p < kPanels; ++p) {
+      const auto start = V::load_ints(w.start + lane + (p * kHalves + h) * kLanes);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r)
+        dots[h][r][p] = start;
     }
-    constexpr int kGroups = 8 / kHalves;
     const uint8_t* values = w.values + (b * 8 + h * kGroups) * kPanels * 64;
 #pragma GCC unroll 8
     for (int j = 0; j < kGroups; ++j) {
       typename V::Bytes group[kPanels];
 #pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) group[p] = V::load(values + (j * kPanels + p) * 64);
+      for (int p = 0; p < kPanels; ++p)
+        group[p] = V::load(values + (j * kPanels + p) * 64);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const auto a = V::splat4(x[r].codes + 4 * (h * kGroups + j));
 #pragma GCC unroll 4
-        for (int p = 0; p < kPanels; ++p) dots[r][p] = V::template dot_values<kWide>(dots[r][p], a, group[p]);
+        for (int p = 0; p < kPanels; ++p) {
+          dots[h][r][p] = V::template dot_values<kWide>(dots[h][r][p], a, group[p]);
+        }
       }
     }
-    // The order per element is that of gemv_block.
+  }
+  // The order per element is that of gemv_block.
 #pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p) {
-      const auto scale = V::load_floats(w.scales + lane + (p * kHalves + h) * kLanes);
+  for (int p = 0; p < kPanels; ++p) {
+    const float* scales = w.scales + lane + p * kHalves * kLanes;
+    const float* minimums = w.minimums + lane + p * kHalves * kLanes;
 #pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
-        float* out = sums + (r * kPanels + p) * kLanes;
-        const auto product = V::multiply(scale, V::splat_float(x[r].scale));
-        auto sum = V::multiply_add(V::to_floats(dots[r][p]), product, V::load_floats(out));
-        if constexpr (kMinimum) {
-          const auto minimum = V::load_floats(w.minimums + lane + (p * kHalves + h) * kLanes);
-          sum = V::multiply_add(minimum, V::splat_float(kHalves == 2 ? x[r].scaled_sum[h] : x[r].scaled_total), sum);
-        }
-        V::store_floats(out, sum);
+    for (int r = 0; r < kRows; ++r) {
+      float* out = sums + (r * kPanels + p) * kLanes;
+      auto product = V::multiply(V::to_floats(dots[0][r][p]), V::load_floats(scales));
+      if constexpr (kHalves == 2) {
+        product =
+            V::multiply_add(V::to_floats(dots[1][r][p]), V::load_floats(scales + kLanes), product);
       }
+      auto sum = V::multiply_add(product, V::splat_float(x[r].scale), V::load_floats(out));
+      if constexpr (kMinimum && kHalves == 1) {
+        sum = V::multiply_add(V::load_floats(minimums), V::splat_float(x[r].scaled_total), sum);
+      } else if constexpr (kMinimum) {
+        sum = V::multiply_add(V::load_floats(minimums), V::splat_float(x[r].scaled_sum[0]), sum);
+        sum = V::multiply_add(V::load_floats(minimums + kLanes), V::splat_float(x[r].scaled_sum[1]),
+                              sum);
+      }
+      V::store_floats(out, sum);
     }
   }
 }
@@ -194,24 +231,31 @@ void tile_rows(const TileArgs& args, const ActBlock* x, float* sums) {
 
 template <class V, int kHalves, bool kMinimum, bool kWide>
 void tile_int8(const TileArgs& args) noexcept {
-  constexpr int64_t kSums = V::kTilePanels * kLanes;  // of one row
-  const auto* x = static_cast<const ActBlock*>(args.x.rows) + args.first_column / kBlock * kTileRows;
-  int64_t row = 0;
-  for (; row + kTileRows <= args.x.m; row += kTileRows, x += args.x.stride) {
-    tile_rows<V, kHalves, kMinimum, kWide, kTileRows>(args, x, args.sums + row * kSums);
+  constexpr int64_t kRowSums = V::kTilePanels * kLanes;
+  const auto* group =
+      static_cast<const ActBlock*>(args.x.rows) + args.first_column / kBlock * kTileRows;
+  for (int64_t first = 0; first < args.x.m; first += kTileRows, group += args.x.stride) {
+    const int64_t rows = args.x.m - first < kTileRows ? args.x.m - first : kTileRows;
+    float* sums = args.sums + first * kRowSums;
+    int64_t r = 0;
+    const auto run = [&](auto tile, int64_t step) {
+      tile(args, group + r, sums + r * kRowSums);
+      r += step;
+    };
+    while (rows - r >= kStep<kHalves>)
+      run(tile_rows<V, kHalves, kMinimum, kWide, kStep<kHalves>>, kStep<kHalves>);
+    if (kHalves == 1 && rows - r >= 4) run(tile_rows<V, kHalves, kMinimum, kWide, 4 / kHalves>, 4);
+    if (rows - r >= 2) run(tile_rows<V, kHalves, kMinimum, kWide, 2>, 2);
+    if (rows - r >= 1) run(tile_rows<V, kHalves, kMinimum, kWide, 1>, 1);
   }
-  const int64_t rest = args.x.m - row;
-  float* sums = args.sums + row * kSums;
-  if (rest >= 4) tile_rows<V, kHalves, kMinimum, kWide, 4>(args, x, sums), x += 4, sums += 4 * kSums;
-  if (rest % 4 >= 2) tile_rows<V, kHalves, kMinimum, kWide, 2>(args, x, sums), x += 2, sums += 2 * kSums;
-  if (rest % 2 != 0) tile_rows<V, kHalves, kMinimum, kWide, 1>(args, x, sums);
 }
 
-// ---- decode: values in f32 ---------------------------------------------------------------------------
+// ---- decode: values in f32
+// ---------------------------------------------------------------------------
 
 template <class V, class L, int kByte>
-inline void decode_column(const typename V::Bytes& codes, const typename V::Ints& zero, const uint8_t* unit,
-                          int64_t block, int half, float* out) {
+inline void decode_column(const typename V::Bytes& codes, const typename V::Ints& zero,
+                          const uint8_t* unit, int64_t block, int half, float* out) {
   const auto code = V::subtract(V::template byte_of_lane<kByte>(codes), zero);
   auto value = V::multiply(L::template scale<V>(unit, block, half), V::to_floats(code));
   if constexpr (L::kMinimum) value = V::add(value, L::template minimum<V>(unit, block, half));
@@ -229,6 +273,7 @@ inline void decode_block(const uint8_t* unit, int64_t block, float* out, int64_t
   } else {
     zero = V::splat_int(L::kZero);
   }
+#pragma GCC unroll 8
   for (int j = 0; j < 8; ++j) {
     const int half = L::kHalves == 2 ? j / 4 : 0;
     float* column = out + 4 * j * stride;
@@ -261,7 +306,8 @@ void expand_f32(const ExpandArgs& args) noexcept {
     for (int p = 0; p < kPanels; ++p) {
       float* columns = out + (b * kBlock * kPanels + p) * kLanes;
       if (p >= args.n_panels) {
-        for (int c = 0; c < kBlock; ++c) V::store_floats(columns + c * kPanels * kLanes, V::zero_floats());
+        for (int c = 0; c < kBlock; ++c)
+          V::store_floats(columns + c * kPanels * kLanes, V::zero_floats());
         continue;
       }
       const uint8_t* panel = args.w.data + (args.first_panel + p) * args.w.panel_bytes;
@@ -271,7 +317,8 @@ void expand_f32(const ExpandArgs& args) noexcept {
   }
 }
 
-// ---- rounding activations ----------------------------------------------------------------------------
+// ---- rounding activations
+// ----------------------------------------------------------------------------
 
 template <class V>
 void quantize_row(const QuantizeArgs& args) noexcept {
@@ -280,15 +327,16 @@ void quantize_row(const QuantizeArgs& args) noexcept {
     const float* x = args.x + begin;
     float padded[kBlock];
     if (args.k - begin < kBlock) {
-      for (int i = 0; i < kBlock; ++i) padded[i] = begin + i < args.k ? x[i] : 0.0F;
+      for (int i = 0; i < kBlock; ++i)
+        padded[i] = begin + i < args.k ? x[i] : 0.0F;
       x = padded;
     }
     const auto low = V::load_floats(x), high = V::load_floats(x + kLanes);
     const int32_t bits = V::largest_bits(low, high);
     float largest;
     __builtin_memcpy(&largest, &bits, 4);
-    // Below 2^-100 the reciprocal would leave the range of f32: such a block counts as zero. A value
-    // that is not finite must not vanish: it makes the scale NaN.
+    // Below 2^-100 the reciprocal would leave the range of f32: such a block counts as zero. A
+    // value that is not finite must not vanish: it makes the scale NaN.
     const bool finite = bits < 0x7F800000, tiny = !(largest >= 0x1p-100F);
     const float inverse = finite && !tiny ? 127.0F / largest : 0.0F;
     out.scale = !finite ? __builtin_nanf("") : tiny ? 0.0F : largest / 127.0F;

@@ -1,11 +1,13 @@
-// The layouts of quantised weights: how a panel of 16 output rows lies in memory, and what it means.
+// The layouts of quantised weights: how a panel of 16 output rows lies in memory, and what it
+// means.
 //
 // Level 3 (kernels). Templates over the vector type of simd_*.h, internal linkage.
 //
 // A panel is a row of units; a unit is a header (scales of its blocks, one value per lane) and then
-// 64 * bits bytes of codes for each block of 32 columns. A vector of 64 bytes holds four consecutive
-// columns for each of 16 lanes: column 4j + i of a block is byte i of every lane in "group" j, so
-// that broadcasting four activations feeds one integer dot product. Codes are cut into planes:
+// 64 * bits bytes of codes for each block of 32 columns. A vector of 64 bytes holds four
+// consecutive columns for each of 16 lanes: column 4j + i of a block is byte i of every lane in
+// "group" j, so that broadcasting four activations feeds one integer dot product. Codes are cut
+// into planes:
 //   4 bits: vector v has group v in the low nibbles and group v + 4 in the high ones
 //   2 bits: bits 2(j % 4).. of vector j / 4;  1 bit: bit j of one vector;  8 bits: vector j
 //   5 = 4 + 1, 6 = 4 + 2, 3 = 2 + 1 bits, lower plane first.
@@ -52,7 +54,8 @@ inline void load_codes(const uint8_t* p, typename V::Bytes (&codes)[8]) {
   using Bytes = typename V::Bytes;
   if constexpr (kBits == 8) {
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) codes[j] = V::load(p + 64 * j);
+    for (int j = 0; j < 8; ++j)
+      codes[j] = V::load(p + 64 * j);
   } else if constexpr (kBits >= 4) {
     const Bytes low = V::splat(15);
 #pragma GCC unroll 4
@@ -80,21 +83,23 @@ inline void load_codes(const uint8_t* p, typename V::Bytes (&codes)[8]) {
     for (int v = 0; v < 2; ++v) {
       const Bytes four = V::load(p + 256 + 64 * v);
       codes[4 * v] = V::bit_or(codes[4 * v], V::bit_and(V::template shift_left<4>(four), mask));
-      codes[4 * v + 1] = V::bit_or(codes[4 * v + 1], V::bit_and(V::template shift_left<2>(four), mask));
+      codes[4 * v + 1] =
+          V::bit_or(codes[4 * v + 1], V::bit_and(V::template shift_left<2>(four), mask));
       codes[4 * v + 2] = V::bit_or(codes[4 * v + 2], V::bit_and(four, mask));
-      codes[4 * v + 3] = V::bit_or(codes[4 * v + 3], V::bit_and(V::template shift_right<2>(four), mask));
+      codes[4 * v + 3] =
+          V::bit_or(codes[4 * v + 3], V::bit_and(V::template shift_right<2>(four), mask));
     }
   }
 }
 
 /// What most layouts share.
 struct LayoutBase {
-  static constexpr int kHalves = 1;           // scales per block of 32 columns
-  static constexpr int kZero = 0;             // subtracted from every code
-  static constexpr bool kZeroPerLane = false; // ... or zero(unit) is
-  static constexpr bool kMinimum = false;     // minimum() is added to every value
-  static constexpr bool kWide = false;        // |code - zero| or the code may exceed 63
-  static constexpr bool kTable = false;       // stored codes index `table`, which gives the code
+  static constexpr int kHalves = 1;            // scales per block of 32 columns
+  static constexpr int kZero = 0;              // subtracted from every code
+  static constexpr bool kZeroPerLane = false;  // ... or zero(unit) is
+  static constexpr bool kMinimum = false;      // minimum() is added to every value
+  static constexpr bool kWide = false;         // |code - zero| or the code may exceed 63
+  static constexpr bool kTable = false;        // stored codes index `table`, which gives the code
   static constexpr const uint8_t* table = nullptr;
 };
 
@@ -180,7 +185,8 @@ using LayoutQ5_K = SuperMin<5>;
 /// kQ6_K, kQ3_K: f32 d; s8 scale per 16 columns.  value = (d * scale) * (code - zero)
 template <int kCodeBits, int kCodeZero>
 struct SuperHalves : LayoutBase {
-  static constexpr int kBits = kCodeBits, kUnitBlocks = 8, kHeader = 320, kHalves = 2, kZero = kCodeZero;
+  static constexpr int kBits = kCodeBits, kUnitBlocks = 8, kHeader = 320, kHalves = 2,
+                       kZero = kCodeZero;
   template <class V>
   static typename V::Floats scale(const uint8_t* unit, int64_t block, int half) {
     return V::multiply(V::bits_to_floats(V::as_ints(V::load(unit))),
@@ -228,7 +234,8 @@ struct LayoutIq4Xs : LayoutBase {
 /// GPTQ and AWQ: a unit is one group; f16 scale, u16 zero.  value = scale * (code - zero)
 template <int kCodeBits>
 struct Group : LayoutBase {
-  static constexpr int kBits = kCodeBits, kUnitBlocks = 0, kHeader = 64;  // 0: PanelMatrix::unit_blocks
+  static constexpr int kBits = kCodeBits, kUnitBlocks = 0,
+                       kHeader = 64;  // 0: PanelMatrix::unit_blocks
   static constexpr bool kZeroPerLane = true, kWide = kCodeBits == 8;
   template <class V>
   static typename V::Floats scale(const uint8_t* unit, int64_t, int) {
@@ -263,7 +270,7 @@ constexpr bool kIntZeroPerLane = L::kZeroPerLane && !L::kWide;
 template <class L>
 constexpr bool kIntMinimum = L::kMinimum || (L::kZeroPerLane && L::kWide);
 template <class L>
-constexpr int kIntZero = L::kZeroPerLane && L::kWide ? 128 : L::kZero;
+constexpr int kIntZero = L::kZeroPerLane&& L::kWide ? 128 : L::kZero;
 
 template <class L, class V>
 inline typename V::Floats int_minimum(const uint8_t* unit, int64_t block, int half) {
@@ -282,7 +289,8 @@ inline void unit_codes(const uint8_t* unit, int64_t block, typename V::Bytes (&c
   if constexpr (L::kTable) {
     const auto table = V::repeat16(L::table);
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) codes[j] = V::lookup(table, codes[j]);
+    for (int j = 0; j < 8; ++j)
+      codes[j] = V::lookup(table, codes[j]);
   }
 }
 

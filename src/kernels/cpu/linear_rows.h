@@ -26,26 +26,57 @@ constexpr LinearKernel int8_row(LinearLayout layout, int level) {
 
 template <class V, class L>
 constexpr LinearKernel f32_row(LinearLayout layout, int level) {
-  return {layout,           ActivationForm::kF32, level, level, V::kTilePanels, nullptr, expand_f32<V, L>,
-          tile_float<V, false>, decode_quantised<V, L>, nullptr};
+  return {layout,
+          ActivationForm::kF32,
+          level,
+          level,
+          V::kTilePanels,
+          nullptr,
+          expand_f32<V, L>,
+          tile_float<V, false>,
+          decode_quantised<V, L>,
+          nullptr};
 }
 
 template <class V, class D>
 constexpr LinearKernel dense_row(LinearLayout layout, int level) {
-  return {layout, ActivationForm::kF32, level, level, V::kTilePanels, gemv_dense<V, D, false>,
-          expand_dense<V, D>, tile_float<V, false>, decode_dense<V, D>, nullptr};
+  return {layout,
+          ActivationForm::kF32,
+          level,
+          level,
+          V::kTilePanels,
+          gemv_dense<V, D, false>,
+          expand_dense<V, D>,
+          tile_float<V, false>,
+          decode_dense<V, D>,
+          nullptr};
 }
 
 template <class V>
 constexpr LinearKernel rows_row(int level) {
-  return {LinearLayout::kRows, ActivationForm::kF32, level, level, V::kTilePanels, nullptr, nullptr,
-          tile_float<V, false>, nullptr, nullptr};
+  return {LinearLayout::kRows,
+          ActivationForm::kF32,
+          level,
+          level,
+          V::kTilePanels,
+          nullptr,
+          nullptr,
+          tile_float<V, false>,
+          nullptr,
+          nullptr};
 }
 
 template <class V>
 constexpr LinearKernel bf16_row(int level) {
-  return {LinearLayout::kBf16, ActivationForm::kBf16, level, level, V::kTilePanels,
-          gemv_dense<V, DenseBf16, true>, expand_bf16<V>, tile_float<V, true>, decode_dense<V, DenseBf16>,
+  return {LinearLayout::kBf16,
+          ActivationForm::kBf16,
+          level,
+          level,
+          V::kTilePanels,
+          gemv_dense<V, DenseBf16, true>,
+          expand_bf16<V>,
+          tile_float<V, true>,
+          decode_dense<V, DenseBf16>,
           nullptr};
 }
 

@@ -15,30 +15,52 @@ namespace {
 template <bool kVnni>
 struct SimdAvx2 {
   // Lanes 0..7 are in `a`, lanes 8..15 in `b`.
-  struct Bytes { __m256i a, b; };
-  struct Ints { __m256i a, b; };
-  struct Floats { __m256 a, b; };
+  struct Bytes {
+    __m256i a, b;
+  };
+  struct Ints {
+    __m256i a, b;
+  };
+  struct Floats {
+    __m256 a, b;
+  };
 
-  static constexpr int kTilePanels = 1;  // with 6 rows: 12 sums, 2 weights, 1 activation in 16 registers
+  static constexpr int kTilePanels =
+      1;  // with 6 rows: 12 sums, 2 weights, 1 activation in 16 registers
   static constexpr bool kBf16Dot = false;
   static constexpr bool kSignedWide = !kVnni;
 
   static Bytes load(const uint8_t* p) { return {ints(p), ints(p + 32)}; }
-  static void store(uint8_t* p, Bytes x) { put(p, x.a); put(p + 32, x.b); }
+  static void store(uint8_t* p, Bytes x) {
+    put(p, x.a);
+    put(p + 32, x.b);
+  }
   static Bytes splat(uint8_t x) { return both<Bytes>(_mm256_set1_epi8(static_cast<char>(x))); }
   static Bytes splat4(const uint8_t* p) {
     int32_t word;
     __builtin_memcpy(&word, p, 4);
     return both<Bytes>(_mm256_set1_epi32(word));
   }
-  static Bytes repeat16(const uint8_t* p) { return both<Bytes>(_mm256_broadcastsi128_si256(half(p))); }
-  static Bytes bit_and(Bytes x, Bytes y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
-  static Bytes bit_or(Bytes x, Bytes y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
-  static Bytes subtract(Bytes x, Bytes y) { return {_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)}; }
+  static Bytes repeat16(const uint8_t* p) {
+    return both<Bytes>(_mm256_broadcastsi128_si256(half(p)));
+  }
+  static Bytes bit_and(Bytes x, Bytes y) {
+    return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)};
+  }
+  static Bytes bit_or(Bytes x, Bytes y) {
+    return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)};
+  }
+  static Bytes subtract(Bytes x, Bytes y) {
+    return {_mm256_sub_epi8(x.a, y.a), _mm256_sub_epi8(x.b, y.b)};
+  }
   template <int kBits>
-  static Bytes shift_right(Bytes x) { return {_mm256_srli_epi16(x.a, kBits), _mm256_srli_epi16(x.b, kBits)}; }
+  static Bytes shift_right(Bytes x) {
+    return {_mm256_srli_epi16(x.a, kBits), _mm256_srli_epi16(x.b, kBits)};
+  }
   template <int kBits>
-  static Bytes shift_left(Bytes x) { return {_mm256_slli_epi16(x.a, kBits), _mm256_slli_epi16(x.b, kBits)}; }
+  static Bytes shift_left(Bytes x) {
+    return {_mm256_slli_epi16(x.a, kBits), _mm256_slli_epi16(x.b, kBits)};
+  }
   static Bytes lookup(Bytes table, Bytes index) {
     return {_mm256_shuffle_epi8(table.a, index.a), _mm256_shuffle_epi8(table.b, index.b)};
   }
@@ -49,10 +71,19 @@ struct SimdAvx2 {
   static Ints zero_ints() { return both<Ints>(_mm256_setzero_si256()); }
   static Ints splat_int(int32_t x) { return both<Ints>(_mm256_set1_epi32(x)); }
   static Ints load_ints(const int32_t* p) { return {ints(p), ints(p + 8)}; }
-  static void store_ints(int32_t* p, Ints x) { put(p, x.a); put(p + 8, x.b); }
-  static Ints add(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
-  static Ints subtract(Ints x, Ints y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
-  static Ints multiply(Ints x, Ints y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
+  static void store_ints(int32_t* p, Ints x) {
+    put(p, x.a);
+    put(p + 8, x.b);
+  }
+  static Ints add(Ints x, Ints y) {
+    return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)};
+  }
+  static Ints subtract(Ints x, Ints y) {
+    return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)};
+  }
+  static Ints multiply(Ints x, Ints y) {
+    return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)};
+  }
   template <int kByte>
   static Ints byte_of_lane(Bytes x) {
     const __m256i mask = _mm256_set1_epi32(255);
@@ -76,28 +107,44 @@ struct SimdAvx2 {
   }
   template <bool kWide>
   static Ints dot_values(Ints sum, Bytes x, Bytes values) {
-    return {dot_values_half<kWide>(sum.a, x.a, values.a), dot_values_half<kWide>(sum.b, x.b, values.b)};
+    return {dot_values_half<kWide>(sum.a, x.a, values.a),
+            dot_values_half<kWide>(sum.b, x.b, values.b)};
   }
 
   static Floats zero_floats() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static Floats splat_float(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
   static Floats load_floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-  static void store_floats(float* p, Floats x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
-  static Floats add(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
-  static Floats subtract(Floats x, Floats y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
-  static Floats multiply(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+  static void store_floats(float* p, Floats x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+  }
+  static Floats add(Floats x, Floats y) {
+    return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};
+  }
+  static Floats subtract(Floats x, Floats y) {
+    return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)};
+  }
+  static Floats multiply(Floats x, Floats y) {
+    return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
+  }
   static Floats multiply_add(Floats x, Floats y, Floats z) {
     return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
   }
   static Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-  static Floats bits_to_floats(Ints x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
-  static Floats widen_f16(const uint8_t* p) { return {_mm256_cvtph_ps(half(p)), _mm256_cvtph_ps(half(p + 16))}; }
+  static Floats bits_to_floats(Ints x) {
+    return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)};
+  }
+  static Floats widen_f16(const uint8_t* p) {
+    return {_mm256_cvtph_ps(half(p)), _mm256_cvtph_ps(half(p + 16))};
+  }
   static Floats bf16_even(Bytes x) {
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16))};
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16))};
   }
   static Floats bf16_odd(Bytes x) {
     const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xFFFF0000U));
-    return {_mm256_castsi256_ps(_mm256_and_si256(x.a, mask)), _mm256_castsi256_ps(_mm256_and_si256(x.b, mask))};
+    return {_mm256_castsi256_ps(_mm256_and_si256(x.a, mask)),
+            _mm256_castsi256_ps(_mm256_and_si256(x.b, mask))};
   }
 
   static int32_t largest_bits(Floats x, Floats y) {
@@ -118,18 +165,24 @@ struct SimdAvx2 {
   }
   static void store_low_bytes(uint8_t* p, Ints x) {
     const __m256i low = _mm256_set1_epi32(255);
-    const __m256i words = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
+    const __m256i words =
+        _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
     const __m256i ordered = _mm256_permute4x64_epi64(words, 0xD8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(_mm256_castsi256_si128(ordered),
-                                                                    _mm256_extracti128_si256(ordered, 1)));
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(p),
+        _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
   }
 
  private:
   template <class T>
-  static T both(__m256i x) { return {x, x}; }
+  static T both(__m256i x) {
+    return {x, x};
+  }
   static __m256i ints(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void put(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
-  static __m128i half(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  static __m128i half(const uint8_t* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
   static __m256i magnitude(__m256 x) {
     return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7FFFFFFF));
   }

@@ -14,11 +14,18 @@ namespace {
 template <bool kVnni, bool kBf16>
 struct SimdAvx512 {
   // Distinct types over one register, so that overloads and mistakes are told apart.
-  struct Bytes { __m512i v; };
-  struct Ints { __m512i v; };
-  struct Floats { __m512 v; };
+  struct Bytes {
+    __m512i v;
+  };
+  struct Ints {
+    __m512i v;
+  };
+  struct Floats {
+    __m512 v;
+  };
 
-  static constexpr int kTilePanels = 4;  // with 6 rows: 24 sums, 4 weights, 1 activation in 32 registers
+  static constexpr int kTilePanels =
+      4;  // with 6 rows: 24 sums, 4 weights, 1 activation in 32 registers
   static constexpr bool kBf16Dot = kBf16;
   static constexpr bool kSignedWide = !kVnni;
 
@@ -37,9 +44,13 @@ struct SimdAvx512 {
   static Bytes bit_or(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
   static Bytes subtract(Bytes a, Bytes b) { return {_mm512_sub_epi8(a.v, b.v)}; }
   template <int kBits>
-  static Bytes shift_right(Bytes a) { return {_mm512_srli_epi16(a.v, kBits)}; }
+  static Bytes shift_right(Bytes a) {
+    return {_mm512_srli_epi16(a.v, kBits)};
+  }
   template <int kBits>
-  static Bytes shift_left(Bytes a) { return {_mm512_slli_epi16(a.v, kBits)}; }
+  static Bytes shift_left(Bytes a) {
+    return {_mm512_slli_epi16(a.v, kBits)};
+  }
   static Bytes lookup(Bytes table, Bytes index) { return {_mm512_shuffle_epi8(table.v, index.v)}; }
 
   static void forget(Bytes& a) { __asm__ volatile("" : "+v"(a.v)); }
@@ -91,7 +102,9 @@ struct SimdAvx512 {
   static Floats add(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
   static Floats subtract(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
   static Floats multiply(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
-  static Floats multiply_add(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static Floats multiply_add(Floats a, Floats b, Floats c) {
+    return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+  }
   static Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
   static Floats bits_to_floats(Ints a) { return {_mm512_castsi512_ps(a.v)}; }
   static Floats widen_f16(const uint8_t* p) {
@@ -99,7 +112,8 @@ struct SimdAvx512 {
   }
   static Floats bf16_even(Bytes a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))}; }
   static Floats bf16_odd(Bytes a) {
-    return {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32(static_cast<int>(0xFFFF0000U))))};
+    return {_mm512_castsi512_ps(
+        _mm512_and_si512(a.v, _mm512_set1_epi32(static_cast<int>(0xFFFF0000U))))};
   }
 #ifdef __AVX512BF16__
   /// sum + w[even] * x[even] + w[odd] * x[odd], as the instruction rounds.
@@ -110,19 +124,24 @@ struct SimdAvx512 {
 
   static int32_t largest_bits(Floats a, Floats b) {
     const __m512i mask = _mm512_set1_epi32(0x7FFFFFFF);
-    return _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a.v), mask),
-                                                    _mm512_and_si512(_mm512_castps_si512(b.v), mask)));
+    return _mm512_reduce_max_epi32(
+        _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a.v), mask),
+                         _mm512_and_si512(_mm512_castps_si512(b.v), mask)));
   }
   static Ints nearest(Floats a) {
     return {_mm512_cvt_roundps_epi32(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   }
-  static int32_t sum(Ints a) { return _mm512_reduce_add_epi32(a.v); }
+  static int32_t sum(Ints a) {
+    return _mm512_reduce_add_epi32(a.v);
+  }
   static void store_low_bytes(uint8_t* p, Ints a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
   }
 
  private:
-  static __m128i half(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  static __m128i half(const uint8_t* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
   static Ints add_pairs(Ints sum, __m512i pairs) {
     return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
   }

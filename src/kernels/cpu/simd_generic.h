@@ -12,59 +12,81 @@ namespace qw::kernels {
 namespace {
 
 struct SimdGeneric {
-  struct Bytes { uint8_t v[64]; };
-  struct Ints { int32_t v[16]; };
-  struct Floats { float v[16]; };
+  struct Bytes {
+    uint8_t v[64];
+  };
+  struct Ints {
+    int32_t v[16];
+  };
+  struct Floats {
+    float v[16];
+  };
 
   static constexpr int kTilePanels = 1;  // panels of a tile: as many as keep all sums in registers
   static constexpr bool kBf16Dot = false;
   static constexpr bool kSignedWide = false;  // see dot_codes, dot_values
 
   // ---- 64 bytes ----
-  static Bytes load(const uint8_t* p) { Bytes r; memcpy(r.v, p, 64); return r; }
+  static Bytes load(const uint8_t* p) {
+    Bytes r;
+    memcpy(r.v, p, 64);
+    return r;
+  }
   static void store(uint8_t* p, const Bytes& a) { memcpy(p, a.v, 64); }
-  static Bytes splat(uint8_t x) { Bytes r; memset(r.v, x, 64); return r; }
+  static Bytes splat(uint8_t x) {
+    Bytes r;
+    memset(r.v, x, 64);
+    return r;
+  }
   static Bytes splat4(const uint8_t* p) {  // four bytes to every lane
     Bytes r;
-    for (int i = 0; i < 16; ++i) memcpy(r.v + 4 * i, p, 4);
+    for (int i = 0; i < 16; ++i)
+      memcpy(r.v + 4 * i, p, 4);
     return r;
   }
   static Bytes repeat16(const uint8_t* p) {  // a table for lookup
     Bytes r;
-    for (int i = 0; i < 4; ++i) memcpy(r.v + 16 * i, p, 16);
+    for (int i = 0; i < 4; ++i)
+      memcpy(r.v + 16 * i, p, 16);
     return r;
   }
   static Bytes bit_and(const Bytes& a, const Bytes& b) {
     Bytes r;
-    for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>(a.v[i] & b.v[i]);
+    for (int i = 0; i < 64; ++i)
+      r.v[i] = static_cast<uint8_t>(a.v[i] & b.v[i]);
     return r;
   }
   static Bytes bit_or(const Bytes& a, const Bytes& b) {
     Bytes r;
-    for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>(a.v[i] | b.v[i]);
+    for (int i = 0; i < 64; ++i)
+      r.v[i] = static_cast<uint8_t>(a.v[i] | b.v[i]);
     return r;
   }
   static Bytes subtract(const Bytes& a, const Bytes& b) {
     Bytes r;
-    for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>(a.v[i] - b.v[i]);
+    for (int i = 0; i < 64; ++i)
+      r.v[i] = static_cast<uint8_t>(a.v[i] - b.v[i]);
     return r;
   }
   /// Shifts whose bits from the neighbouring byte the caller masks away.
   template <int kBits>
   static Bytes shift_right(const Bytes& a) {
     Bytes r;
-    for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>(a.v[i] >> kBits);
+    for (int i = 0; i < 64; ++i)
+      r.v[i] = static_cast<uint8_t>(a.v[i] >> kBits);
     return r;
   }
   template <int kBits>
   static Bytes shift_left(const Bytes& a) {
     Bytes r;
-    for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>(a.v[i] << kBits);
+    for (int i = 0; i < 64; ++i)
+      r.v[i] = static_cast<uint8_t>(a.v[i] << kBits);
     return r;
   }
   static Bytes lookup(const Bytes& table, const Bytes& index) {  // index < 16
     Bytes r;
-    for (int i = 0; i < 64; ++i) r.v[i] = table.v[index.v[i] & 15];
+    for (int i = 0; i < 64; ++i)
+      r.v[i] = table.v[index.v[i] & 15];
     return r;
   }
 
@@ -76,61 +98,83 @@ struct SimdGeneric {
   static Ints zero_ints() { return Ints{}; }
   static Ints splat_int(int32_t x) {
     Ints r;
-    for (int i = 0; i < 16; ++i) r.v[i] = x;
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = x;
     return r;
   }
-  static Ints load_ints(const int32_t* p) { Ints r; memcpy(r.v, p, 64); return r; }
+  static Ints load_ints(const int32_t* p) {
+    Ints r;
+    memcpy(r.v, p, 64);
+    return r;
+  }
   static void store_ints(int32_t* p, const Ints& a) { memcpy(p, a.v, 64); }
   static Ints add(const Ints& a, const Ints& b) {
     Ints r;
-    for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] + b.v[i];
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = a.v[i] + b.v[i];
     return r;
   }
   static Ints subtract(const Ints& a, const Ints& b) {
     Ints r;
-    for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] - b.v[i];
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = a.v[i] - b.v[i];
     return r;
   }
   static Ints multiply(const Ints& a, const Ints& b) {
     Ints r;
-    for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] * b.v[i];
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = a.v[i] * b.v[i];
     return r;
   }
   template <int kByte>
   static Ints byte_of_lane(const Bytes& a) {  // byte kByte of each lane, unsigned
     Ints r;
-    for (int i = 0; i < 16; ++i) r.v[i] = a.v[4 * i + kByte];
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = a.v[4 * i + kByte];
     return r;
   }
-  static Bytes as_bytes(const Ints& a) { Bytes r; memcpy(r.v, a.v, 64); return r; }
-  static Ints as_ints(const Bytes& a) { Ints r; memcpy(r.v, a.v, 64); return r; }
+  static Bytes as_bytes(const Ints& a) {
+    Bytes r;
+    memcpy(r.v, a.v, 64);
+    return r;
+  }
+  static Ints as_ints(const Bytes& a) {
+    Ints r;
+    memcpy(r.v, a.v, 64);
+    return r;
+  }
   static Ints widen_u8(const uint8_t* p) {
     Ints r;
-    for (int i = 0; i < 16; ++i) r.v[i] = p[i];
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = p[i];
     return r;
   }
   static Ints widen_s8(const uint8_t* p) {
     Ints r;
-    for (int i = 0; i < 16; ++i) r.v[i] = static_cast<int8_t>(p[i]);
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = static_cast<int8_t>(p[i]);
     return r;
   }
   static Ints widen_u16(const uint8_t* p) {
     Ints r;
-    for (int i = 0; i < 16; ++i) r.v[i] = p[2 * i] | p[2 * i + 1] << 8;
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = p[2 * i] | p[2 * i + 1] << 8;
     return r;
   }
   /// Sums of four products per lane, exact: codes are unsigned, at most 63 unless kWide.
   /// With kWide and kSignedWide, codes count as code - 128.
   template <bool kWide>
   static Ints dot_codes(Ints sum, const Bytes& codes, const Bytes& x) {
-    for (int i = 0; i < 64; ++i) sum.v[i / 4] += codes.v[i] * static_cast<int8_t>(x.v[i]);
+    for (int i = 0; i < 64; ++i)
+      sum.v[i / 4] += codes.v[i] * static_cast<int8_t>(x.v[i]);
     return sum;
   }
   /// As above with signed values, at most 63 in magnitude unless kWide, and unsigned x.
   /// With kWide and kSignedWide, x counts as x - 128.
   template <bool kWide>
   static Ints dot_values(Ints sum, const Bytes& x, const Bytes& values) {
-    for (int i = 0; i < 64; ++i) sum.v[i / 4] += x.v[i] * static_cast<int8_t>(values.v[i]);
+    for (int i = 0; i < 64; ++i)
+      sum.v[i / 4] += x.v[i] * static_cast<int8_t>(values.v[i]);
     return sum;
   }
 
@@ -138,38 +182,52 @@ struct SimdGeneric {
   static Floats zero_floats() { return Floats{}; }
   static Floats splat_float(float x) {
     Floats r;
-    for (int i = 0; i < 16; ++i) r.v[i] = x;
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = x;
     return r;
   }
-  static Floats load_floats(const float* p) { Floats r; memcpy(r.v, p, 64); return r; }
+  static Floats load_floats(const float* p) {
+    Floats r;
+    memcpy(r.v, p, 64);
+    return r;
+  }
   static void store_floats(float* p, const Floats& a) { memcpy(p, a.v, 64); }
   static Floats add(const Floats& a, const Floats& b) {
     Floats r;
-    for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] + b.v[i];
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = a.v[i] + b.v[i];
     return r;
   }
   static Floats subtract(const Floats& a, const Floats& b) {
     Floats r;
-    for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] - b.v[i];
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = a.v[i] - b.v[i];
     return r;
   }
   static Floats multiply(const Floats& a, const Floats& b) {
     Floats r;
-    for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] * b.v[i];
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = a.v[i] * b.v[i];
     return r;
   }
   /// a * b + c: two roundings here, one where the CPU fuses.
   static Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) {
     Floats r;
-    for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] * b.v[i] + c.v[i];
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = a.v[i] * b.v[i] + c.v[i];
     return r;
   }
   static Floats to_floats(const Ints& a) {
     Floats r;
-    for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(a.v[i]);
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = static_cast<float>(a.v[i]);
     return r;
   }
-  static Floats bits_to_floats(const Ints& a) { Floats r; memcpy(r.v, a.v, 64); return r; }
+  static Floats bits_to_floats(const Ints& a) {
+    Floats r;
+    memcpy(r.v, a.v, 64);
+    return r;
+  }
   static Floats widen_f16(const uint8_t* p) {
     Floats r;
     for (int i = 0; i < 16; ++i) {
@@ -180,8 +238,10 @@ struct SimdGeneric {
       float magnitude = static_cast<float>(mantissa) * 0x1p-24F;  // zero and subnormals
       uint32_t word;
       memcpy(&word, &magnitude, 4);
-      if (exponent == 31) word = 0x7F800000U | mantissa << 13 | (mantissa != 0 ? 0x400000U : 0U);
-      else if (exponent != 0) word = (exponent + 112) << 23 | mantissa << 13;
+      if (exponent == 31)
+        word = 0x7F800000U | mantissa << 13 | (mantissa != 0 ? 0x400000U : 0U);
+      else if (exponent != 0)
+        word = (exponent + 112) << 23 | mantissa << 13;
       word |= sign;
       memcpy(&r.v[i], &word, 4);
     }
@@ -190,12 +250,14 @@ struct SimdGeneric {
   /// Even and odd elements of bf16 pairs.
   static Floats bf16_even(const Bytes& a) {
     Ints w = as_ints(a);
-    for (int i = 0; i < 16; ++i) w.v[i] = static_cast<int32_t>(static_cast<uint32_t>(w.v[i]) << 16);
+    for (int i = 0; i < 16; ++i)
+      w.v[i] = static_cast<int32_t>(static_cast<uint32_t>(w.v[i]) << 16);
     return bits_to_floats(w);
   }
   static Floats bf16_odd(const Bytes& a) {
     Ints w = as_ints(a);
-    for (int i = 0; i < 16; ++i) w.v[i] = static_cast<int32_t>(static_cast<uint32_t>(w.v[i]) & 0xFFFF0000U);
+    for (int i = 0; i < 16; ++i)
+      w.v[i] = static_cast<int32_t>(static_cast<uint32_t>(w.v[i]) & 0xFFFF0000U);
     return bits_to_floats(w);
   }
 
@@ -222,11 +284,13 @@ struct SimdGeneric {
   }
   static int32_t sum(const Ints& a) {
     int32_t r = 0;
-    for (int i = 0; i < 16; ++i) r += a.v[i];
+    for (int i = 0; i < 16; ++i)
+      r += a.v[i];
     return r;
   }
   static void store_low_bytes(uint8_t* p, const Ints& a) {
-    for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(a.v[i]);
+    for (int i = 0; i < 16; ++i)
+      p[i] = static_cast<uint8_t>(a.v[i]);
   }
 };
 

@@ -6,6 +6,8 @@
 
 namespace qw::kernels::avx2 {
 
-LimitProbes limit_probes() noexcept { return probes_of<SimdAvx2<false>>(); }
+LimitProbes limit_probes() noexcept {
+  return probes_of<SimdAvx2<false>>();
+}
 
 }  // namespace qw::kernels::avx2

@@ -6,6 +6,8 @@
 
 namespace qw::kernels::avx2 {
 
-LinearKernelTable linear_float_kernels() noexcept { return table_of(FloatRows<SimdAvx2<false>, 1>::rows); }
+LinearKernelTable linear_float_kernels() noexcept {
+  return table_of(FloatRows<SimdAvx2<false>, 1>::rows);
+}
 
 }  // namespace qw::kernels::avx2

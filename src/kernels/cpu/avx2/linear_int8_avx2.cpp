@@ -6,6 +6,8 @@
 
 namespace qw::kernels::avx2 {
 
-LinearKernelTable linear_int8_kernels() noexcept { return table_of(Int8Rows<SimdAvx2<false>, 1>::rows); }
+LinearKernelTable linear_int8_kernels() noexcept {
+  return table_of(Int8Rows<SimdAvx2<false>, 1>::rows);
+}
 
 }  // namespace qw::kernels::avx2

@@ -6,6 +6,8 @@
 
 namespace qw::kernels::avx512 {
 
-LimitProbes limit_probes() noexcept { return probes_of<SimdAvx512<false, false>>(); }
+LimitProbes limit_probes() noexcept {
+  return probes_of<SimdAvx512<false, false>>();
+}
 
 }  // namespace qw::kernels::avx512

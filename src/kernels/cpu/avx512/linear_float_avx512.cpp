@@ -6,6 +6,8 @@
 
 namespace qw::kernels::avx512 {
 
-LinearKernelTable linear_float_kernels() noexcept { return table_of(FloatRows<SimdAvx512<false, false>, 3>::rows); }
+LinearKernelTable linear_float_kernels() noexcept {
+  return table_of(FloatRows<SimdAvx512<false, false>, 3>::rows);
+}
 
 }  // namespace qw::kernels::avx512

@@ -6,6 +6,8 @@
 
 namespace qw::kernels::avx512 {
 
-LinearKernelTable linear_int8_kernels() noexcept { return table_of(Int8Rows<SimdAvx512<false, false>, 3>::rows); }
+LinearKernelTable linear_int8_kernels() noexcept {
+  return table_of(Int8Rows<SimdAvx512<false, false>, 3>::rows);
+}
 
 }  // namespace qw::kernels::avx512

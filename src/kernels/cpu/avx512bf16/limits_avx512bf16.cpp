@@ -6,6 +6,8 @@
 
 namespace qw::kernels::avx512bf16 {
 
-LimitProbes limit_probes() noexcept { return probes_of<SimdAvx512<true, true>>(); }
+LimitProbes limit_probes() noexcept {
+  return probes_of<SimdAvx512<true, true>>();
+}
 
 }  // namespace qw::kernels::avx512bf16

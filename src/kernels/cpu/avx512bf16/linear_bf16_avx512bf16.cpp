@@ -10,6 +10,8 @@ namespace {
 constexpr LinearKernel kRows[] = {bf16_row<SimdAvx512<true, true>>(5)};
 }
 
-LinearKernelTable linear_bf16_kernels() noexcept { return table_of(kRows); }
+LinearKernelTable linear_bf16_kernels() noexcept {
+  return table_of(kRows);
+}
 
 }  // namespace qw::kernels::avx512bf16

@@ -6,6 +6,8 @@
 
 namespace qw::kernels::avx512vnni {
 
-LimitProbes limit_probes() noexcept { return probes_of<SimdAvx512<true, false>>(); }
+LimitProbes limit_probes() noexcept {
+  return probes_of<SimdAvx512<true, false>>();
+}
 
 }  // namespace qw::kernels::avx512vnni

@@ -6,6 +6,8 @@
 
 namespace qw::kernels::avx512vnni {
 
-LinearKernelTable linear_int8_kernels() noexcept { return table_of(Int8Rows<SimdAvx512<true, false>, 4>::rows); }
+LinearKernelTable linear_int8_kernels() noexcept {
+  return table_of(Int8Rows<SimdAvx512<true, false>, 4>::rows);
+}
 
 }  // namespace qw::kernels::avx512vnni

@@ -6,6 +6,8 @@
 
 namespace qw::kernels::avxvnni {
 
-LimitProbes limit_probes() noexcept { return probes_of<SimdAvx2<true>>(); }
+LimitProbes limit_probes() noexcept {
+  return probes_of<SimdAvx2<true>>();
+}
 
 }  // namespace qw::kernels::avxvnni

@@ -6,6 +6,8 @@
 
 namespace qw::kernels::avxvnni {
 
-LinearKernelTable linear_int8_kernels() noexcept { return table_of(Int8Rows<SimdAvx2<true>, 2>::rows); }
+LinearKernelTable linear_int8_kernels() noexcept {
+  return table_of(Int8Rows<SimdAvx2<true>, 2>::rows);
+}
 
 }  // namespace qw::kernels::avxvnni

@@ -6,6 +6,8 @@
 
 namespace qw::kernels::generic {
 
-LimitProbes limit_probes() noexcept { return probes_of<SimdGeneric>(); }
+LimitProbes limit_probes() noexcept {
+  return probes_of<SimdGeneric>();
+}
 
 }  // namespace qw::kernels::generic

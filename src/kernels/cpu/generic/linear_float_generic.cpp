@@ -6,6 +6,8 @@
 
 namespace qw::kernels::generic {
 
-LinearKernelTable linear_float_kernels() noexcept { return table_of(FloatRows<SimdGeneric, 0>::rows); }
+LinearKernelTable linear_float_kernels() noexcept {
+  return table_of(FloatRows<SimdGeneric, 0>::rows);
+}
 
 }  // namespace qw::kernels::generic

@@ -6,6 +6,8 @@
 
 namespace qw::kernels::generic {
 
-LinearKernelTable linear_int8_kernels() noexcept { return table_of(Int8Rows<SimdGeneric, 0>::rows); }
+LinearKernelTable linear_int8_kernels() noexcept {
+  return table_of(Int8Rows<SimdGeneric, 0>::rows);
+}
 
 }  // namespace qw::kernels::generic
