@@ -31,21 +31,12 @@ struct LanguageModel::Impl {
 
 namespace {
 
-ActivationMode parse_activations(const std::string& text) {
-  if (text == "auto") return ActivationMode::kAuto;
-  if (text == "int8") return ActivationMode::kInt8;
-  if (text == "bf16") return ActivationMode::kBf16;
-  if (text == "f32") return ActivationMode::kF32;
-  fail(ErrorKind::kInvalidArgument, "api",
-       "activations: expected auto, int8, bf16 or f32, got '{}'", printable(text));
-}
-
 OpenOptions open_options(const LoadSettings& settings) {
   OpenOptions open;
   open.device = settings.device;
   open.backend.n_threads = settings.threads;
   open.backend.isa = settings.isa;
-  open.backend.activations = parse_activations(settings.activations);
+  open.backend.activations = activation_mode_from_name(settings.activations);
   open.engine.kv_type = settings.kv_type;
   open.engine.ctx = settings.context;
   for (const auto& [path, scale] : settings.adapters)

@@ -11,15 +11,6 @@ namespace qw::app {
 
 namespace {
 
-ActivationMode parse_activations(const std::string& text) {
-  if (text == "auto") return ActivationMode::kAuto;
-  if (text == "int8") return ActivationMode::kInt8;
-  if (text == "bf16") return ActivationMode::kBf16;
-  if (text == "f32") return ActivationMode::kF32;
-  fail(ErrorKind::kInvalidArgument, "command line",
-       "--activations: expected auto, int8, bf16 or f32, got '{}'", printable(text));
-}
-
 // PATH[:scale]; a colon that is part of an existing path, or is not followed by a number, stays.
 AdapterSpec parse_adapter(const std::string& text) {
   const size_t colon = text.rfind(':');
@@ -55,7 +46,7 @@ OpenOptions open_options(const CommonOptions& options) {
   open.device = options.device;
   open.backend.n_threads = options.threads;
   open.backend.isa = options.isa;
-  open.backend.activations = parse_activations(options.activations);
+  open.backend.activations = activation_mode_from_name(options.activations);
   open.backend.deterministic = options.deterministic;
   open.engine.ctx = options.ctx;
   open.engine.kv_type = options.kv_type;

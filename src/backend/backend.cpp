@@ -27,6 +27,15 @@ Rows scratch(Backend& backend, std::unique_ptr<RowsBuffer>& buffer, int64_t rows
 
 }  // namespace
 
+ActivationMode activation_mode_from_name(std::string_view name) {
+  if (name == "auto") return ActivationMode::kAuto;
+  if (name == "int8") return ActivationMode::kInt8;
+  if (name == "bf16") return ActivationMode::kBf16;
+  if (name == "f32") return ActivationMode::kF32;
+  fail(ErrorKind::kInvalidArgument, "backend",
+       "activations: expected auto, int8, bf16 or f32, got '{}'", printable(name));
+}
+
 std::unique_ptr<LinearWeight> Backend::pack_tied(const LinearSource& source,
                                                  const EmbeddingWeight& /*table*/) {
   return pack_linear({&source, 1});

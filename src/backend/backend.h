@@ -27,12 +27,13 @@ namespace qw {
 struct Rows {
   void* data = nullptr;
   int64_t rows = 0, cols = 0;
-  int64_t stride = 0;     // elements between rows
+  int64_t stride = 0;  // elements between rows
   int elem_bytes = 0;
 
   Rows first(int64_t n) const { return {data, n, cols, stride, elem_bytes}; }
   Rows slice_rows(int64_t begin, int64_t n) const {
-    return {static_cast<std::byte*>(data) + begin * stride * elem_bytes, n, cols, stride, elem_bytes};
+    return {static_cast<std::byte*>(data) + begin * stride * elem_bytes, n, cols, stride,
+            elem_bytes};
   }
   Rows slice_cols(int64_t begin, int64_t n) const {
     return {static_cast<std::byte*>(data) + begin * elem_bytes, rows, n, stride, elem_bytes};
@@ -98,13 +99,13 @@ struct Epilogue {
 };
 
 struct MoeWeights {
-  Linear router;                     // [n_experts, hidden]
-  std::vector<Linear> gate_up;       // per expert [2 * inter, hidden]: gate rows, then up rows
-  std::vector<Linear> down;          // per expert [hidden, inter]
+  Linear router;                       // [n_experts, hidden]
+  std::vector<Linear> gate_up;         // per expert [2 * inter, hidden]: gate rows, then up rows
+  std::vector<Linear> down;            // per expert [hidden, inter]
   Linear shared_gate_up, shared_down;  // weight null: no shared expert
-  Linear shared_gate;                // [1, hidden]; y += sigmoid(x . w) * shared(x)
+  Linear shared_gate;                  // [1, hidden]; y += sigmoid(x . w) * shared(x)
   int top_k = 0;
-  bool norm_topk_prob = false;       // divide the kept weights by their sum
+  bool norm_topk_prob = false;  // divide the kept weights by their sum
 };
 
 struct KvSpec {
@@ -136,12 +137,16 @@ struct NumericFault {
   std::string what;  // "input of rms norm", "attention scores", ...
 };
 
-/// How linear layers round their input. kAuto: the fastest that stays inside the documented accuracy.
+/// How linear layers round their input. kAuto: the fastest that stays inside the documented
+/// accuracy.
 enum class ActivationMode { kAuto, kInt8, kBf16, kF32 };
 
+/// "auto", "int8", "bf16", "f32". Errors: invalid_argument.
+ActivationMode activation_mode_from_name(std::string_view name);
+
 struct BackendOptions {
-  int n_threads = 0;     // 0: physical cores
-  std::string isa;       // "": the best this CPU has (or QIANWEN_ISA); else a cap
+  int n_threads = 0;  // 0: physical cores
+  std::string isa;    // "": the best this CPU has (or QIANWEN_ISA); else a cap
   ActivationMode activations = ActivationMode::kAuto;
   bool deterministic = false;  // refuse kernels that break the numeric contract
 };
@@ -159,9 +164,12 @@ class Backend {
   virtual std::unique_ptr<LinearWeight> pack_linear(std::span<const LinearSource> parts) = 0;
   virtual std::unique_ptr<EmbeddingWeight> pack_embedding(const LinearSource& source) = 0;
   /// A linear weight that shares the table's memory where the backend can (tied embeddings).
-  virtual std::unique_ptr<LinearWeight> pack_tied(const LinearSource& source, const EmbeddingWeight& table);
+  virtual std::unique_ptr<LinearWeight> pack_tied(const LinearSource& source,
+                                                  const EmbeddingWeight& table);
   /// Bytes that `source` will take once packed, for the memory plan. Default: as published.
-  virtual int64_t packed_bytes(const LinearSource& source) const { return source.published_bytes(); }
+  virtual int64_t packed_bytes(const LinearSource& source) const {
+    return source.published_bytes();
+  }
   virtual std::unique_ptr<DeviceVector> upload(std::span<const float> values) = 0;
   virtual std::unique_ptr<KvCache> make_kv(const KvSpec& spec) = 0;
   virtual int kv_page_tokens() const = 0;
@@ -173,29 +181,35 @@ class Backend {
   // ---- one step -----------------------------------------------------------------------------
   /// Starts a step. rope_cos, rope_sin: [T, head_dim / 2] on the host, attention factor included.
   /// All must stay alive until the next begin_step.
-  virtual void begin_step(const BatchPlan& plan, std::span<const float> rope_cos, std::span<const float> rope_sin) = 0;
+  virtual void begin_step(const BatchPlan& plan, std::span<const float> rope_cos,
+                          std::span<const float> rope_sin) = 0;
   /// x[t] = table[tokens[t]] for t in [begin, end): rows of the plan, and of x.
   virtual void embed(const EmbeddingWeight& table, int64_t begin, int64_t end, const Rows& x) = 0;
   /// x += y (unless y.data is null); h = x / sqrt(mean(x^2) + eps) * w. f32 throughout.
-  virtual void add_rms_norm(const Rows& y, const Rows& x, const DeviceVector& w, float eps, const Rows& h) = 0;
+  virtual void add_rms_norm(const Rows& y, const Rows& x, const DeviceVector& w, float eps,
+                            const Rows& h) = 0;
   /// y = x W^T + bias + deltas.  x [T, k], y [T, n]. Rows of x are rows of the plan: row r of x
   /// belongs to plan row rows_of_plan[r] (empty: r), which decides the adapter.
   virtual void linear(const Rows& x, const Linear& layer, const Rows& y, Epilogue epilogue = {},
                       std::span<const int32_t> rows_of_plan = {}) = 0;
   /// qkv [T, (nh + 2 nkv) * hd]: rotates q and k in place (half-split pairs i, i + hd/2), then
   /// writes k and v to the cache at the plan's slots.
-  virtual void rope_store_kv(const Rows& qkv, KvCache& kv, int layer, const AttentionSpec& spec) = 0;
+  virtual void rope_store_kv(const Rows& qkv, KvCache& kv, int layer,
+                             const AttentionSpec& spec) = 0;
   /// o [T, nh * hd] = softmax(scale * q k^T + causal mask) v over the cached positions.
-  virtual void paged_attention(const Rows& qkv, const KvCache& kv, int layer, const AttentionSpec& spec, const Rows& o) = 0;
+  virtual void paged_attention(const Rows& qkv, const KvCache& kv, int layer,
+                               const AttentionSpec& spec, const Rows& o) = 0;
   /// a[:, 0:inter] = silu(gate) * up, with gate = a[:, 0:inter], up = a[:, inter:2 inter].
   virtual void silu_mul(const Rows& gate_up) = 0;
   /// y = down(silu(gate x) * (up x)). Default: linear, silu_mul, linear.
   virtual void ffn(const Rows& h, const Linear& gate_up, const Linear& down, const Rows& y);
   /// Mixture of experts (Qwen2Moe): softmax over all experts, top_k, experts batched by rows,
   /// plus the gated shared expert. router_logits: null, or [T, n_experts] on the host.
-  virtual void moe_ffn(const Rows& h, const MoeWeights& moe, const Rows& y, float* router_logits) = 0;
+  virtual void moe_ffn(const Rows& h, const MoeWeights& moe, const Rows& y,
+                       float* router_logits) = 0;
   /// out [rows.size(), n] on the host = h[rows] W^T.
-  virtual void logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head, float* out);
+  virtual void logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,
+                      float* out);
   /// Waits until everything asked for is done.
   virtual void sync() {}
 

@@ -21,8 +21,8 @@ struct BatchPlan {
   std::vector<int32_t> seq_rope_length;  // sequence length that dynamic NTK scaling sees: the whole
                                          // prompt for every chunk of a prefill, context in decoding
   std::vector<int32_t> adapters;         // adapter id, -1: none
-  std::vector<int32_t> page_begin;       // page table of s is pages[page_begin[s] .. page_begin[s + 1])
-  std::vector<int32_t> pages;            // page p of the table holds positions [p, p + 1) * page_tokens
+  std::vector<int32_t> page_begin;  // page table of s is pages[page_begin[s] .. page_begin[s + 1])
+  std::vector<int32_t> pages;       // page p of the table holds positions [p, p + 1) * page_tokens
 
   std::vector<int32_t> logit_rows;  // rows of [0, T) whose logits are wanted, ascending
 

@@ -66,7 +66,7 @@ TEST(Bundle, WithoutTokenizerIdsStillWork) {
   OpenOptions options;
   options.quiet = true;
   options.engine.ctx = 64;
-  const auto loaded = open_model(kRoot + "/tests/golden/models/dense-f32", options);
+  const auto loaded = open_model(kRoot + "/tests/golden/models/moe-variant", options);
   EXPECT_EQ(loaded->tokenizer, nullptr);
   EXPECT_THROW(loaded->encode_chat(chat_of("hi")), Error);
   Request request;
