@@ -2,6 +2,7 @@
 #include "base/mapped_file.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -51,6 +52,9 @@ TEST_F(MappedFileTest, NamesWhatIsWrong) {
   EXPECT_EQ(kind_of((directory_ / "absent").string()), ErrorKind::kNotFound);
   EXPECT_EQ(kind_of(directory_.string()), ErrorKind::kIo);
   EXPECT_THROW(read_text_file(write("big", "0123456789"), 5), Error);
+  const std::string pipe = (directory_ / "pipe").string();
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_EQ(kind_of(pipe), ErrorKind::kIo) << "and not a wait for somebody to write";
 }
 
 TEST_F(MappedFileTest, VanishedBytesBecomeAnIoError) {

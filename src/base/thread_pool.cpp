@@ -6,6 +6,7 @@
 #include <fstream>
 #include <set>
 #include <string>
+#include <system_error>
 
 #include "base/error.h"
 
@@ -28,11 +29,22 @@ constexpr int kSpins = 4000;
 ThreadPool::ThreadPool(int n_threads) {
   QW_CHECK(n_threads >= 1, "a team needs a thread");
   workers_.reserve(static_cast<size_t>(n_threads - 1));
-  for (int i = 1; i < n_threads; ++i)
-    workers_.emplace_back([this, i] { worker_loop(i); });
+  try {
+    for (int i = 1; i < n_threads; ++i)
+      workers_.emplace_back([this, i] { worker_loop(i); });
+  } catch (const std::system_error& error) {
+    const size_t n_made = workers_.size() + 1;
+    stop_workers();  // a thread that is destroyed unjoined ends the process
+    fail(ErrorKind::kOutOfMemory, "threads", "team: expected {} threads, got {}: {}", n_threads,
+         n_made, error.code().message());
+  }
 }
 
 ThreadPool::~ThreadPool() {
+  stop_workers();
+}
+
+void ThreadPool::stop_workers() noexcept {
   stop_.store(true);
   ticket_.fetch_add(2);
   ticket_.notify_all();

@@ -18,7 +18,8 @@ namespace qw {
 
 class ThreadPool {
  public:
-  /// A team of `n_threads` >= 1, the calling thread included.
+  /// A team of `n_threads` >= 1, the calling thread included. Errors: out_of_memory when the system
+  /// refuses a thread.
   explicit ThreadPool(int n_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -32,6 +33,7 @@ class ThreadPool {
   void parallel_for(int64_t n_items, int64_t grain, FunctionRef<void(int64_t, int64_t, int)> body);
 
  private:
+  void stop_workers() noexcept;
   void worker_loop(int thread);
   void run_chunks(int thread) noexcept;
 

@@ -2,8 +2,13 @@
 #include "base/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <pthread.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
+#include <fstream>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "base/cancel.h"
@@ -68,6 +73,34 @@ TEST(ThreadPool, CallersTakeTurns) {
   for (auto& caller : callers)
     caller.join();
   EXPECT_EQ(sum.load(), 4 * 500 * 8);
+}
+
+TEST(ThreadPool, ThreadsThatTheSystemRefusesAreAnError) {
+  // Room for the stacks of some threads, but not of a hundred: the first ones must be joined again.
+  constexpr size_t kStackBytes = size_t{64} << 20, kRoomBytes = size_t{1} << 30;
+  size_t n_pages = 0;
+  std::ifstream("/proc/self/statm") >> n_pages;
+  ASSERT_GT(n_pages, 0u);
+  pthread_attr_t usual, large;
+  ASSERT_EQ(pthread_getattr_default_np(&usual), 0);
+  ASSERT_EQ(pthread_getattr_default_np(&large), 0);
+  ASSERT_EQ(pthread_attr_setstacksize(&large, kStackBytes), 0);
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_AS, &before), 0);
+  rlimit narrow = before;
+  narrow.rlim_cur = n_pages * static_cast<size_t>(sysconf(_SC_PAGESIZE)) + kRoomBytes;
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &narrow), 0);
+  ASSERT_EQ(pthread_setattr_default_np(&large), 0);
+  std::string message;
+  try {
+    ThreadPool pool(100);
+  } catch (const Error& error) {
+    message = error.message();
+  }
+  ASSERT_EQ(pthread_setattr_default_np(&usual), 0);
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &before), 0);
+  EXPECT_TRUE(message.starts_with("[threads] team: expected 100 threads, got ")) << message;
+  EXPECT_EQ(message.find("got 1:"), std::string::npos) << "no thread was made: nothing was tested";
 }
 
 TEST(ThreadPool, FindsACore) {

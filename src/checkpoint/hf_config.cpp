@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <vector>
 
 #include "base/error.h"
 
@@ -11,41 +10,6 @@ namespace qw {
 namespace {
 
 using nlohmann::ordered_json;
-
-// Counts what the parser meets, so that a hostile file is refused before it is built in memory.
-class LimitGuard {
- public:
-  LimitGuard(const JsonLimits& limits, std::string_view file) : limits_(limits), file_(file) {}
-
-  bool operator()(int depth, ordered_json::parse_event_t event, ordered_json&) {
-    using Event = ordered_json::parse_event_t;
-    if (event == Event::object_start || event == Event::array_start) {
-      if (depth >= limits_.max_depth) {
-        refuse("nesting", limits_.max_depth, "levels");
-      }
-      if (event == Event::object_start) open_objects_.push_back(0);
-    } else if (event == Event::object_end) {
-      open_objects_.pop_back();
-    } else if (event == Event::key) {
-      if (++n_keys_ > limits_.max_keys) refuse("keys of all objects", limits_.max_keys, "keys");
-      if (++open_objects_.back() > limits_.max_object_keys) {
-        refuse("keys of one object", limits_.max_object_keys, "keys");
-      }
-    }
-    return true;
-  }
-
- private:
-  [[noreturn]] void refuse(std::string_view what, int64_t limit, std::string_view unit) const {
-    fail(ErrorKind::kCorrupt, "json", "{}: expected at most {} {}, got more ({})", what, limit,
-         unit, printable(file_, 4096));
-  }
-
-  const JsonLimits& limits_;
-  std::string_view file_;
-  std::vector<int64_t> open_objects_;
-  int64_t n_keys_ = 0;
-};
 
 // nlohmann's sentence without its "[json.exception...]" prefix and its position in lines.
 std::string reason_of(const nlohmann::json::exception& error) {
@@ -83,7 +47,8 @@ ordered_json parse_json(std::string_view text, std::string_view file, const Json
          limits.max_bytes, text.size(), printable(file, 4096));
   }
   try {
-    return ordered_json::parse(text.begin(), text.end(), LimitGuard(limits, file));
+    return ordered_json::parse(text.begin(), text.end(),
+                               JsonLimitGuard(limits, ErrorKind::kCorrupt, file));
   } catch (const ordered_json::parse_error& error) {
     fail(ErrorKind::kCorrupt, "json", "expected valid JSON, got an error at byte {}: {} ({})",
          error.byte, reason_of(error), printable(file, 4096));

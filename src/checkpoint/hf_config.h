@@ -4,22 +4,15 @@
 // mistyped one is reported as "hidden_size: expected an integer, got "64" (config.json)".
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
 
-namespace qw {
+#include "base/json_limits.h"
 
-/// Caps on foreign JSON: far above any published file, far below what could hurt.
-struct JsonLimits {
-  size_t max_bytes = size_t{64} << 20;
-  int max_depth = 64;
-  int64_t max_keys = 100'000;        // of all objects together
-  int64_t max_object_keys = 10'000;  // of one object: ordered_json finds keys by linear search
-};
+namespace qw {
 
 /// Parses `text` (UTF-8, an optional byte order mark). Of a key that appears twice the last value
 /// counts, as in Python. `file` names the source in errors.

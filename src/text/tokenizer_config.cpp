@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/json_limits.h"
 #include "base/log.h"
 
 namespace qw {
@@ -14,6 +15,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 constexpr std::string_view kComponent = "tokenizer";
+// Room for some 32,000 added tokens of seven fields each.
+constexpr JsonLimits kLimits{.max_keys = 500'000, .max_object_keys = 1 << 15};
 
 [[noreturn]] void wrong(std::string_view field, std::string_view expected, const Json& got,
                         const std::string& source) {
@@ -22,7 +25,12 @@ constexpr std::string_view kComponent = "tokenizer";
 }
 
 Json parse_object(std::string_view text, const std::string& source) {
-  Json root = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (text.size() > kLimits.max_bytes) {
+    fail(ErrorKind::kCorrupt, kComponent, "size: expected at most {} bytes, got {} ({})",
+         kLimits.max_bytes, text.size(), source);
+  }
+  Json root = Json::parse(text, JsonLimitGuard(kLimits, ErrorKind::kCorrupt, source),
+                          /*allow_exceptions=*/false);
   if (root.is_discarded()) fail(ErrorKind::kCorrupt, kComponent, "not valid JSON ({})", source);
   if (!root.is_object()) wrong("document", "an object", root, source);
   return root;

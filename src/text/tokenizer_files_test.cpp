@@ -134,6 +134,29 @@ TEST(TokenizerDirectory, Tiktoken) {
   expect_tiny_ids(*load_tokenizer_directory(folder.path()));
 }
 
+TEST(TokenizerConfig, RefusesDepthAndKeysThatCouldHurt) {
+  const auto message_of = [](const std::string& text) -> std::string {
+    TokenizerSpec spec;
+    try {
+      apply_tokenizer_config(text, "config", spec);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kCorrupt);
+      return error.message();
+    }
+    return "accepted";
+  };
+  // Deep values: printing one for a message would recurse once per level.
+  const std::string deep = std::string(300'000, '[') + std::string(300'000, ']');
+  EXPECT_NE(message_of(deep).find("nesting"), std::string::npos);
+  EXPECT_NE(message_of("{\"bos_token\": " + deep + "}").find("nesting"), std::string::npos);
+  // Many keys: each is looked for among those before it.
+  std::string keys = "{";
+  for (int i = 0; i < 40'000; ++i)
+    keys += fmt::format("\"{}\": 0,", i);
+  EXPECT_NE(message_of(keys + "\"last\": 0}").find("keys of one object"), std::string::npos);
+  EXPECT_THROW(read_tokenizer_json("{\"model\": " + keys + "\"last\": 0}}", "config"), Error);
+}
+
 TEST(TokenizerDirectory, ConfigIsRead) {
   const Folder folder;
   folder.write("tokenizer.json", tiny("tokenizer.json"));

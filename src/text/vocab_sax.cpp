@@ -7,7 +7,8 @@
 namespace qw {
 namespace {
 constexpr std::string_view kComponent = "tokenizer";
-constexpr size_t kMaxDepth = 32;  // real files have 6 levels
+constexpr size_t kMaxDepth = 32;              // real files have 6 levels
+constexpr size_t kMaxKeys = size_t{1} << 14;  // of one object beside the vocabulary: found linearly
 }  // namespace
 
 void VocabSax::refuse(std::string_view expected) const {
@@ -72,6 +73,10 @@ bool VocabSax::key(string_t& name) {
   if (mode_ == Mode::kVocab) {
     token_ = std::move(name);
   } else {
+    if (open_.back()->size() >= kMaxKeys) {
+      fail(ErrorKind::kCorrupt, kComponent, "JSON: expected at most {} keys in one object ({})",
+           kMaxKeys, source_);
+    }
     keys_.back() = std::move(name);
   }
   return true;
