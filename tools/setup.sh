@@ -91,13 +91,12 @@ qw_build() {
   fi
   qw_install_packages || return 1
   qw_say "qianwen: building (release preset; the first time takes a few minutes)"
-  (cd "$qw_root" && cmake --preset release > "$qw_root/.qw-configure.log" 2>&1) || {
-    cat "$qw_root/.qw-configure.log" >&2
-    rm -f "$qw_root/.qw-configure.log"
+  mkdir -p "$build"
+  (cd "$qw_root" && cmake --preset release > "$build/configure.log" 2>&1) || {
+    cat "$build/configure.log" >&2
     qw_say "qianwen: configuring failed"
     return 1
   }
-  rm -f "$qw_root/.qw-configure.log"
   (cd "$qw_root" && cmake --build --preset release --target "$@") >&2 || {
     qw_say "qianwen: the build failed"
     return 1
