@@ -7,6 +7,7 @@
 #include "text/jinja/interpreter.h"
 #include "text/jinja/methods.h"
 #include "text/jinja/parser.h"
+#include "text/jinja/search.h"
 #include "text/jinja/unicode.h"
 
 namespace qw {
@@ -212,7 +213,7 @@ std::string final_content(const Json& messages) {
 /// Cuts after the last occurrence of the final content, and white space before the cut.
 size_t final_cut(const std::string& text, const Json& messages) {
   const std::string wanted = final_content(messages);
-  const size_t at = text.rfind(wanted);
+  const size_t at = jinja::find_last(text, wanted);
   if (at == std::string::npos) {
     throw TemplateError(
         TemplateErrorKind::kPython,

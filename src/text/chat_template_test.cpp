@@ -275,6 +275,10 @@ TEST(ChatTemplateLimits, EndlessAndHugeTemplatesAreRefused) {
   EXPECT_EQ(kind_of("{{ 'x'.center(10**10) }}"), Kind::kLimit);
   EXPECT_EQ(kind_of("{{ '%1000000000d' % 1 }}"), Kind::kPython);
   EXPECT_EQ(kind_of("{{ 10 ** 10 ** 10 }}"), Kind::kPython);
+  EXPECT_EQ(kind_of("{% set s = 'a' * 10**7 %}{% set d = {s: 1} %}{% for i in range(99999) %}"
+                    "{{ d[s] and '' }}{% endfor %}"),
+            Kind::kLimit)
+      << "looking a long key up is work";
   // Values that share their parts: small in memory, endless to walk.
   const std::string shared =
       "{% set a = namespace(v=[1]) %}{% set b = namespace(v=[1]) %}{% for i in range(60) %}"

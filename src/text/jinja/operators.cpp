@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "text/jinja/format.h"
+#include "text/jinja/search.h"
 #include "text/jinja/unicode.h"
 
 namespace qw::jinja {
@@ -115,7 +116,7 @@ bool contains(Runtime& runtime, const Value& container, const Value& item) {
       python_error("'in <string>' requires string as left operand, not {}", type_name(item));
     }
     runtime.budget().step(1 + container.as_text().size() / 64);
-    return container.as_str().find(item.as_str()) != std::string::npos;
+    return find_first(container.as_str(), item.as_str()) != std::string_view::npos;
   }
   if (container.is_dict()) return container.as_dict().find(item) != nullptr;
   if (container.is_none() || container.is_number()) {

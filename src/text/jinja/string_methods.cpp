@@ -8,6 +8,7 @@
 #include "text/jinja/format.h"
 #include "text/jinja/methods.h"
 #include "text/jinja/operators.h"
+#include "text/jinja/search.h"
 #include "text/jinja/unicode.h"
 
 namespace qw::jinja {
@@ -99,7 +100,8 @@ Value partition(Runtime&, const Value& self, const Args& args) {
   const std::string& separator = string_arg("partition", *bound[0]).str();
   if (separator.empty()) python_error("empty separator");
   const MarkedText& text = self.as_text();
-  const size_t at = from_right ? text.str().rfind(separator) : text.str().find(separator);
+  const size_t at =
+      from_right ? find_last(text.str(), separator) : find_first(text.str(), separator);
   if (at == std::string::npos) {
     const Value none = Value(MarkedText());
     return from_right ? Value::tuple({none, none, self}) : Value::tuple({self, none, none});
@@ -141,7 +143,7 @@ Value find_method_body(Runtime& runtime, const Value& self, const Args& args) {
   if (window.valid) {
     const std::string_view text =
         std::string_view(self.as_str()).substr(window.begin, window.end - window.begin);
-    const size_t at = from_right ? text.rfind(sub) : text.find(sub);
+    const size_t at = from_right ? find_last(text, sub) : find_first(text, sub);
     if (at != std::string_view::npos) {
       return Value::of_size(window.first_char + count_chars(text.substr(0, at)));
     }
@@ -160,8 +162,8 @@ Value count(Runtime& runtime, const Value& self, const Args& args) {
       std::string_view(self.as_str()).substr(window.begin, window.end - window.begin);
   if (sub.empty()) return Value::of_size(count_chars(text) + 1);
   Int n = 0;
-  for (size_t at = text.find(sub); at != std::string_view::npos;
-       at = text.find(sub, at + sub.size())) {
+  for (size_t at = find_first(text, sub); at != std::string_view::npos;
+       at = find_first(text, sub, at + sub.size())) {
     ++n;
   }
   return Value(n);

@@ -6,6 +6,7 @@
 #include "text/jinja/format.h"
 #include "text/jinja/methods.h"
 #include "text/jinja/operators.h"
+#include "text/jinja/search.h"
 #include "text/jinja/unicode.h"
 
 namespace qw::jinja {
@@ -102,7 +103,7 @@ std::vector<Value> split(Runtime& runtime, const MarkedText& text, const std::st
   } else if (from_right && max_splits >= 0) {
     size_t end = text.size();
     for (Int n = 0; n < max_splits && end >= separator->size(); ++n) {
-      const size_t found = text.str().rfind(*separator, end - separator->size());
+      const size_t found = find_last(text.str(), *separator, end - separator->size());
       if (found == std::string::npos) break;
       out.emplace_back(text.slice(found + separator->size(), end));
       end = found;
@@ -112,7 +113,7 @@ std::vector<Value> split(Runtime& runtime, const MarkedText& text, const std::st
   } else {
     size_t begin = 0;
     for (Int n = 0; max_splits < 0 || n < max_splits; ++n) {
-      const size_t found = text.str().find(*separator, begin);
+      const size_t found = find_first(text.str(), *separator, begin);
       if (found == std::string::npos) break;
       out.emplace_back(text.slice(begin, found));
       begin = found + separator->size();
@@ -167,7 +168,7 @@ MarkedText replace(Runtime& runtime, const MarkedText& text, const MarkedText& o
     return out;
   }
   for (Int n = 0; max_count < 0 || n < max_count; ++n) {
-    const size_t found = s.find(old.str(), at);
+    const size_t found = find_first(s, old.str(), at);
     if (found == std::string::npos) break;
     out.append_slice(text, at, found);
     put();

@@ -83,6 +83,7 @@ int Value::depth() const {
 // ---- dictionaries
 
 std::optional<size_t> Dict::index_of(std::string_view key) const {
+  Budget::charge(key.size() / 64);
   if (entries.size() >= kIndexedFrom) {
     const auto found = string_index_.find(std::string(key));
     return found == string_index_.end() ? std::nullopt : std::optional<size_t>(found->second);
