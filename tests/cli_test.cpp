@@ -185,6 +185,16 @@ TEST_F(Cli, RenderBatchGivesErrorsAsLines) {
   EXPECT_TRUE(lines[1].contains("text"));
 }
 
+TEST_F(Cli, HostileJsonIsRefused) {
+  const std::string deep = write("deep.jsonl", std::string(300'000, '[') + "\n");
+  expect_failure(qianwen({"render", kBundled, "--file", deep}), 2, "nesting");
+  expect_failure(qianwen({"generate", kBundled, "--file", deep}), 2, "nesting");
+  expect_failure(qianwen({"score", kBundled, "--ids-file", deep, "--logprobs"}), 2, "nesting");
+  expect_failure(
+      qianwen({"generate", kBundled, "-p", "a", "--bad-words-ids", std::string(100'000, '[')}), 2,
+      "bad_words_ids");
+}
+
 // ---- running --------------------------------------------------------------------------------
 
 json prompt_named(const json& expected, const std::string& name) {
@@ -251,8 +261,7 @@ TEST_F(Cli, GeneratesTheGoldenTokensOfQuantisedFiles) {
     const json expected = test::read_json(golden(std::string("gguf/expected/") + name + ".json"));
     const json& prompt = expected["prompts"][1];
     expect_greedy(golden(std::string("gguf/files/") + name + ".gguf"), prompt["ids"],
-                  prompt["greedy"], prompt["margins"], 0.01,
-                  kExact, 4);
+                  prompt["greedy"], prompt["margins"], 0.01, kExact, 4);
   }
 }
 

@@ -117,7 +117,7 @@ void ChatSession::save(const std::string& path) const {
 }
 
 void ChatSession::load(const std::string& path) {
-  const auto json = ordered_json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
+  const auto json = parse_user_json(read_text_file(path), path);
   const ordered_json* messages = nullptr;
   if (json.is_array()) messages = &json;
   if (json.is_object() && json.contains("messages") && json["messages"].is_array())

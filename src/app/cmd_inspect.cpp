@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "base/sha256.h"
+#include "checkpoint/hf_config.h"
 #include "model/config.h"
 #include "quant/awq.h"
 #include "quant/ggml_blocks.h"
@@ -118,7 +119,8 @@ class Inspection {
 
  private:
   ordered_json config_json() const {
-    if (checkpoint_->config_json) return ordered_json::parse(*checkpoint_->config_json);
+    if (checkpoint_->config_json)
+      return parse_json_object(*checkpoint_->config_json, "config.json");
     if (!config_) return nullptr;
     // GGUF: the same facts under Hugging Face's names, then the file's own metadata.
     ordered_json out = {{"architectures", {config_->architecture}},

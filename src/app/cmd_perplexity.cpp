@@ -26,9 +26,15 @@ struct Options : CommonOptions {
 /// The file is {"ids": [...]}, or text to be tokenized.
 std::vector<int32_t> read_ids(const Options& options, const LoadedModel& loaded) {
   const std::string text = options.file == "-" ? read_stdin() : read_text_file(options.file);
-  if (text.starts_with('{')) {
-    const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const bool named_json = options.file.ends_with(".json");
+  if (named_json || (text.starts_with('{') && text.find("\"ids\"") != std::string::npos)) {
+    const auto json = parse_user_json(text, options.file);
     if (json.is_object() && json.contains("ids")) return parse_ids(json["ids"].dump(), "ids");
+    if (named_json) {
+      fail(ErrorKind::kInvalidArgument, "perplexity",
+           "file: expected {{\"ids\": [...]}}, got {} ({})", printable(json.dump(), 60),
+           printable(options.file, 4096));
+    }
   }
   EncodeOptions encode;
   encode.parse_special = !options.plain;

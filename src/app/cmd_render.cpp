@@ -80,7 +80,7 @@ class Render {
     const std::string text = options_.messages && *options_.messages != "-"
                                  ? read_text_file(*options_.messages)
                                  : read_stdin();
-    ordered_json row = ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+    ordered_json row = parse_user_json(text, options_.messages.value_or("standard input"));
     if (row.is_array()) row = {{"messages", row}};
     print(render(row), options_.json);
   }
@@ -104,8 +104,7 @@ class Render {
   ordered_json render(const ordered_json& row) const {
     if (!row.is_object() || !row.contains("messages")) {
       fail(ErrorKind::kInvalidArgument, "render",
-           "input: expected an object with \"messages\", got {}",
-           row.is_discarded() ? "something that is not JSON" : printable(row.dump(), 60));
+           "input: expected an object with \"messages\", got {}", printable(row.dump(), 60));
     }
     const auto member = [&](const char* key) -> const ordered_json* {
       return row.contains(key) && !row[key].is_null() ? &row[key] : nullptr;

@@ -31,13 +31,11 @@ struct Options : CommonOptions {
 using Prompts = std::vector<std::vector<int32_t>>;
 
 Prompts read_prompts(const std::string& path) {
-  const auto json =
-      nlohmann::json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
+  const auto json = parse_user_json(read_text_file(path), path);
   if (!json.is_object() || !json.contains("prompts") || !json["prompts"].is_array()) {
     fail(ErrorKind::kInvalidArgument, "score",
          "ids file: expected {{\"prompts\": [[ids], ...]}}, got {} ({})",
-         json.is_discarded() ? "something that is not JSON" : printable(json.dump(), 60),
-         printable(path, 4096));
+         printable(json.dump(), 60), printable(path, 4096));
   }
   Prompts prompts;
   for (const auto& ids : json["prompts"])

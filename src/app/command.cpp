@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/json_limits.h"
 
 namespace qw::app {
 
@@ -115,8 +116,20 @@ void install_signal_handlers() {
   signal(SIGPIPE, SIG_IGN);  // a closed stdout is an error of the write, not the end of the process
 }
 
+nlohmann::ordered_json parse_user_json(std::string_view text, std::string_view where) {
+  // Conversations and batches may be large; ids are arrays without keys, which have no limit.
+  static constexpr JsonLimits kLimits{.max_keys = 5'000'000};
+  try {
+    return nlohmann::ordered_json::parse(
+        text.begin(), text.end(), JsonLimitGuard(kLimits, ErrorKind::kInvalidArgument, where));
+  } catch (const nlohmann::json::exception& error) {
+    fail(ErrorKind::kInvalidArgument, "json", "input: expected JSON, got: {} ({})",
+         printable(error.what(), 160), printable(where, 4096));
+  }
+}
+
 std::vector<int32_t> parse_ids(std::string_view text, std::string_view flag) {
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto json = parse_user_json(text, flag);
   if (!json.is_array()) {
     fail(ErrorKind::kInvalidArgument, "ids", "{}: expected a JSON array of token ids, got '{}'",
          flag, printable(text));
@@ -158,14 +171,7 @@ void for_each_json_line(const std::string& path,
   for (std::string line; std::getline(in, line);) {
     ++number;
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    nlohmann::ordered_json value;
-    try {
-      value = nlohmann::ordered_json::parse(line);
-    } catch (const nlohmann::json::exception& error) {
-      fail(ErrorKind::kInvalidArgument, "input", "line {}: expected a JSON value, got: {} ({})",
-           number, printable(error.what()), printable(path));
-    }
-    body(value, number);
+    body(parse_user_json(line, fmt::format("{}, line {}", path, number)), number);
   }
   if (in.bad())
     fail(ErrorKind::kIo, "input", "file: expected to read to its end, got an error ({})",

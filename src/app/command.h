@@ -59,6 +59,9 @@ void print_json(const nlohmann::ordered_json& value);
 CancelFlag& interrupted();
 void install_signal_handlers();
 
+/// JSON that a user gave: parsed under limits of depth and keys, so that printing it in a message
+/// is safe. `where` names it. Errors: invalid_argument.
+nlohmann::ordered_json parse_user_json(std::string_view text, std::string_view where);
 /// "[1, 2, 3]" -> ids. Errors: invalid_argument.
 std::vector<int32_t> parse_ids(std::string_view text, std::string_view flag);
 /// Lines of a JSON-lines file ("-": stdin), with their numbers for messages; empty lines skipped.
