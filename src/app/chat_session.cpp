@@ -3,6 +3,7 @@
 #include <span>
 
 #include "app/command.h"
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/mapped_file.h"
 

@@ -38,7 +38,9 @@ TEST(Error, CheckThrowsInternalAndNamesThePlace) {
 
 TEST(Error, PrintableKeepsTextOnOneLine) {
   EXPECT_EQ(printable("a\nb\xFF"), "a\\x0ab\\xff");
-  EXPECT_EQ(printable("千问"), "千问");
+  EXPECT_EQ(printable("千问\u00A0\u2027\u202A"), "千问\u00A0\u2027\u202A");
+  EXPECT_EQ(printable("\x7F\u0080\u009B\u009F"), "\\x7f\\xc2\\x80\\xc2\\x9b\\xc2\\x9f");
+  EXPECT_EQ(printable("a\u2028b\u2029"), "a\\xe2\\x80\\xa8b\\xe2\\x80\\xa9");
   EXPECT_EQ(printable(std::string(500, 'x'), 10), std::string(10, 'x') + "...");
 }
 

@@ -13,13 +13,14 @@
 
 namespace qw {
 
-/// a * b, or Error{kCorrupt} that names `what`. Operands must not be negative.
+/// a * b, or Error{kCorrupt} that names `what` (made printable here). Operands must not be
+/// negative.
 template <typename T>
 T checked_mul(T a, T b, std::string_view what) {
   static_assert(std::is_integral_v<T>);
   T out{};
   if (a < T{0} || b < T{0} || __builtin_mul_overflow(a, b, &out)) {
-    fail(ErrorKind::kCorrupt, "size", "{}: {} * {} does not fit {} bits", what, a, b,
+    fail(ErrorKind::kCorrupt, "size", "{}: {} * {} does not fit {} bits", printable(what), a, b,
          sizeof(T) * 8);
   }
   return out;
@@ -31,7 +32,7 @@ T checked_add(T a, T b, std::string_view what) {
   static_assert(std::is_integral_v<T>);
   T out{};
   if (a < T{0} || b < T{0} || __builtin_add_overflow(a, b, &out)) {
-    fail(ErrorKind::kCorrupt, "size", "{}: {} + {} does not fit {} bits", what, a, b,
+    fail(ErrorKind::kCorrupt, "size", "{}: {} + {} does not fit {} bits", printable(what), a, b,
          sizeof(T) * 8);
   }
   return out;
@@ -42,7 +43,7 @@ template <typename To, typename From>
 To checked_cast(From value, std::string_view what) {
   const To out = static_cast<To>(value);
   if (static_cast<From>(out) != value || ((out < To{}) != (value < From{}))) {
-    fail(ErrorKind::kCorrupt, "size", "{}: {} is out of range", what, value);
+    fail(ErrorKind::kCorrupt, "size", "{}: {} is out of range", printable(what), value);
   }
   return out;
 }

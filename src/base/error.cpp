@@ -50,13 +50,22 @@ std::string_view name_of(ErrorKind kind) noexcept {
   return "internal";
 }
 
+namespace {
+
+/// C0 and C1 controls, and the two characters that Unicode calls line and paragraph separator.
+bool breaks_line(uint32_t code_point) noexcept {
+  return code_point < 0x20 || (code_point >= 0x7F && code_point < 0xA0) || code_point == 0x2028 ||
+         code_point == 0x2029;
+}
+
+}  // namespace
+
 std::string printable(std::string_view text, size_t max_bytes) {
   std::string out;
   for (size_t i = 0; i < text.size();) {
     if (out.size() >= max_bytes) return out + "...";
     const Utf8Step step = decode_utf8(text.substr(i));
-    const bool control = step.code_point < 0x20 || step.code_point == 0x7F;
-    if (step.valid && !control) {
+    if (step.valid && !breaks_line(step.code_point)) {
       out.append(text.substr(i, step.length));
     } else {
       for (size_t j = 0; j < step.length; ++j) {

@@ -26,7 +26,7 @@ template <typename... Args>
 }
 
 /// Bytes that came from outside (a file name, a key, a token) made fit for one line of a message:
-/// control characters and invalid UTF-8 as \xNN, cut after `max_bytes` with "...".
+/// control characters, line separators and invalid UTF-8 as \xNN, cut after `max_bytes` with "...".
 std::string printable(std::string_view text, size_t max_bytes = 120);
 
 namespace detail {

@@ -170,27 +170,4 @@ std::string read_text_file(const std::string& path, size_t max_bytes) {
   return text;
 }
 
-void write_file_atomically(const std::string& path, std::span<const std::byte> bytes) {
-  const std::string temporary = path + ".tmp-" + std::to_string(::getpid());
-  const auto abandon = [&](std::string_view action) {
-    const int error = errno;
-    ::unlink(temporary.c_str());
-    errno = error;
-    fail_errno(temporary, action);
-  };
-  {
-    const Descriptor file(
-        ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-    if (file.get() < 0) fail_errno(temporary, "create");
-    while (!bytes.empty()) {
-      const ssize_t written = ::write(file.get(), bytes.data(), bytes.size());
-      if (written < 0 && errno == EINTR) continue;
-      if (written <= 0) abandon("write");
-      bytes = bytes.subspan(static_cast<size_t>(written));
-    }
-    if (fsync(file.get()) != 0) abandon("sync");
-  }
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) abandon("rename");
-}
-
 }  // namespace qw

@@ -46,8 +46,4 @@ class MappedFile {
 /// `max_bytes`.
 std::string read_text_file(const std::string& path, size_t max_bytes = size_t{1} << 30);
 
-/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it over `path`:
-/// either the old file or the whole new one is there. Errors: io.
-void write_file_atomically(const std::string& path, std::span<const std::byte> bytes);
-
 }  // namespace qw

@@ -76,19 +76,5 @@ TEST_F(MappedFileTest, VanishedBytesBecomeAnIoError) {
   }
 }
 
-TEST_F(MappedFileTest, AtomicWriteReplacesOrKeeps) {
-  const std::string path = write("old", "old");
-  const std::string text = "new bytes";
-  write_file_atomically(path, std::as_bytes(std::span(text)));
-  EXPECT_EQ(read_text_file(path), text);
-  EXPECT_THROW(
-      write_file_atomically((directory_ / "no" / "such").string(), std::as_bytes(std::span(text))),
-      Error);
-  int entries = 0;
-  for ([[maybe_unused]] const auto& entry : fs::directory_iterator(directory_))
-    ++entries;
-  EXPECT_EQ(entries, 1) << "a temporary file was left behind";
-}
-
 }  // namespace
 }  // namespace qw

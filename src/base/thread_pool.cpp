@@ -7,6 +7,7 @@
 #include <set>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "base/error.h"
 
@@ -23,6 +24,20 @@ void relax() noexcept {
 // How long a worker spins for the next job before it sleeps in the kernel: longer than the
 // serial gaps between operations of one token, shorter than what a user notices as a busy core.
 constexpr int kSpins = 4000;
+
+/// The team whose job the calling thread is in, so that nesting is an error and not a deadlock.
+thread_local const ThreadPool* t_at_work = nullptr;
+
+class AtWork {
+ public:
+  explicit AtWork(const ThreadPool* pool) noexcept : outer_(std::exchange(t_at_work, pool)) {}
+  ~AtWork() { t_at_work = outer_; }
+  AtWork(const AtWork&) = delete;
+  AtWork& operator=(const AtWork&) = delete;
+
+ private:
+  const ThreadPool* outer_;
+};
 
 }  // namespace
 
@@ -66,6 +81,7 @@ void ThreadPool::run_chunks(int thread) noexcept {
 }
 
 void ThreadPool::worker_loop(int thread) {
+  const AtWork at_work(this);
   uint64_t seen = 0;
   for (;;) {
     uint64_t ticket = ticket_.load();
@@ -91,12 +107,16 @@ void ThreadPool::parallel_for(int64_t n_items, int64_t grain,
                               FunctionRef<void(int64_t, int64_t, int)> body) {
   if (n_items <= 0) return;
   QW_CHECK(grain >= 1, "a chunk needs an item");
+  QW_CHECK(t_at_work != this, "a parallel loop within a parallel loop");
+  // Even a loop that one thread runs takes its turn: bodies own what belongs to their thread's
+  // number, and the caller is always number 0.
+  const std::lock_guard lock(call_mutex_);
+  const AtWork at_work(this);
   if (workers_.empty() || n_items <= grain) {
     for (int64_t begin = 0; begin < n_items; begin += grain)
       body(begin, std::min(begin + grain, n_items), 0);
     return;
   }
-  const std::lock_guard lock(call_mutex_);
   job_ = {&body, n_items, grain};
   next_.store(0, std::memory_order_relaxed);
   failed_.store(false, std::memory_order_relaxed);

@@ -29,7 +29,8 @@ class ThreadPool {
 
   /// Calls body(begin, end, thread) for disjoint chunks of at most `grain` items covering
   /// [0, n_items); thread is in [0, size()). Returns when all are done. The first exception
-  /// thrown by a body is rethrown here, after the others finished. Must not be nested.
+  /// thrown by a body is rethrown here, after the others finished. Several callers take turns:
+  /// two bodies with the same `thread` never run at a time. Errors: internal when nested.
   void parallel_for(int64_t n_items, int64_t grain, FunctionRef<void(int64_t, int64_t, int)> body);
 
  private:

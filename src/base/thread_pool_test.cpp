@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <array>
 #include <fstream>
 #include <stdexcept>
 #include <string>
@@ -73,6 +74,46 @@ TEST(ThreadPool, CallersTakeTurns) {
   for (auto& caller : callers)
     caller.join();
   EXPECT_EQ(sum.load(), 4 * 500 * 8);
+}
+
+TEST(ThreadPool, NoTwoBodiesShareAThreadNumber) {
+  // Long and short loops of several callers; the short ones run on their caller alone.
+  for (const int threads : {1, 2}) {
+    ThreadPool pool(threads);
+    std::array<std::atomic<int>, 2> inside{};
+    std::atomic<int> shared{0};
+    std::vector<std::thread> callers;
+    for (const int64_t n_items : {1, 64, 1}) {
+      callers.emplace_back([&, n_items] {
+        for (int job = 0; job < 300; ++job) {
+          pool.parallel_for(n_items, 1, [&](int64_t, int64_t, int thread) {
+            auto& count = inside[static_cast<size_t>(thread)];
+            if (count.fetch_add(1) != 0) ++shared;
+            std::this_thread::yield();
+            count.fetch_sub(1);
+          });
+        }
+      });
+    }
+    for (auto& caller : callers)
+      caller.join();
+    EXPECT_EQ(shared.load(), 0) << threads << " threads";
+  }
+}
+
+TEST(ThreadPool, NestingIsAnErrorAndNotADeadlock) {
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads), other(1);
+    for (const int64_t n_items : {1, 8}) {
+      const auto nest = [&](ThreadPool& inner) {
+        pool.parallel_for(n_items, 1, [&](int64_t, int64_t, int) {
+          inner.parallel_for(1, 1, [](int64_t, int64_t, int) {});
+        });
+      };
+      EXPECT_THROW(nest(pool), Error);
+      EXPECT_NO_THROW(nest(other)) << "another team may be used";
+    }
+  }
 }
 
 TEST(ThreadPool, ThreadsThatTheSystemRefusesAreAnError) {

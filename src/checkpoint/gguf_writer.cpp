@@ -3,8 +3,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/atomic_file.h"
 #include "base/checked.h"
-#include "checkpoint/atomic_file.h"
 #include "checkpoint/gguf.h"
 
 namespace qw {

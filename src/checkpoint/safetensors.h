@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/atomic_file.h"
 #include "base/mapped_file.h"
-#include "checkpoint/atomic_file.h"
 #include "tensor/raw_tensor.h"
 
 namespace qw {

@@ -89,8 +89,8 @@ int64_t row_bytes(DType dtype, int64_t n_elems, std::string_view what) {
   const DTypeInfo& type = info(dtype);
   if (n_elems % type.block_elems != 0) {
     fail(ErrorKind::kCorrupt, "tensor",
-         "{}: expected a row of a multiple of {} elements for {}, got {}", what, type.block_elems,
-         type.name, n_elems);
+         "{}: expected a row of a multiple of {} elements for {}, got {}", printable(what),
+         type.block_elems, type.name, n_elems);
   }
   return checked_mul<int64_t>(n_elems / type.block_elems, type.block_bytes, what);
 }

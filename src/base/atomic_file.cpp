@@ -1,4 +1,4 @@
-#include "checkpoint/atomic_file.h"
+#include "base/atomic_file.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 
 #include "base/error.h"
 
@@ -14,14 +15,18 @@ namespace qw {
 
 namespace {
 constexpr size_t kBufferBytes = size_t{1} << 20;
-}
+constexpr int kMaxNames = 10'000;  // tried before giving up
+}  // namespace
 
 AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
-  // Process and counter, so that two writers of one path do not meet in one temporary file.
+  // Process and counter, so that two writers of one path do not meet in one temporary file. A name
+  // may still be taken: a killed process of the same number left it.
   static std::atomic<unsigned> counter{0};
-  temporary_ = fmt::format("{}.tmp-{}-{}", path_, ::getpid(), counter.fetch_add(1));
-  buffer_.reserve(kBufferBytes);
-  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  for (int i = 0; i < kMaxNames; ++i) {
+    temporary_ = fmt::format("{}.tmp-{}-{}", path_, ::getpid(), counter.fetch_add(1));
+    fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd_ >= 0 || errno != EEXIST) break;
+  }
   if (fd_ < 0) fail_errno("create");
 }
 
@@ -68,6 +73,25 @@ void AtomicFile::commit() {
   if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail_errno("rename");
   ::close(fd_);
   fd_ = -1;
+  sync_directory();
+}
+
+void AtomicFile::sync_directory() const {
+  const std::string parent = std::filesystem::path(path_).parent_path().string();
+  const int directory =
+      ::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (directory < 0) return;  // may be written but not read: nothing to sync by
+  const int result = ::fsync(directory);
+  const int error = errno;
+  ::close(directory);
+  errno = error;
+  if (result != 0 && error != EINVAL) fail_errno("sync the directory of");  // EINVAL: cannot sync
+}
+
+void write_file_atomically(const std::string& path, std::span<const std::byte> bytes) {
+  AtomicFile file(path);
+  file.write(bytes);
+  file.commit();
 }
 
 }  // namespace qw

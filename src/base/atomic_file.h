@@ -1,7 +1,7 @@
-// A file written piece by piece that appears under its name only when it is whole.
+// Files that appear under their name only when they are whole.
 //
-// Level 3 (checkpoint). The streaming brother of base's write_file_atomically, for files that
-// should never lie in memory as a whole.
+// Level 0 (base). Written to a temporary file beside the path, synced, renamed over it: after a
+// crash either the old file or the whole new one is there.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,7 @@
 
 namespace qw {
 
+/// A file written piece by piece, for what should never lie in memory as a whole.
 class AtomicFile {
  public:
   /// Creates a temporary file beside `path`. Errors: io, not_found (no such directory).
@@ -21,7 +22,7 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(std::span<const std::byte> bytes);  // buffered. Errors: io
-  /// Flushes, syncs and renames over the path. Errors: io
+  /// Flushes, syncs, renames over the path and syncs the directory. Errors: io
   void commit();
 
   const std::string& path() const noexcept { return path_; }
@@ -29,11 +30,15 @@ class AtomicFile {
  private:
   void flush();
   void write_through(std::span<const std::byte> bytes);
+  void sync_directory() const;
   [[noreturn]] void fail_errno(const char* action) const;
 
   std::string path_, temporary_;
   int fd_ = -1;
   std::vector<std::byte> buffer_;
 };
+
+/// Writes `bytes` as the whole of the file. Errors: as AtomicFile.
+void write_file_atomically(const std::string& path, std::span<const std::byte> bytes);
 
 }  // namespace qw

@@ -1,0 +1,82 @@
+// Tests of files that appear only when whole: replacing, failing, names left by others, threads.
+#include "base/atomic_file.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "base/error.h"
+#include "base/mapped_file.h"
+
+namespace qw {
+namespace {
+
+namespace fs = std::filesystem;
+
+class AtomicFileTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ = fs::temp_directory_path() / ("qw-atomic-" + std::to_string(::getpid()));
+    fs::create_directories(directory_);
+  }
+  void TearDown() override { fs::remove_all(directory_); }
+
+  std::string path(const std::string& name) const { return (directory_ / name).string(); }
+  std::vector<std::string> names() const {
+    std::vector<std::string> out;
+    for (const auto& entry : fs::directory_iterator(directory_))
+      out.push_back(entry.path().filename().string());
+    return out;
+  }
+  static void write(const std::string& path, const std::string& text) {
+    write_file_atomically(path, std::as_bytes(std::span(text)));
+  }
+  fs::path directory_;
+};
+
+TEST_F(AtomicFileTest, ReplacesOrKeeps) {
+  write(path("old"), "old");
+  write(path("old"), "new bytes");
+  EXPECT_EQ(read_text_file(path("old")), "new bytes");
+  EXPECT_THROW(write(path("no/such"), "x"), Error);
+  { AtomicFile abandoned(path("old")); }
+  EXPECT_EQ(read_text_file(path("old")), "new bytes");
+  EXPECT_EQ(names(), std::vector<std::string>{"old"}) << "a temporary file was left behind";
+}
+
+TEST_F(AtomicFileTest, TemporaryFilesOfOthersAreLeftAlone) {
+  // What a killed process of our own number would have left, for the numbers that come next.
+  unsigned next = 0;
+  {
+    const AtomicFile probe(path("x"));
+    const std::string name = names().at(0);
+    next = static_cast<unsigned>(std::stoul(name.substr(name.rfind('-') + 1))) + 1;
+  }
+  for (unsigned i = next; i < next + 3; ++i) {
+    std::ofstream(path("x.tmp-" + std::to_string(::getpid()) + "-" + std::to_string(i))) << "left";
+  }
+  write(path("x"), "text");
+  EXPECT_EQ(read_text_file(path("x")), "text");
+  EXPECT_EQ(names().size(), 4u) << "the file and three that are not ours";
+}
+
+TEST_F(AtomicFileTest, ThreadsThatWriteOnePathDoNotMix) {
+  std::vector<std::thread> writers;
+  for (const char letter : {'a', 'b', 'c', 'd'}) {
+    writers.emplace_back([&, letter] {
+      for (int i = 0; i < 20; ++i)
+        write(path("shared"), std::string(5000, letter));
+    });
+  }
+  for (auto& writer : writers)
+    writer.join();
+  const std::string text = read_text_file(path("shared"));
+  EXPECT_EQ(text, std::string(5000, text.empty() ? '?' : text[0]));
+  EXPECT_EQ(names().size(), 1u);
+}
+
+}  // namespace
+}  // namespace qw
