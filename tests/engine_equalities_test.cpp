@@ -1,6 +1,7 @@
 // The numeric contract on real checkpoints: batched == alone, chunked == whole, any number of
-// threads, any place in the cache, preempted == uninterrupted. Bit for bit, on both backends, on
-// dense, mixture-of-experts, windowed, rope-scaled and quantised weights.
+// threads, any place in the cache, preempted == uninterrupted, prefix taken from the cache ==
+// computed. Bit for bit, on both backends, on dense, mixture-of-experts, windowed, rope-scaled and
+// quantised weights.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -181,6 +182,48 @@ TEST_P(Equalities, MatesPagingAndPreemptionDoNotChangeABit) {
   EXPECT_GT(preemptions, 0) << "the test must reach preemption";
 }
 
+/// Turns of a conversation, each with all that was said before it; then one that parts from it in
+/// the middle of a page. Alone in a new engine, and after each other in one: the same bits.
+void expect_warm_equals_cold(const LoadedModel& loaded, bool reuses, const std::string& where) {
+  const int64_t vocab = loaded.config().vocab;
+  Request request;
+  request.prompt = some_ids(70, vocab, 11);
+  request.config.max_new_tokens = 9;
+  request.config.ignore_eos = true;
+  request.config.logprobs = 3;
+  EngineOptions roomy = loaded.engine_options;
+  roomy.kv_tokens = 2048;
+  Engine warm(*loaded.model, nullptr, roomy);
+  const auto check = [&](int64_t n_known, const std::string& turn) {
+    EngineOptions options = loaded.engine_options;
+    options.prefix_cache = false;
+    Engine cold(*loaded.model, nullptr, options);
+    const RequestResult want = cold.generate(request), got = warm.generate(request);
+    expect_same_bits(want.completions[0], got.completions[0], where + ", " + turn);
+    EXPECT_EQ(got.timings.n_cached, reuses ? n_known : 0) << where << ", " << turn;
+    EXPECT_EQ(warm.free_pages(), warm.n_pages());
+    return want.completions[0].ids;
+  };
+  int64_t n_known = 0;
+  for (int turn = 1; turn <= 3; ++turn) {
+    const auto answer = check(n_known, fmt::format("turn {}", turn));
+    request.prompt.insert(request.prompt.end(), answer.begin(), answer.end());
+    n_known = ssize(request.prompt) - 1;  // the last token was chosen, not computed
+    const auto more = some_ids(15, vocab, static_cast<uint64_t>(turn));
+    request.prompt.insert(request.prompt.end(), more.begin(), more.end());
+  }
+  request.prompt.resize(101);
+  request.prompt[77] = (request.prompt[77] + 1) % static_cast<int32_t>(vocab - 3);
+  check(77, "another way from token 77 on");
+  check(100, "the same again");
+}
+
+TEST_P(Equalities, APrefixFromTheCacheDoesNotChangeABit) {
+  const auto loaded = open(path_, setting());
+  const bool reuses = loaded->config().rope.scaling != RopeScaling::kDynamic;
+  expect_warm_equals_cold(*loaded, reuses, GetParam().model);
+}
+
 std::vector<Case> cases() {
   std::vector<Case> out;
   for (const char* model : {"models/dense-gqa-untied-sharded", "models/moe",
@@ -214,6 +257,7 @@ TEST(EqualitiesOfKvTypes, EveryTypeKeepsTheContract) {
     options.chunk_tokens = 9;
     Engine chunked(*loaded->model, nullptr, options);
     EXPECT_TRUE(same_bits(whole, all_logits(chunked, ids, vocab))) << type;
+    expect_warm_equals_cold(*loaded, true, type);
   }
 }
 

@@ -19,7 +19,7 @@ class ContrastiveDecoder : public Decoder {
  public:
   ContrastiveDecoder(DecodeContext& context, int index)
       : Decoder(context), answer_(index, context.request, context.max_len, context.tokenizer) {
-    base_ = add_sequence(context.request.prompt, prompt_lineage(context.request_id));
+    base_ = add_sequence(context.request.prompt, prompt_lineage(context.request_id), 0);
   }
 
   std::vector<SeqId> sequences() const override {
@@ -47,6 +47,8 @@ class ContrastiveDecoder : public Decoder {
         candidate(seq).hidden = std::move(unit);
       }
     }
+    // What is known need not be computed again for its hidden states; the last token's always are.
+    context_.scheduler.set_hidden_from(seq, static_cast<int64_t>(context_hidden_.size()) / hidden);
   }
 
   void advance(std::span<float* const> rows, EventSink& sink) override {

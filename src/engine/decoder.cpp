@@ -14,11 +14,12 @@ Decoder::~Decoder() {
   if (!finished_) context_.scheduler.remove_unit(unit_);
 }
 
-SeqId Decoder::add_sequence(std::vector<int32_t> tokens, int64_t lineage) {
+SeqId Decoder::add_sequence(std::vector<int32_t> tokens, int64_t lineage, int64_t hidden_from) {
   Sequence spec;
   spec.prompt_len = static_cast<int64_t>(tokens.size());
   spec.tokens = std::move(tokens);
   spec.lineage = lineage;
+  spec.hidden_from = hidden_from;
   spec.adapter = context_.request.adapter;
   return context_.scheduler.add_sequence(unit_, std::move(spec));
 }

@@ -66,7 +66,8 @@ class Decoder {
 
  protected:
   explicit Decoder(DecodeContext& context);
-  SeqId add_sequence(std::vector<int32_t> tokens, int64_t lineage);
+  SeqId add_sequence(std::vector<int32_t> tokens, int64_t lineage,
+                     int64_t hidden_from = Sequence::kNever);
   /// Ends the decoder: its sequences give back their pages.
   void finish();
 

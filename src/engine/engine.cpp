@@ -87,6 +87,9 @@ std::vector<TokenLogprobs> Engine::score_logprobs(std::span<const int32_t> ids, 
 int64_t Engine::free_pages() const {
   return impl_->scheduler().n_free_pages();
 }
+int64_t Engine::kept_pages() const {
+  return impl_->scheduler().n_kept_pages();
+}
 int64_t Engine::n_pages() const {
   return impl_->scheduler().n_pages();
 }

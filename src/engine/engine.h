@@ -73,6 +73,7 @@ struct Completion {
 struct Timings {
   double queue_s = 0, prefill_s = 0, decode_s = 0;
   int64_t n_prompt = 0, n_generated = 0;  // tokens
+  int64_t n_cached = 0;                   // of n_prompt, those that were in the KV cache already
 };
 
 struct RequestResult {
@@ -101,6 +102,10 @@ struct EngineOptions {
   int64_t kv_tokens = 0;        // size of the cache over all requests. 0: ctx * n_slots
   int64_t chunk_tokens = 512;   // at most so many tokens per step
   int64_t logit_rows = 64;      // at most so many rows of logits at a time (prompt logprobs, score)
+  /// Keep the KV of sequences that have ended while there is room, so that a request that starts
+  /// with the same tokens (the next turn of a conversation) computes only the rest. Changes no bit.
+  /// Off with dynamic NTK scaling, whose keys depend on the prompt's length.
+  bool prefix_cache = true;
   bool check_integrity = false;  // after every step; on in debug builds
 };
 
@@ -156,8 +161,11 @@ class Engine {
   std::vector<TokenLogprobs> score_logprobs(std::span<const int32_t> ids, int64_t top = 0,
                                             const ScoreOptions& options = {});
 
-  /// Number of pages free and in all; equal when idle (a leak otherwise).
+  /// Number of pages without a holder and in all; equal when idle (a leak otherwise). Of the
+  /// former, kept_pages() hold prefixes of sequences that have ended; they make room when pages are
+  /// wanted.
   int64_t free_pages() const;
+  int64_t kept_pages() const;
   int64_t n_pages() const;
   /// How often a sequence lost its pages and was computed again.
   int64_t n_preemptions() const;

@@ -62,9 +62,13 @@ Engine::Impl::Impl(Model& model, std::shared_ptr<const Tokenizer> tokenizer,
 #endif
   const int64_t n_pages = ceil_div<int64_t>(options_.kv_tokens, page_tokens);
   kv_ = model.make_kv(n_pages, kv_dtype(options_.kv_type));
-  scheduler_options_ = {
-      n_pages,          page_tokens,         options_.chunk_tokens,
-      options_.n_slots, options_.logit_rows, model.config().rope.scaling == RopeScaling::kDynamic};
+  scheduler_options_ = {n_pages,
+                        page_tokens,
+                        options_.chunk_tokens,
+                        options_.n_slots,
+                        options_.logit_rows,
+                        model.config().rope.scaling == RopeScaling::kDynamic,
+                        options_.prefix_cache};
   scheduler_ = std::make_unique<Scheduler>(scheduler_options_);
 }
 
@@ -198,11 +202,13 @@ std::vector<Event> Engine::Impl::step() {
   const auto now = ActiveRequest::Clock::now();
   for (const StepPlan::Chunk& chunk : step.chunks) {
     ActiveRequest* active = nullptr;
-    decoder_of(scheduler_->sequence(chunk.seq).unit, &active);
-    if (!active->has_started) {
-      active->has_started = true;
-      active->started = now;
-    }
+    const Sequence& sequence = scheduler_->sequence(chunk.seq);
+    decoder_of(sequence.unit, &active);
+    if (active->has_started) continue;
+    active->has_started = true;
+    active->started = now;
+    if (sequence.lineage == prompt_lineage(active->context->request_id))
+      active->result.timings.n_cached = chunk.begin;
   }
   try {
     compute(step);

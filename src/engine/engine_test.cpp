@@ -124,7 +124,9 @@ std::map<RequestId, RequestResult> run_alone(std::vector<Request> requests) {
   RequestId id = 1;
   for (Request& request : requests) {
     FakeModel model;
-    Engine engine(model, nullptr, small(64, 1, 4096, 1000));
+    EngineOptions options = small(64, 1, 4096, 1000);
+    options.prefix_cache = false;
+    Engine engine(model, nullptr, options);
     results[id++] = engine.generate(std::move(request));
   }
   return results;
@@ -146,6 +148,110 @@ TEST(Engine, AnswersDoNotDependOnMatesChunksSlotsOrPreemption) {
     }
   }
   EXPECT_GT(preemptions, 20) << "the test must reach preemption";
+}
+
+TEST(Engine, AnswersDoNotDependOnWhatTheCacheHolds) {
+  // The requests, each followed by one that goes on with the answer, over a warm cache.
+  const auto first = run_alone(mixed_requests());
+  const auto longer = [&](std::vector<Request> requests) {
+    RequestId id = 1;
+    for (Request& request : requests) {
+      const std::vector<int32_t>& answer = first.at(id++).completions[0].ids;
+      request.prompt.insert(request.prompt.end(), answer.begin(), answer.end());
+      request.prompt.push_back(7);
+    }
+    return requests;
+  };
+  const auto second = run_alone(longer(mixed_requests()));
+  int64_t cached = 0;
+  for (const int64_t kv_tokens : {72, 160, 4096}) {
+    for (const int64_t chunk : {1, 5, 64}) {
+      FakeModel model;
+      Engine engine(model, nullptr, small(64, 8, kv_tokens, chunk));
+      RequestId offset = 0;
+      for (int round = 0; round < 2; ++round) {
+        for (const auto* want : {&first, &second}) {
+          const auto got =
+              run_all(engine, want == &first ? mixed_requests() : longer(mixed_requests()));
+          for (const auto& [id, result] : *want) {
+            expect_same(result, got.at(id + offset), id);
+            cached += got.at(id + offset).timings.n_cached;
+          }
+          offset += want->size();
+        }
+      }
+      if (kv_tokens == 4096) {
+        EXPECT_GT(engine.kept_pages(), 0);
+      }
+    }
+  }
+  EXPECT_GT(cached, 1000) << "the test must reach the cache";
+}
+
+TEST(Engine, AConversationComputesOnlyWhatIsNew) {
+  FakeModel model(50, 4);
+  Engine engine(model, nullptr, small(256, 1));
+  Request turn = request_of(30, 1, 8);
+  turn.config.ignore_eos = true;
+  for (int n = 0; n < 5; ++n) {
+    const RequestResult result = engine.generate(turn);
+    // The last token of the answer was never computed; all else of the last turn was.
+    const auto known = n == 0 ? 0 : ssize(turn.prompt) - 4 - 1;
+    EXPECT_EQ(result.timings.n_cached, known) << "turn " << n;
+    const std::vector<int32_t>& answer = result.completions[0].ids;
+    turn.prompt.insert(turn.prompt.end(), answer.begin(), answer.end());
+    for (const int32_t id : prompt_of(4, static_cast<uint64_t>(n) + 9))
+      turn.prompt.push_back(id);
+  }
+  // The same again: everything but the last token, whose logits are wanted.
+  turn.prompt.resize(50);
+  EXPECT_EQ(engine.generate(turn).timings.n_cached, 49);
+  turn.adapter = 0;
+  EXPECT_EQ(engine.generate(turn).timings.n_cached, 0) << "keys of another adapter";
+}
+
+TEST(Engine, WhatIsAskedOfThePromptIsComputed) {
+  FakeModel model;
+  Engine engine(model, nullptr, small());
+  Request request = request_of(30, 1, 4);
+  request.config.do_sample = false;
+  const auto ids = engine.generate(request).completions[0].ids;
+  Request logprobs = request;
+  logprobs.config.prompt_logprobs = 1;
+  const RequestResult cold = engine.generate(logprobs);
+  EXPECT_EQ(cold.timings.n_cached, 0);
+  EXPECT_EQ(cold.prompt_logprobs.size(), 29u);
+  EXPECT_EQ(cold.completions[0].ids, ids);
+  // Contrastive search compares the hidden states of all positions, for every answer.
+  Request contrastive = request;
+  contrastive.config.penalty_alpha = 0.6;
+  contrastive.config.top_k = 3;
+  contrastive.config.num_return_sequences = 2;
+  const RequestResult result = engine.generate(contrastive);
+  EXPECT_EQ(result.timings.n_cached, 0);
+  EXPECT_EQ(result.completions[0].ids, result.completions[1].ids);
+  EngineOptions off = small();
+  off.prefix_cache = false;
+  FakeModel other;
+  Engine without(other, nullptr, off);
+  EXPECT_EQ(result.completions[0].ids, without.generate(contrastive).completions[0].ids);
+  without.generate(request);
+  EXPECT_EQ(without.generate(request).timings.n_cached, 0);
+  EXPECT_EQ(without.kept_pages(), 0);
+}
+
+TEST(Engine, AStepThatFailsLeavesNothingWrongInTheCache) {
+  FakeModel model;
+  Engine engine(model, nullptr, small(64, 4, 0, 8));
+  for (int n = 0; n < 4; ++n) {
+    model.throw_after = model.n_forwards + n;
+    EXPECT_THROW(engine.generate(request_of(30, 1, 8)), Error);
+  }
+  model.throw_after = -1;
+  FakeModel cold;
+  Engine fresh(cold, nullptr, small());
+  EXPECT_EQ(engine.generate(request_of(30, 1, 8)).completions[0].ids,
+            fresh.generate(request_of(30, 1, 8)).completions[0].ids);
 }
 
 TEST(Engine, SeveralAnswersShareThePromptsPages) {

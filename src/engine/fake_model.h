@@ -99,6 +99,8 @@ class FakeModel : public Model {
                ForwardObserver* observer) override {
     auto& kv = dynamic_cast<FakeKv&>(cache);
     ++n_forwards;
+    if (throw_after >= 0 && n_forwards > throw_after)
+      fail(ErrorKind::kCorrupt, "model", "layer 3: not a number");
     max_rows = std::max(max_rows, plan.logit_rows.size());
     for (int64_t t = 0; t < plan.n_tokens(); ++t) {
       kv.tokens.at(static_cast<size_t>(plan.slots[static_cast<size_t>(t)])) =
@@ -126,8 +128,6 @@ class FakeModel : public Model {
       if (broken_after >= 0 && n_forwards > broken_after)
         logits[static_cast<int64_t>(r) * config_.vocab] = std::numeric_limits<float>::quiet_NaN();
     }
-    if (throw_after >= 0 && n_forwards > throw_after)
-      fail(ErrorKind::kCorrupt, "model", "layer 3: not a number");
   }
 
   int64_t n_forwards = 0;

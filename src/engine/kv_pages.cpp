@@ -1,31 +1,117 @@
 #include "engine/kv_pages.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace qw {
 
-PagePool::PagePool(int64_t n_pages) : references_(static_cast<size_t>(n_pages), 0) {
-  free_.reserve(references_.size());
+PagePool::PagePool(int64_t n_pages, int page_tokens, bool keeps_blocks)
+    : references_(static_cast<size_t>(n_pages), 0) {
+  empty_.reserve(references_.size());
   for (int64_t page = n_pages - 1; page >= 0; --page)
-    free_.push_back(static_cast<int32_t>(page));
+    empty_.push_back(static_cast<int32_t>(page));
+  if (!keeps_blocks) return;
+  index_.emplace(n_pages, page_tokens);
+  const auto ring = static_cast<int32_t>(n_pages);
+  links_.assign(references_.size() + 1, Link{ring, ring});
 }
 
 std::optional<int32_t> PagePool::allocate() {
-  if (free_.empty()) return std::nullopt;
-  const int32_t page = free_.back();
-  free_.pop_back();
+  int32_t page = 0;
+  if (!empty_.empty()) {
+    page = empty_.back();
+    empty_.pop_back();
+  } else if (n_unused_ > 0) {
+    page = links_.back().after;
+    remove_unused(page);
+    index_->erase(page);
+  } else {
+    return std::nullopt;
+  }
   references_[static_cast<size_t>(page)] = 1;
   return page;
 }
 
 void PagePool::retain(int32_t page) {
-  QW_CHECK(references_.at(static_cast<size_t>(page)) > 0, "page {} is free", page);
-  ++references_[static_cast<size_t>(page)];
+  int32_t& count = references_.at(static_cast<size_t>(page));
+  if (count == 0) {
+    QW_CHECK(has_block(page), "page {} is free", page);
+    remove_unused(page);
+  }
+  ++count;
 }
 
 void PagePool::release(int32_t page) {
-  QW_CHECK(references_.at(static_cast<size_t>(page)) > 0, "page {} is free", page);
-  if (--references_[static_cast<size_t>(page)] == 0) free_.push_back(page);
+  int32_t& count = references_.at(static_cast<size_t>(page));
+  QW_CHECK(count > 0, "page {} is free", page);
+  if (--count > 0) return;
+  if (has_block(page)) {
+    append_unused(page);
+  } else {
+    empty_.push_back(page);
+  }
+}
+
+void PagePool::append_unused(int32_t page) {
+  const auto ring = static_cast<int32_t>(n_pages());
+  const int32_t last = links_.back().before;
+  links_[static_cast<size_t>(page)] = {last, ring};
+  links_[static_cast<size_t>(last)].after = page;
+  links_.back().before = page;
+  ++n_unused_;
+}
+
+void PagePool::remove_unused(int32_t page) {
+  const Link link = links_[static_cast<size_t>(page)];
+  links_[static_cast<size_t>(link.before)].after = link.after;
+  links_[static_cast<size_t>(link.after)].before = link.before;
+  --n_unused_;
+}
+
+// ---- blocks ------------------------------------------------------------------------------------
+
+int32_t PagePool::publish(int32_t page, int32_t parent, int32_t adapter,
+                          std::span<const int32_t> tokens) {
+  QW_CHECK(keeps_blocks() && is_in_use(page));
+  if (std::ssize(tokens) == index_->page_tokens()) {
+    const int32_t same = index_->find(parent, adapter, tokens);
+    if (same != PrefixIndex::kNone) {
+      retain(same);
+      release(page);
+      return same;
+    }
+  } else if (index_->find_tail(parent, adapter, tokens).n_tokens == std::ssize(tokens)) {
+    return page;
+  }
+  index_->insert(page, parent, adapter, tokens);
+  return page;
+}
+
+void PagePool::unpublish(int32_t page) {
+  QW_CHECK(references(page) == 1, "page {} has {} holders", page, references(page));
+  index_->erase(page);
+}
+
+PagePool::Prefix PagePool::find_prefix(int32_t adapter, std::span<const int32_t> tokens) const {
+  Prefix found;
+  if (!keeps_blocks()) return found;
+  const auto block = static_cast<size_t>(index_->page_tokens());
+  int32_t last = PrefixIndex::kNone;
+  while (tokens.size() >= block) {
+    const int32_t page = index_->find(last, adapter, tokens.first(block));
+    if (page == PrefixIndex::kNone) break;
+    found.pages.push_back(page);
+    found.n_tokens += static_cast<int64_t>(block);
+    tokens = tokens.subspan(block);
+    last = page;
+  }
+  const PrefixIndex::Tail tail = index_->find_tail(last, adapter, tokens);
+  if (tail.n_tokens > 0) {
+    found.pages.push_back(tail.page);
+    found.n_tokens += tail.n_tokens;
+  }
+  return found;
 }
 
 void PagePool::check_integrity(std::span<const int32_t> held) const {
@@ -36,15 +122,34 @@ void PagePool::check_integrity(std::span<const int32_t> held) const {
     QW_CHECK(count[page] == references_[page], "page {}: {} holders, {} references", page,
              count[page], references_[page]);
   }
-  std::vector<bool> is_free(references_.size(), false);
-  for (const int32_t page : free_) {
-    QW_CHECK(!is_free[static_cast<size_t>(page)], "page {} is free twice", page);
-    QW_CHECK(count[static_cast<size_t>(page)] == 0, "page {} is free and held", page);
-    is_free[static_cast<size_t>(page)] = true;
+  std::vector<bool> seen(references_.size(), false);
+  const auto see = [&](int32_t page, std::string_view where) {
+    QW_CHECK(!seen[static_cast<size_t>(page)], "page {} is {} twice", page, where);
+    QW_CHECK(count[static_cast<size_t>(page)] == 0, "page {} is {} and held", page, where);
+    seen[static_cast<size_t>(page)] = true;
+  };
+  for (const int32_t page : empty_) {
+    see(page, "empty");
+    QW_CHECK(!has_block(page), "page {} is empty and holds a block", page);
   }
+  int64_t n_unused = 0;
+  if (keeps_blocks()) {
+    const auto ring = static_cast<int32_t>(n_pages());
+    for (int32_t page = links_.back().after; page != ring;
+         page = links_[static_cast<size_t>(page)].after) {
+      see(page, "an unused block");
+      QW_CHECK(has_block(page), "page {} is listed without a block", page);
+      ++n_unused;
+    }
+  }
+  QW_CHECK(n_unused == n_unused_, "{} unused blocks, {} counted", n_unused, n_unused_);
+  int64_t n_blocks = 0;
   for (size_t page = 0; page < count.size(); ++page) {
-    QW_CHECK(count[page] > 0 || is_free[page], "page {} is lost", page);
+    QW_CHECK(count[page] > 0 || seen[page], "page {} is lost", page);
+    n_blocks += has_block(static_cast<int32_t>(page)) ? 1 : 0;
   }
+  QW_CHECK(!keeps_blocks() || n_blocks == index_->size(), "{} blocks, {} counted", n_blocks,
+           index_->size());
 }
 
 }  // namespace qw

@@ -8,7 +8,10 @@
 
 namespace qw {
 
-Scheduler::Scheduler(const SchedulerOptions& options) : options_(options), pool_(options.n_pages) {
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options),
+      pool_(options.n_pages, options.page_tokens,
+            options.keep_prefixes && !options.rope_follows_length) {
   QW_CHECK(options.page_tokens > 0 && options.max_tokens > 0 && options.max_families > 0 &&
            options.max_rows > 0);
 }
@@ -68,8 +71,10 @@ void Scheduler::remove_sequence(SeqId id) {
 
 void Scheduler::remove_unit(UnitId id) {
   const std::vector<SeqId> members = units_.at(id).sequences;
-  for (const SeqId seq : members)
+  for (const SeqId seq : members) {
+    publish_tail(at(seq));
     remove_sequence(seq);
+  }
   units_.erase(id);
 }
 
@@ -86,10 +91,12 @@ const Sequence& Scheduler::sequence(SeqId id) const {
 }
 
 void Scheduler::drop_pages(Sequence& sequence) {
-  for (const int32_t page : sequence.pages)
-    pool_.release(page);
+  // The last first: of the blocks of a sequence that nobody uses, the end is to make room first.
+  for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page)
+    pool_.release(*page);
   sequence.pages.clear();
   sequence.n_computed = 0;
+  sequence.under_way = false;
 }
 
 // ---- one step ----------------------------------------------------------------------------------
@@ -145,6 +152,7 @@ void Scheduler::schedule_sequence(Sequence& sequence, int64_t n_tokens, StepPlan
   n = reserve(sequence, begin + n, step) - begin;
   if (n <= 0) return;
   step.chunks.push_back({sequence.id, begin, begin + n});
+  sequence.under_way = true;
   budget.tokens -= n;
   budget.rows -= std::max<int64_t>(n - unasked, 0);
 }
@@ -154,20 +162,33 @@ void Scheduler::schedule_sequence(Sequence& sequence, int64_t n_tokens, StepPlan
 int64_t Scheduler::reserve(Sequence& sequence, int64_t end, StepPlan& step) {
   const auto first = static_cast<size_t>(sequence.n_computed / options_.page_tokens);
   const auto used = static_cast<int>(sequence.n_computed % options_.page_tokens);
-  if (first < sequence.pages.size() && pool_.is_shared(sequence.pages[first])) {
-    const std::optional<int32_t> own = allocate_or_preempt(sequence.unit, step);
-    if (!own) return sequence.n_computed;
-    const int32_t shared = sequence.pages[first];
-    if (used > 0) step.copies.push_back({sequence.id, shared, *own, used});
-    pool_.release(shared);
-    sequence.pages[first] = *own;
-  }
+  if (first < sequence.pages.size() && !make_writable(sequence, first, used, step))
+    return sequence.n_computed;
   while (static_cast<int64_t>(sequence.pages.size()) < pages_for(end)) {
     const std::optional<int32_t> page = allocate_or_preempt(sequence.unit, step);
     if (!page) break;
     sequence.pages.push_back(*page);
   }
   return std::min(end, static_cast<int64_t>(sequence.pages.size()) * options_.page_tokens);
+}
+
+/// Sees to it that the sequence may write to its page after the first `used` tokens; false when
+/// there is no page for a copy.
+bool Scheduler::make_writable(Sequence& sequence, size_t page, int used, StepPlan& step) {
+  const int32_t old = sequence.pages[page];
+  if (pool_.is_writable(old)) return true;
+  // A kept block without another holder is written over where that loses nothing (the sequence goes
+  // on after its last token) or where a copy would cost a page that is not there.
+  if (!pool_.is_shared(old) && (pool_.block_tokens(old) == used || pool_.n_free() == 0)) {
+    pool_.unpublish(old);
+    return true;
+  }
+  const std::optional<int32_t> own = allocate_or_preempt(sequence.unit, step);
+  if (!own) return false;
+  if (used > 0) step.copies.push_back({sequence.id, old, *own, used});
+  pool_.release(old);
+  sequence.pages[page] = *own;
+  return true;
 }
 
 /// A free page, taken from the youngest running unit if need be; nothing when only units older
@@ -193,6 +214,7 @@ void Scheduler::preempt(UnitId id, StepPlan& step) {
   unit.running = false;
   ++n_preemptions_;
   for (const SeqId seq : unit.sequences) {
+    publish_tail(at(seq));
     drop_pages(at(seq));
     std::erase_if(step.chunks, [seq](const StepPlan::Chunk& chunk) { return chunk.seq == seq; });
     std::erase_if(step.copies, [seq](const StepPlan::Copy& copy) { return copy.seq == seq; });
@@ -212,7 +234,12 @@ bool Scheduler::can_admit(const Unit& unit) const {
     const Sequence& sequence = sequences_.at(seq);
     const Sharable sharable = find_sharable(sequence);
     if (sharable.wait) return false;
-    need += pages_for(sequence.size() + 1) - sharable.n_tokens / options_.page_tokens;
+    need += pages_for(sequence.size() + 1);
+    // Full pages that others hold as well cost nothing; kept ones count as free until they are
+    // used.
+    const auto full = static_cast<size_t>(sharable.prefix.n_tokens / options_.page_tokens);
+    for (size_t i = 0; i < full; ++i)
+      need -= pool_.is_in_use(sharable.prefix.pages[i]) ? 1 : 0;
   }
   return need <= pool_.n_free();
 }
@@ -229,42 +256,71 @@ void Scheduler::admit(StepPlan& step, Budget& budget) {
 }
 
 Scheduler::Sharable Scheduler::find_sharable(const Sequence& sequence) const {
-  Sharable best;
+  const std::span<const int32_t> tokens =
+      std::span(sequence.tokens).first(static_cast<size_t>(sequence.n_sharable()));
+  Sharable best{pool_.find_prefix(sequence.adapter, tokens), false};
+  const int64_t n_kept = best.prefix.n_tokens;
   for (const auto& [id, other] : sequences_) {
     if (id == sequence.id || other.lineage != sequence.lineage) continue;
     if (!units_.at(other.unit).running) continue;
-    // All but the last token, whose logits this sequence needs itself.
-    const auto mismatch = std::mismatch(sequence.tokens.begin(), sequence.tokens.end() - 1,
-                                        other.tokens.begin(), other.tokens.end());
-    const int64_t common = mismatch.first - sequence.tokens.begin();
+    const auto mismatch =
+        std::mismatch(tokens.begin(), tokens.end(), other.tokens.begin(), other.tokens.end());
+    const int64_t common = mismatch.first - tokens.begin();
     const bool goes_first = !other.pages.empty() || id < sequence.id;
-    if (goes_first && other.n_computed < common) best.wait = true;
+    if (goes_first && other.n_computed < common && n_kept < common) best.wait = true;
     const int64_t shared = std::min(common, other.n_computed);
-    if (shared > best.n_tokens) {
-      best.from = &other;
-      best.n_tokens = shared;
+    if (shared > best.prefix.n_tokens) {
+      best.prefix.pages.assign(other.pages.begin(), other.pages.begin() + pages_for(shared));
+      best.prefix.n_tokens = shared;
     }
   }
   return best;
 }
 
-/// Lets a sequence without pages start with the pages of its lineage. False: better wait.
+/// Lets a sequence without pages start with pages that hold its first tokens. False: better wait.
 bool Scheduler::share_prefix(Sequence& sequence) {
-  const Sharable sharable = find_sharable(sequence);
+  Sharable sharable = find_sharable(sequence);
   if (sharable.wait) return false;
-  if (sharable.from == nullptr) return true;
-  const auto n = static_cast<size_t>(pages_for(sharable.n_tokens));
-  const std::span<const int32_t> pages = std::span(sharable.from->pages).first(n);
-  sequence.pages.assign(pages.begin(), pages.end());
+  sequence.pages = std::move(sharable.prefix.pages);
   for (const int32_t page : sequence.pages)
     pool_.retain(page);
-  sequence.n_computed = sharable.n_tokens;
+  sequence.n_computed = sharable.prefix.n_tokens;
   return true;
 }
 
 void Scheduler::commit(const StepPlan& step) {
-  for (const StepPlan::Chunk& chunk : step.chunks)
-    at(chunk.seq).n_computed = chunk.end;
+  for (const StepPlan::Chunk& chunk : step.chunks) {
+    Sequence& sequence = at(chunk.seq);
+    sequence.n_computed = chunk.end;
+    sequence.under_way = false;
+    if (pool_.keeps_blocks()) publish_blocks(chunk);
+  }
+}
+
+/// Publishes the pages that a chunk has filled: only now are their keys and values written. Where
+/// another page holds the same block, the sequence goes on with that one.
+void Scheduler::publish_blocks(const StepPlan::Chunk& chunk) {
+  Sequence& sequence = at(chunk.seq);
+  const auto size = static_cast<size_t>(options_.page_tokens);
+  const size_t end = static_cast<size_t>(chunk.end) / size;
+  for (size_t i = static_cast<size_t>(chunk.begin) / size; i < end; ++i) {
+    const int32_t parent = i == 0 ? PrefixIndex::kNone : sequence.pages[i - 1];
+    sequence.pages[i] = pool_.publish(sequence.pages[i], parent, sequence.adapter,
+                                      std::span(sequence.tokens).subspan(i * size, size));
+  }
+}
+
+/// Publishes the last page of a sequence that is about to go, as far as it is filled.
+void Scheduler::publish_tail(const Sequence& sequence) {
+  const auto size = static_cast<size_t>(options_.page_tokens);
+  const auto full = static_cast<size_t>(sequence.n_computed) / size;
+  const auto used = static_cast<size_t>(sequence.n_computed) % size;
+  // A step under way may not have written the page yet: not even the copy that it starts with.
+  if (!pool_.keeps_blocks() || used == 0 || sequence.under_way) return;
+  if (!pool_.is_writable(sequence.pages[full])) return;
+  const int32_t parent = full == 0 ? PrefixIndex::kNone : sequence.pages[full - 1];
+  pool_.publish(sequence.pages[full], parent, sequence.adapter,
+                std::span(sequence.tokens).subspan(full * size, used));
 }
 
 // ---- the batch ---------------------------------------------------------------------------------
@@ -329,6 +385,15 @@ void Scheduler::check_integrity() const {
     const Unit& unit = units_.at(sequence.unit);
     QW_CHECK(std::count(unit.sequences.begin(), unit.sequences.end(), id) == 1);
     QW_CHECK(unit.running || sequence.pages.empty(), "sequence {} waits and holds pages", id);
+    if (!pool_.keeps_blocks()) continue;
+    // Every full page is a block, and together they are the sequence's tokens.
+    const int64_t full = sequence.n_computed / options_.page_tokens;
+    const PagePool::Prefix blocks = pool_.find_prefix(
+        sequence.adapter,
+        std::span(sequence.tokens).first(static_cast<size_t>(full * options_.page_tokens)));
+    QW_CHECK(std::equal(blocks.pages.begin(), blocks.pages.end(), sequence.pages.begin(),
+                        sequence.pages.begin() + full),
+             "sequence {} holds pages that do not hold its tokens", id);
   }
   pool_.check_integrity(held);
 }

@@ -3,11 +3,12 @@
 // Level 6 (engine). Pure host code: no tensors, no clock, no I/O. A *sequence* is a list of tokens
 // of which the first n_computed are in the KV cache; a *unit* is the set of sequences that advance
 // in lock-step (one for plain decoding; the beams of a search) and that lose their pages together.
-// When pages run out the youngest unit gives its pages back and is computed again later; by the
-// numeric contract that changes no bit. Source: Orca (Yu et al., 2022), vLLM, Sarathi (chunked
-// prefill).
+// When pages run out the youngest unit gives its pages back and is computed again later; a sequence
+// starts with the pages that hold its first tokens already. By the numeric contract neither changes
+// a bit. Source: Orca (Yu et al., 2022), vLLM, Sarathi (chunked prefill).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <map>
@@ -32,6 +33,9 @@ struct SchedulerOptions {
   /// Dynamic NTK scaling: a token's rotation depends on the length its sequence had when it was
   /// computed, so tokens that were decoded one by one must be recomputed one by one.
   bool rope_follows_length = false;
+  /// Pages keep their tokens after their sequence has gone, for later ones that start alike. Not
+  /// with rope_follows_length, where equal tokens may have unequal keys.
+  bool keep_prefixes = false;
 };
 
 struct Sequence {
@@ -44,12 +48,17 @@ struct Sequence {
   int64_t prompt_len = 0;
   int32_t adapter = -1;
   int64_t logits_from = kNever;  // rows wanted from this position on, besides the last one
+  int64_t hidden_from = kNever;  // hidden states wanted from this position on
 
   int64_t n_computed = 0;
   std::vector<int32_t> pages;
+  bool under_way = false;  // part of a step that is not yet committed
 
   int64_t size() const noexcept { return static_cast<int64_t>(tokens.size()); }
   int64_t n_pending() const noexcept { return size() - n_computed; }
+  /// How many tokens another's pages may stand in for: what they yield is not wanted. The last
+  /// token's logits always are.
+  int64_t n_sharable() const noexcept { return std::min({size() - 1, logits_from, hidden_from}); }
 };
 
 /// A row of logits that a step yields: what follows tokens[position] of the sequence.
@@ -91,6 +100,7 @@ class Scheduler {
   SeqId fork(SeqId parent);
   void append(SeqId id, int32_t token);
   void set_logits_from(SeqId id, int64_t position) { at(id).logits_from = position; }
+  void set_hidden_from(SeqId id, int64_t position) { at(id).hidden_from = position; }
   void remove_sequence(SeqId id);
   void remove_unit(UnitId id);
 
@@ -104,7 +114,9 @@ class Scheduler {
 
   bool idle() const noexcept { return units_.empty(); }
   int64_t n_pages() const noexcept { return pool_.n_pages(); }
+  /// Pages without a holder, kept prefixes included: these make room when pages are wanted.
   int64_t n_free_pages() const noexcept { return pool_.n_free(); }
+  int64_t n_kept_pages() const noexcept { return pool_.n_unused_blocks(); }
   int64_t n_preemptions() const noexcept { return n_preemptions_; }
   int page_tokens() const noexcept { return options_.page_tokens; }
   /// Throws Error{kInternal} when pages, sequences and units disagree.
@@ -134,14 +146,16 @@ class Scheduler {
   void schedule_sequence(Sequence& sequence, int64_t n_tokens, StepPlan& step, Budget& budget);
   void admit(StepPlan& step, Budget& budget);
   bool can_admit(const Unit& unit) const;
-  /// What a sequence without pages could take over from another of its lineage.
+  /// What a sequence without pages could take over: from another of its lineage, or kept pages.
   struct Sharable {
-    const Sequence* from = nullptr;
-    int64_t n_tokens = 0;
+    PagePool::Prefix prefix;
     bool wait = false;  // another is still on its way through more of the common tokens
   };
   Sharable find_sharable(const Sequence& sequence) const;
   bool share_prefix(Sequence& sequence);
+  void publish_blocks(const StepPlan::Chunk& chunk);
+  void publish_tail(const Sequence& sequence);
+  bool make_writable(Sequence& sequence, size_t page, int used, StepPlan& step);
   int64_t reserve(Sequence& sequence, int64_t end, StepPlan& step);
   std::optional<int32_t> allocate_or_preempt(UnitId for_unit, StepPlan& step);
   std::optional<UnitId> youngest_running() const;

@@ -1,11 +1,12 @@
-// The scheduler alone, under random loads: pages are conserved, the oldest is never starved, and
-// no step exceeds its budget.
+// The scheduler alone, under random loads: pages are conserved, the oldest is never starved, no
+// step exceeds its budget, and every page holds the tokens that its sequences think it holds.
 #include "engine/scheduler.h"
 
 #include <gtest/gtest.h>
 
 #include <set>
 
+#include "base/error.h"
 #include "base/rng.h"
 
 namespace qw {
@@ -22,98 +23,233 @@ class Random {
   uint64_t seed_, next_ = 0;
 };
 
-struct Load {
-  UnitId unit;
-  std::vector<SeqId> seqs;
-  int64_t end_len;
+/// What a KV cache would hold: of each slot, a hash of the adapter and all tokens up to its own.
+class ShadowCache {
+ public:
+  explicit ShadowCache(const SchedulerOptions& options)
+      : page_tokens_(options.page_tokens),
+        slots_(static_cast<size_t>(options.n_pages * options.page_tokens), 0) {}
+
+  /// Does what a step says. Throws when a sequence would then read something else than its tokens.
+  void run(const StepPlan& step, const Scheduler& scheduler) {
+    for (const StepPlan::Copy& copy : step.copies) {
+      for (int i = 0; i < copy.n_tokens; ++i)
+        slots_[at(copy.to, i)] = slots_[at(copy.from, i)];
+    }
+    for (const StepPlan::Chunk& chunk : step.chunks)
+      visit(scheduler.sequence(chunk.seq), chunk.begin, chunk.end,
+            [](uint64_t& slot, uint64_t hash) { slot = hash; });
+    for (const StepPlan::Chunk& chunk : step.chunks)
+      visit(scheduler.sequence(chunk.seq), 0, chunk.end, [](uint64_t slot, uint64_t hash) {
+        QW_CHECK(slot == hash, "a page that holds other tokens");
+      });
+  }
+
+ private:
+  size_t at(int32_t page, int64_t i) const { return static_cast<size_t>(page * page_tokens_ + i); }
+  template <typename Visit>
+  void visit(const Sequence& sequence, int64_t begin, int64_t end, Visit visit) {
+    uint64_t hash = static_cast<uint64_t>(sequence.adapter + 2);
+    for (int64_t i = 0; i < end; ++i) {
+      hash = random_bits(hash, static_cast<uint64_t>(sequence.tokens[static_cast<size_t>(i)]), 0);
+      const int32_t page = sequence.pages[static_cast<size_t>(i / page_tokens_)];
+      if (i >= begin) visit(slots_[at(page, i % page_tokens_)], hash);
+    }
+  }
+  int64_t page_tokens_;
+  std::vector<uint64_t> slots_;
 };
 
-/// One random life of a scheduler: units arrive, decode, fork and end, until all are done.
-void live(uint64_t seed) {
-  Random random(seed);
-  SchedulerOptions options;
-  options.page_tokens = static_cast<int>(1 + random.below(6));
-  options.n_pages = 20 + random.below(30);
-  options.max_tokens = 1 + random.below(20);
-  options.max_families = 1 + random.below(6);
-  options.max_rows = 1 + random.below(5);
-  Scheduler scheduler(options);
-  std::vector<Load> loads;
-  int64_t arrived = 0, ended = 0;
-  const int64_t total = 25;
-  for (int step_no = 0; ended < total; ++step_no) {
-    ASSERT_LT(step_no, 20000) << "starvation, seed " << seed;
-    while (arrived < total && random.below(3) == 0) {
-      const int64_t width = 1 + random.below(3);
-      const int64_t prompt = 1 + random.below(options.page_tokens * 4);
-      const int64_t end_len = prompt + 1 + random.below(12);
-      ++arrived;
-      if (scheduler.pages_at_worst(prompt, end_len, width) > options.n_pages) {
-        ++ended;  // refused before the queue
-        continue;
+/// One random life of a scheduler: units arrive, decode, fork and end, some by a step that fails.
+class Life {
+ public:
+  explicit Life(uint64_t seed)
+      : random_(seed), options_(random_options(seed)), scheduler_(options_), cache_(options_) {}
+
+  /// Until all units have ended. Throws what was wrong.
+  void run() {
+    for (int step_no = 0; ended_ < kUnits; ++step_no) {
+      QW_CHECK(step_no < 20000, "starvation");
+      while (arrived_ < kUnits && random_.below(3) == 0)
+        arrive();
+      const StepPlan step = scheduler_.schedule();
+      check(step);
+      if (random_.below(30) == 0) {
+        fail_units_of(step);
+      } else {
+        cache_.run(step, scheduler_);
+        scheduler_.commit(step);
+        scheduler_.check_integrity();
+        advance();
       }
-      Load load{scheduler.add_unit(arrived), {}, end_len};
-      Sequence spec;
-      for (int64_t i = 0; i < prompt; ++i)
-        spec.tokens.push_back(static_cast<int32_t>(random.below(3)));
-      spec.prompt_len = prompt;
-      spec.lineage = arrived;
-      load.seqs.push_back(scheduler.add_sequence(load.unit, spec));
-      for (int64_t w = 1; w < width; ++w)
-        load.seqs.push_back(scheduler.add_sequence(load.unit, spec));
-      loads.push_back(load);
+      scheduler_.check_integrity();
     }
-    StepPlan step = scheduler.schedule();
-    ASSERT_LE(step.batch.n_tokens(), options.max_tokens);
-    std::set<int32_t> slots(step.batch.slots.begin(), step.batch.slots.end());
-    ASSERT_EQ(ssize(slots), step.batch.n_tokens()) << "two tokens in one slot, seed " << seed;
+    QW_CHECK(scheduler_.idle() && scheduler_.n_free_pages() == scheduler_.n_pages());
+    QW_CHECK(scheduler_.n_kept_pages() == 0 || options_.keep_prefixes);
+  }
+
+  /// Tokens that units took over from those that had ended.
+  int64_t n_taken_over() const { return taken_over_; }
+
+ private:
+  static constexpr int64_t kUnits = 25;
+  struct Load {
+    UnitId unit;
+    std::vector<SeqId> seqs;
+    int64_t end_len;
+  };
+
+  SchedulerOptions random_options(uint64_t seed) {
+    SchedulerOptions options;
+    options.page_tokens = static_cast<int>(1 + random_.below(6));
+    options.n_pages = 20 + random_.below(30);
+    options.max_tokens = 1 + random_.below(20);
+    options.max_families = 1 + random_.below(6);
+    options.max_rows = 1 + random_.below(5);
+    options.keep_prefixes = seed % 4 != 0;
+    return options;
+  }
+
+  void arrive() {
+    const int64_t width = 1 + random_.below(3);
+    const int64_t prompt = 1 + random_.below(options_.page_tokens * 4);
+    const int64_t end_len = prompt + 1 + random_.below(12);
+    ++arrived_;
+    if (scheduler_.pages_at_worst(prompt, end_len, width) > options_.n_pages) {
+      ++ended_;  // refused before the queue
+      return;
+    }
+    Load load{scheduler_.add_unit(arrived_), {}, end_len};
+    Sequence spec;
+    for (int64_t i = 0; i < prompt; ++i)
+      spec.tokens.push_back(random_.below(12) == 0 ? 1 : 0);  // so that many start alike
+    spec.prompt_len = prompt;
+    spec.lineage = arrived_;
+    spec.adapter = static_cast<int32_t>(random_.below(2));
+    if (random_.below(8) == 0) spec.logits_from = random_.below(prompt);
+    for (int64_t w = 0; w < width; ++w)
+      load.seqs.push_back(scheduler_.add_sequence(load.unit, spec));
+    loads_.push_back(load);
+  }
+
+  void check(const StepPlan& step) {
+    QW_CHECK(loads_.empty() || !step.chunks.empty(), "work and no step");
+    QW_CHECK(step.batch.n_tokens() <= options_.max_tokens, "a step beyond its budget");
+    const std::set<int32_t> slots(step.batch.slots.begin(), step.batch.slots.end());
+    QW_CHECK(ssize(slots) == step.batch.n_tokens(), "two tokens in one slot");
     for (const StepPlan::Chunk& chunk : step.chunks) {
-      ASSERT_EQ(chunk.begin, scheduler.sequence(chunk.seq).n_computed);
+      const Sequence& sequence = scheduler_.sequence(chunk.seq);
+      QW_CHECK(chunk.begin == sequence.n_computed, "a chunk out of place");
+      if (!started_.insert(sequence.unit).second) continue;
+      QW_CHECK(chunk.begin <= sequence.logits_from, "rows that were asked for are taken over");
+      taken_over_ += chunk.begin;
     }
-    ASSERT_FALSE(!loads.empty() && step.chunks.empty()) << "work and no step, seed " << seed;
-    scheduler.commit(step);
-    scheduler.check_integrity();
-    for (auto load = loads.begin(); load != loads.end();) {
+  }
+
+  /// The step fails before anything is copied or written.
+  void fail_units_of(const StepPlan& step) {
+    std::set<UnitId> units;
+    for (const StepPlan::Chunk& chunk : step.chunks)
+      units.insert(scheduler_.sequence(chunk.seq).unit);
+    for (const UnitId unit : units)
+      scheduler_.remove_unit(unit);
+    ended_ += ssize(units);
+    std::erase_if(loads_, [&](const Load& load) { return units.count(load.unit) != 0; });
+  }
+
+  /// Every unit whose sequences are all computed goes on or ends.
+  void advance() {
+    for (auto load = loads_.begin(); load != loads_.end();) {
       const bool ready = std::all_of(load->seqs.begin(), load->seqs.end(), [&](SeqId s) {
-        return scheduler.sequence(s).n_pending() == 0;
+        return scheduler_.sequence(s).n_pending() == 0;
       });
-      if (!ready) {
-        ++load;
+      if (ready && scheduler_.sequence(load->seqs[0]).size() >= load->end_len) {
+        scheduler_.remove_unit(load->unit);
+        ++ended_;
+        load = loads_.erase(load);
         continue;
       }
-      if (scheduler.sequence(load->seqs[0]).size() >= load->end_len) {
-        scheduler.remove_unit(load->unit);
-        ++ended;
-        load = loads.erase(load);
-        continue;
-      }
-      // As beams do: every sequence of the next step is a fork of one of this step.
-      std::vector<SeqId> next;
-      for (size_t i = 0; i < load->seqs.size(); ++i) {
-        next.push_back(
-            scheduler.fork(load->seqs[static_cast<size_t>(random.below(ssize(load->seqs)))]));
-        scheduler.append(next.back(), static_cast<int32_t>(random.below(3)));
-      }
-      for (const SeqId seq : load->seqs)
-        scheduler.remove_sequence(seq);
-      load->seqs = next;
+      if (ready) fork(*load);
       ++load;
     }
-    scheduler.check_integrity();
   }
-  EXPECT_TRUE(scheduler.idle());
-  EXPECT_EQ(scheduler.n_free_pages(), scheduler.n_pages());
-}
+
+  /// As beams do: every sequence of the next step is a fork of one of this step.
+  void fork(Load& load) {
+    std::vector<SeqId> next;
+    for (size_t i = 0; i < load.seqs.size(); ++i) {
+      next.push_back(
+          scheduler_.fork(load.seqs[static_cast<size_t>(random_.below(ssize(load.seqs)))]));
+      scheduler_.append(next.back(), static_cast<int32_t>(random_.below(2)));
+    }
+    for (const SeqId seq : load.seqs)
+      scheduler_.remove_sequence(seq);
+    load.seqs = next;
+  }
+
+  Random random_;
+  SchedulerOptions options_;
+  Scheduler scheduler_;
+  ShadowCache cache_;
+  std::vector<Load> loads_;
+  std::set<UnitId> started_;
+  int64_t arrived_ = 0, ended_ = 0, taken_over_ = 0;
+};
 
 TEST(Scheduler, RandomLives) {
-  for (uint64_t seed = 1; seed <= 300; ++seed) {
-    live(seed);
-    if (testing::Test::HasFatalFailure()) return;
+  int64_t taken_over = 0;
+  for (uint64_t seed = 1; seed <= 400; ++seed) {
+    Life life(seed);
+    ASSERT_NO_THROW(life.run()) << "seed " << seed;
+    taken_over += life.n_taken_over();
   }
+  EXPECT_GT(taken_over, 1000) << "the test must reach kept prefixes";
+}
+
+TEST(PagePool, UnusedBlocksMakeRoomOldestFirst) {
+  PagePool pool(4, 2, true);
+  const std::vector<int32_t> a = {1, 2}, b = {3, 4}, c = {5};
+  const int32_t pa = *pool.allocate(), pb = *pool.allocate(), pc = *pool.allocate();
+  EXPECT_EQ(pool.publish(pa, PrefixIndex::kNone, -1, a), pa);
+  EXPECT_EQ(pool.publish(pb, pa, -1, b), pb);
+  EXPECT_EQ(pool.publish(pc, pb, -1, c), pc);
+  for (const int32_t page : {pc, pb, pa})
+    pool.release(page);
+  EXPECT_EQ(pool.n_free(), 4);
+  EXPECT_EQ(pool.n_unused_blocks(), 3);
+  const std::vector<int32_t> all = {1, 2, 3, 4, 5, 6};
+  EXPECT_EQ(pool.find_prefix(-1, all).pages, (std::vector<int32_t>{pa, pb, pc}));
+  EXPECT_EQ(pool.find_prefix(-1, all).n_tokens, 5);
+  EXPECT_EQ(pool.find_prefix(0, all).n_tokens, 0) << "another adapter";
+  EXPECT_EQ(pool.find_prefix(-1, std::vector<int32_t>{1, 2, 3, 9}).n_tokens, 3);
+  EXPECT_EQ(pool.find_prefix(-1, std::vector<int32_t>{3, 4}).n_tokens, 0) << "not at the start";
+  pool.retain(pb);                 // in use again
+  EXPECT_TRUE(pool.allocate());    // the empty one
+  EXPECT_EQ(pool.allocate(), pc);  // then the longest unused
+  EXPECT_EQ(pool.allocate(), pa);
+  EXPECT_EQ(pool.allocate(), std::nullopt);
+  EXPECT_EQ(pool.find_prefix(-1, all).n_tokens, 0) << "a block is found through the one before it";
+  EXPECT_TRUE(pool.has_block(pb));
+}
+
+TEST(PagePool, EqualBlocksAreKeptOnce) {
+  PagePool pool(3, 2, true);
+  const std::vector<int32_t> tokens = {7, 8};
+  const int32_t first = *pool.allocate(), second = *pool.allocate();
+  EXPECT_EQ(pool.publish(first, PrefixIndex::kNone, 3, tokens), first);
+  EXPECT_EQ(pool.publish(second, PrefixIndex::kNone, 3, tokens), first);
+  EXPECT_TRUE(pool.is_shared(first));
+  EXPECT_FALSE(pool.is_in_use(second));
+  pool.check_integrity(std::vector<int32_t>{first, first});
+  pool.release(first);
+  EXPECT_FALSE(pool.is_writable(first));
+  pool.unpublish(first);
+  EXPECT_TRUE(pool.is_writable(first));
+  EXPECT_THROW(pool.check_integrity(std::vector<int32_t>{first, second}), Error);
 }
 
 TEST(Scheduler, DecodesComeBeforePrefill) {
-  Scheduler scheduler({100, 4, 8, 4, 64, false});
+  Scheduler scheduler({100, 4, 8, 4, 64, false, false});
   const auto add = [&](int64_t n) {
     Sequence spec;
     spec.tokens.assign(static_cast<size_t>(n), 1);
@@ -143,7 +279,7 @@ TEST(Scheduler, DecodesComeBeforePrefill) {
 }
 
 TEST(Scheduler, DynamicRotationIsRecomputedTokenByToken) {
-  SchedulerOptions options{100, 4, 64, 1, 64, true};
+  SchedulerOptions options{100, 4, 64, 1, 64, true, false};
   Sequence sequence;
   sequence.tokens = {1, 2, 3, 4, 5, 6};
   sequence.prompt_len = 4;
