@@ -253,6 +253,13 @@ TEST(ContentRanges, PassThroughMacrosBlocksAndContinuation) {
 
 // ---- limits
 
+/// Seconds until `source` is refused for its work.
+double seconds_to_refuse(const std::string& source) {
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(kind_of(source), TemplateErrorKind::kLimit) << source.substr(0, 200);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 TEST(ChatTemplateLimits, EndlessAndHugeTemplatesAreRefused) {
   const auto start = std::chrono::steady_clock::now();
   using Kind = TemplateErrorKind;
@@ -299,6 +306,18 @@ TEST(ChatTemplateLimits, EndlessAndHugeTemplatesAreRefused) {
     chain += "+1";
   EXPECT_EQ(kind_of(chain + " }}"), Kind::kSyntax);
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
+}
+
+TEST(ChatTemplateLimits, WalksOverLongStringsEndWithinSeconds) {
+  // About a second each on a free core; the bound leaves room for sanitizers and busy machines.
+  constexpr double kMostSeconds = 5.0;
+  for (const std::string walk : {"s.isdigit()", "s | int", "s | wordcount", "s.strip('1')",
+                                 "s is upper", "s | wordwrap(100)"}) {
+    const double seconds =
+        seconds_to_refuse("{% set s = '1' * (3 * 10**7) %}{% for i in range(99999) %}{{ '' if " +
+                          walk + " }}{% endfor %}");
+    EXPECT_LT(seconds, kMostSeconds) << walk;
+  }
 }
 
 TEST(ChatTemplateLimits, ALongConversationIsWithinBudget) {

@@ -34,7 +34,7 @@ Value binary(Runtime& runtime, BinaryOp op, const Value& a, const Value& b);
 Value negate(const Value& value);
 Value plus(const Value& value);
 
-/// Charges the budget for walking over `value` once, if it is a string.
+/// Charges the budget for walking over the characters of `value` once, if it is a string.
 void charge_walk(const Value& value);
 
 /// len(value), or a python error.
