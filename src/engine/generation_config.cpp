@@ -475,7 +475,7 @@ void GenerationConfig::set_text(std::string_view name, std::string_view value,
     return set(name, all, source);
   }
   Json parsed = Json::parse(value, nullptr, false);
-  if (parsed.is_discarded()) parsed = Json::parse("[" + std::string(value) + "]", nullptr, false);
+  if (parsed.is_discarded()) parsed = Json::parse(fmt::format("[{}]", value), nullptr, false);
   if (parsed.is_discarded()) parsed = std::string(value);
   set(name, parsed, source);
 }
@@ -562,7 +562,8 @@ std::vector<std::string> GenerationConfig::without_effect() const {
   const auto note = [&](std::string_view name, std::string_view why) {
     const Parameter* parameter = find_parameter(name);
     const Json value = parameter->write_from(*this);
-    if (value != parameter->write_from(defaults)) {
+    // What the checkpoint recommends was not asked for, so it may go unused without a word.
+    if (source_of(name) == ParameterSource::kUser && value != parameter->write_from(defaults)) {
       out.push_back(fmt::format("{} {} has no effect: {}", name, value.dump(), why));
     }
   };

@@ -110,8 +110,8 @@ struct GenerationConfig {
   nlohmann::ordered_json applied() const;
   ParameterSource source_of(std::string_view name) const;
 
-  /// One sentence for each parameter that the user or the file set and the chosen strategy does
-  /// not use ("temperature 0.7 has no effect: do_sample is false").
+  /// One sentence for each parameter that the user set and the chosen strategy does not use
+  /// ("temperature 0.7 has no effect: do_sample is false"). The file's values are not the user's.
   std::vector<std::string> without_effect() const;
 
   /// Whether tokens are drawn at random: do_sample and temperature != 0.

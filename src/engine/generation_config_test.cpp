@@ -65,6 +65,18 @@ TEST(GenerationConfig, NothingIsIgnoredInSilence) {
   EXPECT_TRUE(config.without_effect().empty());
 }
 
+TEST(GenerationConfig, OnlyTheUsersOwnParametersAreSaidToBeWithoutEffect) {
+  GenerationConfig config;
+  config.read_json(R"({"do_sample":true,"temperature":0.7,"top_k":20,"top_p":0.8})", "g.json");
+  config.set_text("temperature", "0", kUser);
+  EXPECT_THAT(config.without_effect(), ElementsAre()) << "the file's top_p and top_k";
+  config.set_text("top_p", "0.8", kUser);
+  EXPECT_THAT(config.without_effect(),
+              ElementsAre(HasSubstr("top_p 0.8 has no effect: temperature is 0")));
+  config.min_p = 0.1;  // assigned in code: the caller's choice
+  EXPECT_EQ(config.without_effect().size(), 2u);
+}
+
 TEST(GenerationConfig, RefusesWhatIsOutOfRangeAndNamesIt) {
   GenerationConfig config;
   const std::vector<std::pair<const char*, const char*>> bad = {
