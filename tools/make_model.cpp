@@ -606,41 +606,39 @@ class DirectoryMaker {
            options_.group_size);
     }
     const int64_t groups = k / options_.group_size;
-    const auto words = [this](int64_t n_words) {
-      return [this, n_words](SafetensorsWriter& out) {
-        words_.emit(n_words, [&](auto bytes) { out.write(bytes); });
-      };
+    const auto part = [&](std::string_view suffix, DType dtype, const Shape& shape, auto write) {
+      Entry& entry = entries.emplace_back();
+      entry.file = {fmt::format("{}.{}", tensor.name, suffix), dtype, shape};
+      entry.write = write;
     };
     // Uniform codes have a standard deviation of 2^bits / sqrt(12).
     const double scale = std_of(tensor) / (std::ldexp(1.0, bits_) / std::sqrt(12.0));
     const Shape qweight = gptq_ ? Shape{k * bits_ / 32, n} : Shape{k, n / 8};
-    entries.push_back({{tensor.name + ".qweight", DType::kI32, qweight}, words(qweight.n_elems())});
+    part("qweight", DType::kI32, qweight, [this, qweight](SafetensorsWriter& out) {
+      words_.emit(qweight.n_elems(), [&](auto bytes) { out.write(bytes); });
+    });
     const Shape qzeros{groups, n * bits_ / 32};
     // v1 zeros hold zero - 1; AWQ's hold the zero itself.
     const uint32_t zero = gptq_ ? (bits_ == 8 ? 0x7F7F7F7Fu : 0x77777777u) : 0x88888888u;
-    entries.push_back(
-        {{tensor.name + ".qzeros", DType::kI32, qzeros}, [qzeros, zero](SafetensorsWriter& out) {
-           const std::vector<uint32_t> values(static_cast<size_t>(qzeros.n_elems()), zero);
-           out.write(std::as_bytes(std::span(values)));
-         }});
-    entries.push_back(
-        {{tensor.name + ".scales", DType::kF16, Shape{groups, n}},
-         [groups, n, scale](SafetensorsWriter& out) {
-           std::vector<uint16_t> values(static_cast<size_t>(groups * n));
-           for (size_t i = 0; i < values.size(); ++i) {
-             values[i] = f32_to_f16(static_cast<float>(
-                 scale * (0.75 + 0.5 * static_cast<double>((i * 2654435761u) % 1024) / 1024)));
-           }
-           out.write(std::as_bytes(std::span(values)));
-         }});
+    part("qzeros", DType::kI32, qzeros, [qzeros, zero](SafetensorsWriter& out) {
+      const std::vector<uint32_t> values(static_cast<size_t>(qzeros.n_elems()), zero);
+      out.write(std::as_bytes(std::span(values)));
+    });
+    part("scales", DType::kF16, Shape{groups, n}, [groups, n, scale](SafetensorsWriter& out) {
+      std::vector<uint16_t> values(static_cast<size_t>(groups * n));
+      for (size_t i = 0; i < values.size(); ++i) {
+        values[i] = f32_to_f16(static_cast<float>(
+            scale * (0.75 + 0.5 * static_cast<double>((i * 2654435761u) % 1024) / 1024)));
+      }
+      out.write(std::as_bytes(std::span(values)));
+    });
     if (!gptq_) return;
-    entries.push_back(
-        {{tensor.name + ".g_idx", DType::kI32, Shape{k}}, [this, k](SafetensorsWriter& out) {
-           std::vector<int32_t> values(static_cast<size_t>(k));
-           for (size_t i = 0; i < values.size(); ++i)
-             values[i] = static_cast<int32_t>(static_cast<int64_t>(i) / options_.group_size);
-           out.write(std::as_bytes(std::span(values)));
-         }});
+    part("g_idx", DType::kI32, Shape{k}, [this, k](SafetensorsWriter& out) {
+      std::vector<int32_t> values(static_cast<size_t>(k));
+      for (size_t i = 0; i < values.size(); ++i)
+        values[i] = static_cast<int32_t>(static_cast<int64_t>(i) / options_.group_size);
+      out.write(std::as_bytes(std::span(values)));
+    });
   }
 
   const Options& options_;
