@@ -158,6 +158,13 @@ void MappedFile::drop(std::span<const std::byte> part) const noexcept {
   advise(part, MADV_DONTNEED);
 }
 
+bool path_exists(const std::string& path) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) == 0) return true;
+  if (errno == ENOENT || errno == ENOTDIR) return false;
+  fail_errno(path, "inspect");
+}
+
 std::string read_text_file(const std::string& path, size_t max_bytes) {
   const auto file = MappedFile::open(path);
   const auto bytes = file->bytes();
@@ -165,7 +172,7 @@ std::string read_text_file(const std::string& path, size_t max_bytes) {
     fail(ErrorKind::kCorrupt, "file", "size: expected at most {} bytes, got {} ({})", max_bytes,
          bytes.size(), printable(path, 4096));
   }
-  std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  std::string text(file->text());
   file->check_readable();
   return text;
 }

@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace qw {
 
@@ -24,6 +25,9 @@ class MappedFile {
 
   const std::string& path() const noexcept { return path_; }
   std::span<const std::byte> bytes() const noexcept { return {data_, size_bytes_}; }
+  std::string_view text() const noexcept {
+    return {reinterpret_cast<const char*>(data_), size_bytes_};
+  }
 
   /// Throws Error{kIo} if any page of this file could not be read since it was mapped.
   /// To be called after bytes of the file were used.
@@ -41,6 +45,10 @@ class MappedFile {
   size_t size_bytes_ = 0;
   int slot_ = -1;  // in the table that the SIGBUS handler reads
 };
+
+/// Whether something has this path (a broken link has not). Errors: io when the system cannot say,
+/// as in a directory that may not be searched.
+bool path_exists(const std::string& path);
 
 /// The whole of a small text file. Errors as MappedFile::open, and corrupt when it is larger than
 /// `max_bytes`.

@@ -57,6 +57,21 @@ TEST_F(MappedFileTest, NamesWhatIsWrong) {
   EXPECT_EQ(kind_of(pipe), ErrorKind::kIo) << "and not a wait for somebody to write";
 }
 
+TEST_F(MappedFileTest, AbsentIsNotTheSameAsUnknown) {
+  EXPECT_TRUE(path_exists(write("there", "")));
+  EXPECT_TRUE(path_exists(directory_.string()));
+  EXPECT_FALSE(path_exists((directory_ / "absent").string()));
+  EXPECT_FALSE(path_exists((directory_ / "there" / "below").string()));
+  const fs::path loop = directory_ / "loop";
+  fs::create_symlink(loop, loop);
+  EXPECT_THROW(path_exists(loop.string()), Error);
+  fs::create_directory(directory_ / "closed");
+  fs::permissions(directory_ / "closed", fs::perms::none);
+  if (::geteuid() != 0) {  // root may search everywhere
+    EXPECT_THROW(path_exists((directory_ / "closed" / "x").string()), Error);
+  }
+}
+
 TEST_F(MappedFileTest, VanishedBytesBecomeAnIoError) {
   const std::string path = write("cut", std::string(1 << 16, 'x'));
   const auto file = MappedFile::open(path);

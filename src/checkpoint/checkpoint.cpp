@@ -1,10 +1,11 @@
 #include "checkpoint/checkpoint.h"
 
 #include <algorithm>
-#include <charconv>
 #include <filesystem>
 
-#include "base/checked.h"
+#include "base/error.h"
+#include "base/mapped_file.h"
+#include "checkpoint/lfs_pointer.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/torch_file.h"
 #include "checkpoint/weight_files.h"
@@ -17,28 +18,10 @@ namespace fs = std::filesystem;
 using Format = WeightFiles::Format;
 
 constexpr size_t kMaxConfigBytes = size_t{64} << 20;
-constexpr size_t kMaxPointerBytes = 1024;  // git-lfs: a pointer file is smaller
-constexpr std::string_view kPointerStart = "version https://git-lfs.github.com/spec/v1";
-
-// A clone made without git-lfs holds small text files in place of the weights.
-void refuse_lfs_pointer(const MappedFile& file) {
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
-                              file.bytes().size());
-  if (text.size() > kMaxPointerBytes || !text.starts_with(kPointerStart)) return;
-  constexpr std::string_view kSizeLine = "\nsize ";
-  uint64_t real_bytes = 0;
-  if (const size_t at = text.find(kSizeLine); at != std::string_view::npos) {
-    std::from_chars(text.data() + at + kSizeLine.size(), text.data() + text.size(), real_bytes);
-  }
-  fail(ErrorKind::kCorrupt, "checkpoint",
-       "weights: expected a file of {} bytes, got its Git LFS pointer of {}; fetch it with `git "
-       "lfs pull` ({})",
-       real_bytes, text.size(), printable(file.path(), 4096));
-}
 
 std::shared_ptr<const MappedFile> open_weights(const std::string& path) {
   auto file = MappedFile::open(path);
-  refuse_lfs_pointer(*file);
+  refuse_lfs_pointer(file->text(), "weights", path);
   if (file->bytes().empty()) {
     fail(ErrorKind::kCorrupt, "checkpoint", "weights: expected a header, got an empty file ({})",
          printable(path, 4096));
@@ -48,8 +31,10 @@ std::shared_ptr<const MappedFile> open_weights(const std::string& path) {
 
 std::optional<std::string> read_if_there(const std::string& directory, std::string_view name) {
   const std::string path = (fs::path(directory) / name).string();
-  if (std::error_code error; !fs::exists(path, error)) return std::nullopt;
-  return read_text_file(path, kMaxConfigBytes);
+  if (!path_exists(path)) return std::nullopt;
+  std::string text = read_text_file(path, kMaxConfigBytes);
+  refuse_lfs_pointer(text, name, path);
+  return text;
 }
 
 void read_companions(Checkpoint& out) {
@@ -167,13 +152,13 @@ std::shared_ptr<const Checkpoint> Checkpoint::open(const std::string& path, bool
   auto out = std::make_shared<Checkpoint>();
   out->path = path;
   out->tensors.set_origin(path);
-  std::error_code error;
-  const bool is_directory = fs::is_directory(path, error);
-  if (!is_directory && !fs::exists(path, error)) {
+  if (!path_exists(path)) {
     fail(ErrorKind::kNotFound, "checkpoint",
          "model: expected a directory or a weight file, got no such path ({})",
          printable(path, 4096));
   }
+  std::error_code ignored;
+  const bool is_directory = fs::is_directory(path, ignored);
   const std::string parent = fs::path(path).parent_path().string();
   out->directory = is_directory ? path : parent.empty() ? "." : parent;
   const WeightFiles files = is_directory ? find_weight_files(path) : weight_files_of(path);

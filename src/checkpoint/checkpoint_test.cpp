@@ -104,6 +104,13 @@ TEST(CheckpointDirectory, Index) {
   expect_error(ErrorKind::kCorrupt, {"index", "byte"}, open);
   dir.write("model.safetensors.index.json", "[]");
   expect_error(ErrorKind::kCorrupt, {"index", "weight_map"}, open);
+  dir.write("model.safetensors.index.json", "{\"metadata\":" + std::string(1'000'000, '['));
+  expect_error(ErrorKind::kCorrupt, {"nesting", "levels", "index.json"}, open);
+  std::string keys = "{\"a\":1";
+  for (int i = 0; i < 1'000'000; ++i)
+    keys += ",\"\":1";
+  dir.write("model.safetensors.index.json", keys + "}");
+  expect_error(ErrorKind::kCorrupt, {"keys", "index.json"}, open);
 }
 
 TEST(CheckpointDirectory, SeveralGgufsAreListed) {
@@ -117,11 +124,36 @@ TEST(CheckpointDirectory, SeveralGgufsAreListed) {
 
 TEST(CheckpointDirectory, LfsPointer) {
   const TempDir dir;
-  for (const char* name : {"model.safetensors", "m.gguf", "pytorch_model.bin"}) {
-    dir.write(name, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1239173352\n");
+  const std::string pointer =
+      "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1239173352\n";
+  for (const char* name : {"model.safetensors", "m.gguf", "pytorch_model.bin", "weights"}) {
+    dir.write(name, pointer);
     expect_error(ErrorKind::kCorrupt, {"Git LFS pointer", "1239173352", name},
                  [&] { Checkpoint::open(dir / name); });
   }
+  for (const char* name : {"config.json", "generation_config.json", "quantize_config.json",
+                           "quant_config.json", "model.safetensors.index.json"}) {
+    const TempDir model;
+    if (!std::string_view(name).ends_with("index.json"))
+      write_safetensors(model, "model.safetensors", {"a"});
+    model.write(name, pointer);
+    expect_error(ErrorKind::kCorrupt, {"Git LFS pointer", name},
+                 [&] { Checkpoint::open(model.path()); });
+  }
+}
+
+TEST(CheckpointDirectory, WhatCannotBeInspectedIsNotAbsent) {
+  const TempDir dir;
+  std::filesystem::create_symlink(dir / "loop", dir / "loop");
+  expect_error(ErrorKind::kIo, {"loop"}, [&] { Checkpoint::open(dir / "loop"); });
+  std::filesystem::create_directory(dir / "closed");
+  write_safetensors(dir, "closed/model.safetensors", {"a"});
+  std::filesystem::permissions(dir / "closed", std::filesystem::perms::none);
+  if (::geteuid() != 0) {  // root may search everywhere
+    expect_error(ErrorKind::kIo, {"Permission denied"},
+                 [&] { Checkpoint::open(dir / "closed/model.safetensors"); });
+  }
+  std::filesystem::permissions(dir / "closed", std::filesystem::perms::owner_all);
 }
 
 TEST(CheckpointDirectory, WithoutWeights) {

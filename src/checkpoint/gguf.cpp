@@ -405,7 +405,7 @@ std::vector<GgufFile> read_gguf_model(
   int64_t n_found = 0;
   for (name->number = 1; name->number <= name->count; ++name->number) {
     const fs::path part_path = fs::path(path).parent_path() / format_shard_name(*name);
-    if (std::error_code error; !fs::exists(part_path, error)) {
+    if (!path_exists(part_path.string())) {
       fail(ErrorKind::kNotFound, "gguf", "part {} of {}: expected {}, got no such file ({})",
            name->number, n_parts, printable(part_path.filename().string()), where);
     }

@@ -16,7 +16,7 @@ using Kind = PickleNode::Kind;
 
 // Far above what the largest state dict needs (some 25 nodes for a tensor).
 constexpr size_t kMaxNodes = size_t{1} << 20;
-constexpr size_t kMaxItems = size_t{1} << 22;  // references between nodes
+constexpr size_t kMaxItems = size_t{1} << 22;  // references to nodes: stack, containers, memo
 constexpr int kMaxProtocol = 5;
 
 // Opcodes, by the names of pickletools.
@@ -347,6 +347,7 @@ class Machine {
 
   void remember(uint32_t slot) {
     if (stack_.size() <= floor()) corrupt("a value to remember", "an empty stack");
+    charge(1);
     memo_[slot] = stack_.back();
   }
 

@@ -190,6 +190,12 @@ TEST(TorchFile, BadFilesAreNamed) {
   }
 }
 
+TEST(TorchFile, RememberedValuesAreCounted) {
+  constexpr char kMemoize = '\x94';
+  expect_error(ErrorKind::kUnsupported, {"size", "items"},
+               [&] { read("\x80\x04N" + std::string(size_t{5} << 20, kMemoize) + "."); });
+}
+
 TEST(TorchFile, ZipErrorsAreNamed) {
   const std::string golden =
       read_text_file(QIANWEN_SOURCE_DIR "/tests/golden/models/bin-zip/pytorch_model.bin");

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "checkpoint/hf_config.h"
+#include "checkpoint/lfs_pointer.h"
 
 namespace qw {
 
@@ -23,7 +24,9 @@ using Format = WeightFiles::Format;
 constexpr int kShardDigits = 5;
 constexpr int kMaxShards = 4096;  // as many files as can be mapped at a time
 constexpr std::string_view kIndexSuffix = ".index.json";
-constexpr JsonLimits kIndexLimits{.max_bytes = size_t{256} << 20};
+// The largest published index (a mixture of experts) names some 20 thousand tensors in 2 MB.
+constexpr JsonLimits kIndexLimits{
+    .max_bytes = size_t{64} << 20, .max_keys = 1'000'000, .max_object_keys = 1'000'000};
 
 std::string join_path(const std::string& directory, std::string_view name) {
   return (fs::path(directory) / name).string();
@@ -57,7 +60,7 @@ std::vector<std::string> complete_set(ShardName shard, const std::string& direct
   for (shard.number = 1; shard.number <= shard.count; ++shard.number) {
     const std::string name = format_shard_name(shard);
     const std::string path = join_path(directory, name);
-    if (std::error_code error; !fs::exists(path, error)) {
+    if (!path_exists(path)) {
       fail(ErrorKind::kNotFound, "checkpoint", "shard {} of {}: expected {}, got no such file ({})",
            shard.number, shard.count, printable(name), printable(directory, 4096));
     }
@@ -95,10 +98,13 @@ WeightFiles from_index(const std::string& directory, const std::string& index_na
                   .index_path = join_path(directory, index_name),
                   .weight_map = {}};
   const std::string text = read_text_file(out.index_path, kIndexLimits.max_bytes);
+  refuse_lfs_pointer(text, "index", out.index_path);
   const std::string where = printable(out.index_path, 4096);
   nlohmann::json index;  // a sorted map: weight_map may hold tens of thousands of names
   try {
-    index = nlohmann::json::parse(text);
+    index =
+        nlohmann::json::parse(text.begin(), text.end(),
+                              JsonLimitGuard(kIndexLimits, ErrorKind::kCorrupt, out.index_path));
   } catch (const nlohmann::json::parse_error& error) {
     fail(ErrorKind::kCorrupt, "checkpoint",
          "index: expected valid JSON, got an error at byte {} ({})", error.byte, where);
@@ -130,7 +136,7 @@ WeightFiles from_index(const std::string& directory, const std::string& index_na
   }
   for (const std::string& name : names) {
     out.paths.push_back(join_path(directory, name));
-    if (std::error_code error; !fs::exists(out.paths.back(), error)) {
+    if (!path_exists(out.paths.back())) {
       fail(ErrorKind::kNotFound, "checkpoint",
            "shard: expected {} as the index says, got no such file ({})", printable(name), where);
     }
@@ -180,8 +186,8 @@ std::optional<WeightFiles> find_torch(const std::vector<std::string>& names,
 
 Format format_by_content(const std::string& path) {
   const auto file = MappedFile::open(path);
-  const std::string_view text(reinterpret_cast<const char*>(file->bytes().data()),
-                              file->bytes().size());
+  const std::string_view text = file->text();
+  refuse_lfs_pointer(text, "weights", path);
   if (text.starts_with("GGUF")) return Format::kGguf;
   if (text.starts_with("PK\x03\x04") || text.starts_with(std::string_view("\x80\x02\x8a\x0a", 4)))
     return Format::kTorch;

@@ -34,7 +34,7 @@ std::optional<std::string> optional_text(const GgufMetadata& metadata, std::stri
 /// Null when the file says it has no vocabulary.
 std::shared_ptr<const Tokenizer> tokenizer_of_gguf(const GgufMetadata& metadata) {
   GgufVocabulary vocabulary;
-  vocabulary.source = metadata.file;
+  vocabulary.source = printable(metadata.file, 4096);
   vocabulary.model = metadata.string_or("tokenizer.ggml.model", "none");
   if (vocabulary.model == "none" || vocabulary.model == "no_vocab") return nullptr;
   vocabulary.pre = optional_text(metadata, "tokenizer.ggml.pre");

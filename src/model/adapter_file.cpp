@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "checkpoint/gguf.h"
+#include "checkpoint/lfs_pointer.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/torch_file.h"
 #include "model/peft_config.h"
@@ -149,23 +150,31 @@ void add_peft_module(AdapterFile& out, const PeftConfig& config, const std::stri
        .magnitude = t.magnitude ? decode_vector(*t.magnitude) : std::vector<float>{}});
 }
 
+std::shared_ptr<const MappedFile> open_adapter(const std::string& path) {
+  auto file = MappedFile::open(path);
+  refuse_lfs_pointer(file->text(), "adapter", path);
+  return file;
+}
+
 AdapterFile read_peft(const fs::path& directory) {
   AdapterFile out;
   out.path = directory.string();
   const std::string config_file = (directory / "adapter_config.json").string();
-  if (!fs::exists(config_file)) {
+  if (!path_exists(config_file)) {
     fail(ErrorKind::kNotFound, "adapter",
          "{}: expected a peft directory with adapter_config.json or a GGUF adapter, found neither",
          printable(out.path));
   }
-  const PeftConfig config =
-      PeftConfig::parse(read_text_file(config_file, size_t{1} << 24), config_file);
+  const std::string config_text = read_text_file(config_file, size_t{1} << 24);
+  refuse_lfs_pointer(config_text, "adapter", config_file);
+  const PeftConfig config = PeftConfig::parse(config_text, config_file);
   std::vector<RawTensor> tensors;
-  if (fs::exists(directory / "adapter_model.safetensors")) {
-    tensors = read_safetensors(MappedFile::open((directory / "adapter_model.safetensors").string()))
-                  .tensors;
-  } else if (fs::exists(directory / "adapter_model.bin")) {
-    tensors = read_torch_file(MappedFile::open((directory / "adapter_model.bin").string()));
+  const std::string safetensors = (directory / "adapter_model.safetensors").string();
+  const std::string torch = (directory / "adapter_model.bin").string();
+  if (path_exists(safetensors)) {
+    tensors = read_safetensors(open_adapter(safetensors)).tensors;
+  } else if (path_exists(torch)) {
+    tensors = read_torch_file(open_adapter(torch));
   } else {
     fail(ErrorKind::kNotFound, "adapter",
          "{}: expected adapter_model.safetensors or adapter_model.bin, found neither",
@@ -226,7 +235,7 @@ void add_gguf_pair(AdapterFile& out, const std::string& name, const RawTensor& a
 AdapterFile read_gguf_adapter(const std::string& path) {
   AdapterFile out;
   out.path = path;
-  const GgufFile file = read_gguf(MappedFile::open(path));
+  const GgufFile file = read_gguf(open_adapter(path));
   const GgufMetadata& metadata = *file.metadata;
   const std::string type = metadata.string_or("general.type", "model");
   const std::string kind = metadata.string_or("adapter.type", "");
@@ -282,12 +291,11 @@ void check_delta(const LowRankDelta& delta, const std::string& path) {
 }  // namespace
 
 AdapterFile read_adapter(const std::string& path) {
-  std::error_code ignored;
-  if (!fs::exists(path, ignored)) {
+  if (!path_exists(path)) {
     fail(ErrorKind::kNotFound, "adapter", "{}: no such adapter", printable(path));
   }
   AdapterFile out;
-  if (fs::is_directory(path, ignored)) {
+  if (std::error_code ignored; fs::is_directory(path, ignored)) {
     out = read_peft(path);
   } else if (fs::path(path).extension() == ".gguf") {
     out = read_gguf_adapter(path);

@@ -83,50 +83,51 @@ std::vector<std::string> read_tiktoken_lines(std::string_view text, const std::s
 }
 
 /// The text of a file of the directory, empty where there is none.
-std::string read_if_present(const fs::path& path) {
-  std::error_code error;
-  if (!fs::exists(path, error)) return {};
-  std::string text = read_text_file(path.string(), kMaxFileBytes);
+std::string read_if_present(const std::string& path) {
+  if (!path_exists(path)) return {};
+  std::string text = read_text_file(path, kMaxFileBytes);
   if (text.starts_with("version https://git-lfs")) {
     fail(ErrorKind::kCorrupt, kComponent,
          "{}: this is a Git LFS pointer, not the file itself (fetch it with 'git lfs pull')",
-         path.string());
+         printable(path, 4096));
   }
-  if (text.empty()) fail(ErrorKind::kCorrupt, kComponent, "{}: the file is empty", path.string());
+  if (text.empty())
+    fail(ErrorKind::kCorrupt, kComponent, "{}: the file is empty", printable(path, 4096));
   return text;
 }
 
 TokenizerSpec read_vocabulary(const fs::path& directory) {
   const auto path = [&](const char* name) { return (directory / name).string(); };
+  const auto shown = [&](const char* name) { return printable(path(name), 4096); };
   if (const std::string json = read_if_present(path("tokenizer.json")); !json.empty()) {
-    return read_tokenizer_json(json, path("tokenizer.json"));
+    return read_tokenizer_json(json, shown("tokenizer.json"));
   }
   const std::string vocab = read_if_present(path("vocab.json"));
   const std::string merges = read_if_present(path("merges.txt"));
   if (!vocab.empty() && !merges.empty()) {
     TokenizerSpec spec;
-    spec.source = path("vocab.json");
-    spec.tokens = read_vocab_json(vocab, path("vocab.json"));
-    spec.merges = read_merges_txt(merges, path("merges.txt"));
+    spec.source = shown("vocab.json");
+    spec.tokens = read_vocab_json(vocab, shown("vocab.json"));
+    spec.merges = read_merges_txt(merges, shown("merges.txt"));
     spec.normalizer = {NormalizerStep{}};  // Qwen's own, which these two files cannot name
     return spec;
   }
   if (const std::string ranks = read_if_present(path("qwen.tiktoken")); !ranks.empty()) {
-    return read_tiktoken(ranks, path("qwen.tiktoken"));
+    return read_tiktoken(ranks, shown("qwen.tiktoken"));
   }
-  if (fs::exists(directory / "tokenizer.model")) {
+  if (path_exists(path("tokenizer.model"))) {
     fail(ErrorKind::kUnsupported, kComponent,
          "{}: a SentencePiece model cannot be read; the checkpoint's tokenizer.json can",
-         path("tokenizer.model"));
+         shown("tokenizer.model"));
   }
   if (vocab.empty() != merges.empty()) {
     fail(ErrorKind::kNotFound, kComponent, "{}: expected it beside {}",
-         path(vocab.empty() ? "vocab.json" : "merges.txt"),
+         shown(vocab.empty() ? "vocab.json" : "merges.txt"),
          vocab.empty() ? "merges.txt" : "vocab.json");
   }
   fail(ErrorKind::kNotFound, kComponent,
        "{}: expected tokenizer.json, vocab.json with merges.txt, or qwen.tiktoken; found none",
-       directory.string());
+       printable(directory.string(), 4096));
 }
 
 }  // namespace
@@ -189,15 +190,15 @@ void add_qwen_special_tokens(TokenizerSpec& spec) {
 }
 
 TokenizerSpec read_tokenizer_directory(const std::string& directory) {
-  std::error_code error;
-  if (!fs::is_directory(directory, error)) {
-    fail(ErrorKind::kNotFound, kComponent, "{}: expected a directory", directory);
+  if (std::error_code ignored; !path_exists(directory) || !fs::is_directory(directory, ignored)) {
+    fail(ErrorKind::kNotFound, kComponent, "{}: expected a directory", printable(directory, 4096));
   }
   const fs::path root(directory);
   TokenizerSpec spec = read_vocabulary(root);
   const auto with_file = [&](const char* name, auto apply) {
     const std::string path = (root / name).string();
-    if (const std::string text = read_if_present(path); !text.empty()) apply(text, path, spec);
+    if (const std::string text = read_if_present(path); !text.empty())
+      apply(text, printable(path, 4096), spec);
   };
   with_file("added_tokens.json", apply_added_tokens_json);
   // Both files may name the special tokens; tokenizer_config.json is read last and wins.
@@ -207,7 +208,8 @@ TokenizerSpec read_tokenizer_directory(const std::string& directory) {
     s.config.chat_templates = {{"default", text}};
   });
   if (spec.added_tokens.empty() && spec.alphabet == TokenAlphabet::kByteLevel) {
-    spdlog::info("{}: names no special tokens; those of Qwen1.5 follow the vocabulary", directory);
+    spdlog::info("{}: names no special tokens; those of Qwen1.5 follow the vocabulary",
+                 printable(directory, 4096));
     add_qwen_special_tokens(spec);
   }
   mark_named_tokens_special(spec);

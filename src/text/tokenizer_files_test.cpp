@@ -191,6 +191,11 @@ TEST(TokenizerDirectory, SaysWhatIsMissing) {
   folder.write("tokenizer.json",
                "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7028015\n");
   expect_error(ErrorKind::kCorrupt, "Git LFS pointer", load(folder));
+  const std::string strange = folder.path() + "/a\nb";
+  fs::create_directory(strange);
+  std::ofstream(strange + "/tokenizer.json") << "{";
+  expect_error(ErrorKind::kCorrupt, "a\\x0ab/tokenizer.json",
+               [&] { load_tokenizer_directory(strange); });
   const Folder sentencepiece;
   sentencepiece.write("tokenizer.model", "x");
   expect_error(ErrorKind::kUnsupported, "SentencePiece", load(sentencepiece));
