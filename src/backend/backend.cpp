@@ -36,6 +36,28 @@ ActivationMode activation_mode_from_name(std::string_view name) {
        "activations: expected auto, int8, bf16 or f32, got '{}'", printable(name));
 }
 
+void check_plan(const BatchPlan& plan) {
+  const size_t n_tokens = plan.tokens.size(), n_seqs = plan.seq_context.size();
+  QW_CHECK(plan.positions.size() == n_tokens && plan.slots.size() == n_tokens,
+           "{} tokens, {} positions, {} slots", n_tokens, plan.positions.size(), plan.slots.size());
+  QW_CHECK(plan.seq_begin.size() == n_seqs + 1 && plan.page_begin.size() == n_seqs + 1 &&
+               plan.seq_begin.front() == 0 &&
+               plan.seq_begin.back() == static_cast<int32_t>(n_tokens),
+           "{} sequences, {} offsets, {} page offsets", n_seqs, plan.seq_begin.size(),
+           plan.page_begin.size());
+  QW_CHECK(plan.adapters.empty() || plan.adapters.size() == n_seqs, "{} adapters",
+           plan.adapters.size());
+  for (size_t s = 0; s < n_seqs; ++s) {
+    QW_CHECK(plan.seq_begin[s] <= plan.seq_begin[s + 1], "sequence {} begins at {} and ends at {}",
+             s, plan.seq_begin[s], plan.seq_begin[s + 1]);
+    for (int32_t t = plan.seq_begin[s]; t < plan.seq_begin[s + 1]; ++t) {
+      const int32_t position = plan.positions[static_cast<size_t>(t)];
+      QW_CHECK(position >= 0 && position < plan.seq_context[s],
+               "token {} at position {} of a context of {}", t, position, plan.seq_context[s]);
+    }
+  }
+}
+
 std::unique_ptr<LinearWeight> Backend::pack_tied(const LinearSource& source,
                                                  const EmbeddingWeight& /*table*/) {
   return pack_linear({&source, 1});

@@ -30,4 +30,8 @@ struct BatchPlan {
   int64_t n_seqs() const noexcept { return static_cast<int64_t>(seq_context.size()); }
 };
 
+/// Our own promises of a plan to a backend: sizes agree, the tokens of a sequence are adjacent, and
+/// every position lies within its sequence's context. Errors: internal.
+void check_plan(const BatchPlan& plan);
+
 }  // namespace qw

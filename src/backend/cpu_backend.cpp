@@ -114,16 +114,7 @@ void CpuBackend::for_rows(int64_t n_rows, int64_t cols, FunctionRef<void(int64_t
 
 void CpuBackend::begin_step(const BatchPlan& plan, std::span<const float> rope_cos,
                             std::span<const float> rope_sin) {
-  const size_t n_tokens = plan.tokens.size(), n_seqs = plan.seq_context.size();
-  QW_CHECK(plan.positions.size() == n_tokens && plan.slots.size() == n_tokens,
-           "{} tokens, {} positions, {} slots", n_tokens, plan.positions.size(), plan.slots.size());
-  QW_CHECK(plan.seq_begin.size() == n_seqs + 1 && plan.page_begin.size() == n_seqs + 1 &&
-               plan.seq_begin.front() == 0 &&
-               plan.seq_begin.back() == static_cast<int32_t>(n_tokens),
-           "{} sequences, {} offsets, {} page offsets", n_seqs, plan.seq_begin.size(),
-           plan.page_begin.size());
-  QW_CHECK(plan.adapters.empty() || plan.adapters.size() == n_seqs, "{} adapters",
-           plan.adapters.size());
+  check_plan(plan);
   QW_CHECK(rope_cos.size() == rope_sin.size(), "{} cosines, {} sines", rope_cos.size(),
            rope_sin.size());
   plan_ = &plan;
@@ -132,8 +123,8 @@ void CpuBackend::begin_step(const BatchPlan& plan, std::span<const float> rope_c
   adapter_of_row_.clear();
   if (std::all_of(plan.adapters.begin(), plan.adapters.end(), [](int32_t id) { return id < 0; }))
     return;
-  adapter_of_row_.resize(n_tokens);
-  for (size_t s = 0; s < n_seqs; ++s) {
+  adapter_of_row_.resize(plan.tokens.size());
+  for (size_t s = 0; s < plan.adapters.size(); ++s) {
     std::fill(adapter_of_row_.begin() + plan.seq_begin[s],
               adapter_of_row_.begin() + plan.seq_begin[s + 1], plan.adapters[s]);
   }

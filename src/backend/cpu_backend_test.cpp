@@ -276,34 +276,80 @@ TEST(CpuBackend, SiluMulSplitsLongRowsWithoutATrace) {
   });
 }
 
-TEST(CpuBackend, FaultsNameTheFirstRowAndAreTakenOnce) {
-  const auto backend = make_cpu_backend(threads(4));
-  const BatchPlan plan = plan_of({200});
-  backend->begin_step(plan, {}, {});
-  std::vector<float> values = normals(200 * 700, 1);
-  values[150 * 700 + 3] = std::numeric_limits<float>::quiet_NaN();
-  values[40 * 700 + 699] = std::numeric_limits<float>::infinity();
-  const auto x = backend->allocate(200, 700), h = backend->allocate(200, 700);
-  backend->upload_rows(values.data(), x->view);
-  backend->add_rms_norm({}, x->view, *backend->upload(std::vector<float>(700, 1.0F)), 1e-6F,
-                        h->view);
-  const auto fault = backend->take_fault();
-  ASSERT_TRUE(fault.has_value());
-  EXPECT_EQ(fault->row, 40);
-  EXPECT_EQ(fault->what, "input of rms norm");
-  EXPECT_FALSE(backend->take_fault().has_value());
+/// Both backends: what one promises the other must too.
+std::vector<std::unique_ptr<Backend>> both_backends() {
+  std::vector<std::unique_ptr<Backend>> out;
+  out.push_back(make_reference_backend({}));
+  out.push_back(make_cpu_backend(threads(4)));
+  return out;
 }
 
-TEST(CpuBackend, BrokenPlansAreRefused) {
-  const auto backend = make_cpu_backend(threads(1));
-  const auto table = backend->pack_embedding(matrix(4, 8, 1));
-  const auto x = backend->allocate(9, 8);
-  EXPECT_THROW(backend->embed(*table, 0, 1, x->view), Error);  // before begin_step
-  BatchPlan plan = plan_of({9});
-  backend->begin_step(plan, {}, {});
-  EXPECT_THROW(backend->embed(*table, 0, 9, x->view), Error);  // token 4 of 4
-  plan.slots.pop_back();
-  EXPECT_THROW(backend->begin_step(plan, {}, {}), Error);
+void expect_fault(Backend& backend, int64_t row, std::string_view what) {
+  const auto fault = backend.take_fault();
+  ASSERT_TRUE(fault.has_value()) << backend.name();
+  EXPECT_EQ(fault->row, row) << backend.name();
+  EXPECT_EQ(fault->what, what) << backend.name();
+  EXPECT_FALSE(backend.take_fault().has_value()) << backend.name();
+}
+
+TEST(Backends, FaultsNameTheFirstRowAndAreTakenOnce) {
+  for (const auto& backend : both_backends()) {
+    const BatchPlan plan = plan_of({200});
+    backend->begin_step(plan, {}, {});
+    std::vector<float> values = normals(200 * 700, 1);
+    values[150 * 700 + 3] = std::numeric_limits<float>::quiet_NaN();
+    values[40 * 700 + 349] = std::numeric_limits<float>::infinity();
+    const auto x = backend->allocate(200, 700), h = backend->allocate(200, 700);
+    backend->upload_rows(values.data(), x->view);
+    backend->add_rms_norm({}, x->view, *backend->upload(std::vector<float>(700, 1.0F)), 1e-6F,
+                          h->view);
+    expect_fault(*backend, 40, "input of rms norm");
+    backend->silu_mul(x->view);
+    expect_fault(*backend, 40, "gated activation");
+  }
+}
+
+TEST(Backends, FaultsOfExpertsNameTheRowOfTheStep) {
+  for (const auto& backend : both_backends()) {
+    const MoeWeights moe = moe_weights(*backend, 6, 2, true, true);
+    const BatchPlan plan = plan_of({70});
+    backend->begin_step(plan, {}, {});
+    std::vector<float> values = normals(70 * 32, 8);
+    const auto h = backend->allocate(70, 32), y = backend->allocate(70, 32);
+    // Finite scores, and gate times up beyond f32.
+    for (size_t i = 51 * 32; i < 52 * 32; ++i)
+      values[i] *= 1e30F;
+    backend->upload_rows(values.data(), h->view);
+    backend->moe_ffn(h->view, moe, y->view, nullptr);
+    expect_fault(*backend, 51, "gated activation");
+    values[33 * 32] = std::numeric_limits<float>::quiet_NaN();
+    backend->upload_rows(values.data(), h->view);
+    backend->moe_ffn(h->view, moe, y->view, nullptr);
+    expect_fault(*backend, 33, "router logits");
+  }
+}
+
+TEST(Backends, BrokenPlansAreRefused) {
+  for (const auto& backend : both_backends()) {
+    const auto table = backend->pack_embedding(matrix(4, 8, 1));
+    const auto x = backend->allocate(9, 8);
+    EXPECT_THROW(backend->embed(*table, 0, 1, x->view), Error);  // before begin_step
+    const BatchPlan plan = plan_of({9});
+    backend->begin_step(plan, {}, {});
+    EXPECT_THROW(backend->embed(*table, 0, 9, x->view), Error);  // token 4 of 4
+    BatchPlan broken = plan;
+    broken.slots.pop_back();
+    EXPECT_THROW(backend->begin_step(broken, {}, {}), Error);
+    broken = plan;
+    broken.seq_context[0] = 8;  // the last token is at position 8
+    EXPECT_THROW(backend->begin_step(broken, {}, {}), Error);
+    broken = plan;
+    broken.positions[0] = -1;
+    EXPECT_THROW(backend->begin_step(broken, {}, {}), Error);
+    const auto h = backend->allocate(1, 32), y = backend->allocate(1, 32);
+    const MoeWeights moe = moe_weights(*backend, 2, 3, true, false);
+    EXPECT_THROW(backend->moe_ffn(h->view, moe, y->view, nullptr), Error);  // top 3 of 2
+  }
 }
 
 TEST(MakeBackend, KnowsItsDevices) {

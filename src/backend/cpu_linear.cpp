@@ -128,6 +128,7 @@ std::unique_ptr<CpuLinear> pack_cpu_linear(std::span<const LinearSource> parts,
   out->k = parts.front().k;
   for (const LinearSource& source : parts) {
     QW_CHECK(source.k == out->k, "{}: k {} beside {}", source.name, source.k, out->k);
+    QW_CHECK(source.n > 0 && source.k > 0, "{}: [{}, {}]", source.name, source.n, source.k);
     PackedPart part = pack_part(source, context);
     part.first_row = out->n;
     out->n += source.n;

@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "base/rng.h"
+#include "kernels/linear_pack.h"
 #include "kernels/registry.h"
 #include "quant/ggml_blocks.h"
 
@@ -541,6 +542,50 @@ TEST(CpuLinear, ScalesThatAreNotFiniteAreRefusedByName) {
       }
     }
   }
+}
+
+TEST(CpuLinear, ScalesOfRowsThatStayAsPublishedAreCheckedToo) {
+  CpuContext context = make_context(kernels::detect_isa().level, ActivationMode::kAuto, 2);
+  const auto expect_refused = [&](const LinearSource& source) {
+    try {
+      pack_cpu_linear(std::span(&source, 1), context);
+      FAIL() << source.format_name();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kCorrupt);
+      EXPECT_THAT(error.message(), testing::HasSubstr("test.bad"));
+    }
+  };
+  const float inf = std::numeric_limits<float>::infinity();
+  for (const float bad : {inf, std::nanf(""), 3e38F}) {  // 3e38: times a code it is infinite
+    LinearSource q8_k = make_source({"bad", DType::kQ8_K}, 40, 512, 1);
+    EXPECT_NO_THROW(pack_cpu_linear(std::span(&q8_k, 1), context));
+    const auto& rows = std::get<BlockRows>(q8_k.data);
+    std::memcpy(const_cast<std::byte*>(rows.data) + 33 * rows.row_bytes + 292, &bad, 4);
+    expect_refused(q8_k);
+    for (const bool in_zero : {false, true}) {
+      Random random{1};
+      auto groups = std::make_shared<RandomGroups>(random, 40, 80, 4, 40,
+                                                   GroupAffine::Form::kZeroPoint, false);
+      LinearSource source{.name = "test.bad", .n = 40, .k = 80, .data = groups, .owner = {}};
+      ASSERT_EQ(kernels::plan_pack(source).layout, kernels::LinearLayout::kRows);
+      EXPECT_NO_THROW(pack_cpu_linear(std::span(&source, 1), context));
+      (in_zero ? groups->zeros_ : groups->scales_)[2 * 33] = bad;
+      expect_refused(source);
+      expect_refused(source.slice_rows(33, 34));
+    }
+  }
+  // IQ1_M: 56 bytes, the last four words hold a quarter of the f16 each in their upper bits.
+  auto bytes = std::make_shared<std::vector<std::byte>>(40 * 2 * 56);
+  LinearSource iq1_m{.name = "test.bad",
+                     .n = 40,
+                     .k = 512,
+                     .data = BlockRows{DType::kIQ1_M, bytes->data(), 2 * 56},
+                     .owner = bytes};
+  EXPECT_NO_THROW(pack_cpu_linear(std::span(&iq1_m, 1), context));
+  (*bytes)[67 * 56 + 53] = std::byte{0xC0};  // two of the five bits of the exponent
+  EXPECT_NO_THROW(pack_cpu_linear(std::span(&iq1_m, 1), context));
+  (*bytes)[67 * 56 + 55] = std::byte{0x70};  // and the other three
+  expect_refused(iq1_m);
 }
 
 }  // namespace

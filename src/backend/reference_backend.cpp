@@ -277,6 +277,7 @@ void ReferenceBackend::check_kv(const KvSpec& spec) {
 
 void ReferenceBackend::begin_step(const BatchPlan& plan, std::span<const float> rope_cos,
                                   std::span<const float> rope_sin) {
+  check_plan(plan);
   plan_ = &plan;
   cos_ = rope_cos;
   sin_ = rope_sin;
@@ -289,9 +290,11 @@ void ReferenceBackend::begin_step(const BatchPlan& plan, std::span<const float> 
 
 void ReferenceBackend::embed(const EmbeddingWeight& table, int64_t begin, int64_t end,
                              const Rows& x) {
+  QW_CHECK(plan_ != nullptr, "an operation before begin_step");
   const float* values = static_cast<const HostEmbedding&>(table).values.data();
   for (int64_t t = begin; t < end; ++t) {
     const int64_t token = plan_->tokens[static_cast<size_t>(t)];
+    QW_CHECK(token >= 0 && token < table.vocab, "token {} of {}", token, table.vocab);
     std::copy_n(values + token * table.hidden, table.hidden, row_of(x, t));
   }
 }
@@ -440,6 +443,8 @@ void ReferenceBackend::silu_mul(const Rows& gate_up) {
     float* row = row_of(gate_up, r);
     for (int64_t i = 0; i < inter; ++i)
       row[i] = silu(row[i]) * row[inter + i];
+    if (!std::all_of(row, row + inter, [](float x) { return std::isfinite(x); }))
+      note_fault(r, "gated activation");
   }
 }
 
@@ -453,7 +458,9 @@ void ReferenceBackend::add_expert(const Rows& h, const Linear& gate_up, const Li
   for (int64_t i = 0; i < count; ++i)
     std::copy_n(row_of(h, rows[static_cast<size_t>(i)]), h.cols, row_of(in.view, i));
   linear(in.view, gate_up, middle.view, {}, rows);
+  const bool faulty_before = fault_.has_value();
   silu_mul(middle.view);
+  if (!faulty_before && fault_) fault_->row = rows[static_cast<size_t>(fault_->row)];
   linear(middle.view.slice_cols(0, down.weight->k), down, out.view, {}, rows);
   for (int64_t i = 0; i < count; ++i) {
     float* target = row_of(y, rows[static_cast<size_t>(i)]);
@@ -465,6 +472,7 @@ void ReferenceBackend::add_expert(const Rows& h, const Linear& gate_up, const Li
 void ReferenceBackend::moe_ffn(const Rows& h, const MoeWeights& moe, const Rows& y,
                                float* router_logits) {
   const int64_t n_experts = moe.router.weight->n;
+  QW_CHECK(moe.top_k > 0 && moe.top_k <= n_experts, "top {} of {} experts", moe.top_k, n_experts);
   const HostRows scores(h.rows, n_experts);
   linear(h, moe.router, scores.view, {}, {});
   if (router_logits != nullptr) download(scores.view, router_logits);
@@ -474,9 +482,12 @@ void ReferenceBackend::moe_ffn(const Rows& h, const MoeWeights& moe, const Rows&
   std::vector<size_t> order(static_cast<size_t>(n_experts));
   std::vector<double> p(static_cast<size_t>(n_experts));
   for (int64_t r = 0; r < h.rows; ++r) {
-    const float* logit = row_of(scores.view, r);
+    float* logit = row_of(scores.view, r);
+    if (!std::all_of(logit, logit + n_experts, [](float x) { return std::isfinite(x); })) {
+      note_fault(r, "router logits");
+      std::fill_n(logit, n_experts, 0.0f);  // the step is lost; no order among NaN
+    }
     const float largest = *std::max_element(logit, logit + n_experts);
-    if (!std::isfinite(largest)) note_fault(r, "router logits");
     double total = 0, kept = 0;
     for (size_t e = 0; e < p.size(); ++e)
       total += p[e] = std::exp(static_cast<double>(logit[e]) - static_cast<double>(largest));

@@ -30,6 +30,23 @@ uint64_t saved_state() noexcept {
 }
 #endif
 
+/// `isa` without what stands above `level`, or beside it.
+Isa capped(Isa isa, IsaLevel level) {
+  isa.avx2 = isa.avx2 && level >= IsaLevel::kAvx2;
+  isa.avxvnni = isa.avxvnni && level == IsaLevel::kAvxVnni;
+  isa.avx512 = isa.avx512 && level >= IsaLevel::kAvx512;
+  isa.avx512vnni = isa.avx512vnni && level >= IsaLevel::kAvx512Vnni;
+  isa.avx512bf16 = isa.avx512bf16 && level >= IsaLevel::kAvx512Bf16;
+  isa.level = level;
+  return isa;
+}
+
+}  // namespace
+
+std::string_view name_of(IsaLevel level) noexcept {
+  return kNames[static_cast<size_t>(level)];
+}
+
 bool has(const Isa& isa, IsaLevel level) noexcept {
   switch (level) {
     case IsaLevel::kGeneric:
@@ -46,23 +63,6 @@ bool has(const Isa& isa, IsaLevel level) noexcept {
       return isa.avx512bf16;
   }
   return false;
-}
-
-/// `isa` without what stands above `level`, or beside it.
-Isa capped(Isa isa, IsaLevel level) {
-  isa.avx2 = isa.avx2 && level >= IsaLevel::kAvx2;
-  isa.avxvnni = isa.avxvnni && level == IsaLevel::kAvxVnni;
-  isa.avx512 = isa.avx512 && level >= IsaLevel::kAvx512;
-  isa.avx512vnni = isa.avx512vnni && level >= IsaLevel::kAvx512Vnni;
-  isa.avx512bf16 = isa.avx512bf16 && level >= IsaLevel::kAvx512Bf16;
-  isa.level = level;
-  return isa;
-}
-
-}  // namespace
-
-std::string_view name_of(IsaLevel level) noexcept {
-  return kNames[static_cast<size_t>(level)];
 }
 
 Isa detect_isa() {

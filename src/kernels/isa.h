@@ -20,6 +20,9 @@ struct Isa {
 
 std::string_view name_of(IsaLevel level) noexcept;  // "generic", "avx2", "avxvnni", "avx512", ...
 
+/// Whether kernels written for `level` may run under `isa`.
+bool has(const Isa& isa, IsaLevel level) noexcept;
+
 /// What this CPU and operating system offer (CPUID and XGETBV).
 Isa detect_isa();
 

@@ -258,6 +258,59 @@ PackStatus pack_group_panel(const LinearSource& source, const GroupAffine& group
   return status;
 }
 
+// ---- rows that stay as published ---------------------------------------------------------------
+
+/// Far above every code of every format: a scale that is finite with this factor gives finite
+/// weights. Scales of f16 always do; those of f32 may not.
+constexpr float kLargestCode = 1024.0F;
+
+bool groups_are_finite(const GroupAffine& groups, int64_t row, int64_t n_rows) {
+  std::vector<float> values(static_cast<size_t>(n_rows * groups.n_groups));
+  const auto all_finite = [&] {
+    return std::all_of(values.begin(), values.end(),
+                       [](float v) { return std::isfinite(v * kLargestCode); });
+  };
+  groups.scales(row, n_rows, values.data());
+  if (!all_finite()) return false;
+  groups.zeros(row, n_rows, values.data());
+  return all_finite();
+}
+
+/// Whether the scale of one published block is finite.
+using ScaleCheck = bool (*)(const std::byte* block) noexcept;
+
+template <size_t kOffset>
+bool f16_is_finite(const std::byte* block) noexcept {
+  F16Bits bits;
+  std::memcpy(&bits, block + kOffset, 2);
+  return is_finite(bits);
+}
+
+ScaleCheck scale_check_of(DType dtype) noexcept {
+  switch (dtype) {
+    case DType::kTQ1_0:
+      return f16_is_finite<offsetof(BlockTQ1_0, d)>;
+    case DType::kTQ2_0:
+      return f16_is_finite<offsetof(BlockTQ2_0, d)>;
+    case DType::kIQ1_M:
+      return [](const std::byte* bytes) noexcept {
+        BlockIQ1_M block;
+        std::memcpy(&block, bytes, sizeof block);
+        return is_finite(iq1_m_scale(block));
+      };
+    case DType::kQ8_K:
+      return [](const std::byte* block) noexcept {
+        float scale;
+        std::memcpy(&scale, block + offsetof(BlockQ8_K, d), 4);
+        return std::isfinite(scale * kLargestCode);
+      };
+    case DType::kNVFP4:  // every code of its scales is a number
+      return [](const std::byte*) noexcept { return true; };
+    default:
+      return f16_is_finite<0>;
+  }
+}
+
 }  // namespace
 
 PackPlan plan_pack(const LinearSource& source) {
@@ -317,32 +370,17 @@ PackStatus pack_panels(const LinearSource& source, const PackPlan& plan, int64_t
 }
 
 bool scales_are_finite(const LinearSource& source, int64_t row, int64_t n_rows) {
+  if (const auto* groups = std::get_if<std::shared_ptr<const GroupAffine>>(&source.data)) {
+    return groups_are_finite(**groups, source.row_begin + row, n_rows);
+  }
   const auto* rows = std::get_if<BlockRows>(&source.data);
   if (rows == nullptr) return true;
-  // Offset of the f16 scale; IQ1_M spreads it over its sub-scales, NVFP4's are all numbers.
-  int64_t at = 0;
-  switch (rows->dtype) {
-    case DType::kIQ1_M:
-    case DType::kNVFP4:
-      return true;
-    case DType::kTQ1_0:
-      at = offsetof(BlockTQ1_0, d);
-      break;
-    case DType::kTQ2_0:
-      at = offsetof(BlockTQ2_0, d);
-      break;
-    case DType::kQ8_K:
-      return true;
-    default:
-      break;
-  }
+  const ScaleCheck scale_is_finite = scale_check_of(rows->dtype);
   const int64_t block_bytes = info(rows->dtype).block_bytes;
   for (int64_t r = row; r < row + n_rows; ++r) {
     const std::byte* bytes = rows->data + r * rows->row_bytes;
-    for (int64_t i = at; i < rows->row_bytes; i += block_bytes) {
-      F16Bits bits;
-      std::memcpy(&bits, bytes + i, 2);
-      if (!is_finite(bits)) return false;
+    for (int64_t i = 0; i < rows->row_bytes; i += block_bytes) {
+      if (!scale_is_finite(bytes + i)) return false;
     }
   }
   return true;

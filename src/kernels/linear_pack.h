@@ -32,7 +32,7 @@ enum class PackStatus { kOk, kNotFinite, kNotExact };
 PackStatus pack_panels(const LinearSource& source, const PackPlan& plan, int64_t first,
                        int64_t n_panels, uint8_t* data);
 
-/// kRows: whether every scale of rows [row, row + n_rows) that lies at a known place is finite.
+/// kRows: whether every scale and zero of rows [row, row + n_rows) is finite, and so every weight.
 bool scales_are_finite(const LinearSource& source, int64_t row, int64_t n_rows);
 
 }  // namespace qw::kernels

@@ -15,24 +15,6 @@ constexpr std::array<std::string_view, kLinearLayouts> kLayoutNames = {
     "q5_k_16",   "q6_k_16",   "iq4_nl_16", "iq4_xs_16",       "mxfp4_16", "group2_16",
     "group3_16", "group4_16", "group8_16", "group4_offset_16"};
 
-bool allows(const Isa& isa, IsaLevel level) noexcept {
-  switch (level) {
-    case IsaLevel::kGeneric:
-      return true;
-    case IsaLevel::kAvx2:
-      return isa.avx2;
-    case IsaLevel::kAvxVnni:
-      return isa.avxvnni;
-    case IsaLevel::kAvx512:
-      return isa.avx512;
-    case IsaLevel::kAvx512Vnni:
-      return isa.avx512vnni;
-    case IsaLevel::kAvx512Bf16:
-      return isa.avx512bf16;
-  }
-  return false;
-}
-
 }  // namespace
 
 std::string_view name_of(LinearLayout layout) noexcept {
@@ -60,7 +42,7 @@ std::vector<const LinearKernel*> linear_kernels(const Isa& isa) {
   std::vector<const LinearKernel*> out;
   const auto add = [&](LinearKernelTable table) {
     for (int i = 0; i < table.count; ++i) {
-      if (allows(isa, static_cast<IsaLevel>(table.rows[i].level))) out.push_back(table.rows + i);
+      if (has(isa, static_cast<IsaLevel>(table.rows[i].level))) out.push_back(table.rows + i);
     }
   };
   add(generic::linear_int8_kernels());
