@@ -316,7 +316,13 @@ SafetensorsWriter::SafetensorsWriter(
           {"shape", std::vector<int64_t>(entry.shape.sizes().begin(), entry.shape.sizes().end())},
           {"data_offsets", {begin, expected_bytes_}}}});
   }
-  std::string text = header.dump();
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const nlohmann::json::exception&) {
+    fail(ErrorKind::kInvalidArgument, "safetensors",
+         "names and metadata: expected UTF-8, got other bytes ({})", printable(path, 4096));
+  }
   text.resize(round_up(text.size(), kPrefixBytes), ' ');  // tensors begin at a multiple of 8
   const uint64_t header_bytes = text.size();
   file_.write(std::as_bytes(std::span(&header_bytes, 1)));

@@ -39,7 +39,7 @@ struct SafetensorsEntry {
 ///   for (...) out.write(bytes);   // the tensors' bytes, in the order of `entries`, in any chunks
 ///   out.finish();                 // syncs and renames over `path`
 /// Destroyed without finish(), it leaves nothing behind. Errors: io; invalid_argument for a
-/// block type, a repeated name, or too many / too few bytes.
+/// block type, a repeated name, text that is not UTF-8, or too many / too few bytes.
 class SafetensorsWriter {
  public:
   SafetensorsWriter(const std::string& path, const std::vector<SafetensorsEntry>& entries,

@@ -154,6 +154,9 @@ TEST(Safetensors, WriterRefusesAndCleansUp) {
   expect_error(ErrorKind::kInvalidArgument, {"'a' again"}, [&] {
     SafetensorsWriter(path, {{"a", DType::kU8, {1}}, {"a", DType::kU8, {1}}});
   });
+  expect_error(ErrorKind::kInvalidArgument, {"UTF-8"}, [&] {
+    SafetensorsWriter(path, {{"a\xFF", DType::kU8, {1}}});
+  });
   EXPECT_TRUE(std::filesystem::is_empty(dir.path())) << "nothing may be left behind";
   expect_error(ErrorKind::kNotFound, {"nowhere"},
                [&] { SafetensorsWriter(dir / "nowhere/out", {}); });

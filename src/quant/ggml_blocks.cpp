@@ -59,6 +59,21 @@ void store(const float* in, int64_t n_elems, std::byte* bytes, Narrow narrow_one
   }
 }
 
+constexpr float kMaxF16 = 65504.0F;
+
+/// Stores f16, which has no room for what a checkpoint in bf16 may hold.
+/// Errors: invalid_argument for a number that would become infinite.
+void store_f16(const float* in, int64_t n_elems, std::byte* bytes) {
+  store<uint16_t>(in, n_elems, bytes, [](float x) {
+    const F16Bits bits = f32_to_f16(x);
+    if (std::isfinite(x) && !std::isfinite(f16_to_f32(bits))) {
+      fail(ErrorKind::kInvalidArgument, "quant", "encode to f16: expected at most {}, got {}",
+           kMaxF16, x);
+    }
+    return bits;
+  });
+}
+
 /// Largest magnitude of a row. Errors: invalid_argument for an infinity or NaN.
 float max_magnitude(DType dtype, const float* in, int64_t n_elems) {
   float most = 0.0F;
@@ -83,8 +98,6 @@ void check_scales(DType dtype, const std::byte* bytes, int64_t n_elems) {
     }
   }
 }
-
-constexpr float kMaxF16 = 65504.0F;
 
 }  // namespace
 
@@ -244,7 +257,7 @@ void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes)
     case DType::kF64:
       return store<double>(in, n_elems, bytes, [](float x) { return double{x}; });
     case DType::kF16:
-      return store<uint16_t>(in, n_elems, bytes, f32_to_f16);
+      return store_f16(in, n_elems, bytes);
     case DType::kBF16:
       return store<uint16_t>(in, n_elems, bytes, f32_to_bf16);
     default:

@@ -19,7 +19,9 @@ void decode_row(DType dtype, const std::byte* bytes, int64_t n_elems, float* out
 bool can_encode(DType dtype) noexcept;
 
 /// Round-to-nearest encoding of a row (the rule of ggml's quantize_row_*_ref, without
-/// importance weights) into row_bytes(dtype, n_elems) bytes. Errors: unsupported.
+/// importance weights) into row_bytes(dtype, n_elems) bytes. Errors: unsupported for a
+/// type that cannot be written; invalid_argument for what it cannot hold: infinity or NaN in a
+/// block type, a number beyond f16 or beyond the scales of the block type.
 void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes);
 
 }  // namespace qw

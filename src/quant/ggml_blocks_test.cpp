@@ -93,6 +93,11 @@ TEST(GgmlBlocks, EncodeRefusesWhatCannotBeStored) {
   EXPECT_THROW(encode_row(DType::kQ4_0, row.data(), 256, bytes.data()), Error);
   row[17] = 1e5F;  // this one is not
   EXPECT_NO_THROW(encode_row(DType::kQ4_0, row.data(), 256, bytes.data()));
+  EXPECT_THROW(encode_row(DType::kF16, row.data(), 256, bytes.data()), Error);
+  row[17] = 65519.0F;  // rounds to the largest f16
+  EXPECT_NO_THROW(encode_row(DType::kF16, row.data(), 256, bytes.data()));
+  row[17] = -std::numeric_limits<float>::infinity();  // as asked
+  EXPECT_NO_THROW(encode_row(DType::kF16, row.data(), 256, bytes.data()));
 }
 
 TEST(GgmlBlocks, PackedScalesReadBack) {

@@ -18,7 +18,7 @@
 
 namespace qw {
 
-/// Plain floats (f32, f16, bf16), row-major [n, k].
+/// Plain floats (f32, f16, bf16, f64), row-major [n, k].
 struct DenseRows {
   DType dtype = DType::kF32;
   const std::byte* data = nullptr;  // unaligned
@@ -52,7 +52,7 @@ class GroupAffine {
 
   /// q of rows [row, row + n_rows), column order of the file: out[r * k + i].
   virtual void codes(int64_t row, int64_t n_rows, uint8_t* out) const = 0;
-  /// scale as f32 (exact widening of the stored f16): out[r * n_groups + g].
+  /// scale as f32 (exact widening of the stored f16, bf16 or f32): out[r * n_groups + g].
   virtual void scales(int64_t row, int64_t n_rows, float* out) const = 0;
   /// zero (an integer 0..2^bits, exact) or offset, by `form`: out[r * n_groups + g].
   virtual void zeros(int64_t row, int64_t n_rows, float* out) const = 0;
