@@ -59,6 +59,14 @@ LinearSource source_of(std::shared_ptr<const std::vector<float>> values, int64_t
   return out;
 }
 
+/// The same matrix in f32. A backend may round activations to the width of a weight's own type; of
+/// a delta, which was trained to the base's finest differences, nothing should be lost to that.
+LinearSource widened(const LinearSource& source) {
+  auto values = std::make_shared<std::vector<float>>(static_cast<size_t>(source.n * source.k));
+  source.decode_rows(0, source.n, values->data());
+  return source_of(std::move(values), source.n, source.k, source.name);
+}
+
 /// table[t] += scale * B A[:, t] for every token t.
 void add_embedding_delta(std::vector<float>& table, int64_t vocab, int64_t hidden,
                          const EmbeddingDelta& delta, double scale) {
@@ -156,8 +164,9 @@ class Combination {
     out.adapter = id_;
     out.out_begin = place.row_begin;
     out.scale = static_cast<float>(total);
-    out.a = backend_.pack_linear({&delta.a, 1});
-    out.b = backend_.pack_linear({&delta.b, 1});
+    const LinearSource a = widened(delta.a), b = widened(delta.b);
+    out.a = backend_.pack_linear({&a, 1});
+    out.b = backend_.pack_linear({&b, 1});
     if (!delta.magnitude.empty()) {
       const LinearSource& w = delta.id.slot == Slot::kLmHead && head_ ? *head_ : part;
       out.row_factor = backend_.upload(dora_row_factors(w, delta, total));

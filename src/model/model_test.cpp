@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <filesystem>
@@ -12,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/half.h"
 #include "base/rng.h"
 #include "checkpoint/safetensors.h"
 #include "model/memory_plan.h"
@@ -295,6 +297,45 @@ TEST(ModelForward, BatchedEqualsAloneBitForBit) {
   std::vector<float> logits(64);
   loaded.model->forward(plan, *kv, logits.data());
   EXPECT_TRUE(std::equal(alone.begin(), alone.end(), logits.begin()));
+}
+
+/// A peft directory that adds B A, both in bf16, to the queries of layer 0.
+void write_bf16_adapter(const std::filesystem::path& directory) {
+  std::filesystem::create_directories(directory);
+  std::ofstream(directory / "adapter_config.json")
+      << json{{"peft_type", "LORA"}, {"r", 4}, {"lora_alpha", 4}, {"target_modules", {"q_proj"}}};
+  const std::string module = "base_model.model.model.layers.0.self_attn.q_proj.lora_";
+  SafetensorsWriter out(
+      (directory / "adapter_model.safetensors").string(),
+      {{module + "A.weight", DType::kBF16, {4, 16}}, {module + "B.weight", DType::kBF16, {16, 4}}});
+  std::vector<uint16_t> values;
+  for (uint64_t i = 0; i < 2 * 4 * 16; ++i)
+    values.push_back(f32_to_bf16(static_cast<float>(random_normal(11, 0, i))));
+  out.write(std::as_bytes(std::span(values)));
+  out.finish();
+}
+
+TEST(ModelAdapters, DeltasAreComputedInF32WhateverTheyAreStoredAs) {
+  TinyCheckpoint tiny;
+  const auto directory =
+      std::filesystem::path(testing::TempDir()) / ("qw_bf16_adapter_" + std::to_string(::getpid()));
+  write_bf16_adapter(directory);
+  const auto logits = [&](std::unique_ptr<Backend> backend, bool with_adapter) {
+    Loaded loaded;
+    loaded.backend = std::move(backend);
+    LoadOptions options;
+    options.quiet = true;
+    loaded.model = Model::load(tiny.open(), *loaded.backend, options);
+    BatchPlan plan = plan_of({1, 2, 3, 4, 5});
+    if (with_adapter) plan.adapters = {loaded.model->add_adapters({{directory.string(), 1.0}})};
+    return run(loaded, plan);
+  };
+  const std::vector<float> want = logits(make_reference_backend({}), true);
+  const std::vector<float> got = logits(make_cpu_backend({}), true);  // activations: auto
+  for (size_t i = 0; i < want.size(); ++i)
+    EXPECT_NEAR(got[i], want[i], 2e-5) << i;
+  EXPECT_NE(logits(make_reference_backend({}), false), want) << "an adapter without effect";
+  std::filesystem::remove_all(directory);
 }
 
 TEST(MemoryForecast, AddsUpAndRefusesWithTheNumbers) {
