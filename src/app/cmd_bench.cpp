@@ -71,7 +71,7 @@ class Bench {
     loaded_ = open_for_running(options_, open);
     limits_ = measure_host_limits(open.backend);
     kind_ = compute_kind(*loaded_->model);
-    const auto kv_type = dtype_from_name(options_.kv_type);
+    const auto kv_type = dtype_from_name(kv_type_of(options_));
     if (!kv_type)
       fail(ErrorKind::kInvalidArgument, "command line",
            "--kv-type: expected f16, bf16, f32, q8_0 or q4_0, got '{}'",
@@ -152,7 +152,10 @@ Command register_bench(CLI::App& root) {
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options);
   const auto list = [&](const char* names, std::vector<int64_t>& values, const char* help) {
-    app->add_option(names, values, help)->delimiter(',')->expected(1)->capture_default_str();
+    app->add_option(names, values, help)
+        ->delimiter(',')
+        ->allow_extra_args(false)
+        ->capture_default_str();
   };
   list("-p,--n-prompt", options->prompt,
        "Prompt tokens to prefill, a comma-separated list; 0: none");

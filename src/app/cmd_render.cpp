@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "app/command.h"
 #include "app/open.h"
@@ -34,10 +35,35 @@ bool boolean(const ordered_json& row, const char* key, bool otherwise) {
   return row[key].get<bool>();
 }
 
-/// Where the first `end` bytes of `text` end in its normalised form.
-size_t normalised_length(const std::string& text, size_t end) {
+/// Whether a template marks the assistant's words by a `{% generation %}` block.
+bool marks_generation(std::string_view source) {
+  static constexpr std::string_view kSpace = " \t\r\n", kWord = "generation";
+  for (size_t open = source.find("{%"); open != std::string_view::npos;
+       open = source.find("{%", open + 2)) {
+    const size_t sign = open + 2;
+    const bool trims = sign < source.size() && (source[sign] == '-' || source[sign] == '+');
+    const size_t word = source.find_first_not_of(kSpace, sign + (trims ? 1 : 0));
+    if (word == std::string_view::npos) return false;
+    if (source.substr(word).starts_with(kWord)) return true;
+    open = word - 2;  // what was skipped holds no block
+  }
+  return false;
+}
+
+/// The normalised form of the first `end` bytes of `text`.
+std::string normalised_prefix(std::string_view text, size_t end) {
   std::string normalised;
-  return normalize_nfc(std::string_view(text).substr(0, end), normalised) ? normalised.size() : end;
+  return normalize_nfc(text.substr(0, end), normalised) ? normalised
+                                                        : std::string(text.substr(0, end));
+}
+
+/// Whether normalisation joins the last character before `end` to the one before it: that
+/// character has no token of its own.
+bool ends_joined(std::string_view text, size_t end) {
+  size_t last = end;
+  while (last > 0 && (static_cast<unsigned char>(text[--last]) & 0xC0U) == 0x80U) {
+  }
+  return !normalised_prefix(text, end).starts_with(normalised_prefix(text, last));
 }
 
 /// 1 for every token that touches a span of the assistant's text.
@@ -45,8 +71,10 @@ std::vector<int> assistant_mask(const Tokenizer& tokenizer, const std::vector<in
                                 const RenderResult& rendered) {
   std::vector<int> mask(ids.size(), 0);
   for (const TextRange& span : rendered.assistant_spans) {
-    const size_t begin = normalised_length(rendered.text, span.begin),
-                 end = normalised_length(rendered.text, span.end);
+    // transformers asks for the token of a span's last character and marks nothing without one.
+    if (ends_joined(rendered.text, span.end)) continue;
+    const size_t begin = normalised_prefix(rendered.text, span.begin).size(),
+                 end = normalised_prefix(rendered.text, span.end).size();
     size_t offset = 0;
     for (size_t i = 0; i < ids.size(); ++i) {
       const size_t next = offset + tokenizer.token_bytes(ids[i]).size();
@@ -61,12 +89,8 @@ class Render {
  public:
   explicit Render(const Options& options)
       : options_(options), files_(open_for_reading(options, false)) {
-    if (options.template_file) {
-      // A template of another model must not see this model's special tokens: `variables` gives
-      // them.
-      own_ =
-          std::make_shared<ChatTemplate>(read_text_file(*options.template_file, kMaxTemplateBytes));
-    }
+    if (options.template_file)
+      own_source_ = read_text_file(*options.template_file, kMaxTemplateBytes);
   }
 
   void run() {
@@ -88,11 +112,17 @@ class Render {
  private:
   static constexpr size_t kMaxTemplateBytes = size_t{16} << 20;
 
-  std::shared_ptr<const ChatTemplate> template_of(const ordered_json& row) const {
+  std::shared_ptr<const ChatTemplate> template_of(const ordered_json& row) {
     if (row.contains("template_text") && row["template_text"].is_string()) {
       return std::make_shared<ChatTemplate>(row["template_text"].get<std::string>());
     }
-    if (own_) return own_;
+    if (own_source_) {
+      // Parsed at the first line, so that a template that does not parse is the error of every line
+      // of a batch. A template of another model must not see this model's special tokens:
+      // `variables` gives them.
+      if (!own_) own_ = std::make_shared<ChatTemplate>(*own_source_);
+      return own_;
+    }
     if (!files_.chat_template) {
       fail(ErrorKind::kNotFound, "render",
            "chat template: expected one in the checkpoint or --template, got none ({})",
@@ -101,7 +131,7 @@ class Render {
     return files_.chat_template;
   }
 
-  ordered_json render(const ordered_json& row) const {
+  ordered_json render(const ordered_json& row) {
     if (!row.is_object() || !row.contains("messages")) {
       fail(ErrorKind::kInvalidArgument, "render",
            "input: expected an object with \"messages\", got {}", printable(row.dump(), 60));
@@ -125,13 +155,15 @@ class Render {
              printable(now->dump()));
       input.now = LocalTime::parse(now->get<std::string>());
     }
-    const RenderResult rendered = template_of(row)->render(input);
+    const auto chat_template = template_of(row);
+    const RenderResult rendered = chat_template->render(input);
     ordered_json out = {{"text", rendered.text}};
-    if (files_.tokenizer) add_ids(out, rendered);
+    if (files_.tokenizer)
+      add_ids(out, rendered, marks_generation(chat_template->source(input.tools != nullptr)));
     return out;
   }
 
-  void add_ids(ordered_json& out, const RenderResult& rendered) const {
+  void add_ids(ordered_json& out, const RenderResult& rendered, bool with_mask) const {
     std::vector<ByteRange> plain;
     for (const TextRange& range : rendered.content_ranges)
       plain.push_back({range.begin, range.end});
@@ -139,12 +171,11 @@ class Render {
     if (!options_.parse_special) encode.plain_ranges = plain;
     const std::vector<int32_t> ids = files_.tokenizer->encode(rendered.text, encode);
     out["ids"] = ids;
-    if (!rendered.assistant_spans.empty())
-      out["assistant_mask"] = assistant_mask(*files_.tokenizer, ids, rendered);
+    if (with_mask) out["assistant_mask"] = assistant_mask(*files_.tokenizer, ids, rendered);
   }
 
   /// A line of a batch that fails is a result like any other.
-  ordered_json render_or_error(const ordered_json& row) const {
+  ordered_json render_or_error(const ordered_json& row) {
     try {
       return render(row);
     } catch (const TemplateError& error) {
@@ -163,6 +194,7 @@ class Render {
 
   const Options& options_;
   ModelFiles files_;
+  std::optional<std::string> own_source_;  // of --template
   std::shared_ptr<const ChatTemplate> own_;
 };
 

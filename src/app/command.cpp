@@ -37,8 +37,10 @@ void add_compute_flags(CLI::App& app, CommonOptions& options) {
       "--isa", options.isa,
       "Cap on the instruction set: generic, avx2, avxvnni, avx512, avx512vnni, avx512bf16");
   app.add_option("--seed", options.seed, "Seed of everything random");
-  app.add_option("--kv-type", options.kv_type, "KV cache: f16, bf16, f32, q8_0 or q4_0")
-      ->capture_default_str();
+  app.add_option(
+      "--kv-type", options.kv_type,
+      "KV cache: f16, bf16, f32, q8_0 or q4_0 (default: f16; f32 with --device reference "
+      "or --activations f32)");
   app.add_option("--ctx", options.ctx,
                  "Context in tokens (default: the model's, or the largest that fits)");
   app.add_option("--chunk", options.chunk, "Prefill tokens per step");

@@ -24,9 +24,9 @@ struct CommonOptions {
   int threads = 0;
   std::string isa;
   std::optional<uint64_t> seed;
-  std::string kv_type = "f16";
-  int64_t ctx = 0;    // 0: the model's, or the largest that fits
-  int64_t chunk = 0;  // 0: the engine's default
+  std::string kv_type;  // "": chosen by kv_type_of
+  int64_t ctx = 0;      // 0: the model's, or the largest that fits
+  int64_t chunk = 0;    // 0: the engine's default
   std::string device = "cpu";
   std::string activations = "auto";
   std::vector<std::string> adapters;  // PATH[:scale]

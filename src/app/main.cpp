@@ -28,7 +28,8 @@ int report(ErrorKind kind, const std::string& message) {
 int report_parse(const CLI::App& root, const CLI::ParseError& error) {
   if (error.get_exit_code() == 0) return root.exit(error);
   return report(ErrorKind::kInvalidArgument,
-                "[command line] " + qw::printable(error.what(), 400) + "; see qianwen help");
+                "[command line] arguments: expected those of qianwen help COMMAND, got: " +
+                    qw::printable(error.what(), 400));
 }
 
 bool is_command(const CLI::App& root, const std::string& name) {

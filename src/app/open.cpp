@@ -33,6 +33,11 @@ void require_at_least(int64_t value, int64_t least, std::string_view flag) {
 
 }  // namespace
 
+std::string kv_type_of(const CommonOptions& options) {
+  if (!options.kv_type.empty()) return options.kv_type;
+  return options.device == "reference" || options.activations == "f32" ? "f32" : "f16";
+}
+
 OpenOptions open_options(const CommonOptions& options) {
   require_at_least(options.threads, 0, "--threads");
   require_at_least(options.ctx, 0, "--ctx");
@@ -49,7 +54,7 @@ OpenOptions open_options(const CommonOptions& options) {
   open.backend.activations = activation_mode_from_name(options.activations);
   open.backend.deterministic = options.deterministic;
   open.engine.ctx = options.ctx;
-  open.engine.kv_type = options.kv_type;
+  open.engine.kv_type = kv_type_of(options);
   if (options.chunk > 0) open.engine.chunk_tokens = options.chunk;
   for (const std::string& adapter : options.adapters)
     open.adapters.push_back(parse_adapter(adapter));

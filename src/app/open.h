@@ -11,6 +11,9 @@
 
 namespace qw::app {
 
+/// Type of the KV cache: the one asked for, else f32 where the rest is computed in f32 (the
+/// reference device, f32 activations: a cache of halves would cost a digit), else f16.
+std::string kv_type_of(const CommonOptions& options);
 /// The engine's options for these flags. Errors: invalid_argument, naming the flag.
 OpenOptions open_options(const CommonOptions& options);
 
