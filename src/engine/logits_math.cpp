@@ -30,28 +30,6 @@ struct Better {
 
 }  // namespace
 
-float fast_exp(float x) noexcept {
-  // e^x = 2^n e^r with n = round(x log2 e): adding 1.5 * 2^23 rounds, and leaves n in the low bits.
-  constexpr float kMagic = 12582912.0f;
-  const float clamped = x < -87.3f ? -87.3f : x;
-  const float shifted = clamped * 1.44269504f + kMagic;
-  const float n = shifted - kMagic;
-  // ln 2 in two parts, so that the reduction is exact enough.
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;  // minimax polynomial of e^r on [-ln2/2, ln2/2] (Cephes, expf)
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  // Unsigned, so that even NaN wraps instead of overflowing.
-  const uint32_t exponent = (std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kMagic))
-                            << 23;
-  const float scaled = std::bit_cast<float>(std::bit_cast<uint32_t>(p) + exponent);
-  return x < -87.3f ? 0.0f : scaled;
-}
-
 double exp_all(std::span<const float> values, float max, float* out) noexcept {
   double sum = 0;
   for (size_t begin = 0; begin < values.size(); begin += kBlock) {
@@ -73,17 +51,21 @@ double exp_all(std::span<const float> values, float max, float* out) noexcept {
   return sum;
 }
 
-double log_sum_exp(std::span<const float> values) noexcept {
-  const int32_t best = argmax(values);
-  if (best < 0) return -std::numeric_limits<double>::infinity();
-  const float max = values[static_cast<size_t>(best)];
+double sum_exp(std::span<const float> values, float max) noexcept {
   std::array<float, kBlock> scratch;
   double sum = 0;
   for (size_t begin = 0; begin < values.size(); begin += kBlock) {
     sum += exp_all(values.subspan(begin, std::min(kBlock, values.size() - begin)), max,
                    scratch.data());
   }
-  return static_cast<double>(max) + std::log(sum);
+  return sum;
+}
+
+double log_sum_exp(std::span<const float> values) noexcept {
+  const int32_t best = argmax(values);
+  if (best < 0) return -std::numeric_limits<double>::infinity();
+  const float max = values[static_cast<size_t>(best)];
+  return static_cast<double>(max) + std::log(sum_exp(values, max));
 }
 
 void log_softmax(std::span<float> values) noexcept {
@@ -122,6 +104,23 @@ int64_t find_not_finite(std::span<const float> values) noexcept {
     }
   }
   return -1;
+}
+
+std::vector<uint32_t> indices_above(std::span<const float> values, float threshold) {
+  std::vector<uint32_t> out;
+  std::array<uint32_t, kBlock + 1> found;
+  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
+    const size_t n = std::min(kBlock, values.size() - begin);
+    if (!any_above(values.data() + begin, n, threshold)) continue;
+    // Without a branch, which a flat row would make the processor guess wrongly all the time.
+    size_t count = 0;
+    for (size_t i = begin; i < begin + n; ++i) {
+      found[count] = static_cast<uint32_t>(i);
+      count += static_cast<size_t>(values[i] > threshold);
+    }
+    out.insert(out.end(), found.begin(), found.begin() + static_cast<std::ptrdiff_t>(count));
+  }
+  return out;
 }
 
 std::vector<int32_t> top_indices(std::span<const float> values, int64_t k) {

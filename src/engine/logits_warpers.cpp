@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "engine/logits_math.h"
@@ -35,7 +36,7 @@ class LazyOrder {
   LazyOrder(std::vector<uint32_t> elements, Before before)
       : order_(std::move(elements)), before_(before) {}
   size_t size() const { return order_.size(); }
-  size_t operator[](size_t rank) {
+  uint32_t operator[](size_t rank) {
     while (rank >= sorted_)
       extend();
     return order_[rank];
@@ -54,6 +55,64 @@ class LazyOrder {
   Before before_;
   size_t sorted_ = 0;
 };
+
+/// softmax of single values, for rules that look at few of them.
+struct Softmax {
+  explicit Softmax(float best, double sum) : max(best), scale(1 / sum) {}
+  double operator()(float value) const {
+    return static_cast<double>(fast_exp(value - max)) * scale;
+  }
+  float max;
+  double scale;
+};
+
+/// Where, in descending order of the values, the cumulated probability reaches a bound.
+struct Crossing {
+  std::vector<uint32_t> elements;  // it is reached among these, in no order
+  double mass_above = 0;           // of all elements with larger values
+  int64_t n_above = 0;
+};
+
+/// Finds the elements that have to be sorted to see where `mass` is reached by at least `count`
+/// elements: all of a few; of many, those in one of 4096 ranges of values.
+Crossing find_crossing(const std::vector<uint32_t>& elements, std::span<const float> values,
+                       const Softmax& p, double mass, int64_t count) {
+  constexpr size_t kFew = 512, kRanges = 4096;
+  if (elements.size() <= kFew) return {elements, 0, 0};
+  float low = std::numeric_limits<float>::max(), high = kMinusInfinity;
+  for (const uint32_t i : elements) {
+    low = std::min(low, values[i]);
+    high = std::max(high, values[i]);
+  }
+  // Probabilities vanish long before 100 below the best.
+  const float scale = static_cast<float>(kRanges) / std::clamp(high - low, 1e-6f, 100.0f);
+  const auto range_of = [&](uint32_t i) {  // monotone, 0 for the largest
+    const float range = (high - values[i]) * scale;
+    return static_cast<size_t>(std::min(range, static_cast<float>(kRanges - 1)));
+  };
+  struct Range {
+    double mass = 0;
+    int64_t count = 0;
+  };
+  std::vector<Range> ranges(kRanges);
+  for (const uint32_t i : elements) {
+    Range& range = ranges[range_of(i)];
+    range.mass += p(values[i]);
+    ++range.count;
+  }
+  Crossing crossing;
+  size_t at = 0;
+  for (; at + 1 < kRanges; ++at) {
+    const double reached = crossing.mass_above + ranges[at].mass;
+    if (reached >= mass && crossing.n_above + ranges[at].count >= count) break;
+    crossing.mass_above = reached;
+    crossing.n_above += ranges[at].count;
+  }
+  for (const uint32_t i : elements) {
+    if (range_of(i) == at) crossing.elements.push_back(i);
+  }
+  return crossing;
+}
 
 /// Keeps the elements (indices into `compact`) for which keep(i) holds.
 template <typename Keep>
@@ -108,29 +167,33 @@ void TopK::process(const TokenHistory&, LogitsRow& row) const {
 void TopP::process(const TokenHistory&, LogitsRow& row) const {
   const LogitsRow::Compact compact = row.compact();
   const std::span<const float> values = compact.values;
-  const Probabilities p(values);
+  const int32_t best = argmax(values);
+  if (best < 0) return row.keep_only({});  // every token is banned
+  const float max = values[static_cast<size_t>(best)];
+  const double sum = sum_exp(values, max);
+  const Softmax p(max, sum);
   // The tokens below (1 - p) / n have less than 1 - p together, so none of them is ever reached;
-  // half of that keeps rounding out of it. On a long row this leaves a fraction to be sorted.
+  // half of that keeps rounding out of it.
   const double least = 0.5 * (1 - p_) / static_cast<double>(values.size());
-  std::vector<uint32_t> reachable;
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (p[i] >= least) reachable.push_back(static_cast<uint32_t>(i));
-  }
-  if (static_cast<int64_t>(reachable.size()) < min_keep_) {
-    reachable.resize(values.size());
-    std::iota(reachable.begin(), reachable.end(), 0u);
-  }
-  LazyOrder order(std::move(reachable), [values](uint32_t a, uint32_t b) {
+  std::vector<uint32_t> reachable =
+      indices_above(values, max + static_cast<float>(std::log(least * sum)));
+  if (std::ssize(reachable) < min_keep_) reachable = indices_above(values, kMinusInfinity);
+  const auto before = [values](uint32_t a, uint32_t b) {
     return values[a] != values[b] ? values[a] > values[b] : a > b;
-  });
-  size_t kept = 0;
-  for (double above = 0; kept < order.size(); ++kept) {
-    if (above >= p_ && static_cast<int64_t>(kept) >= min_keep_) break;
-    const size_t i = order[kept];
-    if (values[i] == kMinusInfinity) break;
-    above += p[i];
+  };
+  Crossing crossing = find_crossing(reachable, values, p, p_, min_keep_);
+  LazyOrder order(std::move(crossing.elements), before);
+  size_t n = 0;
+  for (double above = crossing.mass_above; n < order.size(); ++n) {
+    if (above >= p_ && crossing.n_above + static_cast<int64_t>(n) >= min_keep_) break;
+    above += p(values[order[n]]);
   }
-  keep_first(row, compact, order, kept);
+  const uint32_t last = order[n - 1];
+  std::vector<int32_t> ids;
+  for (const uint32_t i : reachable) {
+    if (!before(last, i)) ids.push_back(compact.id(i));
+  }
+  row.keep_only(std::move(ids));
 }
 
 void MinP::process(const TokenHistory&, LogitsRow& row) const {

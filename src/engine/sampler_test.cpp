@@ -6,9 +6,11 @@
 #include <cmath>
 #include <cstdio>
 #include <map>
+#include <numeric>
 
 #include "base/rng.h"
 #include "engine/logits_math.h"
+#include "engine/logits_warpers.h"
 
 namespace qw {
 namespace {
@@ -115,6 +117,57 @@ TEST(Sampler, TokenLogprobs) {
   EXPECT_EQ(out.top[1].id, 3);
 }
 
+/// The definition: sort, add up, cut.
+std::vector<int32_t> top_p_by_sorting(std::span<const float> values, double p, int64_t min_keep) {
+  std::vector<int32_t> order(values.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    const float va = values[static_cast<size_t>(a)], vb = values[static_cast<size_t>(b)];
+    return va != vb ? va > vb : a > b;
+  });
+  const double log_sum = log_sum_exp(values);
+  std::vector<int32_t> kept;
+  double above = 0;
+  for (const int32_t id : order) {
+    const float value = values[static_cast<size_t>(id)];
+    if ((above >= p && ssize(kept) >= min_keep) || value == kMinusInfinity) break;
+    kept.push_back(id);
+    above += std::exp(static_cast<double>(value) - log_sum);
+  }
+  std::sort(kept.begin(), kept.end());
+  return kept;
+}
+
+TEST(Sampler, TopPAgreesWithSorting) {
+  uint64_t seed = 0;
+  for (const int64_t n : {1, 5, 500, 3000, 40000}) {
+    for (const float scale : {0.0f, 0.01f, 1.0f, 4.0f, 40.0f}) {
+      for (const double p : {0.0, 0.1, 0.8, 0.97, 0.99999}) {
+        for (const bool banned : {false, true}) {
+          std::vector<float> values = random_row(n, ++seed, scale);
+          if (seed % 3 == 0) {
+            for (float& v : values)
+              v = std::round(v);  // ties
+          }
+          for (size_t i = 1; banned && i < values.size(); i += 2)
+            values[i] = kMinusInfinity;
+          const int64_t min_keep = seed % 2 == 0 ? 1 : 3;
+          const auto want = top_p_by_sorting(values, p, min_keep);
+          LogitsRow row(values);
+          TopP(p, min_keep).process({}, row);
+          const std::span<const int32_t> got = row.live();
+          // A sum in another order may reach p one token sooner or later.
+          EXPECT_NEAR(static_cast<double>(got.size()), static_cast<double>(want.size()), 1)
+              << n << " tokens, scale " << scale << ", p " << p;
+          if (got.size() == want.size()) {
+            EXPECT_TRUE(std::equal(got.begin(), got.end(), want.begin()));
+          }
+        }
+      }
+    }
+  }
+}
+
 // Not a check of speed, which depends on the machine: the numbers are printed for whoever looks.
 TEST(Sampler, TimeOfTheQwenChain) {
   constexpr int64_t kVocab = 151936;
@@ -150,6 +203,8 @@ TEST(Sampler, TimeOfTheQwenChain) {
   time("Qwen chain", qwen);
   qwen.top_k = 0;
   time("top_p alone", qwen);
+  qwen.temperature = 10;  // nearly flat: 0.8 of the mass is most of the vocabulary
+  time("top_p alone, flat", qwen);
 }
 
 }  // namespace
