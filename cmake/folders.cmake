@@ -19,6 +19,16 @@ set(QW_ISA_FLAGS_avx512 ${QW_ISA_FLAGS_avx2}
 set(QW_ISA_FLAGS_avx512vnni ${QW_ISA_FLAGS_avx512} -mavx512vnni -mavx512vbmi)
 set(QW_ISA_FLAGS_avx512bf16 ${QW_ISA_FLAGS_avx512vnni} -mavx512bf16)
 
+# Unrolled kernels with every check inline take minutes to compile each. The generic path, which is
+# the same code over another vector type, keeps all checks; these keep AddressSanitizer's, as calls.
+set(QW_ISA_SANITIZE "")
+if(QIANWEN_SANITIZE MATCHES "undefined")
+  list(APPEND QW_ISA_SANITIZE -fno-sanitize=undefined)
+endif()
+if(QIANWEN_SANITIZE MATCHES "address" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  list(APPEND QW_ISA_SANITIZE --param=asan-instrumentation-with-call-threshold=0)
+endif()
+
 function(qw_apply_isa_flags)
   foreach(source ${ARGN})
     if(NOT source MATCHES "/kernels/cpu/([a-z0-9]+)/[^/]*$")
@@ -26,7 +36,8 @@ function(qw_apply_isa_flags)
     endif()
     set(isa ${CMAKE_MATCH_1})
     if(DEFINED QW_ISA_FLAGS_${isa})
-      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${QW_ISA_FLAGS_${isa}}")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
+                                  "${QW_ISA_FLAGS_${isa}};${QW_ISA_SANITIZE}")
     endif()
   endforeach()
 endfunction()
