@@ -50,7 +50,8 @@ std::vector<std::string> leaks(const std::vector<std::string>& nm_lines,
       // Local, undefined or "unique": only weak ('w', 'v', 'u') ones are shared.
       if (kind != 'w' && kind != 'v' && kind != 'u') continue;
     }
-    if (name.find("DW.ref.") == 0) continue;  // a pointer to the exception handler: data, no code
+    // Data, no code: pointers to the exception handler, AddressSanitizer's marks of globals.
+    if (name.starts_with("DW.ref.") || name.starts_with("__odr_asan.")) continue;
     if (name.find("qw::kernels::" + isa + "::") != 0) out.push_back(isa + ": " + line);
   }
   return out;
