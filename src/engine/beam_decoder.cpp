@@ -10,6 +10,7 @@
 #include "base/rng.h"
 #include "engine/beam_search.h"
 #include "engine/decoder.h"
+#include "engine/forced_words.h"
 #include "engine/logits_math.h"
 #include "engine/sampler.h"
 
@@ -31,11 +32,14 @@ class BeamDecoder : public Decoder {
     const GenerationConfig& config = context.config();
     const SeqId seq = add_sequence(context.request.prompt, prompt_lineage(context.request_id));
     const int size = static_cast<int>(config.num_beams / config.num_beam_groups);
+    if (!config.force_words_ids.empty())
+      forced_ = std::make_shared<ForcedWords>(config.force_words_ids, context.request.prompt);
     for (int64_t g = 0; g < config.num_beam_groups; ++g) {
       groups_.emplace_back(
           BeamGroup::Options{size, config.length_penalty, config.early_stopping,
                              context.max_len - context.prompt_len(),
-                             config.ignore_eos ? std::vector<int32_t>{} : config.eos_token_id});
+                             config.ignore_eos ? std::vector<int32_t>{} : config.eos_token_id,
+                             forced_, config.num_return_sequences});
       auto& beams = beams_.emplace_back();
       for (int b = 0; b < size; ++b)
         beams.push_back({seq, b == 0 ? 0.0f : kNotYet});
@@ -122,7 +126,14 @@ class BeamDecoder : public Decoder {
       fail(ErrorKind::kInvalidArgument, "sampler",
            "beams: expected tokens that the parameters allow, got none");
     }
-    std::vector<BeamCandidate> next = groups_[g].process(candidates, generated_of_group(g));
+    const auto beams = generated_of_group(g);
+    std::vector<BeamCandidate> next = groups_[g].process(candidates, beams);
+    if (forced_ != nullptr) {
+      const auto score = [&scores](int beam, int32_t token) {
+        return scores[static_cast<size_t>(beam)][static_cast<size_t>(token)];
+      };
+      next = forced_->steer(next, beams, score, group_size());
+    }
     for (const BeamCandidate& candidate : next)
       chosen.push_back(candidate.token);
     return next;
@@ -254,6 +265,7 @@ class BeamDecoder : public Decoder {
     sink.finished(context_.request_id, index);
   }
 
+  std::shared_ptr<const ForcedWords> forced_;  // null: none
   std::vector<BeamGroup> groups_;
   std::vector<std::vector<Beam>> beams_;  // of each group; empty once it is done
   std::vector<Completion> completions_;

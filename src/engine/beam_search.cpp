@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "engine/forced_words.h"
 
 namespace qw {
 
@@ -26,7 +27,9 @@ std::vector<BeamCandidate> BeamGroup::process(std::span<const BeamCandidate> can
     if (ends) {
       // An end token below the best `size` candidates is dropped: its beam did not get that far.
       if (static_cast<int>(rank) >= options_.size) continue;
-      add(beams[static_cast<size_t>(candidate.beam)], candidate.score, length, true);
+      const std::span<const int32_t> beam = beams[static_cast<size_t>(candidate.beam)];
+      if (options_.forced == nullptr || options_.forced->all_said(beam))
+        add(beam, candidate.score, length, true);
     } else {
       next.push_back(candidate);
     }
@@ -68,9 +71,18 @@ bool BeamGroup::is_done(float best_sum, int64_t length) const {
 void BeamGroup::close(std::span<const std::span<const int32_t>> beams,
                       std::span<const float> scores) {
   if (done_) return;
-  for (size_t b = 0; b < beams.size(); ++b) {
-    add(beams[b], scores[b], static_cast<int64_t>(beams[b].size()), false);
-  }
+  std::vector<bool> is_whole(beams.size(), true);
+  for (size_t b = 0; options_.forced != nullptr && b < beams.size(); ++b)
+    is_whole[b] = options_.forced->all_said(beams[b]);
+  const auto add_those = [&](bool whole) {
+    for (size_t b = 0; b < beams.size(); ++b) {
+      if (is_whole[b] == whole)
+        add(beams[b], scores[b], static_cast<int64_t>(beams[b].size()), false);
+    }
+  };
+  add_those(true);
+  // Only the open beams count: an answer that has ended before does not keep a half-said one out.
+  if (std::count(is_whole.begin(), is_whole.end(), true) < options_.n_answers) add_those(false);
 }
 
 std::vector<Hypothesis> best_hypotheses(std::span<const BeamGroup> groups, int64_t n) {

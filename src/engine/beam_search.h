@@ -6,12 +6,15 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "engine/generation_config.h"
 
 namespace qw {
+
+class ForcedWords;
 
 /// A candidate for the next step: beam `beam` of the group followed by `token`.
 struct BeamCandidate {
@@ -35,6 +38,8 @@ class BeamGroup {
     EarlyStopping early_stopping = EarlyStopping::kFalse;
     int64_t max_new = 0;
     std::vector<int32_t> eos;
+    std::shared_ptr<const ForcedWords> forced;  // what an answer has to contain; null: nothing
+    int64_t n_answers = 1;                      // wanted, for close() with forced words
   };
   explicit BeamGroup(Options options);
 
@@ -47,7 +52,8 @@ class BeamGroup {
                                      std::span<const std::span<const int32_t>> beams);
   bool done() const noexcept { return done_; }
 
-  /// Adds the beams that are still open as hypotheses, unless the group is done.
+  /// Adds the beams that are still open as hypotheses, unless the group is done. With forced words:
+  /// those that have said them all, and the others only if these are too few answers.
   void close(std::span<const std::span<const int32_t>> beams, std::span<const float> scores);
   const std::vector<Hypothesis>& hypotheses() const noexcept { return hypotheses_; }
 

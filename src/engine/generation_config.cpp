@@ -8,16 +8,14 @@
 
 #include "base/error.h"
 #include "checkpoint/hf_config.h"
+#include "engine/generation_config_checks.h"
 
 namespace qw {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int64_t kMaxTokensAsked = int64_t{1} << 31;  // no context is longer
-constexpr int64_t kMaxSequences = 1024;                // beams, answers: beyond is a mistake
-constexpr size_t kMaxListEntries = 1 << 20;            // of any list parameter
-constexpr size_t kMaxStopStrings = 1024;
+constexpr size_t kMaxListEntries = 1 << 20;  // of any list parameter
 
 // ---- reading a value of each type --------------------------------------------------------------
 
@@ -87,6 +85,7 @@ void read(std::string_view name, const Json& value, std::string& out) {
 template <typename A, typename B>
 void read(std::string_view name, const Json& value, std::pair<A, B>& out);
 void read(std::string_view name, const Json& value, SequenceBias& out);
+void read(std::string_view name, const Json& value, ForcedWord& out);
 
 template <typename T>
 void read(std::string_view name, const Json& value, std::optional<T>& out) {
@@ -128,6 +127,13 @@ void read(std::string_view name, const Json& value, SequenceBias& out) {
   if (!value.is_array() || value.size() != 2) fail_type(name, "[[token ids], bias]", value);
   read(name, value[0], out.ids);
   read(name, value[1], out.bias);
+}
+
+/// The token ids of a word, or a list of its forms.
+void read(std::string_view name, const Json& value, ForcedWord& out) {
+  if (!value.is_array() || value.empty()) fail_type(name, "a list of lists of token ids", value);
+  const bool one_form = !value[0].is_array();
+  read(name, one_form ? Json::array({value}) : value, out.forms);
 }
 
 /// {"id": bias, ...} as OpenAI writes it, or [[id, bias], ...].
@@ -176,6 +182,9 @@ Json write(const std::pair<A, B>& value) {
 }
 Json write(const SequenceBias& value) {
   return Json::array({value.ids, value.bias});
+}
+Json write(const ForcedWord& value) {
+  return value.forms.size() == 1 ? Json(value.forms[0]) : Json(value.forms);
 }
 Json write(const EarlyStopping& value) {
   return value == EarlyStopping::kNever ? Json("never") : Json(value == EarlyStopping::kTrue);
@@ -290,148 +299,6 @@ const Parameter* find_parameter(std::string_view name) {
   const auto it = std::find_if(kParameters.begin(), kParameters.end(),
                                [&](const Parameter& p) { return p.name == name; });
   return it == kParameters.end() ? nullptr : &*it;
-}
-
-// ---- ranges ------------------------------------------------------------------------------------
-
-void in_range(std::string_view name, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return;
-  fail(ErrorKind::kInvalidArgument, "generation", "{}: expected {} to {}, got {}", name, low, high,
-       value);
-}
-
-void in_range(std::string_view name, double value, double low, double high) {
-  if (value >= low && value <= high) return;  // NaN fails too
-  fail(ErrorKind::kInvalidArgument, "generation", "{}: expected {} to {}, got {}", name, low, high,
-       value);
-}
-
-void positive(std::string_view name, double value, double high) {
-  if (value > 0 && value <= high) return;
-  fail(ErrorKind::kInvalidArgument, "generation",
-       "{}: expected a number above 0 and up to {}, got {}", name, high, value);
-}
-
-void check_lengths(const GenerationConfig& c) {
-  if (c.max_new_tokens) in_range("max_new_tokens", *c.max_new_tokens, 1, kMaxTokensAsked);
-  if (c.max_length) in_range("max_length", *c.max_length, 1, kMaxTokensAsked);
-  in_range("min_new_tokens", c.min_new_tokens, 0, kMaxTokensAsked);
-  in_range("min_length", c.min_length, 0, kMaxTokensAsked);
-  in_range("num_beams", c.num_beams, 1, kMaxSequences);
-  in_range("num_beam_groups", c.num_beam_groups, 1, kMaxSequences);
-  in_range("num_return_sequences", c.num_return_sequences, 1, kMaxSequences);
-  in_range("prompt_lookup_num_tokens", c.prompt_lookup_num_tokens, 0, 1024);
-  if (c.stop_strings.size() > kMaxStopStrings) {
-    in_range("stop_strings (how many)", static_cast<int64_t>(c.stop_strings.size()), 0,
-             static_cast<int64_t>(kMaxStopStrings));
-  }
-  for (const std::string& stop : c.stop_strings) {
-    if (stop.empty())
-      fail(ErrorKind::kInvalidArgument, "generation",
-           "stop_strings: expected strings that are not empty, got \"\"");
-  }
-}
-
-void check_distribution(const GenerationConfig& c) {
-  constexpr double kHuge = 1e9;
-  in_range("temperature", c.temperature, 0, 1e6);
-  in_range("top_k", c.top_k, 0, kMaxTokensAsked);
-  in_range("top_p", c.top_p, 0, 1);
-  in_range("min_p", c.min_p, 0, 1);
-  positive("typical_p", c.typical_p, 1);
-  in_range("epsilon_cutoff", c.epsilon_cutoff, 0, 1);
-  in_range("eta_cutoff", c.eta_cutoff, 0, 1);
-  positive("repetition_penalty", c.repetition_penalty, 1e6);
-  positive("encoder_repetition_penalty", c.encoder_repetition_penalty, 1e6);
-  in_range("presence_penalty", c.presence_penalty, -kHuge, kHuge);
-  in_range("frequency_penalty", c.frequency_penalty, -kHuge, kHuge);
-  in_range("diversity_penalty", c.diversity_penalty, 0, kHuge);
-  in_range("length_penalty", c.length_penalty, -1000, 1000);
-  in_range("penalty_alpha", c.penalty_alpha, 0, 1);
-  in_range("guidance_scale", c.guidance_scale, -1000, 1000);
-  in_range("no_repeat_ngram_size", c.no_repeat_ngram_size, 0, kMaxTokensAsked);
-  in_range("encoder_no_repeat_ngram_size", c.encoder_no_repeat_ngram_size, 0, kMaxTokensAsked);
-  if (c.logprobs) in_range("logprobs", *c.logprobs, 0, kMaxTokensAsked);
-  if (c.prompt_logprobs) in_range("prompt_logprobs", *c.prompt_logprobs, 0, kMaxTokensAsked);
-  if (c.exponential_decay_length_penalty) {
-    in_range("exponential_decay_length_penalty (start)", c.exponential_decay_length_penalty->first,
-             0, kMaxTokensAsked);
-    positive("exponential_decay_length_penalty (factor)",
-             c.exponential_decay_length_penalty->second, 1e6);
-  }
-}
-
-void check_ids(std::string_view name, const std::vector<int32_t>& ids, int64_t vocab) {
-  for (const int32_t id : ids) {
-    if (id >= 0 && (vocab == 0 || id < vocab)) continue;
-    if (vocab == 0)
-      fail(ErrorKind::kInvalidArgument, "generation", "{}: expected token ids from 0, got {}", name,
-           id);
-    fail(ErrorKind::kInvalidArgument, "generation", "{}: expected token ids from 0 to {}, got {}",
-         name, vocab - 1, id);
-  }
-}
-
-void check_sequence(std::string_view name, const std::vector<int32_t>& ids, int64_t vocab) {
-  if (ids.empty())
-    fail(ErrorKind::kInvalidArgument, "generation", "{}: expected lists that are not empty, got []",
-         name);
-  check_ids(name, ids, vocab);
-}
-
-void check_all_ids(const GenerationConfig& c, int64_t vocab) {
-  for (const auto& ids : c.bad_words_ids)
-    check_sequence("bad_words_ids", ids, vocab);
-  for (const auto& ids : c.force_words_ids)
-    check_sequence("force_words_ids", ids, vocab);
-  for (const auto& bias : c.sequence_bias) {
-    check_sequence("sequence_bias", bias.ids, vocab);
-    if (!std::isfinite(bias.bias))
-      in_range("sequence_bias", static_cast<double>(bias.bias), -1e38, 1e38);
-  }
-  for (const auto& [id, bias] : c.logit_bias) {
-    check_ids("logit_bias", {id}, vocab);
-    if (!std::isfinite(bias)) in_range("logit_bias", static_cast<double>(bias), -1e38, 1e38);
-  }
-  check_ids("suppress_tokens", c.suppress_tokens, vocab);
-  check_ids("begin_suppress_tokens", c.begin_suppress_tokens, vocab);
-  check_ids("forced_eos_token_id", c.forced_eos_token_id, vocab);
-  check_ids("eos_token_id", c.eos_token_id, vocab);
-  if (c.forced_bos_token_id) check_ids("forced_bos_token_id", {*c.forced_bos_token_id}, vocab);
-}
-
-void check_combinations(const GenerationConfig& c) {
-  const auto refuse = [](std::string_view sentence) {
-    fail(ErrorKind::kInvalidArgument, "generation", "{}", sentence);
-  };
-  if (c.max_new_tokens && c.min_new_tokens > *c.max_new_tokens) {
-    in_range("min_new_tokens", c.min_new_tokens, 0, *c.max_new_tokens);
-  }
-  if (c.num_beams % c.num_beam_groups != 0) {
-    fail(ErrorKind::kInvalidArgument, "generation",
-         "num_beam_groups: expected a divisor of num_beams ({}), got {}", c.num_beams,
-         c.num_beam_groups);
-  }
-  if (c.num_beam_groups > 1 && c.diversity_penalty == 0) {
-    refuse("diversity_penalty: expected a number above 0 with num_beam_groups > 1, got 0");
-  }
-  if (c.num_beam_groups > 1 && c.samples())
-    refuse("num_beam_groups: expected do_sample false, got true");
-  if (c.num_beams > 1) {
-    in_range("num_return_sequences", c.num_return_sequences, 1, c.num_beams);
-    if (!c.stop_strings.empty()) refuse("stop_strings: expected num_beams 1, got beam search");
-    if (c.guidance_scale != 1) refuse("guidance_scale: expected num_beams 1, got beam search");
-    if (c.penalty_alpha > 0) refuse("penalty_alpha: expected num_beams 1, got beam search");
-    if (c.logprobs) refuse("logprobs: expected num_beams 1, got beam search");
-  }
-  if (c.penalty_alpha > 0 && c.guidance_scale != 1)
-    refuse("guidance_scale: expected no contrastive search (penalty_alpha 0)");
-  if (!c.force_words_ids.empty()) {
-    fail(ErrorKind::kUnsupported, "generation",
-         "force_words_ids: constrained beam search is not supported; forced_bos_token_id, "
-         "forced_eos_token_id and "
-         "sequence_bias are");
-  }
 }
 
 }  // namespace

@@ -28,6 +28,12 @@ struct SequenceBias {
   bool operator==(const SequenceBias&) const = default;
 };
 
+/// A word that must be said: one of these token sequences, none of which begins another.
+struct ForcedWord {
+  std::vector<std::vector<int32_t>> forms;
+  bool operator==(const ForcedWord&) const = default;
+};
+
 struct GenerationConfig {
   // How long. Unset maxima mean: as far as the context goes.
   std::optional<int64_t> max_new_tokens;  // new tokens; goes before max_length
@@ -68,8 +74,9 @@ struct GenerationConfig {
   int64_t no_repeat_ngram_size = 0;
   int64_t encoder_no_repeat_ngram_size = 0;
   std::vector<std::vector<int32_t>> bad_words_ids;
-  /// Each inner list must appear in the answer (constrained beam search).
-  std::vector<std::vector<int32_t>> force_words_ids;
+  /// Constrained beam search: words that must be said, [[ids], ...], or [[[ids], [ids]], ...] where
+  /// any one form will do.
+  std::vector<ForcedWord> force_words_ids;
   std::vector<SequenceBias> sequence_bias;
   std::vector<std::pair<int32_t, float>> logit_bias;  // (id, added); OpenAI's
   std::vector<int32_t> suppress_tokens;

@@ -131,8 +131,20 @@ TEST(GenerationConfig, ValidatesAgainstTheVocabulary) {
   config.num_return_sequences = 5;
   EXPECT_THAT(message_of([&] { config.validate(101); }), HasSubstr("num_return_sequences"));
   config.num_return_sequences = 1;
-  config.force_words_ids = {{1}};
-  EXPECT_THAT(message_of([&] { config.validate(101); }, ErrorKind::kUnsupported),
+  config.num_beams = 1;
+  config.set_text("force_words_ids", "[[1,2],[[3],[4,5]]]", kUser);
+  ASSERT_EQ(config.force_words_ids.size(), 2u);
+  EXPECT_EQ(config.force_words_ids[1].forms, (std::vector<std::vector<int32_t>>{{3}, {4, 5}}));
+  EXPECT_EQ(config.applied()["force_words_ids"]["value"].dump(), "[[1,2],[[3],[4,5]]]");
+  EXPECT_THAT(message_of([&] { config.validate(101); }),
+              HasSubstr("num_beams: expected at least 2 with force_words_ids"));
+  config.num_beams = 2;
+  config.validate(101);
+  config.do_sample = true;
+  EXPECT_THAT(message_of([&] { config.validate(101); }), HasSubstr("do_sample"));
+  EXPECT_THAT(message_of([&] { config.set_text("force_words_ids", "[[[3],[3,4]]]", kUser); }),
+              HasSubstr("none begins another, got [3]"));
+  EXPECT_THAT(message_of([&] { config.set_text("force_words_ids", "[[]]", kUser); }),
               HasSubstr("force_words_ids"));
 }
 

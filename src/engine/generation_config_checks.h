@@ -1,0 +1,22 @@
+// The ranges and combinations of generation parameters that make sense.
+//
+// Level 6 (engine). Behind GenerationConfig::set() and validate(). Every refusal is an
+// Error{kInvalidArgument} that names the field, what is accepted and what was given.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/generation_config.h"
+
+namespace qw {
+
+/// Lengths, widths and stop strings.
+void check_lengths(const GenerationConfig& config);
+/// What shapes the distribution: warpers, penalties, what is reported of it.
+void check_distribution(const GenerationConfig& config);
+/// Token ids and biases, for a vocabulary of `vocab` ids (0: unknown).
+void check_all_ids(const GenerationConfig& config, int64_t vocab);
+/// Parameters that exclude or need each other.
+void check_combinations(const GenerationConfig& config);
+
+}  // namespace qw
