@@ -297,6 +297,21 @@ TEST_F(Cli, PlansInspectsAndScores) {
               got.count("hidden.norm.0"));
 }
 
+TEST_F(Cli, ScoresLongerThanTheTrainedContextAndSparesDevices) {
+  const std::string model = golden("models/rope-yarn");
+  json ids = json::array();
+  for (int i = 0; i < 200; ++i)
+    ids.push_back(i % 500);
+  const std::string file = write("long.json", json{{"prompts", {ids}}}.dump());
+  EXPECT_EQ(
+      last_json(qianwen({"score", model, "--ids-file", file, "--logprobs"}))["logprobs"].size(),
+      199u);
+  expect_failure(qianwen({"score", model, "--ids-file", file, "--logits", "/dev/null"}), 7,
+                 "/dev/null");
+  EXPECT_TRUE(fs::is_character_file("/dev/null"));
+  expect_failure(qianwen({"generate", kBundled, "-p", "a", "--seed", "-1"}), 2, "seed");
+}
+
 TEST_F(Cli, PerplexityOfText) {
   const std::string text = write(
       "t.txt", "The capital of Japan is Tokyo. The capital of France is Paris. Nice to meet you.");

@@ -21,7 +21,7 @@ struct Options : CommonOptions {
 
 void print(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, const Options& options) {
   const std::string text = tokenizer.decode(ids, options.skip_special);
-  options.json ? print_json({{"text", text}}) : print_result(text + "\n");
+  options.json || options.file ? print_json({{"text", text}}) : print_result(text + "\n");
 }
 
 void run(const Options& options) {

@@ -83,7 +83,7 @@ void run(const Options& options) {
            printable(row.dump()));
     }
     try {
-      print(tokenizer, tokenizer.encode(text, encode), options.json);
+      print(tokenizer, tokenizer.encode(text, encode), /*json=*/true);
     } catch (const Error& error) {
       throw Error(error.kind(), error.message() + fmt::format(" (line {})", line));
     }

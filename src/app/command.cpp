@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <CLI/Validators.hpp>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -36,7 +37,8 @@ void add_compute_flags(CLI::App& app, CommonOptions& options) {
   app.add_option(
       "--isa", options.isa,
       "Cap on the instruction set: generic, avx2, avxvnni, avx512, avx512vnni, avx512bf16");
-  app.add_option("--seed", options.seed, "Seed of everything random");
+  app.add_option("--seed", options.seed, "Seed of everything random")
+      ->check(CLI::NonNegativeNumber);
   app.add_option(
       "--kv-type", options.kv_type,
       "KV cache: f16, bf16, f32, q8_0 or q4_0 (default: f16; f32 with --device reference "
@@ -131,7 +133,14 @@ nlohmann::ordered_json parse_user_json(std::string_view text, std::string_view w
 }
 
 std::vector<int32_t> parse_ids(std::string_view text, std::string_view flag) {
-  const auto json = parse_user_json(text, flag);
+  nlohmann::ordered_json json;
+  try {
+    json = parse_user_json(text, flag);
+  } catch (const Error& error) {
+    fail(ErrorKind::kInvalidArgument, "ids",
+         "{}: expected a JSON array of token ids, got '{}' ({})", flag, printable(text, 60),
+         error.message());
+  }
   if (!json.is_array()) {
     fail(ErrorKind::kInvalidArgument, "ids", "{}: expected a JSON array of token ids, got '{}'",
          flag, printable(text));

@@ -19,6 +19,19 @@ constexpr int kMaxNames = 10'000;  // tried before giving up
 }  // namespace
 
 AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
+  // Renaming would put a file where a device, a pipe or a link was: a link is followed to what it
+  // names, anything else that is not a regular file is refused.
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  if (fs::is_symlink(fs::symlink_status(path_, ignored))) {
+    const fs::path target = fs::weakly_canonical(path_, ignored);
+    if (!ignored) path_ = target.string();
+  }
+  const fs::file_status status = fs::status(path_, ignored);
+  if (fs::exists(status) && !fs::is_regular_file(status)) {
+    fail(ErrorKind::kIo, "file", "output: expected a regular file or a new one, got {} ({})",
+         fs::is_directory(status) ? "a directory" : "something else", printable(path_, 4096));
+  }
   // Process and counter, so that two writers of one path do not meet in one temporary file. A name
   // may still be taken: a killed process of the same number left it.
   static std::atomic<unsigned> counter{0};

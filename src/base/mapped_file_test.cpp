@@ -91,5 +91,17 @@ TEST_F(MappedFileTest, VanishedBytesBecomeAnIoError) {
   }
 }
 
+TEST_F(MappedFileTest, WritingFollowsLinksAndSparesDevices) {
+  const std::string path = write("real", "old"), link = (directory_ / "link").string();
+  fs::create_symlink(path, link);
+  const std::string text = "new";
+  write_file_atomically(link, std::as_bytes(std::span(text)));
+  EXPECT_TRUE(fs::is_symlink(link));
+  EXPECT_EQ(read_text_file(path), "new");
+  EXPECT_THROW(write_file_atomically("/dev/null", std::as_bytes(std::span(text))), Error);
+  EXPECT_TRUE(fs::is_character_file("/dev/null"));
+  EXPECT_THROW(write_file_atomically(directory_.string(), std::as_bytes(std::span(text))), Error);
+}
+
 }  // namespace
 }  // namespace qw
