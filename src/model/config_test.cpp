@@ -229,6 +229,25 @@ TEST(PeftConfigTest, PatternsOverrideRankAndAlphaBySuffixOrExpression) {
   EXPECT_EQ(peft.rank_of("model.layers.0.mlp.updown_proj"), 4) << "a suffix begins after a dot";
 }
 
+TEST(PeftConfigTest, RanksAreWholeAndPositive) {
+  const auto is_corrupt = [](const char* key, json value) {
+    json config = {{"peft_type", "LORA"}, {"r", 4}, {"lora_alpha", 8}};
+    config[key] = std::move(value);
+    try {
+      PeftConfig::parse(config.dump(), "test");
+      return false;
+    } catch (const Error& error) {
+      return error.kind() == ErrorKind::kCorrupt;
+    }
+  };
+  EXPECT_TRUE(is_corrupt("r", 0));
+  EXPECT_TRUE(is_corrupt("r", 2.5));
+  EXPECT_TRUE(is_corrupt("rank_pattern", {{"q_proj", -1}}));
+  EXPECT_TRUE(is_corrupt("rank_pattern", {{"q_proj", 1e300}}));
+  EXPECT_FALSE(is_corrupt("rank_pattern", {{"q_proj", 8.0}}));
+  EXPECT_FALSE(is_corrupt("alpha_pattern", {{"q_proj", 2.5}}));
+}
+
 TEST(PeftConfigTest, OptionsThatWouldBeIgnoredAreRefused) {
   const auto refused = [](const char* key, json value) {
     json config = {{"peft_type", "LORA"}, {"r", 4}, {"lora_alpha", 8}};

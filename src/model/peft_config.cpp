@@ -46,10 +46,23 @@ void check_options(const ordered_json& json, const std::string& file) {
   }
 }
 
-std::vector<std::pair<std::string, double>> read_pattern(const ordered_json& json,
-                                                         std::string_view key,
-                                                         const std::string& file) {
-  std::vector<std::pair<std::string, double>> out;
+/// A rank: at least 1, since the scaling divides by it.
+int64_t read_rank(const ordered_json& json, std::string_view key, std::string_view file) {
+  const int64_t rank = required_int(json, key, file);
+  if (rank < 1) {
+    fail(ErrorKind::kCorrupt, "adapter", "rank {}: expected at least 1, got {} ({})",
+         printable(key), rank, printable(file));
+  }
+  return rank;
+}
+
+/// The object `key`, if there is one: a pattern of modules and read(object, pattern, file) of each.
+template <typename T>
+PeftConfig::Patterns<T> read_patterns(const ordered_json& json, std::string_view key,
+                                      std::string_view file,
+                                      T read(const ordered_json&, std::string_view,
+                                             std::string_view)) {
+  PeftConfig::Patterns<T> out;
   const ordered_json* patterns = find_member(json, key, file);
   if (patterns == nullptr) return out;
   if (!patterns->is_object()) {
@@ -57,7 +70,7 @@ std::vector<std::pair<std::string, double>> read_pattern(const ordered_json& jso
          describe_json(*patterns), printable(file));
   }
   for (const auto& [name, value] : patterns->items())
-    out.emplace_back(name, required_real(*patterns, name, file));
+    out.emplace_back(name, read(*patterns, name, file));
   return out;
 }
 
@@ -75,8 +88,8 @@ bool is_harmless_regex(const std::string& pattern) {
 }
 
 /// The value of the first pattern that matches the module's name as a whole, or after a dot.
-double value_of(const std::vector<std::pair<std::string, double>>& patterns,
-                const std::string& module, double otherwise) {
+template <typename T>
+T value_of(const PeftConfig::Patterns<T>& patterns, const std::string& module, T otherwise) {
   for (const auto& [pattern, value] : patterns) {
     if (module == pattern || module.ends_with("." + pattern)) return value;
     if (!is_harmless_regex(pattern)) {
@@ -99,17 +112,17 @@ PeftConfig PeftConfig::parse(std::string_view text, const std::string& file) {
   const ordered_json json = parse_json_object(text, file);
   check_options(json, file);
   PeftConfig config;
-  config.r = required_int(json, "r", file);
+  config.r = read_rank(json, "r", file);
   config.alpha = required_real(json, "lora_alpha", file);
   config.rslora = optional_bool(json, "use_rslora", file).value_or(false);
   config.dora = optional_bool(json, "use_dora", file).value_or(false);
-  config.rank_pattern = read_pattern(json, "rank_pattern", file);
-  config.alpha_pattern = read_pattern(json, "alpha_pattern", file);
+  config.rank_pattern = read_patterns(json, "rank_pattern", file, read_rank);
+  config.alpha_pattern = read_patterns(json, "alpha_pattern", file, required_real);
   return config;
 }
 
 int64_t PeftConfig::rank_of(const std::string& module) const {
-  return static_cast<int64_t>(value_of(rank_pattern, module, static_cast<double>(r)));
+  return value_of(rank_pattern, module, r);
 }
 
 double PeftConfig::scaling_of(const std::string& module) const {

@@ -12,10 +12,15 @@
 namespace qw {
 
 struct PeftConfig {
-  int64_t r = 0;
+  /// Expressions of module names, and what holds for the modules they match.
+  template <typename T>
+  using Patterns = std::vector<std::pair<std::string, T>>;
+
+  int64_t r = 0;  // every rank is at least 1
   double alpha = 0;
   bool rslora = false, dora = false;
-  std::vector<std::pair<std::string, double>> rank_pattern, alpha_pattern;
+  Patterns<int64_t> rank_pattern;
+  Patterns<double> alpha_pattern;
 
   /// `json`: the text of adapter_config.json; `file` names it in errors.
   /// Errors: corrupt; unsupported for options that change the result and that we do not apply.
