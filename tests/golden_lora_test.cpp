@@ -74,8 +74,8 @@ std::vector<Case> cases() {
   return out;
 }
 
-INSTANTIATE_TEST_SUITE_P(All, GoldenLora, testing::ValuesIn(cases()), [](const auto& info) {
-  return test_name(info.param.adapter + "_" + info.param.variant);
+INSTANTIATE_TEST_SUITE_P(All, GoldenLora, testing::ValuesIn(cases()), [](const auto& one) {
+  return test_name(one.param.adapter + "_" + one.param.variant);
 });
 
 class Adapters : public testing::Test {
@@ -167,7 +167,7 @@ TEST_P(GoldenGgufLora, LogitsAndGreedyTokens) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenGgufLora, testing::Values("nano-lora", "nano-lorafull"),
-                         [](const auto& info) { return test_name(info.param); });
+                         [](const auto& one) { return test_name(one.param); });
 
 }  // namespace
 

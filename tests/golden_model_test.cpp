@@ -223,7 +223,7 @@ INSTANTIATE_TEST_SUITE_P(
     All, KvTypes,
     testing::Values(std::tuple(DType::kF16, 1e-3), std::tuple(DType::kBF16, 0.01),
                     std::tuple(DType::kQ8_0, 0.02), std::tuple(DType::kQ4_0, 0.3)),
-    [](const auto& info) { return std::string(name_of(std::get<0>(info.param))); });
+    [](const auto& one) { return std::string(name_of(std::get<0>(one.param))); });
 
 /// Every model whose expected.json has `key` (all of them when it is empty), on these backends.
 std::vector<Case> cases(const std::string& key, const std::vector<std::string>& variants) {
@@ -239,8 +239,8 @@ std::vector<Case> cases(const std::string& key, const std::vector<std::string>& 
   return out;
 }
 
-const auto kCaseName = [](const auto& info) {
-  return test_name(info.param.model + "_" + info.param.variant);
+const auto kCaseName = [](const auto& one) {
+  return test_name(one.param.model + "_" + one.param.variant);
 };
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenModel,
@@ -253,7 +253,7 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenRope, testing::ValuesIn(cases("rope", {"refe
                          kCaseName);
 INSTANTIATE_TEST_SUITE_P(All, GoldenTorchFile,
                          testing::Values("bin-zip", "bin-legacy", "bin-sharded"),
-                         [](const auto& info) { return info.param.substr(4); });
+                         [](const auto& one) { return one.param.substr(4); });
 
 }  // namespace
 

@@ -39,6 +39,7 @@ RequestResult ChatSession::answer(const std::function<void(std::string_view)>& o
   messages_.push_back({{"role", "assistant"}, {"content", result.completions.at(0).text}});
   last_context_ += result.timings.n_generated;
   total_.n_prompt += result.timings.n_prompt;
+  total_.n_cached += result.timings.n_cached;
   total_.n_generated += result.timings.n_generated;
   total_.prefill_s += result.timings.prefill_s;
   total_.decode_s += result.timings.decode_s;

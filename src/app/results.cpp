@@ -57,11 +57,12 @@ ordered_json logprobs_json(const std::vector<TokenLogprobs>& logprobs, const Tok
 
 ordered_json timings_json(const Timings& timings) {
   return {{"n_prompt", timings.n_prompt},
+          {"n_cached", timings.n_cached},
           {"n_generated", timings.n_generated},
           {"queue_s", timings.queue_s},
           {"prefill_s", timings.prefill_s},
           {"decode_s", timings.decode_s},
-          {"prefill_tokens_per_second", per_second(timings.n_prompt, timings.prefill_s)},
+          {"prefill_tokens_per_second", per_second(timings.n_prompt - timings.n_cached, timings.prefill_s)},
           {"decode_tokens_per_second", per_second(timings.n_generated - 1, timings.decode_s)}};
 }
 
@@ -83,7 +84,7 @@ ordered_json completion_json(const Completion& completion, const Tokenizer* toke
 
 std::string timings_text(const Timings& timings) {
   return fmt::format("{} prompt tokens ({:.1f} tok/s), {} generated ({:.1f} tok/s)",
-                     timings.n_prompt, per_second(timings.n_prompt, timings.prefill_s),
+                     timings.n_prompt, per_second(timings.n_prompt - timings.n_cached, timings.prefill_s),
                      timings.n_generated, per_second(timings.n_generated - 1, timings.decode_s));
 }
 
