@@ -27,10 +27,13 @@ LIMIT = 40  # lines of output kept
 
 def run(command: str) -> str:
     env = dict(os.environ, QIANWEN_SHARED=os.environ.get("QIANWEN_SHARED", "../shared"))
+    # QIANWEN_RUN: a program to run in place of ./run (one that is built already).
+    command = command.replace("./run", os.environ.get("QIANWEN_RUN", "./run"))
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, timeout=600)
     text = done.stdout.decode("utf-8", "replace")
     if done.returncode != 0:
         text += done.stderr.decode("utf-8", "replace")
+    text = text.replace(str(ROOT) + "/", "")  # paths as a reader has them
     lines = text.rstrip("\n").split("\n")
     if len(lines) > LIMIT:
         lines = lines[:LIMIT] + ["..."]
