@@ -107,6 +107,7 @@ void append_dict_repr(Runtime& runtime, MarkedText& out, const Dict& dict) {
 
 void append_repr(Runtime& runtime, MarkedText& out, const Value& value) {
   runtime.budget().step();
+  const Budget::Level level(runtime.budget());  // a namespace may hold itself, in lists of lists
   if (value.is_undefined()) {
     out.append("Undefined");
   } else if (value.is_none()) {

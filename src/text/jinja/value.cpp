@@ -214,7 +214,7 @@ void Namespace::set(std::string_view name, Value value) {
 }
 
 MarkedText Namespace::repr(Runtime& runtime) const {
-  const Budget::Level level(runtime.budget());  // a namespace may hold itself
+  const Budget::Level level(runtime.budget());  // besides append_repr's: its frame is large
   Dict fields;
   for (const auto& [key, value] : fields_)
     fields.set(Value::text(key), value);
