@@ -15,10 +15,10 @@ struct Ran {
 };
 
 struct RunOptions {
-  std::string input;                     // given to stdin, then closed
-  bool close_stdin = false;              // stdin is not there at all
-  int signal_after_output = 0;           // this signal once the first byte of stdout or stderr came
-  std::vector<std::string> environment;  // NAME=VALUE, added
+  std::string input = {};       // given to stdin, then closed
+  bool close_stdin = false;     // stdin is not there at all
+  int signal_after_output = 0;  // this signal once the first byte of stdout or stderr came
+  std::vector<std::string> environment = {};  // NAME=VALUE, added
   int timeout_s = 120;
 };
 
