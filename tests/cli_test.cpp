@@ -193,6 +193,9 @@ TEST_F(Cli, HostileJsonIsRefused) {
   expect_failure(
       qianwen({"generate", kBundled, "-p", "a", "--bad-words-ids", std::string(100'000, '[')}), 2,
       "bad_words_ids");
+  const std::string closed = std::string(50'000, '[') + std::string(50'000, ']');
+  expect_failure(qianwen({"generate", kBundled, "-p", "a", "--bad-words-ids", closed}), 2,
+                 "nesting");
 }
 
 // ---- running --------------------------------------------------------------------------------

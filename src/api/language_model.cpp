@@ -75,21 +75,6 @@ GenerationConfig config_of(GenerationConfig config, const GenerateSettings& sett
   return config;
 }
 
-std::string reason_text(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kEos:
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kCancelled:
-      return "cancelled";
-    case FinishReason::kError:
-      break;
-  }
-  return "error";
-}
-
 TokenLogprob public_logprob(const Logprob& logprob, const Tokenizer* tokenizer) {
   TokenLogprob out{logprob.id, "", static_cast<double>(logprob.logprob)};
   if (tokenizer != nullptr) out.text = tokenizer->decode(std::vector<int32_t>{logprob.id});
@@ -100,7 +85,7 @@ Generation public_generation(const Completion& completion, const Tokenizer* toke
   Generation out;
   out.text = completion.text;
   out.ids = completion.ids;
-  out.finish_reason = reason_text(completion.finish_reason);
+  out.finish_reason = client_name_of(completion.finish_reason);
   for (const TokenLogprobs& entry : completion.logprobs) {
     out.logprobs.push_back(public_logprob(entry.chosen, tokenizer));
     auto& top = out.top_logprobs.emplace_back();

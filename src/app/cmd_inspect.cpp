@@ -15,9 +15,8 @@
 #include "base/sha256.h"
 #include "checkpoint/hf_config.h"
 #include "model/config.h"
-#include "quant/awq.h"
+#include "model/sources.h"
 #include "quant/ggml_blocks.h"
-#include "quant/gptq.h"
 #include "text/tokenizer.h"
 
 namespace qw::app {
@@ -49,28 +48,6 @@ std::string hash_tensor(const RawTensor& tensor) {
   return hash_rows(tensor.shape.rows(), cols, [&](int64_t row, float* out) {
     decode_row(tensor.dtype, tensor.bytes.data() + row * stride, cols, out);
   });
-}
-
-AwqVersion awq_version(const std::string& name) {
-  if (name == "gemv") return AwqVersion::kGemv;
-  return name == "gemv_fast" ? AwqVersion::kGemvFast : AwqVersion::kGemm;
-}
-
-/// A GPTQ or AWQ module as one matrix, from its parts.
-std::shared_ptr<const GroupAffine> open_module(const TensorStore& tensors,
-                                               const QuantizationConfig& quantization,
-                                               const std::string& module, std::string* warning) {
-  if (quantization.method == "gptq") {
-    return open_gptq({quantization.bits, quantization.group_size, quantization.desc_act,
-                      quantization.sym, quantization.v2_zeros},
-                     {module, &tensors.at(module + ".qweight"), &tensors.at(module + ".qzeros"),
-                      &tensors.at(module + ".scales"), tensors.find(module + ".g_idx")},
-                     warning);
-  }
-  return open_awq(
-      {quantization.bits, quantization.group_size, awq_version(quantization.awq_version)},
-      {module, &tensors.at(module + ".qweight"), &tensors.at(module + ".qzeros"),
-       &tensors.at(module + ".scales")});
 }
 
 class Inspection {
@@ -227,22 +204,16 @@ class Inspection {
       if (!tensor.name.ends_with(kSuffix)) continue;
       const std::string module = tensor.name.substr(0, tensor.name.size() - kSuffix.size());
       std::string warning;
-      LinearSource source;
-      const auto matrix =
-          open_module(checkpoint_->tensors, config_->quantization, module, &warning);
-      source.name = module;
-      source.n = matrix->n;
-      source.k = matrix->k;
-      source.data = matrix;
+      const LinearSource source =
+          open_quantised_module(checkpoint_->tensors, config_->quantization, module, &warning);
       ordered_json item = {{"name", module + ".weight"},
                            {"module", module},
                            {"type", source.format_name()},
-                           {"shape", {matrix->n, matrix->k}},
+                           {"shape", {source.n, source.k}},
                            {"bytes", source.published_bytes()}};
       if (options_.hash) {
-        item["sha256"] = hash_rows(matrix->n, matrix->k, [&](int64_t row, float* out) {
-          source.decode_rows(row, 1, out);
-        });
+        item["sha256"] = hash_rows(
+            source.n, source.k, [&](int64_t row, float* out) { source.decode_rows(row, 1, out); });
       }
       if (!warning.empty()) item["warning"] = warning;
       list.push_back(std::move(item));

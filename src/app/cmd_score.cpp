@@ -163,10 +163,10 @@ void run(const Options& options) {
   OpenOptions open = open_options(options);
   if (options.ctx == 0) {
     // Scoring asks about the given ids, however many: the context is at least the longest prompt.
-    const ModelFiles files = open_files(model_path(options), true);
+    const auto checkpoint = Checkpoint::open(model_path(options));
     const auto longest = std::ranges::max_element(prompts, {}, &std::vector<int32_t>::size);
     const auto n = longest == prompts.end() ? int64_t{0} : static_cast<int64_t>(longest->size());
-    if (n > ModelConfig::from_checkpoint(*files.checkpoint).max_positions) open.engine.ctx = n;
+    if (n > ModelConfig::from_checkpoint(*checkpoint).max_positions) open.engine.ctx = n;
   }
   const auto loaded = open_for_running(options, open);
   const auto engine = loaded->make_engine();

@@ -11,21 +11,6 @@ namespace qw::app {
 
 using nlohmann::ordered_json;
 
-std::string finish_reason_text(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kEos:
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kCancelled:
-      return "cancelled";
-    case FinishReason::kError:
-      return "error";
-  }
-  return "error";
-}
-
 namespace {
 
 ordered_json logprob_json(int32_t id, float logprob, const Tokenizer* tokenizer) {
@@ -62,7 +47,8 @@ ordered_json timings_json(const Timings& timings) {
           {"queue_s", timings.queue_s},
           {"prefill_s", timings.prefill_s},
           {"decode_s", timings.decode_s},
-          {"prefill_tokens_per_second", per_second(timings.n_prompt - timings.n_cached, timings.prefill_s)},
+          {"prefill_tokens_per_second",
+           per_second(timings.n_prompt - timings.n_cached, timings.prefill_s)},
           {"decode_tokens_per_second", per_second(timings.n_generated - 1, timings.decode_s)}};
 }
 
@@ -70,7 +56,7 @@ ordered_json completion_json(const Completion& completion, const Tokenizer* toke
   ordered_json result;
   if (tokenizer != nullptr) result["text"] = completion.text;
   result["ids"] = completion.ids;
-  result["finish_reason"] = finish_reason_text(completion.finish_reason);
+  result["finish_reason"] = client_name_of(completion.finish_reason);
   if (completion.finish_reason == FinishReason::kStop)
     result["stop_string"] = completion.stop_string;
   if (completion.finish_reason == FinishReason::kEos && !completion.ids.empty()) {
@@ -84,7 +70,8 @@ ordered_json completion_json(const Completion& completion, const Tokenizer* toke
 
 std::string timings_text(const Timings& timings) {
   return fmt::format("{} prompt tokens ({:.1f} tok/s), {} generated ({:.1f} tok/s)",
-                     timings.n_prompt, per_second(timings.n_prompt - timings.n_cached, timings.prefill_s),
+                     timings.n_prompt,
+                     per_second(timings.n_prompt - timings.n_cached, timings.prefill_s),
                      timings.n_generated, per_second(timings.n_generated - 1, timings.decode_s));
 }
 

@@ -14,8 +14,6 @@ class Tokenizer;
 
 namespace qw::app {
 
-/// "stop" (end token or stop string), "length", "cancelled": what clients know.
-std::string finish_reason_text(FinishReason reason);
 /// [{"id", "token"?, "logprob", "rank", "top": [...]}]; tokenizer null: ids only.
 nlohmann::ordered_json logprobs_json(const std::vector<TokenLogprobs>& logprobs,
                                      const Tokenizer* tokenizer);

@@ -15,10 +15,9 @@
 namespace qw {
 namespace {
 
-class ContrastiveDecoder : public Decoder {
+class ContrastiveDecoder : public SingleAnswerDecoder {
  public:
-  ContrastiveDecoder(DecodeContext& context, int index)
-      : Decoder(context), answer_(index, context.request, context.max_len, context.tokenizer) {
+  ContrastiveDecoder(DecodeContext& context, int index) : SingleAnswerDecoder(context, index) {
     base_ = add_sequence(context.request.prompt, prompt_lineage(context.request_id), 0);
   }
 
@@ -66,22 +65,6 @@ class ContrastiveDecoder : public Decoder {
     const size_t winner = choose();
     if (!accept(winner, sink)) return;
     propose({rows[winner], vocab});
-  }
-
-  void stop(FinishReason reason, const Error* error, EventSink& sink) override {
-    if (finished_) return;
-    std::string text = answer_.finish(reason);
-    if (error != nullptr) answer_.set_error(*error);
-    finish();
-    if (!text.empty())
-      sink.token(context_.request_id, answer_.index(), -1, std::move(text), std::nullopt);
-    sink.finished(context_.request_id, answer_.index());
-  }
-
-  std::vector<Completion> take_completions() override {
-    std::vector<Completion> out;
-    out.push_back(answer_.take());
-    return out;
   }
 
  private:
@@ -176,7 +159,6 @@ class ContrastiveDecoder : public Decoder {
     return false;
   }
 
-  Answer answer_;
   SeqId base_ = 0;
   std::vector<Candidate> candidates_;  // empty while the prompt is computed
   int64_t hidden_ = 0;

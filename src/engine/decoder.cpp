@@ -30,12 +30,30 @@ void Decoder::finish() {
   finished_ = true;
 }
 
+SingleAnswerDecoder::SingleAnswerDecoder(DecodeContext& context, int index)
+    : Decoder(context), answer_(index, context.request, context.max_len, context.tokenizer) {}
+
+void SingleAnswerDecoder::stop(FinishReason reason, const Error* error, EventSink& sink) {
+  if (finished_) return;
+  std::string text = answer_.finish(reason);
+  if (error != nullptr) answer_.set_error(*error);
+  finish();
+  if (!text.empty())
+    sink.token(context_.request_id, answer_.index(), -1, std::move(text), std::nullopt);
+  sink.finished(context_.request_id, answer_.index());
+}
+
+std::vector<Completion> SingleAnswerDecoder::take_completions() {
+  std::vector<Completion> out;
+  out.push_back(answer_.take());
+  return out;
+}
+
 namespace {
 
-class SamplingDecoder : public Decoder {
+class SamplingDecoder : public SingleAnswerDecoder {
  public:
-  SamplingDecoder(DecodeContext& context, int index)
-      : Decoder(context), answer_(index, context.request, context.max_len, context.tokenizer) {
+  SamplingDecoder(DecodeContext& context, int index) : SingleAnswerDecoder(context, index) {
     sequences_.push_back(add_sequence(context.request.prompt, prompt_lineage(context.request_id)));
     if (context.config().guidance_scale == 1) return;
     std::vector<int32_t> negative = context.request.negative_prompt;
@@ -76,24 +94,7 @@ class SamplingDecoder : public Decoder {
       context_.scheduler.append(seq, id);
   }
 
-  void stop(FinishReason reason, const Error* error, EventSink& sink) override {
-    if (finished_) return;
-    std::string text = answer_.finish(reason);
-    if (error != nullptr) answer_.set_error(*error);
-    finish();
-    if (!text.empty())
-      sink.token(context_.request_id, answer_.index(), -1, std::move(text), std::nullopt);
-    sink.finished(context_.request_id, answer_.index());
-  }
-
-  std::vector<Completion> take_completions() override {
-    std::vector<Completion> out;
-    out.push_back(answer_.take());
-    return out;
-  }
-
  private:
-  Answer answer_;
   std::vector<SeqId> sequences_;  // the answer's; with guidance also the negative prompt's
 };
 

@@ -76,6 +76,17 @@ class Decoder {
   bool finished_ = false;
 };
 
+/// A decoder that makes one answer.
+class SingleAnswerDecoder : public Decoder {
+ public:
+  void stop(FinishReason reason, const Error* error, EventSink& sink) override;
+  std::vector<Completion> take_completions() override;
+
+ protected:
+  SingleAnswerDecoder(DecodeContext& context, int index);
+  Answer answer_;
+};
+
 /// Greedy and sampling, with classifier-free guidance when asked for: one answer.
 std::unique_ptr<Decoder> make_sampling_decoder(DecodeContext& context, int index);
 /// Beam search, plain, sampled or diverse: num_return_sequences answers.

@@ -22,6 +22,10 @@ std::string_view name_of(FinishReason reason) {
   return "error";
 }
 
+std::string_view client_name_of(FinishReason reason) {
+  return name_of(reason == FinishReason::kEos ? FinishReason::kStop : reason);
+}
+
 int64_t trained_context(const ModelConfig& config) {
   if (config.rope.scaling == RopeScaling::kNone) return config.max_positions;
   // YaRN's factor is over the original length; a file may already state the extended maximum.

@@ -33,6 +33,8 @@ enum class FinishReason {
   kError,      // see Completion::error
 };
 std::string_view name_of(FinishReason reason);  // "eos", "stop", ...
+/// What clients know: an end token is "stop" too.
+std::string_view client_name_of(FinishReason reason);
 
 struct Logprob {
   int32_t id = -1;

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/json_limits.h"
 #include "checkpoint/hf_config.h"
 #include "engine/generation_config_checks.h"
 
@@ -341,8 +342,11 @@ void GenerationConfig::set_text(std::string_view name, std::string_view value,
     all.push_back(std::string(value));
     return set(name, all, source);
   }
-  Json parsed = Json::parse(value, nullptr, false);
-  if (parsed.is_discarded()) parsed = Json::parse(fmt::format("[{}]", value), nullptr, false);
+  // Nested too deeply it could not even be printed in a message.
+  static constexpr JsonLimits kLimits;
+  const JsonLimitGuard guard(kLimits, ErrorKind::kInvalidArgument, name);
+  Json parsed = Json::parse(value, guard, false);
+  if (parsed.is_discarded()) parsed = Json::parse(fmt::format("[{}]", value), guard, false);
   if (parsed.is_discarded()) parsed = std::string(value);
   set(name, parsed, source);
 }

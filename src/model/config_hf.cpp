@@ -190,6 +190,12 @@ void read_awq(const ordered_json& json, std::string_view file, QuantizationConfi
     return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
   });
   q.zero_point = optional_bool(json, "zero_point", file).value_or(true);
+  if (!q.zero_point) {
+    fail(ErrorKind::kUnsupported, "config",
+         "AWQ zero_point: expected true (the layouts that are read store zero points), got false "
+         "({})",
+         file);
+  }
   constexpr std::array<std::string_view, 3> kVersions = {"gemm", "gemv", "gemv_fast"};
   if (std::ranges::find(kVersions, q.awq_version) == kVersions.end()) {
     fail(ErrorKind::kUnsupported, "config", "AWQ version: expected {}, got {} ({})",

@@ -189,6 +189,8 @@ TEST(ModelConfigTest, QuantisationInEverySpelling) {
   EXPECT_EQ(awq.method, "awq");
   EXPECT_EQ(awq.group_size, 64);
   EXPECT_EQ(awq.awq_version, "gemv");
+  c["quantization_config"]["zero_point"] = false;
+  EXPECT_THROW(parse(c), Error);
 }
 
 TEST(ModelConfigTest, EndTokensAsNumberAndAsList) {

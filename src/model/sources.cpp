@@ -172,42 +172,19 @@ LinearSource ModuleReader::dense(LinearParts& out, const ModuleId& id) {
 
 LinearSource ModuleReader::grouped(LinearParts& out, const std::string& module) {
   const QuantizationConfig& q = config_.quantization;
-  const RawTensor& codes = use(module + ".qweight");
-  const RawTensor& zeros = use(module + ".qzeros");
-  const RawTensor& scales = use(module + ".scales");
-  out.bytes.push_back(codes.bytes);
-  std::shared_ptr<const GroupAffine> affine;
-  if (q.method == "gptq") {
-    const RawTensor* g_idx = find(module + ".g_idx");
-    if (g_idx != nullptr) used_.insert(module + ".g_idx");
-    std::string warning;
-    affine = open_gptq(
-        {.bits = q.bits,
-         .group_size = q.group_size,
-         .desc_act = q.desc_act,
-         .sym = q.sym,
-         .v2_zeros = q.v2_zeros},
-        {.module = module, .qweight = &codes, .qzeros = &zeros, .scales = &scales, .g_idx = g_idx},
-        &warning);
-    if (!warning.empty()) warnings.push_back(std::move(warning));
-  } else if (q.method == "awq") {
-    const AwqVersion version = q.awq_version == "gemv"        ? AwqVersion::kGemv
-                               : q.awq_version == "gemv_fast" ? AwqVersion::kGemvFast
-                                                              : AwqVersion::kGemm;
-    affine = open_awq({.bits = q.bits, .group_size = q.group_size, .version = version},
-                      {.module = module, .qweight = &codes, .qzeros = &zeros, .scales = &scales});
-  } else {
+  if (q.method.empty()) {
     fail(ErrorKind::kCorrupt, "model",
-         "module {}: found quantised tensors (.qweight), expected a quantization_config in "
-         "config.json or a quantize_config.json ({})",
+         "module {}: expected a quantization_config in config.json or a quantize_config.json for "
+         "its quantised tensors (.qweight), got neither ({})",
          module, printable(checkpoint_.path));
   }
-  LinearSource source;
-  source.name = module + ".qweight";
-  source.n = affine->n;
-  source.k = affine->k;
-  source.data = std::move(affine);
-  source.owner = codes.owner;
+  for (const char* part : {".qweight", ".qzeros", ".scales"})
+    use(module + part);
+  if (q.method == "gptq" && find(module + ".g_idx") != nullptr) used_.insert(module + ".g_idx");
+  std::string warning;
+  LinearSource source = open_quantised_module(checkpoint_.tensors, q, module, &warning);
+  if (!warning.empty()) warnings.push_back(std::move(warning));
+  out.bytes.push_back(checkpoint_.tensors.at(module + ".qweight").bytes);
   return source;
 }
 
@@ -405,6 +382,41 @@ int64_t NetworkSources::published_bytes() const {
   int64_t sum = 0;
   for_each([&](const LinearParts& parts) { sum += parts.published_bytes(); });
   return sum;
+}
+
+LinearSource open_quantised_module(const TensorStore& tensors, const QuantizationConfig& config,
+                                   const std::string& module, std::string* warning) {
+  const RawTensor& codes = tensors.at(module + ".qweight");
+  const RawTensor& zeros = tensors.at(module + ".qzeros");
+  const RawTensor& scales = tensors.at(module + ".scales");
+  std::shared_ptr<const GroupAffine> affine;
+  if (config.method == "gptq") {
+    affine = open_gptq({.bits = config.bits,
+                        .group_size = config.group_size,
+                        .desc_act = config.desc_act,
+                        .sym = config.sym,
+                        .v2_zeros = config.v2_zeros},
+                       {.module = module,
+                        .qweight = &codes,
+                        .qzeros = &zeros,
+                        .scales = &scales,
+                        .g_idx = tensors.find(module + ".g_idx")},
+                       warning);
+  } else {
+    QW_CHECK(config.method == "awq", "quantisation method {}", config.method);
+    const AwqVersion version = config.awq_version == "gemv"        ? AwqVersion::kGemv
+                               : config.awq_version == "gemv_fast" ? AwqVersion::kGemvFast
+                                                                   : AwqVersion::kGemm;
+    affine = open_awq({.bits = config.bits, .group_size = config.group_size, .version = version},
+                      {.module = module, .qweight = &codes, .qzeros = &zeros, .scales = &scales});
+  }
+  LinearSource source;
+  source.name = module + ".qweight";
+  source.n = affine->n;
+  source.k = affine->k;
+  source.data = std::move(affine);
+  source.owner = codes.owner;
+  return source;
 }
 
 NetworkSources open_network(const Checkpoint& checkpoint, const ModelConfig& config) {

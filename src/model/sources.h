@@ -56,6 +56,12 @@ struct NetworkSources {
   int64_t published_bytes() const;
 };
 
+/// One GPTQ or AWQ module ("model.layers.0.self_attn.q_proj") as the matrix it stands for, from its
+/// parts .qweight, .qzeros, .scales and, where there is one, .g_idx. `warning`: see open_gptq.
+/// Errors: not_found (a part), corrupt, unsupported.
+LinearSource open_quantised_module(const TensorStore& tensors, const QuantizationConfig& config,
+                                   const std::string& module, std::string* warning);
+
 /// Finds every tensor of the network and checks its shape and type against the config.
 /// Errors: not_found (a missing tensor, by name), corrupt (shape, size, values that are not
 /// finite), unsupported (type). What is odd but harmless becomes a warning.

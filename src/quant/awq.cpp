@@ -64,10 +64,7 @@ class GemmSource final : public AwqSource {
     }
   }
   void scales(int64_t row, int64_t n_rows, float* out) const override {
-    for (int64_t g = 0; g < n_groups; ++g) {
-      for (int64_t r = 0; r < n_rows; ++r)
-        out[r * n_groups + g] = scale_tensor[g * n + row + r];
-    }
+    packed::gather_by_group(scale_tensor, n, n_groups, row, n_rows, out);
   }
   void zeros(int64_t row, int64_t n_rows, float* out) const override {
     for (int64_t g = 0; g < n_groups; ++g) {
@@ -147,10 +144,10 @@ class GemvFastSource final : public AwqSource {
     }
   }
   void scales(int64_t row, int64_t n_rows, float* out) const override {
-    gather(scale_tensor, row, n_rows, out);
+    packed::gather_by_group(scale_tensor, n, n_groups, row, n_rows, out);
   }
   void zeros(int64_t row, int64_t n_rows, float* out) const override {
-    gather(offset_tensor, row, n_rows, out);
+    packed::gather_by_group(offset_tensor, n, n_groups, row, n_rows, out);
   }
 
  private:
@@ -161,12 +158,6 @@ class GemvFastSource final : public AwqSource {
       for (size_t i = 0; i < 8; ++i) {
         out[8 * nibble + i] = static_cast<uint8_t>(words[i] >> (4 * nibble) & 15);
       }
-    }
-  }
-  void gather(const FloatTensor& from, int64_t row, int64_t n_rows, float* out) const {
-    for (int64_t g = 0; g < n_groups; ++g) {
-      for (int64_t r = 0; r < n_rows; ++r)
-        out[r * n_groups + g] = from[g * n + row + r];
     }
   }
 };

@@ -92,10 +92,7 @@ class GptqSource final : public GroupAffine {
     }
   }
   void scales(int64_t row, int64_t n_rows, float* out) const override {
-    for (int64_t g = 0; g < n_groups; ++g) {
-      for (int64_t r = 0; r < n_rows; ++r)
-        out[r * n_groups + g] = scale_tensor[g * n + row + r];
-    }
+    packed::gather_by_group(scale_tensor, n, n_groups, row, n_rows, out);
   }
   void zeros(int64_t row, int64_t n_rows, float* out) const override {
     for (int64_t g = 0; g < n_groups; ++g) {

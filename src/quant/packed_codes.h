@@ -81,6 +81,15 @@ struct FloatTensor {
   }
 };
 
+/// Rows [row, row + n_rows) of a tensor stored by group, [n_groups, n]: out[r * n_groups + g].
+inline void gather_by_group(const FloatTensor& tensor, int64_t n, int64_t n_groups, int64_t row,
+                            int64_t n_rows, float* out) noexcept {
+  for (int64_t g = 0; g < n_groups; ++g) {
+    for (int64_t r = 0; r < n_rows; ++r)
+      out[r * n_groups + g] = tensor[g * n + row + r];
+  }
+}
+
 /// Checks of one published tensor. `module` and `suffix` name it in messages.
 /// Errors: not_found (null), corrupt (type, rank, or a byte count that is not the shape's).
 const RawTensor& require(const RawTensor* tensor, std::string_view module, std::string_view suffix,
