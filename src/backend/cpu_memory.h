@@ -78,7 +78,8 @@ class CpuEmbedding final : public EmbeddingWeight {
   explicit CpuEmbedding(const LinearSource& table) : source(table) {
     vocab = source.n;
     hidden = source.k;
-    resident_bytes = source.published_bytes();
+    // resident_bytes stays 0: rows are decoded from the file's mapping when they are asked for, so
+    // the table is page cache, not memory of the process.
   }
   const LinearSource source;
 };
