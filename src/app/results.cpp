@@ -44,6 +44,8 @@ ordered_json timings_json(const Timings& timings) {
   return {{"n_prompt", timings.n_prompt},
           {"n_cached", timings.n_cached},
           {"n_generated", timings.n_generated},
+          {"n_drafted", timings.n_drafted},
+          {"n_accepted", timings.n_accepted},
           {"queue_s", timings.queue_s},
           {"prefill_s", timings.prefill_s},
           {"decode_s", timings.decode_s},

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "engine/logits_math.h"
+#include "engine/prompt_lookup.h"
 #include "engine/sampler.h"
 
 namespace qw {
@@ -55,25 +56,52 @@ class SamplingDecoder : public SingleAnswerDecoder {
  public:
   SamplingDecoder(DecodeContext& context, int index) : SingleAnswerDecoder(context, index) {
     sequences_.push_back(add_sequence(context.request.prompt, prompt_lineage(context.request_id)));
-    if (context.config().guidance_scale == 1) return;
-    std::vector<int32_t> negative = context.request.negative_prompt;
-    if (negative.empty()) negative.push_back(context.request.prompt.back());
-    sequences_.push_back(add_sequence(std::move(negative), negative_lineage(context.request_id)));
+    const GenerationConfig& config = context.config();
+    if (config.guidance_scale != 1) {
+      std::vector<int32_t> negative = context.request.negative_prompt;
+      if (negative.empty()) negative.push_back(context.request.prompt.back());
+      sequences_.push_back(add_sequence(std::move(negative), negative_lineage(context.request_id)));
+    } else if (config.prompt_lookup_num_tokens > 0) {
+      lookup_.emplace(config.prompt_lookup_num_tokens, config.max_matching_ngram_size);
+    }
   }
 
   std::vector<SeqId> sequences() const override { return sequences_; }
+  Guesses guesses() const override { return guesses_; }
 
   void advance(std::span<float* const> rows, EventSink& sink) override {
+    // Every token is chosen from its own row as if there were no draft. A guess that proves right
+    // only spares the step that would have computed the next row: the choices are the same.
+    const std::vector<int32_t> draft = context_.scheduler.sequence(sequences_[0]).draft;
+    guesses_.n_drafted += std::ssize(draft);
+    size_t n_right = 0;
+    while (true) {
+      const auto row = static_cast<int64_t>(n_right) * context_.vocab;
+      const int32_t id = choose_next(rows[0] + row, rows.size() > 1 ? rows[1] : nullptr, sink);
+      const bool is_guessed = n_right < draft.size() && draft[n_right] == id;
+      n_right += is_guessed ? 1 : 0;
+      guesses_.n_accepted += is_guessed ? 1 : 0;
+      if (finished_) return;
+      for (const SeqId seq : sequences_)
+        context_.scheduler.append(seq, id);
+      if (!is_guessed) break;
+    }
+    if (lookup_) guess(std::ssize(draft), static_cast<int64_t>(n_right));
+  }
+
+ private:
+  /// Chooses a token from a row, says so, and finishes if it ends the answer.
+  int32_t choose_next(float* logits, float* negative, EventSink& sink) {
     const auto vocab = static_cast<size_t>(context_.vocab);
     const Sequence& sequence = context_.scheduler.sequence(sequences_[0]);
-    const std::span<float> scores(rows[0], vocab);
+    const std::span<float> scores(logits, vocab);
     const GenerationConfig& config = context_.config();
     if (!config.remove_invalid_values) check_finite(scores, sequence.size());
     // Log-probabilities describe the raw row, which the processors overwrite.
     std::vector<float> raw;
     if (config.logprobs) raw.assign(scores.begin(), scores.end());
-    if (rows.size() > 1)
-      apply_guidance(scores, std::span<float>(rows[1], vocab), config.guidance_scale);
+    if (negative != nullptr)
+      apply_guidance(scores, std::span<float>(negative, vocab), config.guidance_scale);
 
     LogitsRow row(scores);
     context_.pipeline.apply({sequence.tokens, context_.prompt_len()}, row);
@@ -88,14 +116,22 @@ class SamplingDecoder : public SingleAnswerDecoder {
     if (piece.finished) {
       finish();
       sink.finished(context_.request_id, answer_.index());
-      return;
     }
-    for (const SeqId seq : sequences_)
-      context_.scheduler.append(seq, id);
+    return id;
   }
 
- private:
-  std::vector<SeqId> sequences_;  // the answer's; with guidance also the negative prompt's
+  void guess(int64_t n_drafted, int64_t n_right) {
+    lookup_->report(n_drafted, n_right);
+    const Sequence& sequence = context_.scheduler.sequence(sequences_[0]);
+    // The last token of the answer follows from the one before it: there is no use in a draft of
+    // it.
+    const int64_t room = context_.max_len - sequence.size() - 1;
+    context_.scheduler.set_draft(sequences_[0], lookup_->propose(sequence.tokens, room));
+  }
+
+  std::vector<SeqId> sequences_;        // the answer's; with guidance also the negative prompt's
+  std::optional<PromptLookup> lookup_;  // null: no drafts
+  Guesses guesses_;
 };
 
 }  // namespace

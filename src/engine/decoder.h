@@ -51,7 +51,8 @@ class Decoder {
   UnitId unit() const noexcept { return unit_; }
   /// Sequences whose row is needed before the next advance().
   virtual std::vector<SeqId> sequences() const = 0;
-  /// rows[i] [vocab] belongs to sequences()[i] and may be overwritten.
+  /// rows[i] [1 + draft, vocab] belongs to sequences()[i] and may be overwritten: what follows the
+  /// last token, and what follows each token of the draft that was computed.
   virtual void advance(std::span<float* const> rows, EventSink& sink) = 0;
   /// Final hidden states [n, hidden] of positions [position, position + n) of a sequence.
   virtual bool wants_hidden() const { return false; }
@@ -61,6 +62,11 @@ class Decoder {
   /// Ends what is not finished; answers keep the tokens they have.
   virtual void stop(FinishReason reason, const Error* error, EventSink& sink) = 0;
   bool finished() const noexcept { return finished_; }
+  /// Tokens that were guessed and computed, and those of them that proved right.
+  struct Guesses {
+    int64_t n_drafted = 0, n_accepted = 0;
+  };
+  virtual Guesses guesses() const { return {}; }
   /// The answers, once finished.
   virtual std::vector<Completion> take_completions() = 0;
 
@@ -87,7 +93,7 @@ class SingleAnswerDecoder : public Decoder {
   Answer answer_;
 };
 
-/// Greedy and sampling, with classifier-free guidance when asked for: one answer.
+/// Greedy and sampling, with classifier-free guidance or prompt lookup when asked for: one answer.
 std::unique_ptr<Decoder> make_sampling_decoder(DecodeContext& context, int index);
 /// Beam search, plain, sampled or diverse: num_return_sequences answers.
 std::unique_ptr<Decoder> make_beam_decoder(DecodeContext& context);

@@ -76,6 +76,7 @@ struct Timings {
   double queue_s = 0, prefill_s = 0, decode_s = 0;
   int64_t n_prompt = 0, n_generated = 0;  // tokens
   int64_t n_cached = 0;                   // of n_prompt, those that were in the KV cache already
+  int64_t n_drafted = 0, n_accepted = 0;  // guessed by prompt lookup, and of these proved right
 };
 
 struct RequestResult {

@@ -266,7 +266,7 @@ void Engine::Impl::give_rows(const StepPlan& step) {
     decoder_of(sequence.unit, &active);
     if (row.seq == active->prompt_seq && row.position + 1 < sequence.prompt_len)
       take_prompt_row(*active, row, logits);
-    if (row.position + 1 != sequence.size()) continue;
+    if (row.position + 1 != sequence.size()) continue;  // a draft's rows follow the last token's
     rows[row.seq] = logits;
     if (std::find(units.begin(), units.end(), sequence.unit) == units.end())
       units.push_back(sequence.unit);
@@ -389,6 +389,9 @@ void Engine::Impl::retire_finished() {
     timings.prefill_s = seconds(first - started);
     timings.decode_s = seconds(now - first);
     for (auto& decoder : active.decoders) {
+      const Decoder::Guesses guesses = decoder->guesses();
+      timings.n_drafted += guesses.n_drafted;
+      timings.n_accepted += guesses.n_accepted;
       for (Completion& completion : decoder->take_completions()) {
         timings.n_generated += static_cast<int64_t>(completion.ids.size());
         active.result.completions[static_cast<size_t>(completion.index)] = std::move(completion);

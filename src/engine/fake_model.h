@@ -12,8 +12,22 @@
 #include "base/error.h"
 #include "base/rng.h"
 #include "model/model.h"
+#include "text/tokenizer.h"
 
 namespace qw {
+
+/// A tokenizer whose token i is texts[i], which must differ; 256 tokens of one byte each come
+/// after.
+inline std::shared_ptr<const Tokenizer> fake_tokenizer(const std::vector<std::string>& texts) {
+  TokenizerSpec spec;
+  spec.source = "made up";
+  spec.alphabet = TokenAlphabet::kByteFallback;
+  spec.split = SplitPattern::kNone;
+  spec.tokens = texts;
+  for (int byte = 0; byte < 256; ++byte)
+    spec.tokens.push_back(fmt::format("<0x{:02X}>", byte));
+  return std::make_shared<const Tokenizer>(spec);
+}
 
 class FakeKv : public KvCache {
  public:
@@ -122,8 +136,11 @@ class FakeModel : public Model {
     for (size_t r = 0; r < plan.logit_rows.size(); ++r) {
       const uint64_t h = hashes[static_cast<size_t>(plan.logit_rows[r])];
       for (int64_t v = 0; v < config_.vocab; ++v) {
+        const auto row = static_cast<size_t>(plan.logit_rows[r]);
+        const uint64_t last = static_cast<uint64_t>(plan.tokens[row]);
         logits[static_cast<int64_t>(r) * config_.vocab + v] =
-            static_cast<float>(random_normal(h, 0, static_cast<uint64_t>(v)));
+            static_cast<float>(random_normal(h, 0, static_cast<uint64_t>(v)) +
+                               habit * random_normal(last, 1, static_cast<uint64_t>(v)));
       }
       if (broken_after >= 0 && n_forwards > broken_after)
         logits[static_cast<int64_t>(r) * config_.vocab] = std::numeric_limits<float>::quiet_NaN();
@@ -133,6 +150,8 @@ class FakeModel : public Model {
   int64_t n_forwards = 0;
   int64_t broken_after = -1, throw_after = -1;  // forwards that go well
   size_t max_rows = 0;
+  /// How much a token follows from the last one alone: text with a habit repeats itself.
+  double habit = 0;
 
  private:
   /// The hash of a row is over adapter and tokens 0 .. its position, read through the page table.

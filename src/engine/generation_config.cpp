@@ -236,6 +236,7 @@ constexpr auto kParameters = std::to_array<Parameter>({
     parameter<&C::penalty_alpha>("penalty_alpha"),
     parameter<&C::guidance_scale>("guidance_scale"),
     parameter<&C::prompt_lookup_num_tokens>("prompt_lookup_num_tokens"),
+    parameter<&C::max_matching_ngram_size>("max_matching_ngram_size"),
     parameter<&C::seed>("seed"),
     parameter<&C::temperature>("temperature"),
     parameter<&C::top_k>("top_k"),
@@ -286,7 +287,6 @@ constexpr auto kWithoutEffect = std::to_array<std::string_view>({"use_cache",
                                                                  "num_assistant_tokens",
                                                                  "num_assistant_tokens_schedule",
                                                                  "assistant_confidence_threshold",
-                                                                 "max_matching_ngram_size",
                                                                  "low_memory",
                                                                  "decoder_start_token_id",
                                                                  "token_healing",
@@ -319,8 +319,8 @@ std::string_view name_of(ParameterSource source) {
 void GenerationConfig::set(std::string_view name, const Json& value, ParameterSource source) {
   const Parameter* parameter = find_parameter(name);
   if (parameter == nullptr) {
-    fail(ErrorKind::kInvalidArgument, "generation", "{}: no such generation parameter",
-         printable(name));
+    fail(ErrorKind::kInvalidArgument, "generation",
+         "parameter: expected the name of a generation parameter, got '{}'", printable(name));
   }
   GenerationConfig changed = *this;
   if (value.is_null()) {
@@ -453,8 +453,6 @@ std::vector<std::string> GenerationConfig::without_effect() const {
     for (const std::string_view name : {"length_penalty", "early_stopping", "diversity_penalty"})
       note(name, "num_beams is 1");
   }
-  // It would change the speed of greedy decoding, never its tokens.
-  note("prompt_lookup_num_tokens", "speculation by prompt lookup is not there yet");
   if (max_new_tokens) note("max_length", "max_new_tokens is set");
   if (ignore_eos) note("min_new_tokens", "ignore_eos is true");
   return out;

@@ -54,7 +54,10 @@ struct GenerationConfig {
   int64_t num_return_sequences = 1;
   double penalty_alpha = 0;   // contrastive search when > 0 and top_k > 1 and not do_sample
   double guidance_scale = 1;  // classifier-free guidance when not 1
+  /// Guess up to so many tokens per step from what the sequence says already (0: none). Changes the
+  /// speed, no token. The end that is looked up: Transformers takes 2 tokens; more guess better.
   int64_t prompt_lookup_num_tokens = 0;
+  int64_t max_matching_ngram_size = 8;
   uint64_t seed = 0;
 
   // Warpers (do_sample only), in the order in which they apply. temperature 0 means greedy.

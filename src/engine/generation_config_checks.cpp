@@ -77,6 +77,7 @@ void check_lengths(const GenerationConfig& c) {
   in_range("num_beam_groups", c.num_beam_groups, 1, kMaxSequences);
   in_range("num_return_sequences", c.num_return_sequences, 1, kMaxSequences);
   in_range("prompt_lookup_num_tokens", c.prompt_lookup_num_tokens, 0, 1024);
+  in_range("max_matching_ngram_size", c.max_matching_ngram_size, 1, 1024);
   if (c.stop_strings.size() > kMaxStopStrings) {
     in_range("stop_strings (how many)", static_cast<int64_t>(c.stop_strings.size()), 0,
              static_cast<int64_t>(kMaxStopStrings));
@@ -163,12 +164,13 @@ void check_combinations(const GenerationConfig& c) {
     if (c.logprobs) refuse("logprobs: expected num_beams 1, got beam search");
   }
   if (c.penalty_alpha > 0 && c.guidance_scale != 1)
-    refuse("guidance_scale: expected no contrastive search (penalty_alpha 0)");
+    refuse(
+        "guidance_scale: expected 1 with contrastive search (penalty_alpha above 0), got another");
   if (!c.force_words_ids.empty()) {
     if (c.num_beams == 1)
       refuse(
           "num_beams: expected at least 2 with force_words_ids (constrained beam search), got 1");
-    if (c.num_beam_groups > 1) refuse("num_beam_groups: expected 1 with force_words_ids");
+    if (c.num_beam_groups > 1) refuse("num_beam_groups: expected 1 with force_words_ids, got more");
     if (c.samples()) refuse("do_sample: expected false with force_words_ids, got true");
     int64_t n_forms = 0;
     for (const ForcedWord& word : c.force_words_ids)

@@ -59,7 +59,30 @@ SeqId Scheduler::fork(SeqId parent) {
 }
 
 void Scheduler::append(SeqId id, int32_t token) {
-  at(id).tokens.push_back(token);
+  Sequence& sequence = at(id);
+  const bool is_computed =
+      sequence.n_pending() == 0 && !sequence.draft.empty() && sequence.draft.front() == token;
+  sequence.tokens.push_back(token);
+  if (!is_computed) return drop_draft(sequence);
+  sequence.draft.erase(sequence.draft.begin());
+  ++sequence.n_computed;
+  if (pool_.keeps_blocks()) publish_blocks({id, sequence.n_computed - 1, sequence.n_computed});
+}
+
+void Scheduler::set_draft(SeqId id, std::vector<int32_t> draft) {
+  Sequence& sequence = at(id);
+  QW_CHECK(sequence.n_pending() == 1 && sequence.draft.empty());
+  sequence.draft = std::move(draft);
+}
+
+/// Forgets guesses that came to nothing; keys and values written for them are written over.
+void Scheduler::drop_draft(Sequence& sequence) {
+  if (sequence.draft.empty()) return;
+  sequence.draft.clear();
+  while (static_cast<int64_t>(sequence.pages.size()) > pages_for(sequence.n_computed)) {
+    pool_.release(sequence.pages.back());
+    sequence.pages.pop_back();
+  }
 }
 
 void Scheduler::remove_sequence(SeqId id) {
@@ -95,6 +118,7 @@ void Scheduler::drop_pages(Sequence& sequence) {
   for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page)
     pool_.release(*page);
   sequence.pages.clear();
+  sequence.draft.clear();
   sequence.n_computed = 0;
   sequence.under_way = false;
 }
@@ -113,6 +137,7 @@ StepPlan Scheduler::schedule() {
   for (const UnitId id : ids)
     schedule_unit(id, true, step, budget);
   admit(step, budget);
+  extend_by_drafts(step, budget);
 
   for (const StepPlan::Chunk& chunk : step.chunks) {
     append_chunk(at(chunk.seq), chunk.begin, chunk.end, options_, step);
@@ -155,6 +180,27 @@ void Scheduler::schedule_sequence(Sequence& sequence, int64_t n_tokens, StepPlan
   sequence.under_way = true;
   budget.tokens -= n;
   budget.rows -= std::max<int64_t>(n - unasked, 0);
+}
+
+/// Lets the chunks that decode go on into their drafts, with what the budget has left and without
+/// taking pages from anyone.
+void Scheduler::extend_by_drafts(StepPlan& step, Budget& budget) {
+  for (StepPlan::Chunk& chunk : step.chunks) {
+    Sequence& sequence = at(chunk.seq);
+    if (sequence.draft.empty()) continue;
+    int64_t n = std::max<int64_t>(std::min({sequence.n_draft(), budget.tokens, budget.rows}), 0);
+    while (static_cast<int64_t>(sequence.pages.size()) < pages_for(chunk.end + n)) {
+      if (const std::optional<int32_t> page = pool_.allocate()) {
+        sequence.pages.push_back(*page);
+      } else {
+        n = static_cast<int64_t>(sequence.pages.size()) * options_.page_tokens - chunk.end;
+      }
+    }
+    sequence.draft.resize(static_cast<size_t>(n));
+    chunk.end += n;
+    budget.tokens -= n;
+    budget.rows -= n;
+  }
 }
 
 /// Takes pages, so that the positions from n_computed on can be written without harm to others.
@@ -291,9 +337,9 @@ bool Scheduler::share_prefix(Sequence& sequence) {
 void Scheduler::commit(const StepPlan& step) {
   for (const StepPlan::Chunk& chunk : step.chunks) {
     Sequence& sequence = at(chunk.seq);
-    sequence.n_computed = chunk.end;
+    sequence.n_computed = std::min(chunk.end, sequence.size());  // a draft must first prove right
     sequence.under_way = false;
-    if (pool_.keeps_blocks()) publish_blocks(chunk);
+    if (pool_.keeps_blocks()) publish_blocks({chunk.seq, chunk.begin, sequence.n_computed});
   }
 }
 
@@ -345,11 +391,11 @@ void Scheduler::append_chunk(const Sequence& sequence, int64_t begin, int64_t en
     for (int64_t position = entry; position < entry_end; ++position) {
       const auto row = static_cast<int32_t>(batch.n_tokens());
       const int32_t page = sequence.pages[static_cast<size_t>(position / options.page_tokens)];
-      batch.tokens.push_back(sequence.tokens[static_cast<size_t>(position)]);
+      batch.tokens.push_back(sequence.token_at(position));
       batch.positions.push_back(static_cast<int32_t>(position));
       batch.slots.push_back(
           static_cast<int32_t>(page * options.page_tokens + position % options.page_tokens));
-      if (position < sequence.logits_from && position + 1 != sequence.size()) continue;
+      if (position < sequence.logits_from && position + 1 < sequence.size()) continue;
       batch.logit_rows.push_back(row);
       step.rows.push_back({sequence.id, position, row});
     }

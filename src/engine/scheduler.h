@@ -5,7 +5,9 @@
 // in lock-step (one for plain decoding; the beams of a search) and that lose their pages together.
 // When pages run out the youngest unit gives its pages back and is computed again later; a sequence
 // starts with the pages that hold its first tokens already. By the numeric contract neither changes
-// a bit. Source: Orca (Yu et al., 2022), vLLM, Sarathi (chunked prefill).
+// a bit. A sequence may carry a *draft*, tokens guessed to come next: what a step has left over
+// computes them along, and those that turn out right need not be computed again. Source: Orca (Yu
+// et al., 2022), vLLM, Sarathi (chunked prefill), speculative decoding (Leviathan et al., 2023).
 #pragma once
 
 #include <algorithm>
@@ -51,17 +53,26 @@ struct Sequence {
   int64_t hidden_from = kNever;  // hidden states wanted from this position on
 
   int64_t n_computed = 0;
+  /// Guesses for tokens[size()] and on. Once the last token has been computed: those that were
+  /// computed with it, each of which has a row of logits.
+  std::vector<int32_t> draft;
   std::vector<int32_t> pages;
   bool under_way = false;  // part of a step that is not yet committed
 
   int64_t size() const noexcept { return static_cast<int64_t>(tokens.size()); }
   int64_t n_pending() const noexcept { return size() - n_computed; }
+  int64_t n_draft() const noexcept { return static_cast<int64_t>(draft.size()); }
+  /// Position below size() + n_draft().
+  int32_t token_at(int64_t position) const {
+    return position < size() ? tokens[static_cast<size_t>(position)]
+                             : draft[static_cast<size_t>(position - size())];
+  }
   /// How many tokens another's pages may stand in for: what they yield is not wanted. The last
   /// token's logits always are.
   int64_t n_sharable() const noexcept { return std::min({size() - 1, logits_from, hidden_from}); }
 };
 
-/// A row of logits that a step yields: what follows tokens[position] of the sequence.
+/// A row of logits that a step yields: what follows token_at(position) of the sequence.
 struct WantedRow {
   SeqId seq = 0;
   int64_t position = 0;
@@ -98,7 +109,12 @@ class Scheduler {
   SeqId add_sequence(UnitId unit, Sequence spec);
   /// A sequence of the same unit with the same tokens that shares all pages until one is written.
   SeqId fork(SeqId parent);
+  /// Where the token is the next one of a draft that was computed, so is the token; otherwise what
+  /// is left of the draft is dropped, with its pages.
   void append(SeqId id, int32_t token);
+  /// Guesses what follows, for a sequence that has one token pending. A guess costs nobody a place:
+  /// it is computed as far as the next step has tokens, rows and free pages left.
+  void set_draft(SeqId id, std::vector<int32_t> draft);
   void set_logits_from(SeqId id, int64_t position) { at(id).logits_from = position; }
   void set_hidden_from(SeqId id, int64_t position) { at(id).hidden_from = position; }
   void remove_sequence(SeqId id);
@@ -126,8 +142,8 @@ class Scheduler {
   std::vector<int32_t> take_pages(int64_t n);
   void release_pages(std::span<const int32_t> pages);
 
-  /// Appends the tokens [begin, end) of a sequence to a batch, as one entry or, where
-  /// rope_follows_length demands it, as several. `wanted` gets the rows of logits.
+  /// Appends the tokens [begin, end) of a sequence, draft included, to a batch, as one entry or,
+  /// where rope_follows_length demands it, as several. `wanted` gets the rows of logits.
   static void append_chunk(const Sequence& sequence, int64_t begin, int64_t end,
                            const SchedulerOptions& options, StepPlan& step);
 
@@ -144,6 +160,8 @@ class Scheduler {
   Sequence& at(SeqId id);
   void schedule_unit(UnitId id, bool prefill, StepPlan& step, Budget& budget);
   void schedule_sequence(Sequence& sequence, int64_t n_tokens, StepPlan& step, Budget& budget);
+  void extend_by_drafts(StepPlan& step, Budget& budget);
+  void drop_draft(Sequence& sequence);
   void admit(StepPlan& step, Budget& budget);
   bool can_admit(const Unit& unit) const;
   /// What a sequence without pages could take over: from another of its lineage, or kept pages.

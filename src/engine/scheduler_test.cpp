@@ -51,7 +51,7 @@ class ShadowCache {
   void visit(const Sequence& sequence, int64_t begin, int64_t end, Visit visit) {
     uint64_t hash = static_cast<uint64_t>(sequence.adapter + 2);
     for (int64_t i = 0; i < end; ++i) {
-      hash = random_bits(hash, static_cast<uint64_t>(sequence.tokens[static_cast<size_t>(i)]), 0);
+      hash = random_bits(hash, static_cast<uint64_t>(sequence.token_at(i)), 0);
       const int32_t page = sequence.pages[static_cast<size_t>(i / page_tokens_)];
       if (i >= begin) visit(slots_[at(page, i % page_tokens_)], hash);
     }
@@ -90,6 +90,7 @@ class Life {
 
   /// Tokens that units took over from those that had ended.
   int64_t n_taken_over() const { return taken_over_; }
+  int64_t n_guessed_right() const { return guessed_right_; }
 
  private:
   static constexpr int64_t kUnits = 25;
@@ -97,6 +98,7 @@ class Life {
     UnitId unit;
     std::vector<SeqId> seqs;
     int64_t end_len;
+    bool drafts;
   };
 
   SchedulerOptions random_options(uint64_t seed) {
@@ -119,7 +121,7 @@ class Life {
       ++ended_;  // refused before the queue
       return;
     }
-    Load load{scheduler_.add_unit(arrived_), {}, end_len};
+    Load load{scheduler_.add_unit(arrived_), {}, end_len, random_.below(2) == 0};
     Sequence spec;
     for (int64_t i = 0; i < prompt; ++i)
       spec.tokens.push_back(random_.below(12) == 0 ? 1 : 0);  // so that many start alike
@@ -169,9 +171,32 @@ class Life {
         load = loads_.erase(load);
         continue;
       }
-      if (ready) fork(*load);
+      if (ready && load->seqs.size() == 1 && load->drafts) {
+        go_on(load->seqs[0], load->end_len);
+      } else if (ready) {
+        fork(*load);
+      }
       ++load;
     }
+  }
+
+  /// As speculation does: takes some of the draft, then another token, and guesses anew.
+  void go_on(SeqId seq, int64_t end_len) {
+    const std::vector<int32_t> draft = scheduler_.sequence(seq).draft;
+    const int64_t n_right = random_.below(ssize(draft) + 1);
+    for (int64_t i = 0; i < n_right; ++i)
+      scheduler_.append(seq, draft[static_cast<size_t>(i)]);
+    QW_CHECK(scheduler_.sequence(seq).n_pending() == 0, "right guesses are computed");
+    scheduler_.check_integrity();
+    guessed_right_ += n_right;
+    scheduler_.append(seq, n_right < ssize(draft) ? 1 - draft[static_cast<size_t>(n_right)]
+                                                  : static_cast<int32_t>(random_.below(2)));
+    QW_CHECK(scheduler_.sequence(seq).n_pending() == 1, "what follows is not");
+    const int64_t room = end_len - scheduler_.sequence(seq).size();
+    std::vector<int32_t> guess;
+    for (int64_t i = room > 0 ? random_.below(room + 1) : 0; i > 0; --i)
+      guess.push_back(static_cast<int32_t>(random_.below(2)));
+    scheduler_.set_draft(seq, guess);
   }
 
   /// As beams do: every sequence of the next step is a fork of one of this step.
@@ -193,17 +218,19 @@ class Life {
   ShadowCache cache_;
   std::vector<Load> loads_;
   std::set<UnitId> started_;
-  int64_t arrived_ = 0, ended_ = 0, taken_over_ = 0;
+  int64_t arrived_ = 0, ended_ = 0, taken_over_ = 0, guessed_right_ = 0;
 };
 
 TEST(Scheduler, RandomLives) {
-  int64_t taken_over = 0;
+  int64_t taken_over = 0, guessed_right = 0;
   for (uint64_t seed = 1; seed <= 400; ++seed) {
     Life life(seed);
     ASSERT_NO_THROW(life.run()) << "seed " << seed;
     taken_over += life.n_taken_over();
+    guessed_right += life.n_guessed_right();
   }
   EXPECT_GT(taken_over, 1000) << "the test must reach kept prefixes";
+  EXPECT_GT(guessed_right, 500) << "and drafts";
 }
 
 TEST(PagePool, UnusedBlocksMakeRoomOldestFirst) {
