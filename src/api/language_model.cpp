@@ -7,6 +7,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 
+#include "api/open_options.h"
 #include "base/error.h"
 #include "engine/bundle.h"
 #include "qianwen/qianwen.h"
@@ -30,21 +31,6 @@ struct LanguageModel::Impl {
 };
 
 namespace {
-
-OpenOptions open_options(const LoadSettings& settings) {
-  OpenOptions open;
-  open.device = settings.device;
-  open.backend.n_threads = settings.threads;
-  open.backend.isa = settings.isa;
-  open.backend.activations = activation_mode_from_name(settings.activations);
-  open.engine.kv_type = settings.kv_type;
-  open.engine.ctx = settings.context;
-  for (const auto& [path, scale] : settings.adapters)
-    open.adapters.push_back({path, scale});
-  open.quiet = settings.quiet;
-  if (settings.quiet) open.on_warning = [](const std::string&) {};
-  return open;
-}
 
 template <typename T>
 void apply(GenerationConfig& config, std::string_view name, const std::optional<T>& value) {

@@ -3,9 +3,10 @@
 #include <span>
 
 #include "app/command.h"
+#include "app/input.h"
 #include "base/atomic_file.h"
 #include "base/error.h"
-#include "base/mapped_file.h"
+#include "base/input_file.h"
 
 namespace qw::app {
 
@@ -119,7 +120,7 @@ void ChatSession::save(const std::string& path) const {
 }
 
 void ChatSession::load(const std::string& path) {
-  const auto json = parse_user_json(read_text_file(path), path);
+  const auto json = parse_user_json(read_input_file(path, &interrupted()), path);
   const ordered_json* messages = nullptr;
   if (json.is_array()) messages = &json;
   if (json.is_object() && json.contains("messages") && json["messages"].is_array())

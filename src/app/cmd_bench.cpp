@@ -64,6 +64,11 @@ class Bench {
     require_range(options_.depth, 0, 1 << 20, "-d");
     require_range(options_.batch, 1, 4096, "-b");
     require_range({options_.repetitions}, 1, 1000, "-r");
+    const std::vector<BenchCase> cases = cases_of(options_);
+    if (cases.empty()) {
+      fail(ErrorKind::kInvalidArgument, "command line",
+           "-p and -n: expected at least one number above 0, got none");
+    }
     OpenOptions open = open_options(options_);
     open.engine.ctx = 1;  // the runner makes its own cache
     open.engine.n_slots = 1;
@@ -71,14 +76,14 @@ class Bench {
     loaded_ = open_for_running(options_, open);
     limits_ = measure_host_limits(open.backend);
     kind_ = compute_kind(*loaded_->model);
-    const auto kv_type = dtype_from_name(kv_type_of(options_));
+    const auto kv_type = dtype_from_name(open.engine.kv_type);
     if (!kv_type)
       fail(ErrorKind::kInvalidArgument, "command line",
            "--kv-type: expected f16, bf16, f32, q8_0 or q4_0, got '{}'",
-           printable(options_.kv_type));
+           printable(open.engine.kv_type));
     BenchRunner runner(*loaded_->model, *kv_type, open.engine.chunk_tokens, interrupted());
     if (!options_.json) print_header();
-    for (const BenchCase& test : cases_of(options_))
+    for (const BenchCase& test : cases)
       print(test, runner.run(test, options_.repetitions));
   }
 

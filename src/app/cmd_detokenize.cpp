@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
+#include "app/input.h"
 #include "app/open.h"
 #include "base/error.h"
 #include "text/tokenizer.h"
@@ -46,6 +47,7 @@ Command register_detokenize(CLI::App& root) {
   auto options = std::make_shared<Options>();
   CLI::App* app = root.add_subcommand("detokenize", "Token ids to text");
   add_model_argument(*app, *options);
+  add_compute_flags(*app, *options, ComputeFlags::kWithoutEffect);
   auto* ids =
       app->add_option("--ids", options->ids, "A JSON array of ids (default: standard input)");
   app->add_option("--file", options->file, "JSON lines of {\"ids\"}; - for standard input")

@@ -7,6 +7,7 @@
 
 #include "app/command.h"
 #include "app/generation_flags.h"
+#include "app/input.h"
 #include "app/open.h"
 #include "app/results.h"
 #include "base/error.h"
@@ -51,14 +52,13 @@ class Generate {
 
   std::vector<int32_t> prompt_of(const nlohmann::ordered_json& row, size_t line) const {
     const auto where = fmt::format("line {}", line);
-    if (row.is_object()) {
-      if (row.contains("ids")) return parse_ids(row["ids"].dump(), where);
-      for (const char* key : {"prompt", "text"}) {
-        if (row.contains(key) && row[key].is_string()) return encode(row[key].get<std::string>());
-      }
+    const std::string key = only_key_of(row, {"prompt", "text", "ids"}, where);
+    if (key == "ids") return parse_ids(row[key].dump(), where);
+    if (!row[key].is_string()) {
+      fail(ErrorKind::kInvalidArgument, "generate", "{}: expected a string, got {} ({})", key,
+           printable(row[key].dump()), where);
     }
-    fail(ErrorKind::kInvalidArgument, "generate",
-         "{}: expected an object with \"prompt\" or \"ids\", got {}", where, printable(row.dump()));
+    return encode(row[key].get<std::string>());
   }
 
   /// A line of a file may override any generation parameter by its name.

@@ -2,6 +2,8 @@
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
+#include <charconv>
+#include <cstdlib>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -24,6 +26,26 @@ using nlohmann::ordered_json;
 struct Options : CommonOptions {
   bool quick = false;
 };
+
+/// "24 kB", "48K", "1 MB" in bytes, as /proc and /sys write them; null when there is none.
+ordered_json bytes_of(const std::string& text) {
+  int64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{}) return nullptr;
+  const size_t unit = text.find_first_not_of(' ', static_cast<size_t>(end - text.data()));
+  if (unit == std::string::npos) return number;
+  switch (text[unit]) {
+    case 'k':
+    case 'K':
+      return number << 10;
+    case 'M':
+      return number << 20;
+    case 'G':
+      return number << 30;
+    default:
+      return nullptr;
+  }
+}
 
 std::string first_line_with(const std::string& path, const std::string& key) {
   std::ifstream in(path);
@@ -49,9 +71,9 @@ ordered_json caches_json() {
     const std::string folder = base + std::to_string(i) + "/";
     const std::string level = read_line(folder + "level");
     if (level.empty()) break;
-    caches.push_back({{"level", level},
+    caches.push_back({{"level", std::atoi(level.c_str())},
                       {"type", read_line(folder + "type")},
-                      {"size", read_line(folder + "size")},
+                      {"size_bytes", bytes_of(read_line(folder + "size"))},
                       {"shared_cpus", read_line(folder + "shared_cpu_list")}});
   }
   return caches;
@@ -60,14 +82,15 @@ ordered_json caches_json() {
 ordered_json machine_json(const BackendOptions& options, bool quick) {
   const kernels::Isa isa = kernels::choose_isa(options.isa);
   const int threads = options.n_threads > 0 ? options.n_threads : physical_cores();
-  ordered_json out = {{"cpu", first_line_with("/proc/cpuinfo", "model name")},
-                      {"logical_cpus", std::thread::hardware_concurrency()},
-                      {"physical_cores", physical_cores()},
-                      {"threads", threads},
-                      {"memory_available", first_line_with("/proc/meminfo", "MemAvailable")},
-                      {"isa", std::string(kernels::name_of(isa.level))},
-                      {"isa_paths_built", kernels::built_isa_paths()},
-                      {"caches", caches_json()}};
+  ordered_json out = {
+      {"cpu", first_line_with("/proc/cpuinfo", "model name")},
+      {"logical_cpus", std::thread::hardware_concurrency()},
+      {"physical_cores", physical_cores()},
+      {"threads", threads},
+      {"memory_available_bytes", bytes_of(first_line_with("/proc/meminfo", "MemAvailable"))},
+      {"isa", std::string(kernels::name_of(isa.level))},
+      {"isa_paths_built", kernels::built_isa_paths()},
+      {"caches", caches_json()}};
   if (quick) return out;
   const MeasuredLimits limits = measure_host_limits(options);
   out["limits"] = {{"read_gb_per_second", limits.read_gb_per_second},
@@ -95,16 +118,25 @@ ordered_json model_json(const CommonOptions& options) {
           {"layers", std::move(layers)}};
 }
 
+/// For people: "48 KiB", "22.8 GiB".
+std::string size_text(const ordered_json& bytes) {
+  if (!bytes.is_number()) return "unknown";
+  const auto value = bytes.get<double>();
+  if (value >= 0x1p30) return fmt::format("{:.1f} GiB", value / 0x1p30);
+  if (value >= 0x1p20) return fmt::format("{:g} MiB", value / 0x1p20);
+  return fmt::format("{:g} KiB", value / 0x1p10);
+}
+
 std::string machine_text(const ordered_json& machine) {
   std::string text = fmt::format(
       "CPU        {}\ncores      {} physical, {} threads used\nISA        {}  (built: {})\nmemory  "
       "   {} available\n",
       machine["cpu"].get<std::string>(), machine["physical_cores"].dump(),
       machine["threads"].dump(), machine["isa"].get<std::string>(),
-      machine["isa_paths_built"].dump(), machine["memory_available"].get<std::string>());
+      machine["isa_paths_built"].dump(), size_text(machine["memory_available_bytes"]));
   for (const auto& cache : machine["caches"]) {
-    text += fmt::format("cache      L{} {} {}\n", cache["level"].get<std::string>(),
-                        cache["type"].get<std::string>(), cache["size"].get<std::string>());
+    text += fmt::format("cache      L{} {} {}\n", cache["level"].dump(),
+                        cache["type"].get<std::string>(), size_text(cache["size_bytes"]));
   }
   if (machine.contains("limits")) {
     const auto& limits = machine["limits"];

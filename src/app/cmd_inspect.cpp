@@ -246,6 +246,7 @@ Command register_inspect(CLI::App& root) {
   auto options = std::make_shared<Options>();
   CLI::App* app = root.add_subcommand("inspect", "Config, tokenizer and tensors of a checkpoint");
   add_model_argument(*app, *options);
+  add_compute_flags(*app, *options, ComputeFlags::kWithoutEffect);
   app->add_flag("--hash", options->hash,
                 "sha256 of every tensor decoded to f32, [out, in], little-endian");
   return {app, [options] {

@@ -6,9 +6,9 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
+#include "app/input.h"
 #include "app/open.h"
 #include "base/error.h"
-#include "base/mapped_file.h"
 #include "base/progress.h"
 #include "engine/perplexity.h"
 #include "text/tokenizer.h"
@@ -19,13 +19,21 @@ namespace {
 
 struct Options : CommonOptions {
   std::string file;
-  int64_t window = 0, stride = 0;
+  std::optional<int64_t> window, stride;
   bool plain = false;
 };
 
+/// 0 would be taken for the default.
+void require_positive(const std::optional<int64_t>& value, std::string_view flag) {
+  if (value && *value < 1) {
+    fail(ErrorKind::kInvalidArgument, "command line", "{}: expected at least 1, got {}", flag,
+         *value);
+  }
+}
+
 /// The file is {"ids": [...]}, or text to be tokenized.
 std::vector<int32_t> read_ids(const Options& options, const LoadedModel& loaded) {
-  const std::string text = options.file == "-" ? read_stdin() : read_text_file(options.file);
+  const std::string text = read_input(options.file);
   const bool named_json = options.file.ends_with(".json");
   if (named_json || (text.starts_with('{') && text.find("\"ids\"") != std::string::npos)) {
     const auto json = parse_user_json(text, options.file);
@@ -42,12 +50,14 @@ std::vector<int32_t> read_ids(const Options& options, const LoadedModel& loaded)
 }
 
 void run(const Options& options) {
+  require_positive(options.window, "--window");
+  require_positive(options.stride, "--stride");
   const auto loaded = open_for_running(options);
   const auto engine = loaded->make_engine();
   const std::vector<int32_t> ids = read_ids(options, *loaded);
   PerplexityOptions perplexity;
-  perplexity.window = options.window;
-  perplexity.stride = options.stride;
+  perplexity.window = options.window.value_or(0);
+  perplexity.stride = options.stride.value_or(0);
   perplexity.adapter = loaded->adapter;
   perplexity.cancel = &interrupted();
   Progress progress("perplexity", static_cast<int64_t>(ids.size()), Progress::Unit::kTokens);

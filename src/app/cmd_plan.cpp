@@ -71,7 +71,7 @@ void run(const Options& options) {
                                    {"available_bytes", plan.available_bytes},
                                    {"ctx", plan.ctx},
                                    {"slots", options.slots},
-                                   {"kv_type", kv_type_of(options)},
+                                   {"kv_type", open.engine.kv_type},
                                    {"kv_bytes_per_token", plan.kv_bytes_per_token},
                                    {"trained_ctx", plan.trained_ctx},
                                    {"largest_ctx", plan.largest_ctx},
@@ -84,7 +84,7 @@ void run(const Options& options) {
       "weights      {}\nKV cache     {}  ({} tokens x {} slots, {}, {} bytes a token)\nactivations "
       " {}\nlogits       {}\n"
       "total        {}\navailable    {}\n",
-      mib(plan.weights_bytes), mib(plan.kv_bytes), plan.ctx, options.slots, kv_type_of(options),
+      mib(plan.weights_bytes), mib(plan.kv_bytes), plan.ctx, options.slots, open.engine.kv_type,
       plan.kv_bytes_per_token, mib(plan.activations_bytes), mib(plan.logits_bytes),
       mib(plan.total_bytes), mib(plan.available_bytes));
   if (options.measure) text += fmt::format("measured peak{}\n", mib(peak));

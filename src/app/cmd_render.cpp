@@ -8,9 +8,9 @@
 #include <optional>
 
 #include "app/command.h"
+#include "app/input.h"
 #include "app/open.h"
 #include "base/error.h"
-#include "base/mapped_file.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
@@ -89,8 +89,7 @@ class Render {
  public:
   explicit Render(const Options& options)
       : options_(options), files_(open_for_reading(options, false)) {
-    if (options.template_file)
-      own_source_ = read_text_file(*options.template_file, kMaxTemplateBytes);
+    if (options.template_file) own_source_ = read_input(*options.template_file, kMaxTemplateBytes);
   }
 
   void run() {
@@ -101,9 +100,7 @@ class Render {
       });
       return;
     }
-    const std::string text = options_.messages && *options_.messages != "-"
-                                 ? read_text_file(*options_.messages)
-                                 : read_stdin();
+    const std::string text = read_input(options_.messages.value_or("-"));
     ordered_json row = parse_user_json(text, options_.messages.value_or("standard input"));
     if (row.is_array()) row = {{"messages", row}};
     print(render(row), options_.json);
@@ -205,6 +202,7 @@ Command register_render(CLI::App& root) {
   CLI::App* app =
       root.add_subcommand("render", "A conversation by the chat template, as text and ids");
   add_model_argument(*app, *options);
+  add_compute_flags(*app, *options, ComputeFlags::kWithoutEffect);
   auto* messages = app->add_option("--messages", options->messages,
                                    "JSON with messages, and optionally tools, documents, "
                                    "variables, now (default: standard input)");

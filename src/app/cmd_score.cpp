@@ -8,10 +8,10 @@
 #include <span>
 
 #include "app/command.h"
+#include "app/input.h"
 #include "app/open.h"
 #include "app/results.h"
 #include "base/error.h"
-#include "base/mapped_file.h"
 #include "base/progress.h"
 #include "checkpoint/safetensors.h"
 
@@ -31,7 +31,7 @@ struct Options : CommonOptions {
 using Prompts = std::vector<std::vector<int32_t>>;
 
 Prompts read_prompts(const std::string& path) {
-  const auto json = parse_user_json(read_text_file(path), path);
+  const auto json = parse_user_json(read_input(path), path);
   if (!json.is_object() || !json.contains("prompts") || !json["prompts"].is_array()) {
     fail(ErrorKind::kInvalidArgument, "score",
          "ids file: expected {{\"prompts\": [[ids], ...]}}, got {} ({})",
@@ -161,7 +161,7 @@ void run(const Options& options) {
            i);
   }
   OpenOptions open = open_options(options);
-  if (options.ctx == 0) {
+  if (options.load.context == 0) {
     // Scoring asks about the given ids, however many: the context is at least the longest prompt.
     const auto checkpoint = Checkpoint::open(model_path(options));
     const auto longest = std::ranges::max_element(prompts, {}, &std::vector<int32_t>::size);
@@ -185,7 +185,7 @@ Command register_score(CLI::App& root) {
   app->add_option("--ids-file", options->ids_file, "JSON: {\"prompts\": [[ids], ...]}")->required();
   app->add_option("--logits", options->logits,
                   "Write logits.0, logits.1, ... [T, vocab] f32 to this safetensors file");
-  app->add_option("--last", options->last, "Keep the last N positions only");
+  app->add_option("--last", options->last, "Keep the last N positions only (0, the default: all)");
   app->add_flag("--logprobs", options->logprobs,
                 "Print per-token log-probabilities, a JSON line per prompt");
   app->add_option("--top", options->top, "With --logprobs: the N most likely tokens too");

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
+#include "app/input.h"
 #include "app/open.h"
 #include "base/error.h"
 #include "text/tokenizer.h"
@@ -71,17 +72,13 @@ void run(const Options& options) {
   }
   for_each_json_line(*options.file, [&](const nlohmann::ordered_json& row, size_t line) {
     interrupted().check("tokenize");
-    const bool is_object = row.is_object();
-    std::string text;
-    if (is_object && row.contains("text") && row["text"].is_string()) {
-      text = row["text"].get<std::string>();
-    } else if (is_object && row.contains("hex") && row["hex"].is_string()) {
-      text = bytes_of_hex(row["hex"].get<std::string>(), line);
-    } else {
-      fail(ErrorKind::kInvalidArgument, "tokenize",
-           "line {}: expected {{\"text\": ...}} or {{\"hex\": ...}}, got {}", line,
-           printable(row.dump()));
+    const std::string key = only_key_of(row, {"text", "hex"}, fmt::format("line {}", line));
+    if (!row[key].is_string()) {
+      fail(ErrorKind::kInvalidArgument, "tokenize", "{}: expected a string, got {} (line {})", key,
+           printable(row[key].dump()), line);
     }
+    const auto value = row[key].get<std::string>();
+    const std::string text = key == "hex" ? bytes_of_hex(value, line) : value;
     try {
       print(tokenizer, tokenizer.encode(text, encode), /*json=*/true);
     } catch (const Error& error) {
@@ -96,6 +93,7 @@ Command register_tokenize(CLI::App& root) {
   auto options = std::make_shared<Options>();
   CLI::App* app = root.add_subcommand("tokenize", "Text to token ids");
   add_model_argument(*app, *options);
+  add_compute_flags(*app, *options, ComputeFlags::kWithoutEffect);
   auto* prompt =
       app->add_option("-p,--prompt", options->prompt, "The text (default: standard input)");
   app->add_option("--file", options->file,

@@ -9,13 +9,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iostream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "base/json_limits.h"
 
 namespace qw::app {
 
@@ -31,30 +27,40 @@ void add_model_argument(CLI::App& app, CommonOptions& options, bool required) {
       ->capture_default_str();
 }
 
-void add_compute_flags(CLI::App& app, CommonOptions& options) {
-  app.add_option("--threads", options.threads,
-                 "Threads (default: physical cores this process may use)");
-  app.add_option(
-      "--isa", options.isa,
-      "Cap on the instruction set: generic, avx2, avxvnni, avx512, avx512vnni, avx512bf16");
-  app.add_option("--seed", options.seed, "Seed of everything random")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option(
-      "--kv-type", options.kv_type,
-      "KV cache: f16, bf16, f32, q8_0 or q4_0 (default: f16; f32 with --device reference "
-      "or --activations f32)");
-  app.add_option("--ctx", options.ctx,
-                 "Context in tokens (default: the model's, or the largest that fits)");
-  app.add_option("--chunk", options.chunk, "Prefill tokens per step");
-  app.add_option("--device", options.device, "cpu, or reference (scalar f32)")
-      ->capture_default_str();
-  app.add_option("--activations", options.activations,
-                 "What linear layers round their input to: auto, int8, bf16 or f32")
-      ->capture_default_str();
-  app.add_option("--adapter", options.adapters, "LoRA adapter, PATH[:scale]; may be repeated")
-      ->allow_extra_args(false);
-  app.add_flag("--deterministic", options.deterministic,
-               "Refuse kernels whose bits could depend on the batch");
+void add_compute_flags(CLI::App& app, CommonOptions& options, ComputeFlags flags) {
+  LoadSettings& load = options.load;
+  const std::vector<CLI::Option*> added = {
+      app.add_option("--threads", load.threads,
+                     "Threads (0, the default: physical cores this process may use)"),
+      app.add_option(
+          "--isa", load.isa,
+          "Cap on the instruction set: generic, avx2, avxvnni, avx512, avx512vnni, avx512bf16"),
+      app.add_option("--seed", options.seed, "Seed of everything random")
+          ->check(CLI::NonNegativeNumber),
+      app.add_option(
+          "--kv-type", load.kv_type,
+          "KV cache: f16, bf16, f32, q8_0 or q4_0 (default: f16; f32 with --device reference "
+          "or --activations f32)"),
+      app.add_option("--ctx", load.context,
+                     "Context in tokens (0, the default: the model's, or the largest that fits)"),
+      app.add_option("--chunk", load.chunk, "Prefill tokens per step (0: the default, 512)"),
+      app.add_option("--device", load.device, "cpu, or reference (scalar f32)")
+          ->capture_default_str(),
+      app.add_option("--activations", load.activations,
+                     "What linear layers round their input to: auto, int8, bf16 or f32")
+          ->capture_default_str(),
+      app.add_option("--adapter", options.adapters, "LoRA adapter, PATH[:scale]; may be repeated")
+          ->allow_extra_args(false),
+      app.add_flag("--deterministic", load.deterministic,
+                   "Refuse kernels whose bits could depend on the batch"),
+      app.add_flag_callback(
+          "--no-prefix-cache", [&load] { load.prefix_cache = false; },
+          "Compute every prompt from its first token, also where an earlier request began "
+          "with the same tokens (changes no result)"),
+  };
+  if (flags == ComputeFlags::kUsed) return;
+  for (CLI::Option* option : added)
+    option->group("Flags of every command; without effect in this one");
 }
 
 std::string bundled_model_path() {
@@ -118,75 +124,6 @@ void install_signal_handlers() {
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);  // a closed stdout is an error of the write, not the end of the process
-}
-
-nlohmann::ordered_json parse_user_json(std::string_view text, std::string_view where) {
-  // Conversations and batches may be large; ids are arrays without keys, which have no limit.
-  static constexpr JsonLimits kLimits{.max_keys = 5'000'000};
-  try {
-    return nlohmann::ordered_json::parse(
-        text.begin(), text.end(), JsonLimitGuard(kLimits, ErrorKind::kInvalidArgument, where));
-  } catch (const nlohmann::json::exception& error) {
-    fail(ErrorKind::kInvalidArgument, "json", "input: expected JSON, got: {} ({})",
-         printable(error.what(), 160), printable(where, 4096));
-  }
-}
-
-std::vector<int32_t> parse_ids(std::string_view text, std::string_view flag) {
-  nlohmann::ordered_json json;
-  try {
-    json = parse_user_json(text, flag);
-  } catch (const Error& error) {
-    fail(ErrorKind::kInvalidArgument, "ids",
-         "{}: expected a JSON array of token ids, got '{}' ({})", flag, printable(text, 60),
-         error.message());
-  }
-  if (!json.is_array()) {
-    fail(ErrorKind::kInvalidArgument, "ids", "{}: expected a JSON array of token ids, got '{}'",
-         flag, printable(text));
-  }
-  std::vector<int32_t> ids;
-  ids.reserve(json.size());
-  for (const auto& item : json) {
-    if (!item.is_number_integer() || item.get<int64_t>() < 0 || item.get<int64_t>() > INT32_MAX) {
-      fail(ErrorKind::kInvalidArgument, "ids", "{}: expected token ids from 0, got {}", flag,
-           printable(item.dump()));
-    }
-    ids.push_back(item.get<int32_t>());
-  }
-  return ids;
-}
-
-std::string read_stdin() {
-  std::string text((std::istreambuf_iterator<char>(std::cin)), std::istreambuf_iterator<char>());
-  if (std::cin.bad())
-    fail(ErrorKind::kIo, "input", "stdin: expected to read to its end, got an error");
-  return text;
-}
-
-void for_each_json_line(const std::string& path,
-                        const std::function<void(const nlohmann::ordered_json&, size_t)>& body) {
-  std::ifstream file;
-  if (path != "-") {
-    std::error_code ignored;
-    if (!fs::exists(path, ignored))
-      fail(ErrorKind::kNotFound, "input", "file: expected JSON lines, got no such file ({})",
-           printable(path));
-    file.open(path, std::ios::binary);
-    if (!file || fs::is_directory(path, ignored))
-      fail(ErrorKind::kIo, "input", "file: expected to read it, got: {} ({})", std::strerror(errno),
-           printable(path));
-  }
-  std::istream& in = path == "-" ? std::cin : file;
-  size_t number = 0;
-  for (std::string line; std::getline(in, line);) {
-    ++number;
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    body(parse_user_json(line, fmt::format("{}, line {}", path, number)), number);
-  }
-  if (in.bad())
-    fail(ErrorKind::kIo, "input", "file: expected to read to its end, got an error ({})",
-         printable(path));
 }
 
 }  // namespace qw::app

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/cancel.h"
+#include "qianwen/qianwen.h"
 
 namespace qw::app {
 
@@ -21,17 +22,10 @@ namespace qw::app {
 struct CommonOptions {
   std::string model;  // "": the bundled one
   bool json = false;
-  int threads = 0;
-  std::string isa;
+  LoadSettings load;
+  std::vector<std::string> adapters;  // PATH[:scale]; open_options() adds them to `load`
   std::optional<uint64_t> seed;
-  std::string kv_type;  // "": chosen by kv_type_of
-  int64_t ctx = 0;      // 0: the model's, or the largest that fits
-  int64_t chunk = 0;    // 0: the engine's default
-  std::string device = "cpu";
-  std::string activations = "auto";
-  std::vector<std::string> adapters;  // PATH[:scale]
   std::string log_level = "info";
-  bool deterministic = false;
 };
 
 /// One subcommand: registers flags and returns what runs it.
@@ -42,8 +36,13 @@ struct Command {
 
 /// Adds MODEL (optional unless `required`), --json and --log-level.
 void add_model_argument(CLI::App& app, CommonOptions& options, bool required = false);
-/// Adds the flags that choose how a model is computed: threads, isa, device, KV type, ...
-void add_compute_flags(CLI::App& app, CommonOptions& options);
+/// Whether a command computes with a model.
+enum class ComputeFlags { kUsed, kWithoutEffect };
+/// Adds the flags that choose how a model is computed: threads, isa, device, KV type, ... A command
+/// that does not compute takes them too, so that scripts can give every command the same ones; its
+/// help says that they have no effect.
+void add_compute_flags(CLI::App& app, CommonOptions& options,
+                       ComputeFlags flags = ComputeFlags::kUsed);
 
 /// The checkpoint to open: `options.model`, or the bundled model. Errors: not_found.
 std::string model_path(const CommonOptions& options);
@@ -58,18 +57,6 @@ void print_json(const nlohmann::ordered_json& value);
 /// Set by SIGINT and SIGTERM once install_signal_handlers() was called; a second SIGINT kills.
 CancelFlag& interrupted();
 void install_signal_handlers();
-
-/// JSON that a user gave: parsed under limits of depth and keys, so that printing it in a message
-/// is safe. `where` names it. Errors: invalid_argument.
-nlohmann::ordered_json parse_user_json(std::string_view text, std::string_view where);
-/// "[1, 2, 3]" -> ids. Errors: invalid_argument.
-std::vector<int32_t> parse_ids(std::string_view text, std::string_view flag);
-/// Lines of a JSON-lines file ("-": stdin), with their numbers for messages; empty lines skipped.
-void for_each_json_line(
-    const std::string& path,
-    const std::function<void(const nlohmann::ordered_json&, size_t line)>& body);
-/// The whole of stdin.
-std::string read_stdin();
 
 // One per subcommand, each in cmd_<name>.cpp.
 Command register_bench(CLI::App& root);

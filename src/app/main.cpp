@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,12 @@ int report(ErrorKind kind, const std::string& message) {
 
 // CLI11 throws for --help and --version too; those print and succeed.
 int report_parse(const CLI::App& root, const CLI::ParseError& error) {
-  if (error.get_exit_code() == 0) return root.exit(error);
+  if (error.get_exit_code() == 0) {
+    std::ostringstream out;
+    root.exit(error, out, out);
+    qw::app::print_result(out.str());
+    return 0;
+  }
   return report(ErrorKind::kInvalidArgument,
                 "[command line] arguments: expected those of qianwen help COMMAND, got: " +
                     qw::printable(error.what(), 400));
@@ -102,6 +108,8 @@ int main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     return report(ErrorKind::kOutOfMemory, "[memory] allocation: expected memory, got none");
   } catch (const std::exception& error) {
-    return report(ErrorKind::kInternal, std::string("[internal] ") + error.what());
+    return report(ErrorKind::kInternal,
+                  std::string("[internal] program: expected no unforeseen error, got: ") +
+                      qw::printable(error.what(), 400));
   }
 }

@@ -6,14 +6,12 @@
 #include <memory>
 #include <string>
 
+#include "api/open_options.h"
 #include "app/command.h"
 #include "engine/bundle.h"
 
 namespace qw::app {
 
-/// Type of the KV cache: the one asked for, else f32 where the rest is computed in f32 (the
-/// reference device, f32 activations: a cache of halves would cost a digit), else f16.
-std::string kv_type_of(const CommonOptions& options);
 /// The engine's options for these flags. Errors: invalid_argument, naming the flag.
 OpenOptions open_options(const CommonOptions& options);
 

@@ -27,8 +27,8 @@ class AlignedBytes {
     void* memory = nullptr;
     if (::posix_memalign(&memory, static_cast<size_t>(alignment), static_cast<size_t>(bytes)) !=
         0) {
-      fail(ErrorKind::kOutOfMemory, "memory", "{}: {} bytes were refused by the system", what,
-           bytes);
+      fail(ErrorKind::kOutOfMemory, "memory", "{}: expected {} bytes from the system, got none",
+           what, bytes);
     }
     // Whole huge pages only: a rounded-up tail would hold memory that nobody asked for.
     if (bytes >= kHugePage)

@@ -49,7 +49,8 @@ PageMemory::PageMemory(int64_t size_bytes, std::string_view what)
   void* memory =
       mmap(nullptr, size_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
-    fail(ErrorKind::kOutOfMemory, "backend", "{}: the system refused {} bytes", what, size_bytes);
+    fail(ErrorKind::kOutOfMemory, "backend", "{}: expected {} bytes from the system, got none",
+         what, size_bytes);
   }
   madvise(memory, size_bytes_, MADV_HUGEPAGE);  // a wish: without it, only slower
   data_ = static_cast<std::byte*>(memory);
@@ -64,7 +65,8 @@ AlignedFloats::AlignedFloats(int64_t n, std::string_view what) : size_(n) {
       round_up<int64_t>(checked_mul<int64_t>(std::max<int64_t>(n, 1), sizeof(float), what), 64);
   values_.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(n_bytes))));
   if (values_ == nullptr)
-    fail(ErrorKind::kOutOfMemory, "backend", "{}: the system refused {} bytes", what, n_bytes);
+    fail(ErrorKind::kOutOfMemory, "backend", "{}: expected {} bytes from the system, got none",
+         what, n_bytes);
   std::memset(values_.get(), 0, static_cast<size_t>(n_bytes));
 }
 
@@ -84,8 +86,8 @@ int64_t CpuKv::bytes(const KvSpec& spec) {
   const int64_t page = int64_t{spec.n_layers} * spec.n_kv_heads * layout_of(spec).head_bytes;
   int64_t out = 0;
   if (__builtin_mul_overflow(page, spec.n_pages, &out)) {
-    fail(ErrorKind::kOutOfMemory, "backend", "KV cache: {} pages of {} bytes do not fit any memory",
-         spec.n_pages, page);
+    fail(ErrorKind::kOutOfMemory, "backend",
+         "KV cache: expected to fit a memory, got {} pages of {} bytes", spec.n_pages, page);
   }
   return out;
 }

@@ -52,7 +52,8 @@ AtomicFile::~AtomicFile() {
 void AtomicFile::fail_errno(const char* action) const {
   const int error = errno;
   fail(error == ENOENT || error == ENOTDIR ? ErrorKind::kNotFound : ErrorKind::kIo, "file",
-       "cannot {}: {} ({})", action, std::strerror(error), printable(path_, 4096));
+       "file: expected to {} it, got: {} ({})", action, std::strerror(error),
+       printable(path_, 4096));
 }
 
 void AtomicFile::write_through(std::span<const std::byte> bytes) {

@@ -16,7 +16,8 @@ class CancelFlag {
   bool cancelled() const noexcept { return flag_.load(std::memory_order_relaxed); }
   /// Throws Error{kCancelled} once the flag is set; `what` names the interrupted work.
   void check(std::string_view what) const {
-    if (cancelled()) fail(ErrorKind::kCancelled, "cancel", "{}: interrupted", what);
+    if (cancelled())
+      fail(ErrorKind::kCancelled, "cancel", "{}: expected to reach its end, got interrupted", what);
   }
 
  private:

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <string_view>
 #include <type_traits>
 
@@ -13,37 +14,45 @@
 
 namespace qw {
 
-/// a * b, or Error{kCorrupt} that names `what` (made printable here). Operands must not be
-/// negative.
+namespace detail {
+inline std::string in_brackets(std::string_view where) {
+  return where.empty() ? std::string() : fmt::format(" ({})", printable(where, 4096));
+}
+}  // namespace detail
+
+/// a * b, or Error{kCorrupt} that names `what` (a field, a tensor) and `where` it stands (a file, a
+/// command-line flag); both are made printable here. Operands must not be negative.
 template <typename T>
-T checked_mul(T a, T b, std::string_view what) {
+T checked_mul(T a, T b, std::string_view what, std::string_view where = {}) {
   static_assert(std::is_integral_v<T>);
   T out{};
   if (a < T{0} || b < T{0} || __builtin_mul_overflow(a, b, &out)) {
-    fail(ErrorKind::kCorrupt, "size", "{}: {} * {} does not fit {} bits", printable(what), a, b,
-         sizeof(T) * 8);
+    fail(ErrorKind::kCorrupt, "size", "{}: expected a product of 0 to {}, got {} * {}{}",
+         printable(what), std::numeric_limits<T>::max(), a, b, detail::in_brackets(where));
   }
   return out;
 }
 
-/// a + b, or Error{kCorrupt} that names `what`. Operands must not be negative.
+/// a + b, or Error{kCorrupt} as above. Operands must not be negative.
 template <typename T>
-T checked_add(T a, T b, std::string_view what) {
+T checked_add(T a, T b, std::string_view what, std::string_view where = {}) {
   static_assert(std::is_integral_v<T>);
   T out{};
   if (a < T{0} || b < T{0} || __builtin_add_overflow(a, b, &out)) {
-    fail(ErrorKind::kCorrupt, "size", "{}: {} + {} does not fit {} bits", printable(what), a, b,
-         sizeof(T) * 8);
+    fail(ErrorKind::kCorrupt, "size", "{}: expected a sum of 0 to {}, got {} + {}{}",
+         printable(what), std::numeric_limits<T>::max(), a, b, detail::in_brackets(where));
   }
   return out;
 }
 
-/// value as type To, or Error{kCorrupt} that names `what`.
+/// value as type To, or Error{kCorrupt} as above.
 template <typename To, typename From>
-To checked_cast(From value, std::string_view what) {
+To checked_cast(From value, std::string_view what, std::string_view where = {}) {
   const To out = static_cast<To>(value);
   if (static_cast<From>(out) != value || ((out < To{}) != (value < From{}))) {
-    fail(ErrorKind::kCorrupt, "size", "{}: {} is out of range", printable(what), value);
+    fail(ErrorKind::kCorrupt, "size", "{}: expected {} to {}, got {}{}", printable(what),
+         std::numeric_limits<To>::min(), std::numeric_limits<To>::max(), value,
+         detail::in_brackets(where));
   }
   return out;
 }

@@ -82,8 +82,9 @@ namespace detail {
 
 void check_failed(const char* condition, const char* file, int line, std::string_view note) {
   const char* base = std::strrchr(file, '/');
-  fail(ErrorKind::kInternal, "check", "{} is false: {} ({}:{}); this is a bug in qianwen",
-       condition, note.empty() ? "invariant broken" : note, base ? base + 1 : file, line);
+  fail(ErrorKind::kInternal, "check",
+       "{}: expected {}, got the opposite ({}:{}; this is a bug in qianwen)",
+       note.empty() ? "invariant" : note, condition, base ? base + 1 : file, line);
 }
 
 }  // namespace detail

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "base/descriptor.h"
 #include "base/error.h"
 
 namespace qw {
@@ -74,22 +75,9 @@ int register_mapping(const std::byte* data, size_t size_bytes) {
 [[noreturn]] void fail_errno(const std::string& path, std::string_view action) {
   const int error = errno;
   fail(error == ENOENT || error == ENOTDIR ? ErrorKind::kNotFound : ErrorKind::kIo, "file",
-       "cannot {}: {} ({})", action, std::strerror(error), printable(path, 4096));
+       "file: expected to {} it, got: {} ({})", action, std::strerror(error),
+       printable(path, 4096));
 }
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 }  // namespace
 
@@ -113,7 +101,7 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
   struct stat status {};
   if (fstat(file.get(), &status) != 0) fail_errno(path, "inspect");
   if (!S_ISREG(status.st_mode)) {
-    fail(ErrorKind::kIo, "file", "expected a regular file, got {} ({})",
+    fail(ErrorKind::kIo, "file", "type: expected a regular file, got {} ({})",
          S_ISDIR(status.st_mode) ? "a directory" : "something else", printable(path, 4096));
   }
   const auto size_bytes = static_cast<size_t>(status.st_size);

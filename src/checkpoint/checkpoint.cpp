@@ -143,7 +143,7 @@ const RawTensor* TensorStore::find(std::string_view name) const {
 
 const RawTensor& TensorStore::at(std::string_view name) const {
   if (const RawTensor* tensor = find(name)) return *tensor;
-  fail(ErrorKind::kNotFound, "checkpoint",
+  fail(ErrorKind::kCorrupt, "checkpoint",
        "tensor {}: expected it among the {} tensors, got none ({})", printable(name),
        tensors_.size(), printable(origin_, 4096));
 }

@@ -25,7 +25,7 @@ class TensorStore {
  public:
   void add(RawTensor tensor);
   const RawTensor* find(std::string_view name) const;  // null: not there
-  const RawTensor& at(std::string_view name) const;    // Errors: not_found, naming the file set
+  const RawTensor& at(std::string_view name) const;    // Errors: corrupt, naming the file set
   std::span<const RawTensor> all() const noexcept { return tensors_; }
   void set_origin(std::string origin) { origin_ = std::move(origin); }
 

@@ -206,7 +206,7 @@ TEST(CheckpointDirectory, QuantizeConfigs) {
   EXPECT_EQ(checkpoint->quantize_config_json, "{\"gptq\":1}");
   EXPECT_EQ(checkpoint->tensor_bytes(), 4);
   EXPECT_GT(checkpoint->file_bytes(), 4);
-  expect_error(ErrorKind::kNotFound, {"tensor x", dir.path()},
+  expect_error(ErrorKind::kCorrupt, {"tensor x", dir.path()},
                [&] { checkpoint->tensors.at("x"); });
 }
 

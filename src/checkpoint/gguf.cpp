@@ -219,7 +219,7 @@ GgufValue read_array(Cursor& in, std::string_view key, uint64_t& budget) {
       value = is_signed(element) ? read_signed(in, element, key)
               : element == GgufType::kBool
                   ? int64_t{read_bool(in, key)}
-                  : checked_cast<int64_t>(read_unsigned(in, element, key), printable(key));
+                  : checked_cast<int64_t>(read_unsigned(in, element, key), key, in.path());
     }
     out.value = std::move(values);
   }
@@ -276,7 +276,7 @@ RawTensor read_tensor_entry(Cursor& in) {
   }
   std::vector<int64_t> sizes(rank);
   for (int64_t& size : sizes)
-    size = checked_cast<int64_t>(in.count("tensor size"), name);
+    size = checked_cast<int64_t>(in.count("tensor size"), name, in.path());
   std::ranges::reverse(sizes);  // the file has the contiguous axis first
   tensor.shape = Shape(sizes, name);
   const auto id = in.number<uint32_t>("tensor type");
@@ -295,7 +295,7 @@ RawTensor read_tensor_entry(Cursor& in) {
 uint64_t tensor_bytes(const RawTensor& tensor) {
   const std::string name = printable(tensor.name);
   const int64_t row = row_bytes(tensor.dtype, tensor.shape.cols(), name);
-  return static_cast<uint64_t>(checked_mul(row, tensor.shape.rows(), name));
+  return static_cast<uint64_t>(checked_mul(row, tensor.shape.rows(), name, tensor.file));
 }
 
 // Gives every tensor its bytes, once all of them are known to lie apart and inside the data.

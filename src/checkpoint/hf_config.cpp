@@ -50,11 +50,12 @@ ordered_json parse_json(std::string_view text, std::string_view file, const Json
     return ordered_json::parse(text.begin(), text.end(),
                                JsonLimitGuard(limits, ErrorKind::kCorrupt, file));
   } catch (const ordered_json::parse_error& error) {
-    fail(ErrorKind::kCorrupt, "json", "expected valid JSON, got an error at byte {}: {} ({})",
-         error.byte, reason_of(error), printable(file, 4096));
+    fail(ErrorKind::kCorrupt, "json",
+         "document: expected valid JSON, got an error at byte {}: {} ({})", error.byte,
+         reason_of(error), printable(file, 4096));
   } catch (const ordered_json::exception& error) {
-    fail(ErrorKind::kCorrupt, "json", "expected valid JSON, got: {} ({})", reason_of(error),
-         printable(file, 4096));
+    fail(ErrorKind::kCorrupt, "json", "document: expected valid JSON, got: {} ({})",
+         reason_of(error), printable(file, 4096));
   }
 }
 
@@ -62,7 +63,7 @@ ordered_json parse_json_object(std::string_view text, std::string_view file,
                                const JsonLimits& limits) {
   ordered_json value = parse_json(text, file, limits);
   if (!value.is_object()) {
-    fail(ErrorKind::kCorrupt, "json", "expected an object {{...}}, got {} ({})",
+    fail(ErrorKind::kCorrupt, "json", "document: expected an object {{...}}, got {} ({})",
          describe_json(value), printable(file, 4096));
   }
   return value;

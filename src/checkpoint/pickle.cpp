@@ -91,8 +91,8 @@ class Machine {
  private:
   // ---- The bytes ----
   [[noreturn]] void corrupt(std::string_view expected, std::string_view got) const {
-    fail(ErrorKind::kCorrupt, "pickle", "expected {}, got {} (byte {} of {})", expected, got, at_,
-         printable(file_, 4096));
+    fail(ErrorKind::kCorrupt, "pickle", "data: expected {}, got {} (byte {} of {})", expected, got,
+         at_, printable(file_, 4096));
   }
 
   std::string_view take(uint64_t n_bytes) {

@@ -221,7 +221,8 @@ RawTensor checked_tensor(Entry&& entry, const MappedFile& file) {
          fmt::join(entry.offsets, ", "), path);
   }
   const Shape shape(entry.shape, name);
-  const int64_t n_bytes = checked_mul<int64_t>(shape.n_elems(), info(*dtype).block_bytes, name);
+  const int64_t n_bytes =
+      checked_mul<int64_t>(shape.n_elems(), info(*dtype).block_bytes, name, path);
   if (n_bytes != entry.offsets[1] - entry.offsets[0]) {
     fail(ErrorKind::kCorrupt, "safetensors", "bytes of {}: expected {} for {} {}, got {} ({})",
          name, n_bytes, entry.dtype, shape.str(), entry.offsets[1] - entry.offsets[0], path);
@@ -307,9 +308,9 @@ SafetensorsWriter::SafetensorsWriter(
            printable(path, 4096));
     }
     const auto begin = expected_bytes_;
-    const auto n_bytes =
-        checked_mul<int64_t>(entry.shape.n_elems(), info(entry.dtype).block_bytes, entry.name);
-    expected_bytes_ = checked_add(begin, static_cast<uint64_t>(n_bytes), entry.name);
+    const auto n_bytes = checked_mul<int64_t>(entry.shape.n_elems(), info(entry.dtype).block_bytes,
+                                              entry.name, path);
+    expected_bytes_ = checked_add(begin, static_cast<uint64_t>(n_bytes), entry.name, path);
     members.push_back(
         {entry.name,
          {{"dtype", type},

@@ -335,7 +335,8 @@ class StateDict {
 };
 
 int64_t storage_bytes(const StorageId& id, std::string_view path) {
-  return checked_mul<int64_t>(id.n_elems, id.dtype ? info(*id.dtype).block_bytes : 1, path);
+  return checked_mul<int64_t>(id.n_elems, id.dtype ? info(*id.dtype).block_bytes : 1, "storage",
+                              path);
 }
 
 std::vector<RawTensor> read_zip_form(const std::shared_ptr<const MappedFile>& file) {

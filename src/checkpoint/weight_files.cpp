@@ -234,7 +234,7 @@ std::vector<std::string> list_files(const std::string& directory) {
   }
   if (error) {
     fail(error == std::errc::no_such_file_or_directory ? ErrorKind::kNotFound : ErrorKind::kIo,
-         "checkpoint", "cannot list directory: {} ({})", error.message(),
+         "checkpoint", "directory: expected to list it, got: {} ({})", error.message(),
          printable(directory, 4096));
   }
   std::ranges::sort(names);

@@ -94,7 +94,8 @@ void check_scales(DType dtype, const std::byte* bytes, int64_t n_elems) {
   for (const float value : decoded) {
     if (!std::isfinite(value)) {
       fail(ErrorKind::kInvalidArgument, "quant",
-           "encode {}: a value is too large for the type's f16 scale", name_of(dtype));
+           "encode {}: expected values that the type's f16 scale can hold, got larger ones",
+           name_of(dtype));
     }
   }
 }

@@ -224,7 +224,7 @@ std::shared_ptr<const GroupAffine> open_gptq(const GptqConfig& config, const Gpt
     packed::require_size(g_idx, module, "g_idx", 0, k, k);
     source->group_of = read_groups(g_idx, module, grouping);
   } else if (config.desc_act && grouping.count > 1) {
-    fail(ErrorKind::kNotFound, "gptq", "{}.g_idx: the tensor is missing, and desc_act needs it",
+    fail(ErrorKind::kCorrupt, "gptq", "{}.g_idx: expected this tensor with desc_act, got none",
          printable(module));
   }
 

@@ -220,7 +220,7 @@ TEST(Gptq, RefusesWhatDoesNotFit) {
   EXPECT_EQ(refused([](Packed& p) { p.groups[5] = -1; }), ErrorKind::kCorrupt);
   GptqTensors tensors = good.tensors();
   tensors.scales = nullptr;
-  EXPECT_EQ(kind_of([&] { open_gptq(good.config, tensors); }), ErrorKind::kNotFound);
+  EXPECT_EQ(kind_of([&] { open_gptq(good.config, tensors); }), ErrorKind::kCorrupt);
 }
 
 TEST(Gptq, GroupIndexMayBeAbsentUnlessItPermutes) {
@@ -230,7 +230,7 @@ TEST(Gptq, GroupIndexMayBeAbsentUnlessItPermutes) {
   EXPECT_TRUE(open_gptq(packed.config, tensors)->group_of.empty());
   GptqConfig permuted = packed.config;
   permuted.desc_act = true;
-  EXPECT_EQ(kind_of([&] { open_gptq(permuted, tensors); }), ErrorKind::kNotFound);
+  EXPECT_EQ(kind_of([&] { open_gptq(permuted, tensors); }), ErrorKind::kCorrupt);
 }
 
 }  // namespace

@@ -11,7 +11,8 @@ namespace {
 const RawTensor& require_rank(const RawTensor* tensor, std::string_view module,
                               std::string_view suffix, int rank) {
   if (tensor == nullptr) {
-    fail(ErrorKind::kNotFound, "quant", "{}.{}: the tensor is missing", printable(module), suffix);
+    fail(ErrorKind::kCorrupt, "quant", "{}.{}: expected this tensor, got none", printable(module),
+         suffix);
   }
   if (tensor->shape.rank() != rank) {
     fail(ErrorKind::kCorrupt, "quant", "{}.{}: expected {} dimensions, got shape {} ({})",

@@ -91,7 +91,7 @@ inline void gather_by_group(const FloatTensor& tensor, int64_t n, int64_t n_grou
 }
 
 /// Checks of one published tensor. `module` and `suffix` name it in messages.
-/// Errors: not_found (null), corrupt (type, rank, or a byte count that is not the shape's).
+/// Errors: corrupt (null, type, rank, or a byte count that is not the shape's).
 const RawTensor& require(const RawTensor* tensor, std::string_view module, std::string_view suffix,
                          int rank, DType dtype);
 /// The same for f16, bf16 or f32, as a FloatTensor.

@@ -178,8 +178,8 @@ Variables variables_of(const RenderInput& input,
     for (const auto& [name, value] : input.variables->items()) {
       for (size_t i = 0; i < n_arguments; ++i) {
         if (values[i].first == name) {
-          fail(ErrorKind::kInvalidArgument, kComponent, "variables: '{}' is an argument of its own",
-               name);
+          fail(ErrorKind::kInvalidArgument, kComponent,
+               "variables: expected names that are no arguments of their own, got '{}'", name);
         }
       }
       values.emplace_back(name, trusted.value(value));
@@ -282,8 +282,9 @@ ChatTemplate ChatTemplate::from_json(const Json& chat_template, SpecialTokens sp
   for (const Json& entry : chat_template) {
     const auto text_of = [&](const char* key) -> const std::string& {
       if (!entry.is_object() || !entry.contains(key) || !entry[key].is_string()) {
-        fail(ErrorKind::kCorrupt, kComponent, "chat_template: expected entries with a string '{}'",
-             key);
+        fail(ErrorKind::kCorrupt, kComponent,
+             "chat_template: expected entries with a string '{}', got {}", key,
+             printable(entry.dump()));
       }
       return entry[key].get_ref<const std::string&>();
     };
@@ -293,7 +294,7 @@ ChatTemplate ChatTemplate::from_json(const Json& chat_template, SpecialTokens sp
   }
   if (plain == nullptr) {
     fail(ErrorKind::kCorrupt, kComponent,
-         "chat_template: expected a template named 'default' in the list");
+         "chat_template: expected a template named 'default' in the list, got none");
   }
   return ChatTemplate(std::move(plain), std::move(tool_use), std::move(special_tokens));
 }

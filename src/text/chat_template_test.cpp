@@ -387,7 +387,8 @@ TEST(ChatTemplateInput, ErrorsNameTheLine) {
   } catch (const TemplateError& error) {
     EXPECT_EQ(error.line(), 3);
     EXPECT_EQ(std::string(error.what()),
-              "[chat_template] undefined error: 'x' is undefined (template line 3)");
+              "[chat_template] expression: expected a defined value, got: 'x' is undefined "
+              "(undefined error, template line 3)");
   }
 }
 

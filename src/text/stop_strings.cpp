@@ -23,16 +23,17 @@ StopStrings::StopStrings(std::vector<std::string> strings)
   for (size_t i = 0; i < strings_.size(); ++i) {
     const std::string& text = strings_[i];
     if (text.empty()) {
-      fail(ErrorKind::kInvalidArgument, kComponent, "stop string {}: it is empty", i);
+      fail(ErrorKind::kInvalidArgument, kComponent,
+           "stop string {}: expected a text, got an empty one", i);
     }
     if (find_invalid_utf8(text) != std::string::npos) {
-      fail(ErrorKind::kInvalidArgument, kComponent, "stop string {}: '{}' is not valid UTF-8", i,
-           printable(text));
+      fail(ErrorKind::kInvalidArgument, kComponent,
+           "stop string {}: expected valid UTF-8, got '{}'", i, printable(text));
     }
     n_bytes += text.size();
     if (n_bytes >= kMaxBytes) {
-      fail(ErrorKind::kInvalidArgument, kComponent, "stop strings: expected under {} bytes in all",
-           kMaxBytes);
+      fail(ErrorKind::kInvalidArgument, kComponent,
+           "stop strings: expected under {} bytes in all, got {}", kMaxBytes, n_bytes);
     }
     add(text, static_cast<int32_t>(i));
   }

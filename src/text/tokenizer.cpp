@@ -27,7 +27,9 @@ size_t count_ids(const TokenizerSpec& spec) {
     }
     n = std::max(n, static_cast<size_t>(token.id) + 1);
   }
-  if (n == 0) fail(ErrorKind::kCorrupt, kComponent, "vocabulary: it is empty ({})", spec.source);
+  if (n == 0)
+    fail(ErrorKind::kCorrupt, kComponent, "vocabulary: expected tokens, got none ({})",
+         spec.source);
   if (n > static_cast<size_t>(kMaxTokens)) {
     fail(ErrorKind::kCorrupt, kComponent, "vocabulary: expected at most {} tokens, got {} ({})",
          kMaxTokens, n, spec.source);
@@ -98,11 +100,13 @@ void Tokenizer::add_texts(const TokenizerSpec& spec) {
   for (const AddedToken& token : spec.added_tokens) {
     const auto id = static_cast<size_t>(token.id);
     if (token.content.empty()) {
-      fail(ErrorKind::kCorrupt, kComponent, "added token {}: it has no text ({})", id, source_);
+      fail(ErrorKind::kCorrupt, kComponent, "added token {}: expected a text, got none ({})", id,
+           source_);
     }
     if (!texts[id].empty() && texts[id] != token.content) {
-      fail(ErrorKind::kCorrupt, kComponent, "id {}: it is both '{}' and '{}' ({})", id,
-           printable(texts[id]), printable(token.content), source_);
+      fail(ErrorKind::kCorrupt, kComponent,
+           "id {}: expected one token, got both '{}' and '{}' ({})", id, printable(texts[id]),
+           printable(token.content), source_);
     }
     texts[id] = token.content;
     added[id] = true;
@@ -122,7 +126,7 @@ void Tokenizer::add_texts(const TokenizerSpec& spec) {
                                                : std::string_view(bytes_of(alphabet_, text)));
     if (text.empty()) continue;
     if (!index_.insert(texts_, static_cast<uint32_t>(id))) {
-      fail(ErrorKind::kCorrupt, kComponent, "token '{}': it has two ids, {} and {} ({})",
+      fail(ErrorKind::kCorrupt, kComponent, "token '{}': expected one id, got {} and {} ({})",
            printable(text), *index_.find(texts_, text), id, source_);
     }
   }
@@ -138,8 +142,9 @@ void Tokenizer::add_byte_tokens() {
     // Valid UTF-8 never holds C0, C1 or F5 to FF: a vocabulary can do without these.
     const bool can_occur = byte < 0xC0 || (byte >= 0xC2 && byte <= 0xF4);
     if (!id && can_occur) {
-      fail(ErrorKind::kCorrupt, kComponent, "vocabulary: byte 0x{:02X} has no token '{}' ({})",
-           byte, text, source_);
+      fail(ErrorKind::kCorrupt, kComponent,
+           "vocabulary: expected a token '{}' for byte 0x{:02X}, got none ({})", text, byte,
+           source_);
     }
   }
 }
@@ -149,9 +154,10 @@ void Tokenizer::add_merges(const TokenizerSpec& spec) {
   const auto id_or_fail = [&](std::string_view text, size_t rank) {
     const auto id = index_.find(texts_, text);
     if (!id || text.empty()) {
-      fail(ErrorKind::kCorrupt, kComponent, "merge {} ('{}' + '{}'): '{}' is not a token ({})",
-           rank, printable(spec.merges[rank].left), printable(spec.merges[rank].right),
-           printable(text), source_);
+      fail(ErrorKind::kCorrupt, kComponent,
+           "merge {} ('{}' + '{}'): expected tokens, got '{}', which is none ({})", rank,
+           printable(spec.merges[rank].left), printable(spec.merges[rank].right), printable(text),
+           source_);
     }
     return *id;
   };
@@ -167,7 +173,7 @@ void Tokenizer::add_added_tokens(const TokenizerSpec& spec) {
   std::string buffer, spare;
   for (const AddedToken& token : spec.added_tokens) {
     if (find_invalid_utf8(token.content) != std::string_view::npos) {
-      fail(ErrorKind::kCorrupt, kComponent, "added token '{}': it is not valid UTF-8 ({})",
+      fail(ErrorKind::kCorrupt, kComponent, "added token: expected valid UTF-8, got '{}' ({})",
            printable(token.content), source_);
     }
     special_[static_cast<size_t>(token.id)] = token.special;
@@ -185,8 +191,9 @@ void Tokenizer::resolve_named_tokens(const TokenizerSpec& spec) {
     if (!id && text) {
       const auto found = id_of(*text);
       if (!found) {
-        fail(ErrorKind::kCorrupt, kComponent, "{}: '{}' is not in the vocabulary ({})", name,
-             printable(*text), source_);
+        fail(ErrorKind::kCorrupt, kComponent,
+             "{}: expected a token of the vocabulary, got '{}' ({})", name, printable(*text),
+             source_);
       }
       id = *found;
     }

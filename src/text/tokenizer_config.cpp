@@ -31,7 +31,9 @@ Json parse_object(std::string_view text, const std::string& source) {
   }
   Json root = Json::parse(text, JsonLimitGuard(kLimits, ErrorKind::kCorrupt, source),
                           /*allow_exceptions=*/false);
-  if (root.is_discarded()) fail(ErrorKind::kCorrupt, kComponent, "not valid JSON ({})", source);
+  if (root.is_discarded())
+    fail(ErrorKind::kCorrupt, kComponent,
+         "document: expected valid JSON, got text that is none ({})", source);
   if (!root.is_object()) wrong("document", "an object", root, source);
   return root;
 }
@@ -78,8 +80,8 @@ class AddedTokens {
                                                                              : same_id->second];
     if (known.content != token.content || known.id != token.id) {
       fail(ErrorKind::kCorrupt, kComponent,
-           "added token '{}' with id {}: expected '{}' with id {}, as in {} ({})",
-           printable(token.content), token.id, printable(known.content), known.id, spec_.source,
+           "added token: expected '{}' with id {} as in {}, got '{}' with id {} ({})",
+           printable(known.content), known.id, spec_.source, printable(token.content), token.id,
            source);
     }
     known = std::move(token);
@@ -234,8 +236,8 @@ void mark_named_tokens_special(TokenizerSpec& spec) {
     }
     const auto plain = std::find(spec.tokens.begin(), spec.tokens.end(), text);
     if (plain == spec.tokens.end()) {
-      fail(ErrorKind::kCorrupt, kComponent, "{}: '{}' is not in the vocabulary ({})", field,
-           printable(text), spec.source);
+      fail(ErrorKind::kCorrupt, kComponent, "{}: expected a token of the vocabulary, got '{}' ({})",
+           field, printable(text), spec.source);
     }
     added.merge({static_cast<int32_t>(plain - spec.tokens.begin()), text, /*special=*/true},
                 spec.source);

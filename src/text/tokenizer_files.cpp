@@ -88,13 +88,18 @@ std::string read_if_present(const std::string& path) {
   std::string text = read_text_file(path, kMaxFileBytes);
   if (text.starts_with("version https://git-lfs")) {
     fail(ErrorKind::kCorrupt, kComponent,
-         "{}: this is a Git LFS pointer, not the file itself (fetch it with 'git lfs pull')",
+         "content: expected the file itself, got its Git LFS pointer; fetch it with `git lfs pull` "
+         "({})",
          printable(path, 4096));
   }
   if (text.empty())
-    fail(ErrorKind::kCorrupt, kComponent, "{}: the file is empty", printable(path, 4096));
+    fail(ErrorKind::kCorrupt, kComponent, "size: expected at least 1 byte, got an empty file ({})",
+         printable(path, 4096));
   return text;
 }
+
+constexpr std::string_view kReadable =
+    "tokenizer.json, vocab.json with merges.txt, or qwen.tiktoken";
 
 TokenizerSpec read_vocabulary(const fs::path& directory) {
   const auto path = [&](const char* name) { return (directory / name).string(); };
@@ -117,16 +122,15 @@ TokenizerSpec read_vocabulary(const fs::path& directory) {
   }
   if (path_exists(path("tokenizer.model"))) {
     fail(ErrorKind::kUnsupported, kComponent,
-         "{}: a SentencePiece model cannot be read; the checkpoint's tokenizer.json can",
+         "vocabulary: expected {}, got a SentencePiece model, which is not read ({})", kReadable,
          shown("tokenizer.model"));
   }
   if (vocab.empty() != merges.empty()) {
-    fail(ErrorKind::kNotFound, kComponent, "{}: expected it beside {}",
-         shown(vocab.empty() ? "vocab.json" : "merges.txt"),
-         vocab.empty() ? "merges.txt" : "vocab.json");
+    fail(ErrorKind::kNotFound, kComponent, "{}: expected it beside {}, got none ({})",
+         vocab.empty() ? "vocab.json" : "merges.txt", vocab.empty() ? "merges.txt" : "vocab.json",
+         printable(directory.string(), 4096));
   }
-  fail(ErrorKind::kNotFound, kComponent,
-       "{}: expected tokenizer.json, vocab.json with merges.txt, or qwen.tiktoken; found none",
+  fail(ErrorKind::kNotFound, kComponent, "vocabulary: expected {}, got none ({})", kReadable,
        printable(directory.string(), 4096));
 }
 
@@ -191,7 +195,8 @@ void add_qwen_special_tokens(TokenizerSpec& spec) {
 
 TokenizerSpec read_tokenizer_directory(const std::string& directory) {
   if (std::error_code ignored; !path_exists(directory) || !fs::is_directory(directory, ignored)) {
-    fail(ErrorKind::kNotFound, kComponent, "{}: expected a directory", printable(directory, 4096));
+    fail(ErrorKind::kNotFound, kComponent, "path: expected a directory, got none ({})",
+         printable(directory, 4096));
   }
   const fs::path root(directory);
   TokenizerSpec spec = read_vocabulary(root);

@@ -187,7 +187,7 @@ TEST(TokenizerDirectory, SaysWhatIsMissing) {
   folder.write("vocab.json", tiny("vocab.json"));
   expect_error(ErrorKind::kNotFound, "merges.txt: expected it beside vocab.json", load(folder));
   folder.write("merges.txt", "");
-  expect_error(ErrorKind::kCorrupt, "merges.txt: the file is empty", load(folder));
+  expect_error(ErrorKind::kCorrupt, "expected at least 1 byte, got an empty file", load(folder));
   folder.write("tokenizer.json",
                "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7028015\n");
   expect_error(ErrorKind::kCorrupt, "Git LFS pointer", load(folder));
@@ -212,15 +212,16 @@ TEST(TokenizerDirectory, RefusesContradictions) {
     expect_error(ErrorKind::kCorrupt, part, [&] { with_config(config); });
   };
   with_config("{}");
-  refuse("not valid JSON", "{");
+  refuse("expected valid JSON", "{");
   refuse("expected an object", "[]");
-  refuse("eos_token: '<eos>' is not in the vocabulary", R"({"eos_token": "<eos>"})");
+  refuse("eos_token: expected a token of the vocabulary, got '<eos>'", R"({"eos_token": "<eos>"})");
   refuse("eos_token: expected the text of a token, got 7", R"({"eos_token": 7})");
   refuse("expected '<|im_end|>' with id 1002",
          R"({"added_tokens_decoder": {"5": {"content": "<|im_end|>"}}})");
   refuse("expected '<|im_end|>' with id 1002",
          R"({"added_tokens_decoder": {"1002": {"content": "x"}}})");
-  refuse("id 3: it is both", R"({"added_tokens_decoder": {"3": {"content": "<new>"}}})");
+  refuse("id 3: expected one token, got both",
+         R"({"added_tokens_decoder": {"3": {"content": "<new>"}}})");
   refuse("expected ids below", R"({"added_tokens_decoder": {"-1": {"content": "x"}}})");
   refuse("expected ids below", R"({"added_tokens_decoder": {"99999999999": {"content": "x"}}})");
   refuse("expected the text of a token", R"({"added_tokens_decoder": {"1003": {}}})");
@@ -233,7 +234,7 @@ TEST(TokenizerDirectory, RefusesContradictions) {
 TEST(TokenizerJson, RefusesBrokenFiles) {
   const std::string good = tiny("tokenizer.json");
   for (const size_t size : {size_t{0}, size_t{1}, good.size() / 2, good.size() - 2}) {
-    expect_error(ErrorKind::kCorrupt, "not valid JSON",
+    expect_error(ErrorKind::kCorrupt, "expected valid JSON",
                  [&] { read_tokenizer_json(std::string_view(good).substr(0, size), "t.json"); });
   }
   expect_error(ErrorKind::kCorrupt, "nesting",
@@ -263,13 +264,13 @@ TEST(TokenizerJson, RefusesBrokenFiles) {
   corrupt("expected texts", "/model/merges/3", 7);
   corrupt("added_tokens[0].id", "/added_tokens/0/id", -4);
   corrupt("added_tokens[1].content", "/added_tokens/1/content", nullptr);
-  corrupt("two ids", "/added_tokens/1/content", "<|endoftext|>");
-  corrupt("id 1000: it is both", "/added_tokens/1/id", 1000);
+  corrupt("expected one id", "/added_tokens/1/content", "<|endoftext|>");
+  corrupt("id 1000: expected one token, got both", "/added_tokens/1/id", 1000);
 
   json no_byte = tiny_json();
   no_byte["model"]["merges"] = json::array();
   no_byte["model"]["vocab"].erase("a");
-  expect_json_error(ErrorKind::kCorrupt, "byte 0x61 has no token 'a'", no_byte);
+  expect_json_error(ErrorKind::kCorrupt, "expected a token 'a' for byte 0x61", no_byte);
 }
 
 TEST(TokenizerJson, RefusesWhatItCannotDoByName) {
@@ -317,8 +318,8 @@ TEST(Tiktoken, Faults) {
   refuse("line 1: expected 'base64 rank'", "IQ== x");
   refuse("line 2: expected rank 1, got 2", "IQ== 0\nIg== 2");
   refuse("expected two tokens of lower rank", "IQ== 0\nISEh 1");
-  refuse("byte 0x00 has no token", "IQ== 0");
-  refuse("it is empty", "");
+  refuse("for byte 0x00, got none", "IQ== 0");
+  refuse("expected tokens, got none", "");
 }
 
 GgufVocabulary gguf_of_tiny() {

@@ -96,7 +96,8 @@ TokenizerSpec spec_from_gguf(const GgufVocabulary& vocabulary) {
   if (vocabulary.add_bos) {
     if (!spec.bos_id) {
       fail(ErrorKind::kCorrupt, kComponent,
-           "tokenizer.ggml.add_bos_token: expected a bos_token_id with it ({})", vocabulary.source);
+           "tokenizer.ggml.add_bos_token: expected false without a bos_token_id, got true ({})",
+           vocabulary.source);
     }
     spec.prefix_ids = {*spec.bos_id};
   }

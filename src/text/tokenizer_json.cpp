@@ -285,8 +285,8 @@ std::vector<std::string> read_vocab_json(std::string_view json, const std::strin
   VocabSax sax(/*vocab_at_root=*/true, source);
   parse_with(sax, json);
   if (sax.tokens.empty()) {
-    fail(ErrorKind::kCorrupt, kComponent, "vocabulary: expected an object of texts and ids ({})",
-         source);
+    fail(ErrorKind::kCorrupt, kComponent,
+         "vocabulary: expected an object of texts and ids, got no tokens ({})", source);
   }
   return std::move(sax.tokens);
 }

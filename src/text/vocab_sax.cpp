@@ -11,39 +11,50 @@ constexpr size_t kMaxDepth = 32;              // real files have 6 levels
 constexpr size_t kMaxKeys = size_t{1} << 14;  // of one object beside the vocabulary: found linearly
 }  // namespace
 
-void VocabSax::refuse(std::string_view expected) const {
+void VocabSax::refuse(std::string_view expected, std::string_view got) const {
   const bool in_vocab = mode_ == Mode::kVocab;
-  fail(ErrorKind::kCorrupt, kComponent, "{}: expected {}{} ({})",
+  fail(ErrorKind::kCorrupt, kComponent, "{}, {}: expected {}, got {} ({})",
        vocab_at_root_ ? "vocabulary"
        : in_vocab     ? "model.vocab"
                       : "model.merges",
-       expected,
-       in_vocab ? fmt::format(" for token '{}'", printable(token_))
-                : fmt::format(", at merge {}", merges.size()),
-       source_);
+       in_vocab ? fmt::format("token '{}'", printable(token_))
+                : fmt::format("merge {}", merges.size()),
+       expected, got, source_);
+}
+
+std::string_view VocabSax::wanted() const {
+  switch (mode_) {
+    case Mode::kVocab:
+      return "an id";
+    case Mode::kMergePair:
+      return "two texts";
+    default:
+      return "texts or pairs of texts";
+  }
 }
 
 void VocabSax::add_token(number_unsigned_t id) {
   if (id >= static_cast<number_unsigned_t>(kMaxTokens)) {
-    refuse(fmt::format("an id below {}, got {}", kMaxTokens, id));
+    refuse(fmt::format("an id below {}", kMaxTokens), fmt::to_string(id));
   }
-  if (token_.empty()) refuse("a text");
+  if (token_.empty()) refuse("a text", "an empty one");
   if (id >= tokens.size()) tokens.resize(static_cast<size_t>(id) + 1);
   std::string& slot = tokens[static_cast<size_t>(id)];
   if (!slot.empty())
-    refuse(fmt::format("an id of its own, got {}, that of '{}'", id, printable(slot)));
+    refuse("an id of its own", fmt::format("{}, that of '{}'", id, printable(slot)));
   slot = std::move(token_);
   token_.clear();
 }
 
 void VocabSax::add_merge_line(const std::string& line) {
   auto merge = parse_merge_line(line);
-  if (!merge) refuse(fmt::format("two parts with a space between, got '{}'", printable(line)));
+  if (!merge) refuse("two parts with a space between", fmt::format("'{}'", printable(line)));
   merges.push_back(*std::move(merge));
 }
 
 bool VocabSax::number_integer(number_integer_t value) {
-  return mode_ == Mode::kDocument ? add_value(value) : (refuse("no negative number"), false);
+  return mode_ == Mode::kDocument ? add_value(value)
+                                  : (refuse(wanted(), fmt::to_string(value)), false);
 }
 
 bool VocabSax::number_unsigned(number_unsigned_t value) {
@@ -57,12 +68,13 @@ bool VocabSax::string(string_t& value) {
     case Mode::kDocument:
       return add_value(std::move(value));
     case Mode::kVocab:
-      refuse("an id");
+      refuse(wanted(), fmt::format("'{}'", printable(value)));
     case Mode::kMerges:
       add_merge_line(value);
       return true;
     case Mode::kMergePair:
-      if (pair_.size() == 2 || value.empty()) refuse("pairs of texts");
+      if (pair_.size() == 2 || value.empty())
+        refuse(wanted(), value.empty() ? "an empty text" : "a third text");
       pair_.push_back(std::move(value));
       return true;
   }
@@ -74,8 +86,8 @@ bool VocabSax::key(string_t& name) {
     token_ = std::move(name);
   } else {
     if (open_.back()->size() >= kMaxKeys) {
-      fail(ErrorKind::kCorrupt, kComponent, "JSON: expected at most {} keys in one object ({})",
-           kMaxKeys, source_);
+      fail(ErrorKind::kCorrupt, kComponent,
+           "JSON: expected at most {} keys in one object, got more ({})", kMaxKeys, source_);
     }
     keys_.back() = std::move(name);
   }
@@ -83,10 +95,10 @@ bool VocabSax::key(string_t& name) {
 }
 
 bool VocabSax::start_object(size_t) {
-  if (mode_ != Mode::kDocument) refuse(mode_ == Mode::kVocab ? "an id" : "merges, not objects");
+  if (mode_ != Mode::kDocument) refuse(wanted(), "an object");
   const bool in_model = open_.size() == 2 && keys_[0] == "model" && keys_[1] == "vocab";
   if (vocab_at_root_ ? open_.empty() : in_model) {
-    if (!tokens.empty()) refuse("one vocabulary, got two");
+    if (!tokens.empty()) refuse("one vocabulary", "two");
     mode_ = Mode::kVocab;
     return true;
   }
@@ -94,15 +106,14 @@ bool VocabSax::start_object(size_t) {
 }
 
 bool VocabSax::start_array(size_t) {
-  if (mode_ == Mode::kVocab) refuse("an id");
-  if (mode_ == Mode::kMergePair) refuse("pairs of texts");
+  if (mode_ == Mode::kVocab || mode_ == Mode::kMergePair) refuse(wanted(), "an array");
   if (mode_ == Mode::kMerges) {
     mode_ = Mode::kMergePair;
     pair_.clear();
     return true;
   }
   if (!vocab_at_root_ && open_.size() == 2 && keys_[0] == "model" && keys_[1] == "merges") {
-    if (!merges.empty()) refuse("one list of merges, got two");
+    if (!merges.empty()) refuse("one list of merges", "two");
     mode_ = Mode::kMerges;
     return true;
   }
@@ -116,7 +127,7 @@ bool VocabSax::end() {
       mode_ = Mode::kDocument;
       return true;
     case Mode::kMergePair:
-      if (pair_.size() != 2) refuse("pairs of texts");
+      if (pair_.size() != 2) refuse(wanted(), fmt::format("{} of them", pair_.size()));
       merges.push_back({std::move(pair_[0]), std::move(pair_[1])});
       mode_ = Mode::kMerges;
       return true;
@@ -129,7 +140,7 @@ bool VocabSax::end() {
 }
 
 bool VocabSax::add_value(Json value) {
-  if (mode_ != Mode::kDocument) refuse(mode_ == Mode::kVocab ? "an id" : "texts");
+  if (mode_ != Mode::kDocument) refuse(wanted(), value.dump());
   if (open_.empty()) {
     rest = std::move(value);
   } else if (open_.back()->is_array()) {
@@ -142,8 +153,8 @@ bool VocabSax::add_value(Json value) {
 
 bool VocabSax::open(Json value) {
   if (open_.size() >= kMaxDepth) {
-    fail(ErrorKind::kCorrupt, kComponent, "JSON: expected at most {} levels of nesting ({})",
-         kMaxDepth, source_);
+    fail(ErrorKind::kCorrupt, kComponent,
+         "JSON: expected at most {} levels of nesting, got more ({})", kMaxDepth, source_);
   }
   Json* const parent = open_.empty() ? nullptr : open_.back();
   add_value(std::move(value));
@@ -157,7 +168,8 @@ bool VocabSax::open(Json value) {
 
 bool VocabSax::parse_error(size_t position, const std::string& last_token,
                            const nlohmann::detail::exception& error) {
-  fail(ErrorKind::kCorrupt, kComponent, "not valid JSON at byte {}, near '{}' ({})", position,
+  fail(ErrorKind::kCorrupt, kComponent,
+       "document: expected valid JSON, got an error at byte {}, near '{}' ({})", position,
        printable(last_token, 40), source_);
 }
 

@@ -46,7 +46,8 @@ class VocabSax : public nlohmann::json_sax<nlohmann::ordered_json> {
   bool end();
   void add_token(number_unsigned_t id);
   void add_merge_line(const std::string& line);
-  [[noreturn]] void refuse(std::string_view expected) const;
+  std::string_view wanted() const;  // what may come next inside the vocabulary or the merges
+  [[noreturn]] void refuse(std::string_view expected, std::string_view got) const;
 
   std::string source_;
   bool vocab_at_root_;

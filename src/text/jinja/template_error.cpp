@@ -8,12 +8,30 @@ ErrorKind exit_kind(TemplateErrorKind kind) {
   return kind == TemplateErrorKind::kSyntax ? ErrorKind::kCorrupt : ErrorKind::kInvalidArgument;
 }
 
+/// What went wrong, and what would have been right.
+std::string_view expectation(TemplateErrorKind kind) {
+  switch (kind) {
+    case TemplateErrorKind::kRaiseException:
+      return "messages: expected what the template accepts";
+    case TemplateErrorKind::kUndefined:
+      return "expression: expected a defined value";
+    case TemplateErrorKind::kPython:
+      return "expression: expected what Python can evaluate";
+    case TemplateErrorKind::kSecurity:
+      return "expression: expected what the sandbox permits";
+    case TemplateErrorKind::kSyntax:
+      return "source: expected a Jinja template";
+    case TemplateErrorKind::kLimit:
+      return "template: expected to stay within its limits";
+  }
+  return "template: expected to render";
+}
+
 std::string sentence(TemplateErrorKind kind, const std::string& detail, int line) {
   constexpr size_t kShownBytes = 2000;
-  std::string text =
-      fmt::format("[chat_template] {} error: {}", name_of(kind), printable(detail, kShownBytes));
-  if (line > 0) text += fmt::format(" (template line {})", line);
-  return text;
+  return fmt::format("[chat_template] {}, got: {} ({} error{})", expectation(kind),
+                     printable(detail, kShownBytes), name_of(kind),
+                     line > 0 ? fmt::format(", template line {}", line) : "");
 }
 
 }  // namespace

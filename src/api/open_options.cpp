@@ -1,0 +1,46 @@
+#include "api/open_options.h"
+
+#include "base/error.h"
+
+namespace qw {
+
+namespace {
+
+/// 0 is every setting's default.
+void check_range(int64_t value, int64_t most, std::string_view setting) {
+  if (value < 0 || value > most) {
+    fail(ErrorKind::kInvalidArgument, "settings", "{}: expected 0 (the default) to {}, got {}",
+         setting, most, value);
+  }
+}
+
+}  // namespace
+
+std::string kv_type_of(const LoadSettings& settings) {
+  if (!settings.kv_type.empty()) return settings.kv_type;
+  return settings.device == "reference" || settings.activations == "f32" ? "f32" : "f16";
+}
+
+OpenOptions open_options(const LoadSettings& settings) {
+  constexpr int64_t kMaxThreads = 1024, kMaxTokens = int64_t{1} << 31;
+  check_range(settings.threads, kMaxThreads, "threads");
+  check_range(settings.context, kMaxTokens, "context (ctx)");
+  check_range(settings.chunk, kMaxTokens, "chunk");
+  OpenOptions open;
+  open.device = settings.device;
+  open.backend.n_threads = settings.threads;
+  open.backend.isa = settings.isa;
+  open.backend.activations = activation_mode_from_name(settings.activations);
+  open.backend.deterministic = settings.deterministic;
+  open.engine.ctx = settings.context;
+  open.engine.kv_type = kv_type_of(settings);
+  open.engine.prefix_cache = settings.prefix_cache;
+  if (settings.chunk > 0) open.engine.chunk_tokens = settings.chunk;
+  for (const auto& [path, scale] : settings.adapters)
+    open.adapters.push_back({path, scale});
+  open.quiet = settings.quiet;
+  if (settings.quiet) open.on_warning = [](const std::string&) {};
+  return open;
+}
+
+}  // namespace qw

@@ -1,0 +1,125 @@
+#include "app/input.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "app/command.h"
+#include "base/error.h"
+#include "base/input_file.h"
+#include "base/json_limits.h"
+
+namespace qw::app {
+
+namespace fs = std::filesystem;
+
+std::string read_stdin() {
+  return read_input("-");
+}
+
+std::string read_input(const std::string& path, size_t max_bytes) {
+  return path == "-" ? read_stream(STDIN_FILENO, "standard input", &interrupted(),
+                                   std::min(max_bytes, kMaxStreamBytes))
+                     : read_input_file(path, &interrupted(), max_bytes);
+}
+
+nlohmann::ordered_json parse_user_json(std::string_view text, std::string_view where) {
+  // Conversations and batches may be large; ids are arrays without keys, which have no limit.
+  static constexpr JsonLimits kLimits{.max_keys = 5'000'000};
+  try {
+    return nlohmann::ordered_json::parse(
+        text.begin(), text.end(), JsonLimitGuard(kLimits, ErrorKind::kInvalidArgument, where));
+  } catch (const nlohmann::json::exception& error) {
+    fail(ErrorKind::kInvalidArgument, "json", "input: expected JSON, got: {} ({})",
+         printable(error.what(), 160), printable(where, 4096));
+  }
+}
+
+std::vector<int32_t> parse_ids(std::string_view text, std::string_view flag) {
+  nlohmann::ordered_json json;
+  try {
+    json = parse_user_json(text, flag);
+  } catch (const Error& error) {
+    fail(ErrorKind::kInvalidArgument, "ids",
+         "{}: expected a JSON array of token ids, got '{}' ({})", flag, printable(text, 60),
+         error.message());
+  }
+  if (!json.is_array()) {
+    fail(ErrorKind::kInvalidArgument, "ids", "{}: expected a JSON array of token ids, got '{}'",
+         flag, printable(text));
+  }
+  std::vector<int32_t> ids;
+  ids.reserve(json.size());
+  for (const auto& item : json) {
+    if (!item.is_number_integer() || item.get<int64_t>() < 0 || item.get<int64_t>() > INT32_MAX) {
+      fail(ErrorKind::kInvalidArgument, "ids", "{}: expected token ids from 0, got {}", flag,
+           printable(item.dump()));
+    }
+    ids.push_back(item.get<int32_t>());
+  }
+  return ids;
+}
+
+namespace {
+
+/// std::getline with a cap, so that a stream without line ends cannot fill the memory.
+bool read_line(std::istream& in, std::string& line, const std::string& path) {
+  line.clear();
+  for (char c = 0; in.get(c);) {
+    if (c == '\n') return true;
+    if (line.size() == kMaxStreamBytes) {
+      fail(ErrorKind::kCorrupt, "input", "line: expected at most {} bytes, got more ({})",
+           kMaxStreamBytes, printable(path, 4096));
+    }
+    line.push_back(c);
+  }
+  return !line.empty();
+}
+
+}  // namespace
+
+void for_each_json_line(const std::string& path,
+                        const std::function<void(const nlohmann::ordered_json&, size_t)>& body) {
+  std::ifstream file;
+  if (path != "-") {
+    std::error_code ignored;
+    if (!fs::exists(path, ignored))
+      fail(ErrorKind::kNotFound, "input", "file: expected JSON lines, got no such file ({})",
+           printable(path, 4096));
+    file.open(path, std::ios::binary);
+    if (!file || fs::is_directory(path, ignored))
+      fail(ErrorKind::kIo, "input", "file: expected to read it, got: {} ({})",
+           file ? "a directory" : std::strerror(errno), printable(path, 4096));
+  }
+  std::istream& in = path == "-" ? std::cin : file;
+  size_t number = 0;
+  for (std::string line; read_line(in, line, path);) {
+    ++number;
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    body(parse_user_json(line, fmt::format("{}, line {}", path, number)), number);
+  }
+  interrupted().check("input");
+  if (in.bad())
+    fail(ErrorKind::kIo, "input", "file: expected to read to its end, got an error ({})",
+         printable(path, 4096));
+}
+
+std::string only_key_of(const nlohmann::ordered_json& row, const std::vector<std::string>& keys,
+                        std::string_view where) {
+  std::vector<std::string> found;
+  for (const std::string& key : keys) {
+    if (row.is_object() && row.contains(key)) found.push_back(key);
+  }
+  if (found.size() == 1) return found.front();
+  fail(ErrorKind::kInvalidArgument, "input", "{}: expected an object with one of {}, got {}", where,
+       fmt::join(keys, ", "),
+       found.empty() ? printable(row.dump()) : fmt::format("{}", fmt::join(found, " and ")));
+}
+
+}  // namespace qw::app

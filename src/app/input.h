@@ -1,0 +1,39 @@
+// What commands are given: JSON, ids, lines of JSON, text; from flags, files, pipes, standard
+// input.
+//
+// Level 8 (app).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace qw::app {
+
+/// The whole of standard input. Errors: io, corrupt (too large), cancelled.
+std::string read_stdin();
+/// The whole of a file or stream; "-" is standard input. Errors: as read_input_file.
+std::string read_input(const std::string& path, size_t max_bytes = size_t{1} << 30);
+
+/// JSON that a user gave: parsed under limits of depth and keys, so that printing it in a message
+/// is safe. `where` names it. Errors: invalid_argument.
+nlohmann::ordered_json parse_user_json(std::string_view text, std::string_view where);
+/// "[1, 2, 3]" -> ids. Errors: invalid_argument.
+std::vector<int32_t> parse_ids(std::string_view text, std::string_view flag);
+
+/// Lines of a JSON-lines file or stream ("-": standard input), as they come, with their numbers
+/// for messages; empty lines skipped.
+/// Errors: not_found, io, corrupt (a line too long), invalid_argument (not JSON), cancelled.
+void for_each_json_line(
+    const std::string& path,
+    const std::function<void(const nlohmann::ordered_json&, size_t line)>& body);
+
+/// The one of `keys` that a line of a batch holds: two say different things, and none says nothing.
+/// `where` names the line. Errors: invalid_argument.
+std::string only_key_of(const nlohmann::ordered_json& row, const std::vector<std::string>& keys,
+                        std::string_view where);
+
+}  // namespace qw::app

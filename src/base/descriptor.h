@@ -1,0 +1,24 @@
+// A file descriptor that closes itself.
+//
+// Level 0 (base).
+#pragma once
+
+#include <unistd.h>
+
+namespace qw {
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+}  // namespace qw
