@@ -2,7 +2,7 @@
 //
 // The one table is CMakeLists.txt's qw_add_folder lines; a folder may include itself, its DEPS
 // and what those may include. Also checked: no intrinsics outside kernels/cpu/<isa>/, no element
-// type, format, ISA or device named inside engine/ (docs/architecture.md).
+// type, quantised format, ISA or device named inside model/ or engine/ (docs/architecture.md).
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -119,9 +119,10 @@ TEST(Layering, IntrinsicsStayInIsaFolders) {
   }
 }
 
-TEST(Layering, ModelNamesNoDeviceAndNoInstructionSet) {
-  const std::regex forbidden(R"(\b(avx2|avx512\w*|neon|cuda|q[2-8]_[k0-1]|iq[1-4]_\w+)\b)",
-                             std::regex::icase);
+TEST(Layering, ModelNamesNoElementTypeNoFormatNoDeviceAndNoInstructionSet) {
+  const std::regex forbidden(
+      R"(\b(DType::k\w+|bf16|gptq|awq|avx2|avx512\w*|neon|cuda|q[2-8]_[k0-1]|iq[1-4]_\w+)\b)",
+      std::regex::icase);
   for (const char* folder : {"model", "engine"}) {
     if (!fs::exists(kRoot / "src" / folder)) continue;
     for (const auto& entry : fs::recursive_directory_iterator(kRoot / "src" / folder)) {

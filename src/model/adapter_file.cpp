@@ -12,6 +12,7 @@
 #include "checkpoint/safetensors.h"
 #include "checkpoint/torch_file.h"
 #include "model/peft_config.h"
+#include "model/sources.h"
 
 namespace qw {
 
@@ -35,18 +36,9 @@ struct ModuleTensors {
 void check_pair(const std::string& module, const RawTensor* a, const RawTensor* b,
                 const std::string& path) {
   if (a != nullptr && b != nullptr) return;
-  fail(ErrorKind::kNotFound, "adapter",
-       "module {}: expected both lora_A and lora_B, found one ({})", printable(module),
+  fail(ErrorKind::kCorrupt, "adapter",
+       "module {}: expected both lora_A and lora_B, got one of them ({})", printable(module),
        printable(path));
-}
-
-std::vector<float> decode_vector(const RawTensor& tensor) {
-  RawTensor row = tensor;
-  row.shape = Shape{1, tensor.shape.n_elems()};
-  const LinearSource source = LinearSource::of_matrix(row);
-  std::vector<float> out(static_cast<size_t>(source.k));
-  source.decode_rows(0, 1, out.data());
-  return out;
 }
 
 // ---- peft -----------------------------------------------------------------------------------
@@ -86,7 +78,7 @@ std::map<std::string, ModuleTensors> sort_peft_tensors(const std::vector<RawTens
     if (ending == std::end(kEndings)) {
       fail(ErrorKind::kUnsupported, "adapter",
            "tensor {}: expected lora_A, lora_B, lora_magnitude_vector, lora_embedding_A, "
-           "lora_embedding_B or a whole weight ({})",
+           "lora_embedding_B or a whole weight, got another name ({})",
            printable(tensor.name), printable(path));
     }
     name.remove_suffix(ending->text.size());
@@ -99,10 +91,23 @@ ModuleId id_of_peft_module(const std::string& module, const std::string& path) {
   const auto id = parse_hf_name(module);
   if (!id) {
     fail(ErrorKind::kCorrupt, "adapter",
-         "module {}: expected a module of a Qwen2 network, this is none ({})", printable(module),
-         printable(path));
+         "module {}: expected a module of a Qwen2 network, got an unknown name ({})",
+         printable(module), printable(path));
   }
   return *id;
+}
+
+/// A whole weight, of modules_to_save or beside an embedding's deltas.
+void add_replacement(AdapterFile& out, const ModuleId& id, const RawTensor& weight) {
+  if (is_norm(id.slot)) {
+    out.norms.push_back({id, read_vector(weight)});
+  } else if (id.slot == Slot::kEmbedding || id.slot == Slot::kLmHead) {
+    out.replacements.push_back({id, LinearSource::of_matrix(weight)});
+  } else {
+    fail(ErrorKind::kUnsupported, "adapter",
+         "modules_to_save: expected embed_tokens, lm_head and norms only, got tensor {} ({})",
+         printable(weight.name), printable(out.path));
+  }
 }
 
 void add_peft_module(AdapterFile& out, const PeftConfig& config, const std::string& module,
@@ -113,20 +118,14 @@ void add_peft_module(AdapterFile& out, const PeftConfig& config, const std::stri
       fail_tensor(
           a, fmt::format("[{}, inputs] (rank of adapter_config.json)", config.rank_of(module)));
   };
-  if (t.weight != nullptr) {
-    if (t.weight->shape.rank() != 2) {
-      fail(ErrorKind::kUnsupported, "adapter",
-           "module {}: modules_to_save can replace embed_tokens and lm_head only ({})",
-           printable(module), printable(out.path));
-    }
-    out.replacements.push_back({id, LinearSource::of_matrix(*t.weight)});
-  }
+  if (t.weight != nullptr) add_replacement(out, id, *t.weight);
   if (t.embedding_a != nullptr || t.embedding_b != nullptr) {
     check_pair(module, t.embedding_a, t.embedding_b, out.path);
     check_rank(*t.embedding_a);
     if (t.magnitude != nullptr) {
-      fail(ErrorKind::kUnsupported, "adapter", "module {}: DoRA of an embedding ({})",
-           printable(module), printable(out.path));
+      fail(ErrorKind::kUnsupported, "adapter",
+           "module {}: expected no DoRA of an embedding, got use_dora true ({})", printable(module),
+           printable(out.path));
     }
     out.embedding_deltas.push_back({.a = LinearSource::of_matrix(*t.embedding_a),
                                     .b = LinearSource::of_matrix(*t.embedding_b),
@@ -147,7 +146,7 @@ void add_peft_module(AdapterFile& out, const PeftConfig& config, const std::stri
        .a = LinearSource::of_matrix(*t.a),
        .b = LinearSource::of_matrix(*t.b),
        .scaling = config.scaling_of(module),
-       .magnitude = t.magnitude ? decode_vector(*t.magnitude) : std::vector<float>{}});
+       .magnitude = t.magnitude ? read_vector(*t.magnitude) : std::vector<float>{}});
 }
 
 std::shared_ptr<const MappedFile> open_adapter(const std::string& path) {
@@ -162,7 +161,8 @@ AdapterFile read_peft(const fs::path& directory) {
   const std::string config_file = (directory / "adapter_config.json").string();
   if (!path_exists(config_file)) {
     fail(ErrorKind::kNotFound, "adapter",
-         "{}: expected a peft directory with adapter_config.json or a GGUF adapter, found neither",
+         "path: expected a peft directory with adapter_config.json or a GGUF adapter, got neither "
+         "({})",
          printable(out.path));
   }
   const std::string config_text = read_text_file(config_file, size_t{1} << 24);
@@ -177,7 +177,7 @@ AdapterFile read_peft(const fs::path& directory) {
     tensors = read_torch_file(open_adapter(torch));
   } else {
     fail(ErrorKind::kNotFound, "adapter",
-         "{}: expected adapter_model.safetensors or adapter_model.bin, found neither",
+         "weights: expected adapter_model.safetensors or adapter_model.bin, got neither ({})",
          printable(out.path));
   }
   for (const auto& [module, parts] : sort_peft_tensors(tensors, out.path))
@@ -199,8 +199,8 @@ void add_gguf_pair(AdapterFile& out, const std::string& name, const RawTensor& a
   const auto id = parse_gguf_name(module);
   if (!id) {
     fail(ErrorKind::kCorrupt, "adapter",
-         "tensor {}: expected a tensor of a Qwen2 network, this is none ({})", printable(name),
-         printable(out.path));
+         "tensor {}: expected a tensor of a Qwen2 network, got an unknown name ({})",
+         printable(name), printable(out.path));
   }
   if (id->slot == Slot::kEmbedding) {
     // llama.cpp looks rows of A up by token, so A comes transposed.
@@ -260,8 +260,9 @@ AdapterFile read_gguf_adapter(const std::string& path) {
     } else if (name.ends_with(kB)) {
       pairs[std::string(name.substr(0, name.size() - kB.size()))].b = &tensor;
     } else {
-      fail(ErrorKind::kUnsupported, "adapter", "tensor {}: expected .lora_a or .lora_b ({})",
-           printable(name), printable(path));
+      fail(ErrorKind::kUnsupported, "adapter",
+           "tensor {}: expected .lora_a or .lora_b at its end, got neither ({})", printable(name),
+           printable(path));
     }
   }
   for (const auto& [name, pair] : pairs) {
@@ -292,7 +293,9 @@ void check_delta(const LowRankDelta& delta, const std::string& path) {
 
 AdapterFile read_adapter(const std::string& path) {
   if (!path_exists(path)) {
-    fail(ErrorKind::kNotFound, "adapter", "{}: no such adapter", printable(path));
+    fail(ErrorKind::kNotFound, "adapter",
+         "path: expected a peft directory or a GGUF adapter, got no such path ({})",
+         printable(path));
   }
   AdapterFile out;
   if (std::error_code ignored; fs::is_directory(path, ignored)) {
@@ -301,6 +304,11 @@ AdapterFile read_adapter(const std::string& path) {
     out = read_gguf_adapter(path);
   } else {
     out = read_peft(fs::path(path).parent_path());
+  }
+  if (out.deltas.empty() && out.embedding_deltas.empty() && out.replacements.empty() &&
+      out.norms.empty()) {
+    fail(ErrorKind::kCorrupt, "adapter", "tensors: expected at least one, got none ({})",
+         printable(out.path));
   }
   for (const LowRankDelta& delta : out.deltas)
     check_delta(delta, out.path);

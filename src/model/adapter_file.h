@@ -31,10 +31,17 @@ struct EmbeddingDelta {
   double scaling = 1;
 };
 
-/// A tensor that takes the place of the base's (peft's modules_to_save).
+/// A matrix that takes the place of the base's (peft's modules_to_save): embed_tokens or lm_head.
+/// Like in peft, the adapter's scale does not apply to it.
 struct Replacement {
   ModuleId id;
   LinearSource weight;
+};
+
+/// The same of a norm.
+struct NormReplacement {
+  ModuleId id;
+  std::vector<float> weight;
 };
 
 struct AdapterFile {
@@ -42,6 +49,7 @@ struct AdapterFile {
   std::vector<LowRankDelta> deltas;
   std::vector<EmbeddingDelta> embedding_deltas;
   std::vector<Replacement> replacements;
+  std::vector<NormReplacement> norms;
 };
 
 /// path: a directory with adapter_config.json and adapter_model.safetensors or .bin, the weights

@@ -1,6 +1,7 @@
 // Applying adapters: low-rank deltas join the layers, whole tensors become overrides.
 //
 // Level 5 (model). Everything is staged first, so that an adapter that fails leaves no trace.
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -46,25 +47,12 @@ std::vector<float> dora_row_factors(const LinearSource& w, const LowRankDelta& d
   return factors;
 }
 
-/// A dense f32 matrix of our own as a source.
-LinearSource source_of(std::shared_ptr<const std::vector<float>> values, int64_t n, int64_t k,
-                       std::string name) {
-  LinearSource out;
-  out.name = std::move(name);
-  out.n = n;
-  out.k = k;
-  out.data = DenseRows{DType::kF32, reinterpret_cast<const std::byte*>(values->data()),
-                       k * static_cast<int64_t>(sizeof(float))};
-  out.owner = std::move(values);
-  return out;
-}
-
 /// The same matrix in f32. A backend may round activations to the width of a weight's own type; of
 /// a delta, which was trained to the base's finest differences, nothing should be lost to that.
 LinearSource widened(const LinearSource& source) {
   auto values = std::make_shared<std::vector<float>>(static_cast<size_t>(source.n * source.k));
   source.decode_rows(0, source.n, values->data());
-  return source_of(std::move(values), source.n, source.k, source.name);
+  return LinearSource::of_floats(source.name, source.n, source.k, std::move(values));
 }
 
 /// table[t] += scale * B A[:, t] for every token t.
@@ -94,9 +82,16 @@ class Combination {
               Network& network, Backend& backend)
       : id_(id), config_(config), sources_(sources), network_(network), backend_(backend) {}
 
-  void add(const AdapterFile& file, double scale) {
+  /// Takes the whole tensors of a file. Those of all files go before the deltas of any, which may
+  /// change them.
+  void add_replacements(const AdapterFile& file) {
     for (const Replacement& replacement : file.replacements)
       replace(replacement, file.path);
+    for (const NormReplacement& norm : file.norms)
+      replace(norm, file.path);
+  }
+
+  void add_deltas(const AdapterFile& file, double scale) {
     for (const EmbeddingDelta& delta : file.embedding_deltas)
       add_to_embedding(delta, scale, file.path);
     for (const LowRankDelta& delta : file.deltas)
@@ -111,6 +106,7 @@ class Combination {
       out.lm_head.name = "lm_head";
       out.lm_head.weight = backend_.pack_linear({&*head_, 1});
     }
+    out.norms = std::move(norms_);
     for (auto& [linear, delta] : staged_) {
       // Deltas of lm_head go to the adapter's own one when it has one.
       Linear* target = linear == &network_.lm_head && head_ ? &out.lm_head : linear;
@@ -120,21 +116,36 @@ class Combination {
   }
 
  private:
-  void replace(const Replacement& replacement, const std::string& path) {
-    const bool is_embedding = replacement.id.slot == Slot::kEmbedding;
-    if (!is_embedding && replacement.id.slot != Slot::kLmHead) {
-      fail(ErrorKind::kUnsupported, "adapter",
-           "tensor {}: whole tensors are supported for embed_tokens and lm_head only ({})",
-           printable(replacement.weight.name), printable(path));
-    }
-    std::optional<LinearSource>& target = is_embedding ? embedding_ : head_;
-    if (target) {
+  /// Notes that the file at `path` replaces the module. Errors: invalid_argument, when a file
+  /// before did so already.
+  void claim(const ModuleId& id, const std::string& path) {
+    const auto before =
+        std::ranges::find(replaced_by_, id, [](const auto& one) { return one.first; });
+    if (before != replaced_by_.end()) {
       fail(ErrorKind::kInvalidArgument, "adapter",
-           "tensor {}: expected one adapter to replace it, a second one does ({})",
-           printable(replacement.weight.name), printable(path));
+           "module {}: expected one adapter at most to replace it (modules_to_save), got {} and {}",
+           hf_name(id), printable(before->second), printable(path));
     }
+    replaced_by_.emplace_back(id, path);
+  }
+
+  void replace(const Replacement& replacement, const std::string& path) {
+    claim(replacement.id, path);
     check_shape(hf_name(replacement.id), replacement.weight, config_.vocab, config_.hidden, path);
-    target = replacement.weight;
+    (replacement.id.slot == Slot::kEmbedding ? embedding_ : head_) = replacement.weight;
+  }
+
+  void replace(const NormReplacement& norm, const std::string& path) {
+    claim(norm.id, path);
+    if (norm.id.layer >= config_.n_layers) {
+      fail(ErrorKind::kCorrupt, "adapter", "module {}: expected a layer below {}, got {} ({})",
+           hf_name(norm.id), config_.n_layers, norm.id.layer, printable(path));
+    }
+    if (static_cast<int64_t>(norm.weight.size()) != config_.hidden) {
+      fail(ErrorKind::kCorrupt, "adapter", "module {}: expected [{}], got [{}] ({})",
+           hf_name(norm.id), config_.hidden, norm.weight.size(), printable(path));
+    }
+    norms_.push_back({norm.id, backend_.upload(norm.weight)});
   }
 
   void add_to_embedding(const EmbeddingDelta& delta, double scale, const std::string& path) {
@@ -146,14 +157,15 @@ class Combination {
     auto table = std::make_shared<std::vector<float>>(static_cast<size_t>(base.n * base.k));
     base.decode_rows(0, base.n, table->data());
     add_embedding_delta(*table, base.n, base.k, delta, delta.scaling * scale);
-    embedding_ = source_of(std::move(table), base.n, base.k, "embed_tokens with adapter");
+    embedding_ =
+        LinearSource::of_floats("embed_tokens with adapter", base.n, base.k, std::move(table));
   }
 
   void add_delta(const LowRankDelta& delta, double scale, const std::string& path) {
     const Network::Place place = network_.find(sources_, delta.id);
     if (place.linear == nullptr) {
       fail(ErrorKind::kCorrupt, "adapter",
-           "module {}: expected a linear layer of this model, it has none of this name ({})",
+           "module {}: expected a linear layer of this model, got a name it has not ({})",
            printable(delta.name), printable(path));
     }
     const LinearSource& part = place.parts->parts[place.part];
@@ -180,6 +192,8 @@ class Combination {
   Network& network_;
   Backend& backend_;
   std::optional<LinearSource> embedding_, head_;  // empty: the base's
+  std::vector<NormOverride> norms_;
+  std::vector<std::pair<ModuleId, std::string>> replaced_by_;  // path of the adapter
   std::vector<std::pair<Linear*, LoraDelta>> staged_;
 };
 
@@ -188,13 +202,17 @@ class Combination {
 int32_t Qwen2Model::add_adapters(const std::vector<AdapterSpec>& adapters) {
   const auto id = static_cast<int32_t>(adapters_.size());
   Combination combination(id, config_, sources_, network_, backend_);
+  std::vector<AdapterFile> files;
   for (const AdapterSpec& spec : adapters) {
     if (!std::isfinite(spec.scale)) {
       fail(ErrorKind::kInvalidArgument, "adapter", "scale of {}: expected a number, got {}",
            printable(spec.path), spec.scale);
     }
-    combination.add(read_adapter(spec.path), spec.scale);
+    files.push_back(read_adapter(spec.path));
+    combination.add_replacements(files.back());
   }
+  for (size_t i = 0; i < files.size(); ++i)
+    combination.add_deltas(files[i], adapters[i].scale);
   adapters_.push_back(combination.finish());
   return id;
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/quantised_modules.h"
 
 namespace qw {
 
@@ -22,16 +23,6 @@ struct RopeConfig {
   int64_t original_max_positions = 0;  // YaRN's correction range
   double beta_fast = 32, beta_slow = 1;
   std::optional<double> attention_factor;  // YaRN; default 0.1 ln(factor) + 1
-};
-
-/// How the weights are stored, from quantization_config / quantize_config.json.
-struct QuantizationConfig {
-  std::string method;  // "", "gptq", "awq"
-  int bits = 0;
-  int64_t group_size = 0;
-  bool desc_act = false, sym = true, zero_point = true, v2_zeros = false;
-  std::string awq_version;  // gemm, gemv, gemv_fast
-  std::vector<std::string> modules_to_not_convert;
 };
 
 struct MoeConfig {

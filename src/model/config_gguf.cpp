@@ -20,7 +20,9 @@ class Keys {
 
   bool has(std::string_view key) const { return metadata_.find(full(key)) != nullptr; }
   int64_t integer(std::string_view key) const { return metadata_.integer(full(key)); }
-  int int32(std::string_view key) const { return checked_cast<int>(integer(key), full(key)); }
+  int int32(std::string_view key) const {
+    return checked_cast<int>(integer(key), full(key), metadata_.file);
+  }
   double real(std::string_view key) const { return metadata_.real(full(key)); }
   int64_t integer_or(std::string_view key, int64_t otherwise) const {
     return metadata_.integer_or(full(key), otherwise);
@@ -108,8 +110,8 @@ int64_t vocabulary_size(const Checkpoint& checkpoint, const std::string& file) {
   const int64_t n_tokens = tokens != nullptr ? static_cast<int64_t>(tokens->size()) : 0;
   const int64_t n_rows = table != nullptr && table->shape.rank() == 2 ? table->shape[0] : 0;
   if (n_tokens == 0 && n_rows == 0) {
-    fail(ErrorKind::kNotFound, "config",
-         "vocabulary: expected tokenizer.ggml.tokens or token_embd.weight, found neither ({})",
+    fail(ErrorKind::kCorrupt, "config",
+         "vocabulary: expected tokenizer.ggml.tokens or token_embd.weight, got neither ({})",
          printable(file));
   }
   // The embedding decides; a list of tokens that is longer could name rows that are not there.
@@ -144,7 +146,7 @@ ModelConfig ModelConfig::from_gguf(const Checkpoint& checkpoint) {
   config.n_layers = keys.int32("block_count");
   config.n_heads = keys.int32("attention.head_count");
   config.n_kv_heads = checked_cast<int>(keys.integer_or("attention.head_count_kv", config.n_heads),
-                                        "attention.head_count_kv");
+                                        "attention.head_count_kv", file);
   if (keys.has("attention.key_length")) {
     config.head_dim = keys.int32("attention.key_length");
     if (keys.integer_or("attention.value_length", config.head_dim) != config.head_dim) {
@@ -158,7 +160,7 @@ ModelConfig ModelConfig::from_gguf(const Checkpoint& checkpoint) {
            "embedding_length: expected a multiple of {} heads, got {} ({})", config.n_heads,
            config.hidden, printable(file));
     }
-    config.head_dim = checked_cast<int>(config.hidden / config.n_heads, "head size");
+    config.head_dim = checked_cast<int>(config.hidden / config.n_heads, "head size", file);
   }
   config.rms_norm_eps = keys.real("attention.layer_norm_rms_epsilon");
   config.max_positions = keys.integer("context_length");
@@ -177,7 +179,7 @@ ModelConfig ModelConfig::from_gguf(const Checkpoint& checkpoint) {
                             : keys.integer("feed_forward_length");
   const auto id_of = [&](std::string_view key) -> std::optional<int32_t> {
     if (metadata.find(key) == nullptr) return std::nullopt;
-    return checked_cast<int32_t>(metadata.integer(key), key);
+    return checked_cast<int32_t>(metadata.integer(key), key, file);
   };
   if (const auto eos = id_of("tokenizer.ggml.eos_token_id")) config.eos_ids.push_back(*eos);
   config.bos_id = id_of("tokenizer.ggml.bos_token_id");

@@ -2,13 +2,12 @@
 //
 // Level 5 (model). Fields and their meaning: transformers' configuration_qwen2.py,
 // configuration_qwen2_moe.py and modeling_rope_utils.py.
-#include <algorithm>
-#include <array>
 #include <nlohmann/json.hpp>
 
 #include "base/checked.h"
 #include "base/error.h"
 #include "checkpoint/hf_config.h"
+#include "checkpoint/quantised_modules.h"
 #include "model/config.h"
 
 namespace qw {
@@ -20,7 +19,7 @@ using nlohmann::ordered_json;
 constexpr std::string_view kFile = "config.json";
 
 int required_int32(const ordered_json& json, std::string_view key, std::string_view file = kFile) {
-  return checked_cast<int>(required_int(json, key, file), key);
+  return checked_cast<int>(required_int(json, key, file), key, file);
 }
 
 void check_architecture(const ordered_json& json, ModelConfig& config) {
@@ -140,7 +139,8 @@ void read_moe(const ordered_json& json, ModelConfig& config) {
       fail(ErrorKind::kCorrupt, "config", "mlp_only_layers: expected integers, got {} ({})",
            describe_json(layer), kFile);
     }
-    moe.mlp_only_layers.push_back(checked_cast<int>(layer.get<int64_t>(), "mlp_only_layers"));
+    moe.mlp_only_layers.push_back(
+        checked_cast<int>(layer.get<int64_t>(), "mlp_only_layers", kFile));
   }
 }
 
@@ -154,88 +154,9 @@ std::vector<int32_t> read_ids(const ordered_json& json, std::string_view key,
       fail(ErrorKind::kCorrupt, "config", "{}: expected an integer or a list of them, got {} ({})",
            key, describe_json(*value), file);
     }
-    ids.push_back(checked_cast<int32_t>(id.get<int64_t>(), key));
+    ids.push_back(checked_cast<int32_t>(id.get<int64_t>(), key, file));
   }
   return ids;
-}
-
-/// The first of several spellings that is there.
-std::optional<int64_t> first_int(const ordered_json& json,
-                                 std::initializer_list<std::string_view> keys,
-                                 std::string_view file) {
-  for (const std::string_view key : keys) {
-    if (const auto value = optional_int(json, key, file)) return value;
-  }
-  return std::nullopt;
-}
-
-void read_gptq(const ordered_json& json, std::string_view file, QuantizationConfig& q) {
-  q.desc_act = optional_bool(json, "desc_act", file).value_or(false);
-  q.sym = optional_bool(json, "sym", file).value_or(true);
-  const std::string format = optional_string(json, "checkpoint_format", file).value_or("gptq");
-  if (format != "gptq" && format != "gptq_v2") {
-    fail(ErrorKind::kUnsupported, "config",
-         "checkpoint_format: expected gptq or gptq_v2, got {} ({})", printable(format), file);
-  }
-  if (optional_bool(json, "is_marlin_format", file).value_or(false)) {
-    fail(ErrorKind::kUnsupported, "config",
-         "is_marlin_format: expected false (plain GPTQ packing), got true ({})", file);
-  }
-  q.v2_zeros = format == "gptq_v2";
-}
-
-void read_awq(const ordered_json& json, std::string_view file, QuantizationConfig& q) {
-  q.awq_version = optional_string(json, "version", file).value_or("gemm");
-  std::ranges::transform(q.awq_version, q.awq_version.begin(), [](char c) {
-    return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
-  });
-  q.zero_point = optional_bool(json, "zero_point", file).value_or(true);
-  if (!q.zero_point) {
-    fail(ErrorKind::kUnsupported, "config",
-         "AWQ zero_point: expected true (the layouts that are read store zero points), got false "
-         "({})",
-         file);
-  }
-  constexpr std::array<std::string_view, 3> kVersions = {"gemm", "gemv", "gemv_fast"};
-  if (std::ranges::find(kVersions, q.awq_version) == kVersions.end()) {
-    fail(ErrorKind::kUnsupported, "config", "AWQ version: expected {}, got {} ({})",
-         fmt::join(kVersions, ", "), printable(q.awq_version), file);
-  }
-}
-
-QuantizationConfig read_quantization(const ordered_json& json, std::string_view file) {
-  QuantizationConfig q;
-  if (!json.is_object()) {
-    fail(ErrorKind::kCorrupt, "config", "quantization_config: expected an object, got {} ({})",
-         describe_json(json), file);
-  }
-  // AutoGPTQ's own quantize_config.json of early releases and AutoAWQ's quant_config.json have no
-  // quant_method; their keys tell them apart.
-  const bool awq_keys = find_member(json, "w_bit", file) || find_member(json, "q_group_size", file);
-  const auto method = optional_string(json, "quant_method", file);
-  q.method = method ? *method : awq_keys ? "awq" : "gptq";
-  if (q.method != "gptq" && q.method != "awq") {
-    fail(ErrorKind::kUnsupported, "config",
-         "quantisation method: expected gptq or awq, got {} ({})", printable(q.method), file);
-  }
-  const auto bits = first_int(json, {"bits", "w_bit"}, file);
-  const auto group = first_int(json, {"group_size", "q_group_size"}, file);
-  if (!bits || !group) {
-    fail(ErrorKind::kCorrupt, "config", "quantisation: expected bits and group_size, got {} ({})",
-         describe_json(json), file);
-  }
-  q.bits = checked_cast<int>(*bits, "bits");
-  q.group_size = *group;
-  if (q.group_size < -1 || q.group_size == 0) {
-    fail(ErrorKind::kCorrupt, "config", "group_size: expected -1 or a positive number, got {} ({})",
-         q.group_size, file);
-  }
-  if (const ordered_json* modules = find_member(json, "modules_to_not_convert", file)) {
-    for (const ordered_json& module : *modules)
-      if (module.is_string()) q.modules_to_not_convert.push_back(module.get<std::string>());
-  }
-  q.method == "gptq" ? read_gptq(json, file, q) : read_awq(json, file, q);
-  return q;
 }
 
 }  // namespace
@@ -243,7 +164,7 @@ QuantizationConfig read_quantization(const ordered_json& json, std::string_view 
 ModelConfig ModelConfig::from_hf(const Checkpoint& checkpoint) {
   if (!checkpoint.config_json) {
     fail(ErrorKind::kNotFound, "config",
-         "config.json: expected it beside the weights, found none ({})",
+         "config.json: expected it beside the weights, got none ({})",
          printable(checkpoint.directory));
   }
   const ordered_json json = parse_json_object(*checkpoint.config_json, kFile);
@@ -261,16 +182,16 @@ ModelConfig ModelConfig::from_hf(const Checkpoint& checkpoint) {
   config.n_heads = required_int32(json, "num_attention_heads");
   const auto kv_heads = optional_int(json, "num_key_value_heads", kFile);
   config.n_kv_heads =
-      kv_heads ? checked_cast<int>(*kv_heads, "num_key_value_heads") : config.n_heads;
+      kv_heads ? checked_cast<int>(*kv_heads, "num_key_value_heads", kFile) : config.n_heads;
   if (const auto head_dim = optional_int(json, "head_dim", kFile)) {
-    config.head_dim = checked_cast<int>(*head_dim, "head_dim");
+    config.head_dim = checked_cast<int>(*head_dim, "head_dim", kFile);
   } else {
     if (config.n_heads < 1 || config.hidden % config.n_heads != 0) {
       fail(ErrorKind::kCorrupt, "config",
            "hidden_size: expected a multiple of {} heads, got {} ({})", config.n_heads,
            config.hidden, kFile);
     }
-    config.head_dim = checked_cast<int>(config.hidden / config.n_heads, "head size");
+    config.head_dim = checked_cast<int>(config.hidden / config.n_heads, "head size", kFile);
   }
   config.rms_norm_eps = required_real(json, "rms_norm_eps", kFile);
   config.tied_embeddings = required_bool(json, "tie_word_embeddings", kFile);
@@ -287,10 +208,10 @@ ModelConfig ModelConfig::from_hf(const Checkpoint& checkpoint) {
   if (const auto ids = read_ids(json, "bos_token_id", kFile); !ids.empty()) config.bos_id = ids[0];
   if (const auto ids = read_ids(json, "pad_token_id", kFile); !ids.empty()) config.pad_id = ids[0];
   if (const ordered_json* quantization = find_member(json, "quantization_config", kFile)) {
-    config.quantization = read_quantization(*quantization, kFile);
+    config.quantization = read_quantization_config(*quantization, kFile);
   } else if (checkpoint.quantize_config_json) {
     constexpr std::string_view kQuantize = "quantize_config.json";
-    config.quantization = read_quantization(
+    config.quantization = read_quantization_config(
         parse_json_object(*checkpoint.quantize_config_json, kQuantize), kQuantize);
   }
   config.check(std::string(kFile));

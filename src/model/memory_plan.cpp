@@ -150,12 +150,13 @@ void require_memory(const MemoryForecast& forecast, const MemoryRequest& request
       forecast.largest_ctx > 0
           ? fmt::format("a context of {} tokens would fit", forecast.largest_ctx)
           : std::string("no context would fit");
-  fail(ErrorKind::kOutOfMemory, "memory",
-       "{} tokens x {} slots: expected at most {} available, need {} (weights {}, KV cache {}, "
-       "activations {}, logits {}); {}",
-       request.ctx, request.n_slots, mib(forecast.available), mib(forecast.total()),
-       mib(forecast.weights), mib(forecast.kv), mib(forecast.activations), mib(forecast.logits),
-       advice);
+  fail(
+      ErrorKind::kOutOfMemory, "memory",
+      "{} tokens x {} slots: expected to need at most {} (available), got {} (weights {}, KV cache "
+      "{}, activations {}, logits {}; {})",
+      request.ctx, request.n_slots, mib(forecast.available), mib(forecast.total()),
+      mib(forecast.weights), mib(forecast.kv), mib(forecast.activations), mib(forecast.logits),
+      advice);
 }
 
 }  // namespace qw

@@ -17,7 +17,7 @@ struct MemoryRequest {
   int64_t n_slots = 1;         // sequences at the same time
   int64_t chunk_tokens = 512;  // tokens per step
   int64_t logit_rows = 1;      // rows of logits kept on the host
-  DType kv_type = DType::kF16;
+  DType kv_type = KvSpec{}.type;
   int64_t limit_bytes = 0;  // what may be used; 0: available_memory_bytes()
 };
 

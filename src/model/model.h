@@ -45,7 +45,7 @@ struct AdapterSpec {
 class Model {
  public:
   /// Checks every tensor's name, shape and type against the config before packing anything.
-  /// Errors: not_found (missing tensor), corrupt, unsupported, out_of_memory, cancelled.
+  /// Errors: corrupt (among them a missing tensor), unsupported, out_of_memory, cancelled.
   static std::unique_ptr<Model> load(std::shared_ptr<const Checkpoint> checkpoint, Backend& backend,
                                      const LoadOptions& options = {});
   virtual ~Model() = default;
@@ -55,7 +55,8 @@ class Model {
 
   /// Loads one combination of adapters (their deltas add up) and returns its id for
   /// BatchPlan::adapters. peft directories or GGUF LoRA files. Errors: corrupt, unsupported,
-  /// not_found; each names the adapter and the module.
+  /// not_found; invalid_argument when two replace the same module; each names the adapter and the
+  /// module.
   virtual int32_t add_adapters(const std::vector<AdapterSpec>& adapters) = 0;
 
   virtual std::unique_ptr<KvCache> make_kv(int64_t n_pages, DType type) const = 0;

@@ -17,105 +17,15 @@
 #include "base/rng.h"
 #include "checkpoint/safetensors.h"
 #include "model/memory_plan.h"
+#include "support/tiny_checkpoint.h"
 
 namespace qw {
 
 namespace {
 
+using namespace test;
 using nlohmann::json;
 using testing::HasSubstr;
-
-/// A checkpoint directory that a test can spoil before it is written.
-class TinyCheckpoint {
- public:
-  explicit TinyCheckpoint(bool tied = false) {
-    config = {{"architectures", {"Qwen2ForCausalLM"}},
-              {"model_type", "qwen2"},
-              {"hidden_act", "silu"},
-              {"hidden_size", 16},
-              {"intermediate_size", 24},
-              {"vocab_size", 32},
-              {"num_hidden_layers", 2},
-              {"num_attention_heads", 4},
-              {"num_key_value_heads", 2},
-              {"rms_norm_eps", 1e-6},
-              {"rope_theta", 1e4},
-              {"tie_word_embeddings", tied},
-              {"max_position_embeddings", 64},
-              {"eos_token_id", 31}};
-    add("model.embed_tokens.weight", {32, 16});
-    if (!tied) add("lm_head.weight", {32, 16});
-    add("model.norm.weight", {16});
-    for (int l = 0; l < 2; ++l) {
-      const std::string prefix = "model.layers." + std::to_string(l) + ".";
-      add(prefix + "input_layernorm.weight", {16});
-      add(prefix + "post_attention_layernorm.weight", {16});
-      add(prefix + "self_attn.q_proj.weight", {16, 16});
-      add(prefix + "self_attn.k_proj.weight", {8, 16});
-      add(prefix + "self_attn.v_proj.weight", {8, 16});
-      add(prefix + "self_attn.q_proj.bias", {16});
-      add(prefix + "self_attn.k_proj.bias", {8});
-      add(prefix + "self_attn.v_proj.bias", {8});
-      add(prefix + "self_attn.o_proj.weight", {16, 16});
-      add(prefix + "mlp.gate_proj.weight", {24, 16});
-      add(prefix + "mlp.up_proj.weight", {24, 16});
-      add(prefix + "mlp.down_proj.weight", {16, 24});
-    }
-  }
-  ~TinyCheckpoint() { std::filesystem::remove_all(directory_); }
-
-  void add(const std::string& name, const std::vector<int64_t>& shape) {
-    Tensor& tensor = tensors[name];
-    tensor.shape = Shape(shape, name);
-    for (int64_t i = 0; i < tensor.shape.n_elems(); ++i) {
-      state_ = state_ * 6364136223846793005u + 1442695040888963407u;
-      tensor.values.push_back(static_cast<float>(state_ >> 40) / static_cast<float>(1 << 24) -
-                              0.5f);
-    }
-  }
-
-  std::shared_ptr<const Checkpoint> open() {
-    directory_ = std::filesystem::path(testing::TempDir()) /
-                 ("qw_model_test_" + std::to_string(reinterpret_cast<uintptr_t>(this)));
-    std::filesystem::create_directories(directory_);
-    std::ofstream(directory_ / "config.json") << config.dump();
-    std::vector<SafetensorsEntry> entries;
-    for (const auto& [name, tensor] : tensors)
-      entries.push_back({name, DType::kF32, tensor.shape});
-    SafetensorsWriter out((directory_ / "model.safetensors").string(), entries);
-    for (const auto& [name, tensor] : tensors)
-      out.write(std::as_bytes(std::span(tensor.values)));
-    out.finish();
-    return Checkpoint::open(directory_.string());
-  }
-
-  struct Tensor {
-    Shape shape;
-    std::vector<float> values;
-  };
-  json config;
-  std::map<std::string, Tensor> tensors;
-
- private:
-  uint64_t state_ = 1;
-  std::filesystem::path directory_;
-};
-
-struct Loaded {
-  std::unique_ptr<Backend> backend = make_reference_backend({});
-  std::vector<std::string> warnings;
-  std::unique_ptr<Model> model;
-};
-
-Loaded load(TinyCheckpoint& tiny, const CancelFlag* cancel = nullptr) {
-  Loaded out;
-  LoadOptions options;
-  options.quiet = true;
-  options.cancel = cancel;
-  options.on_warning = [&](const std::string& text) { out.warnings.push_back(text); };
-  out.model = Model::load(tiny.open(), *out.backend, options);
-  return out;
-}
 
 Error error_of(TinyCheckpoint& tiny, const CancelFlag* cancel = nullptr) {
   try {
@@ -127,36 +37,11 @@ Error error_of(TinyCheckpoint& tiny, const CancelFlag* cancel = nullptr) {
   return Error(ErrorKind::kInternal, "");
 }
 
-BatchPlan plan_of(const std::vector<int32_t>& tokens) {
-  BatchPlan plan;
-  plan.tokens = tokens;
-  for (int32_t i = 0; i < static_cast<int32_t>(tokens.size()); ++i) {
-    plan.positions.push_back(i);
-    plan.slots.push_back(i);
-  }
-  const auto n = static_cast<int32_t>(tokens.size());
-  plan.seq_begin = {0, n};
-  plan.seq_context = {n};
-  plan.seq_rope_length = {n};
-  plan.adapters = {-1};
-  plan.page_begin = {0, 1};
-  plan.pages = {0};
-  plan.logit_rows = {n - 1};
-  return plan;
-}
-
-std::vector<float> run(Loaded& loaded, const BatchPlan& plan) {
-  const auto kv = loaded.model->make_kv(1, DType::kF32);
-  std::vector<float> logits(plan.logit_rows.size() * 32);
-  loaded.model->forward(plan, *kv, logits.data());
-  return logits;
-}
-
 TEST(ModelLoad, MissingTensorIsNamed) {
   TinyCheckpoint tiny;
   tiny.tensors.erase("model.layers.1.self_attn.o_proj.weight");
   const Error error = error_of(tiny);
-  EXPECT_EQ(error.kind(), ErrorKind::kNotFound);
+  EXPECT_EQ(error.kind(), ErrorKind::kCorrupt);
   EXPECT_THAT(error.message(), HasSubstr("model.layers.1.self_attn.o_proj.weight"));
 }
 
@@ -284,18 +169,8 @@ TEST(ModelForward, BatchedEqualsAloneBitForBit) {
   Loaded loaded = load(tiny);
   const auto alone = run(loaded, plan_of({7, 8, 9}));
   BatchPlan plan = plan_of({7, 8, 9});
-  plan.tokens.insert(plan.tokens.end(), {4, 5});
-  plan.positions.insert(plan.positions.end(), {0, 1});
-  plan.slots.insert(plan.slots.end(), {16, 17});
-  plan.seq_begin = {0, 3, 5};
-  plan.seq_context = plan.seq_rope_length = {3, 2};
-  plan.adapters = {-1, -1};
-  plan.page_begin = {0, 1, 2};
-  plan.pages = {0, 1};
-  plan.logit_rows = {2, 4};
-  const auto kv = loaded.model->make_kv(2, DType::kF32);
-  std::vector<float> logits(64);
-  loaded.model->forward(plan, *kv, logits.data());
+  append_sequence(plan, {4, 5}, -1, loaded.backend->kv_page_tokens());
+  const auto logits = run(loaded, plan);
   EXPECT_TRUE(std::equal(alone.begin(), alone.end(), logits.begin()));
 }
 
@@ -363,7 +238,7 @@ TEST(MemoryForecast, AddsUpAndRefusesWithTheNumbers) {
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kOutOfMemory);
     EXPECT_THAT(error.message(), HasSubstr(std::to_string(small.largest_ctx)));
-    EXPECT_THAT(error.message(), HasSubstr("1.0 MiB available"));
+    EXPECT_THAT(error.message(), HasSubstr("1.0 MiB (available)"));
   }
 }
 

@@ -32,6 +32,20 @@ bool all_finite(const float* values, int64_t n) {
   return bad == 0;
 }
 
+/// Calls visit(begin, end, object) for every longest run of [0, n) in which object_of(i) is one and
+/// the same: sequences of one adapter go together.
+template <typename ObjectOf, typename Visit>
+void for_each_run(size_t n, const ObjectOf& object_of, const Visit& visit) {
+  for (size_t begin = 0; begin < n;) {
+    const auto& object = object_of(begin);
+    size_t end = begin + 1;
+    while (end < n && &object_of(end) == &object)
+      ++end;
+    visit(begin, end, object);
+    begin = end;
+  }
+}
+
 [[noreturn]] void fail_not_finite(std::string_view value, std::string_view where) {
   fail(ErrorKind::kCorrupt, "model", "{}: expected finite values, got NaN or infinity ({})", value,
        where);
@@ -109,7 +123,6 @@ void Qwen2Model::forward(const BatchPlan& plan, KvCache& kv, float* logits,
   check_plan(plan, kv);
   if (plan.tokens.empty()) return;
   const Activations a = activations(plan.n_tokens());
-  const auto eps = static_cast<float>(config_.rms_norm_eps);
   backend_.take_fault();  // of a step that ended with an exception
   rope_.fill_tables(plan, cos_, sin_);
   backend_.begin_step(plan, cos_, sin_);
@@ -119,18 +132,18 @@ void Qwen2Model::forward(const BatchPlan& plan, KvCache& kv, float* logits,
   Rows y;  // what the block before adds to x; nothing yet
   for (int l = 0; l < config_.n_layers; ++l) {
     const LayerWeights& w = network_.layers[static_cast<size_t>(l)];
-    backend_.add_rms_norm(y, a.x, *w.input_norm, eps, a.h);  // x += y; h = norm(x)  [T, hidden]
+    add_norm(plan, {Slot::kInputNorm, l}, *w.input_norm, y, a);  // x += y; h = norm(x)
     check_fault(l - 1, "feed-forward block");  // a norm sees what the block before it gave
     if (l > 0) tap(observer, backend_, a.x, "hidden.layer.{}", l - 1);
     tap(observer, backend_, a.h, "layer{}.input_layernorm", l);
     attention(l, a, kv, observer);  // y = attention(h)
-    backend_.add_rms_norm(a.y, a.x, *w.post_norm, eps, a.h);
+    add_norm(plan, {Slot::kPostNorm, l}, *w.post_norm, a.y, a);
     check_fault(l, "attention block");
     tap(observer, backend_, a.h, "layer{}.post_attention_layernorm", l);
     feed_forward(l, a, observer);  // y = ffn(h)
     y = a.y;
   }
-  backend_.add_rms_norm(y, a.x, *network_.final_norm, eps, a.h);
+  add_norm(plan, {Slot::kFinalNorm}, *network_.final_norm, y, a);
   check_fault(config_.n_layers - 1, "feed-forward block");
   tap(observer, backend_, a.x, "hidden.layer.{}", config_.n_layers - 1);
   tap(observer, backend_, a.h, "hidden.norm");
@@ -178,36 +191,52 @@ void Qwen2Model::feed_forward(int layer, const Activations& a, ForwardObserver* 
   tap(observer, backend_, a.y, "layer{}.mlp_output", layer);
 }
 
+const AdapterOverrides* Qwen2Model::overrides_of(const BatchPlan& plan, size_t s) const {
+  const int32_t adapter = plan.adapters.empty() ? -1 : plan.adapters[s];
+  return adapter < 0 ? nullptr : &adapters_[static_cast<size_t>(adapter)];
+}
+
 void Qwen2Model::embed(const BatchPlan& plan, const Rows& x) {
-  for (size_t s = 0; s < plan.seq_context.size(); ++s) {
-    const int32_t adapter = plan.adapters.empty() ? -1 : plan.adapters[s];
-    const EmbeddingWeight* own =
-        adapter < 0 ? nullptr : adapters_[static_cast<size_t>(adapter)].embedding.get();
-    backend_.embed(own != nullptr ? *own : *network_.embedding, plan.seq_begin[s],
-                   plan.seq_begin[s + 1], x);
-  }
+  const auto table_of = [&](size_t s) -> const EmbeddingWeight& {
+    const AdapterOverrides* own = overrides_of(plan, s);
+    return own != nullptr && own->embedding != nullptr ? *own->embedding : *network_.embedding;
+  };
+  for_each_run(plan.seq_context.size(), table_of,
+               [&](size_t begin, size_t end, const EmbeddingWeight& table) {
+                 backend_.embed(table, plan.seq_begin[begin], plan.seq_begin[end], x);
+               });
+}
+
+void Qwen2Model::add_norm(const BatchPlan& plan, const ModuleId& id, const DeviceVector& base,
+                          const Rows& y, const Activations& a) {
+  const auto weight_of = [&](size_t s) -> const DeviceVector& {
+    const AdapterOverrides* own = overrides_of(plan, s);
+    if (own == nullptr) return base;
+    const auto found = std::ranges::find(own->norms, id, &NormOverride::id);
+    return found == own->norms.end() ? base : *found->weight;
+  };
+  const auto eps = static_cast<float>(config_.rms_norm_eps);
+  for_each_run(plan.seq_context.size(), weight_of,
+               [&](size_t begin, size_t end, const DeviceVector& weight) {
+                 const int64_t row = plan.seq_begin[begin], n = plan.seq_begin[end] - row;
+                 const Rows added = y.data == nullptr ? y : y.slice_rows(row, n);
+                 backend_.add_rms_norm(added, a.x.slice_rows(row, n), weight, eps,
+                                       a.h.slice_rows(row, n));
+               });
 }
 
 void Qwen2Model::compute_logits(const BatchPlan& plan, const Rows& h, float* logits) {
-  // Rows of one adapter that brings its own lm_head go together; rows come in sequence order.
-  const auto head_of = [&](int32_t row) -> const Linear& {
-    const auto next = std::ranges::upper_bound(plan.seq_begin, row);
-    const auto s = static_cast<size_t>(next - plan.seq_begin.begin() - 1);
-    const int32_t adapter = plan.adapters.empty() ? -1 : plan.adapters[s];
-    if (adapter < 0) return network_.lm_head;
-    const Linear& own = adapters_[static_cast<size_t>(adapter)].lm_head;
-    return own.weight != nullptr ? own : network_.lm_head;
+  const std::span<const int32_t> rows = plan.logit_rows;  // in sequence order
+  const auto head_of = [&](size_t i) -> const Linear& {
+    const auto next = std::ranges::upper_bound(plan.seq_begin, rows[i]);
+    const AdapterOverrides* own =
+        overrides_of(plan, static_cast<size_t>(next - plan.seq_begin.begin() - 1));
+    return own != nullptr && own->lm_head.weight != nullptr ? own->lm_head : network_.lm_head;
   };
-  const std::span<const int32_t> rows = plan.logit_rows;
-  for (size_t begin = 0; begin < rows.size();) {
-    const Linear& head = head_of(rows[begin]);
-    size_t end = begin + 1;
-    while (end < rows.size() && &head_of(rows[end]) == &head)
-      ++end;
+  for_each_run(rows.size(), head_of, [&](size_t begin, size_t end, const Linear& head) {
     backend_.logits(h, rows.subspan(begin, end - begin), head,
                     logits + static_cast<int64_t>(begin) * config_.vocab);
-    begin = end;
-  }
+  });
   if (const auto fault = backend_.take_fault()) fail_not_finite("logits", fault->what);
   if (!all_finite(logits, static_cast<int64_t>(rows.size()) * config_.vocab))
     fail_not_finite("logits", "output of lm_head");

@@ -15,10 +15,16 @@
 
 namespace qw {
 
+struct NormOverride {
+  ModuleId id;
+  std::unique_ptr<DeviceVector> weight;
+};
+
 /// What one combination of adapters replaces as a whole (low-rank deltas live in the layers).
 struct AdapterOverrides {
   std::unique_ptr<EmbeddingWeight> embedding;  // null: the base's
   Linear lm_head;                              // weight null: the base's
+  std::vector<NormOverride> norms;             // the base's where an id is missing
 };
 
 class Qwen2Model : public Model {
@@ -42,7 +48,12 @@ class Qwen2Model : public Model {
     Rows x, h, y, qkv, o;
   };
   Activations activations(int64_t n_tokens);
+  /// What the adapters of sequence s replace; null: nothing.
+  const AdapterOverrides* overrides_of(const BatchPlan& plan, size_t s) const;
   void embed(const BatchPlan& plan, const Rows& x);
+  /// x += y (unless y is empty); h = norm(x) with weight `base`, or the adapter's own.
+  void add_norm(const BatchPlan& plan, const ModuleId& id, const DeviceVector& base, const Rows& y,
+                const Activations& a);
   void attention(int layer, const Activations& a, KvCache& kv, ForwardObserver* observer);
   void feed_forward(int layer, const Activations& a, ForwardObserver* observer);
   void compute_logits(const BatchPlan& plan, const Rows& h, float* logits);

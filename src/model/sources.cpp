@@ -6,9 +6,7 @@
 #include <unordered_set>
 
 #include "base/error.h"
-#include "quant/awq.h"
 #include "quant/ggml_blocks.h"
-#include "quant/gptq.h"
 #include "tensor/shape.h"
 
 namespace qw {
@@ -124,7 +122,7 @@ class ModuleReader {
 const RawTensor& ModuleReader::use(const std::string& tensor) {
   const RawTensor* found = find(tensor);
   if (found == nullptr) {
-    fail(ErrorKind::kNotFound, "model", "tensor {}: expected it in the checkpoint, found none ({})",
+    fail(ErrorKind::kCorrupt, "model", "tensor {}: expected it in the checkpoint, got none ({})",
          tensor, printable(checkpoint_.path));
   }
   used_.insert(tensor);
@@ -134,20 +132,13 @@ const RawTensor& ModuleReader::use(const std::string& tensor) {
 std::vector<float> ModuleReader::vector(const std::string& tensor, std::string_view dim) {
   const RawTensor& raw = use(tensor);
   dims_.match(tensor, raw.shape, {dim});
-  const LinearSource row = LinearSource::of_matrix([&] {
-    RawTensor matrix = raw;
-    matrix.shape = Shape{1, raw.shape.n_elems()};
-    return matrix;
-  }());
-  std::vector<float> values(static_cast<size_t>(row.k));
-  row.decode_rows(0, 1, values.data());
-  for (const float value : values) {
-    if (!std::isfinite(value)) {
-      fail(ErrorKind::kCorrupt, "model", "tensor {}: expected finite values, got {} ({})", tensor,
-           value, printable(raw.file));
-    }
-  }
-  return values;
+  return read_vector(raw);
+}
+
+/// The bytes of one of the matrices that are stacked along the first dimension.
+std::span<const std::byte> expert_bytes(const RawTensor& stacked, int expert) {
+  const size_t size = stacked.bytes.size() / static_cast<size_t>(stacked.shape[0]);
+  return stacked.bytes.subspan(static_cast<size_t>(expert) * size, size);
 }
 
 LinearSource ModuleReader::dense(LinearParts& out, const ModuleId& id) {
@@ -157,9 +148,7 @@ LinearSource ModuleReader::dense(LinearParts& out, const ModuleId& id) {
   if (is_gguf_ && id.expert >= 0) {
     dims_.match(tensor, raw.shape, {"experts", dims.n, dims.k});
     LinearSource source = LinearSource::of_expert(raw, id.expert);
-    const size_t expert_bytes = raw.bytes.size() / static_cast<size_t>(raw.shape[0]);
-    out.bytes.push_back(
-        raw.bytes.subspan(static_cast<size_t>(id.expert) * expert_bytes, expert_bytes));
+    out.bytes.push_back(expert_bytes(raw, id.expert));
     return source;
   }
   // The gate of the shared expert is [1, hidden] from converters, [hidden] from llama-quantize.
@@ -178,13 +167,11 @@ LinearSource ModuleReader::grouped(LinearParts& out, const std::string& module) 
          "its quantised tensors (.qweight), got neither ({})",
          module, printable(checkpoint_.path));
   }
-  for (const char* part : {".qweight", ".qzeros", ".scales"})
-    use(module + part);
-  if (q.method == "gptq" && find(module + ".g_idx") != nullptr) used_.insert(module + ".g_idx");
+  for (const std::string& tensor : quantised_module_tensors(checkpoint_.tensors, q, module))
+    out.bytes.push_back(use(tensor).bytes);
   std::string warning;
   LinearSource source = open_quantised_module(checkpoint_.tensors, q, module, &warning);
   if (!warning.empty()) warnings.push_back(std::move(warning));
-  out.bytes.push_back(checkpoint_.tensors.at(module + ".qweight").bytes);
   return source;
 }
 
@@ -237,8 +224,10 @@ void ModuleReader::append_fused_expert(LinearParts& gate_up, LinearParts& down, 
   const int64_t inter = config_.moe->expert_intermediate;
   gate_up.parts = {stacked.slice_rows(0, inter), stacked.slice_rows(inter, 2 * inter)};
   gate_up.modules = {{Slot::kExpertGate, layer, expert}, {Slot::kExpertUp, layer, expert}};
+  gate_up.bytes = {expert_bytes(both, expert)};
   down.parts = {LinearSource::of_expert(last, expert)};
   down.modules = {{Slot::kExpertDown, layer, expert}};
+  down.bytes = {expert_bytes(last, expert)};
 }
 
 void ModuleReader::warn_of_unused(std::vector<std::string>& out) const {
@@ -384,39 +373,17 @@ int64_t NetworkSources::published_bytes() const {
   return sum;
 }
 
-LinearSource open_quantised_module(const TensorStore& tensors, const QuantizationConfig& config,
-                                   const std::string& module, std::string* warning) {
-  const RawTensor& codes = tensors.at(module + ".qweight");
-  const RawTensor& zeros = tensors.at(module + ".qzeros");
-  const RawTensor& scales = tensors.at(module + ".scales");
-  std::shared_ptr<const GroupAffine> affine;
-  if (config.method == "gptq") {
-    affine = open_gptq({.bits = config.bits,
-                        .group_size = config.group_size,
-                        .desc_act = config.desc_act,
-                        .sym = config.sym,
-                        .v2_zeros = config.v2_zeros},
-                       {.module = module,
-                        .qweight = &codes,
-                        .qzeros = &zeros,
-                        .scales = &scales,
-                        .g_idx = tensors.find(module + ".g_idx")},
-                       warning);
-  } else {
-    QW_CHECK(config.method == "awq", "quantisation method {}", config.method);
-    const AwqVersion version = config.awq_version == "gemv"        ? AwqVersion::kGemv
-                               : config.awq_version == "gemv_fast" ? AwqVersion::kGemvFast
-                                                                   : AwqVersion::kGemm;
-    affine = open_awq({.bits = config.bits, .group_size = config.group_size, .version = version},
-                      {.module = module, .qweight = &codes, .qzeros = &zeros, .scales = &scales});
+std::vector<float> read_vector(const RawTensor& tensor) {
+  const LinearSource row = LinearSource::of_vector(tensor);
+  std::vector<float> values(static_cast<size_t>(row.k));
+  row.decode_rows(0, 1, values.data());
+  for (const float value : values) {
+    if (!std::isfinite(value)) {
+      fail(ErrorKind::kCorrupt, "model", "tensor {}: expected finite values, got {} ({})",
+           printable(tensor.name), value, printable(tensor.file));
+    }
   }
-  LinearSource source;
-  source.name = module + ".qweight";
-  source.n = affine->n;
-  source.k = affine->k;
-  source.data = std::move(affine);
-  source.owner = codes.owner;
-  return source;
+  return values;
 }
 
 NetworkSources open_network(const Checkpoint& checkpoint, const ModelConfig& config) {

@@ -56,15 +56,12 @@ struct NetworkSources {
   int64_t published_bytes() const;
 };
 
-/// One GPTQ or AWQ module ("model.layers.0.self_attn.q_proj") as the matrix it stands for, from its
-/// parts .qweight, .qzeros, .scales and, where there is one, .g_idx. `warning`: see open_gptq.
-/// Errors: not_found (a part), corrupt, unsupported.
-LinearSource open_quantised_module(const TensorStore& tensors, const QuantizationConfig& config,
-                                   const std::string& module, std::string* warning);
+/// The values of a norm, bias or other vector, in f32. Errors: corrupt, naming the tensor, when one
+/// is not finite.
+std::vector<float> read_vector(const RawTensor& tensor);
 
 /// Finds every tensor of the network and checks its shape and type against the config.
-/// Errors: not_found (a missing tensor, by name), corrupt (shape, size, values that are not
-/// finite), unsupported (type). What is odd but harmless becomes a warning.
+/// Errors: corrupt (a missing tensor, by name; shape, size, values that are not finite), unsupported (type). What is odd but harmless becomes a warning.
 NetworkSources open_network(const Checkpoint& checkpoint, const ModelConfig& config);
 
 }  // namespace qw

@@ -33,6 +33,11 @@ enum class Slot {
   kSharedExpertGate,
 };
 
+/// Whether the slot holds the weights of a norm: a vector, not a matrix.
+constexpr bool is_norm(Slot slot) {
+  return slot == Slot::kInputNorm || slot == Slot::kPostNorm || slot == Slot::kFinalNorm;
+}
+
 struct ModuleId {
   Slot slot = Slot::kEmbedding;
   int layer = -1;   // -1: not in a layer

@@ -77,7 +77,8 @@ LinearSource of_bytes(const RawTensor& tensor, int64_t n, int64_t k, int64_t fir
          printable(tensor.name), name_of(tensor.dtype), printable(tensor.file));
   }
   const int64_t bytes_per_row = row_bytes(tensor.dtype, k, tensor.name);
-  const int64_t expected = checked_mul(bytes_per_row, tensor.shape.rows(), tensor.name);
+  const int64_t expected =
+      checked_mul(bytes_per_row, tensor.shape.rows(), tensor.name, tensor.file);
   if (static_cast<uint64_t>(expected) != tensor.bytes.size()) {
     fail(ErrorKind::kCorrupt, "quant", "{}: expected {} bytes for {} {}, got {} ({})",
          printable(tensor.name), expected, tensor.shape.str(), name_of(tensor.dtype),
@@ -146,6 +147,26 @@ LinearSource LinearSource::of_matrix(const RawTensor& tensor) {
          printable(tensor.name), tensor.shape.str(), printable(tensor.file));
   }
   return of_bytes(tensor, tensor.shape[0], tensor.shape[1], 0);
+}
+
+LinearSource LinearSource::of_vector(const RawTensor& tensor) {
+  RawTensor row = tensor;
+  row.shape = Shape{1, tensor.shape.n_elems()};
+  return of_matrix(row);
+}
+
+LinearSource LinearSource::of_floats(std::string name, int64_t n, int64_t k,
+                                     std::shared_ptr<const std::vector<float>> values) {
+  QW_CHECK(static_cast<int64_t>(values->size()) == n * k, "{} values for [{}, {}]", values->size(),
+           n, k);
+  LinearSource out;
+  out.name = std::move(name);
+  out.n = n;
+  out.k = k;
+  out.data = DenseRows{DType::kF32, reinterpret_cast<const std::byte*>(values->data()),
+                       k * static_cast<int64_t>(sizeof(float))};
+  out.owner = std::move(values);
+  return out;
 }
 
 LinearSource LinearSource::of_expert(const RawTensor& tensor, int64_t index) {

@@ -81,8 +81,13 @@ struct LinearSource {
   /// A source over a dense or block tensor of shape [n, k] ([n] is taken as [n, 1] only by
   /// of_matrix's caller). Errors: corrupt (rank, bytes), unsupported (integer types).
   static LinearSource of_matrix(const RawTensor& tensor);
+  /// A vector of k values (any rank) as the one row [1, k]. Errors: as of_matrix.
+  static LinearSource of_vector(const RawTensor& tensor);
   /// Expert `index` of a stacked tensor [n_experts, n, k].
   static LinearSource of_expert(const RawTensor& tensor, int64_t index);
+  /// n * k floats in memory, row-major; the source keeps them alive.
+  static LinearSource of_floats(std::string name, int64_t n, int64_t k,
+                                std::shared_ptr<const std::vector<float>> values);
 };
 
 }  // namespace qw

@@ -1,0 +1,46 @@
+// Quantised modules of a Hugging Face checkpoint: what the configuration says about them, and the
+// matrix that the tensors of one module stand for.
+//
+// Level 3 (checkpoint). Sources: quantization_config as Transformers, AutoGPTQ and AutoAWQ write
+// it; how the bytes are read is quant/'s business. Above this, nobody knows the formats by name.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "quant/linear_source.h"
+
+namespace qw {
+
+/// How the weights are stored, from quantization_config / quantize_config.json.
+struct QuantizationConfig {
+  std::string method;  // "", "gptq", "awq"
+  int bits = 0;
+  int64_t group_size = 0;  // -1: one group per row
+  bool desc_act = false, sym = true, zero_point = true, v2_zeros = false;
+  std::string awq_version;  // gemm, gemv, gemv_fast
+  std::vector<std::string> modules_to_not_convert;
+};
+
+/// `json`: the object of quantization_config, or a whole quantize_config.json; `file` names it in
+/// errors. Errors: corrupt (missing field, wrong type), unsupported (method, packing; says what is
+/// supported).
+QuantizationConfig read_quantization_config(const nlohmann::ordered_json& json,
+                                            std::string_view file);
+
+/// Names of the tensors of one quantised module ("model.layers.0.self_attn.q_proj"), its codes
+/// first; optional ones only when they are there.
+std::vector<std::string> quantised_module_tensors(const TensorStore& tensors,
+                                                  const QuantizationConfig& config,
+                                                  const std::string& module);
+
+/// One quantised module as the matrix that these tensors stand for. `warning` (may be null): see
+/// open_gptq. Errors: not_found (a tensor), corrupt, unsupported.
+LinearSource open_quantised_module(const TensorStore& tensors, const QuantizationConfig& config,
+                                   const std::string& module, std::string* warning);
+
+}  // namespace qw
