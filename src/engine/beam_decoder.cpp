@@ -1,7 +1,8 @@
 // Beam search over the paged cache: a beam is a fork of a sequence, so beams share what they have
 // in common.
 //
-// Level 6 (engine). The rules are in beam_search.h; here they meet logits, pages and random draws.
+// Level 6 (engine). The rules are in beam_search.h; here they meet logits, pages, random draws and
+// stop strings. What is reported of the tokens is kept as a tree, whose branches are the beams.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -13,6 +14,7 @@
 #include "engine/forced_words.h"
 #include "engine/logits_math.h"
 #include "engine/sampler.h"
+#include "engine/stop_watch.h"
 
 namespace qw {
 namespace {
@@ -24,6 +26,14 @@ constexpr uint64_t kBeamStreams = uint64_t{1} << 32;  // apart from the streams 
 struct Beam {
   SeqId seq = 0;  // several beams may share one until the first step has parted them
   float score = 0;
+  int64_t trace = -1;              // its last token among those that log-probabilities are kept of
+  std::optional<StopWatch> watch;  // null: no stop strings
+};
+
+/// A token of a beam and the one before it; -1: the first.
+struct Trace {
+  int64_t before = -1;
+  TokenLogprobs logprobs;
 };
 
 class BeamDecoder : public Decoder {
@@ -34,6 +44,9 @@ class BeamDecoder : public Decoder {
     const int size = static_cast<int>(config.num_beams / config.num_beam_groups);
     if (!config.force_words_ids.empty())
       forced_ = std::make_shared<ForcedWords>(config.force_words_ids, context.request.prompt);
+    std::optional<StopWatch> watch;
+    if (!config.stop_strings.empty())
+      watch.emplace(context.tokenizer, context.request.skip_special_tokens, config.stop_strings);
     for (int64_t g = 0; g < config.num_beam_groups; ++g) {
       groups_.emplace_back(
           BeamGroup::Options{size, config.length_penalty, config.early_stopping,
@@ -42,7 +55,7 @@ class BeamDecoder : public Decoder {
                              forced_, config.num_return_sequences});
       auto& beams = beams_.emplace_back();
       for (int b = 0; b < size; ++b)
-        beams.push_back({seq, b == 0 ? 0.0f : kNotYet});
+        beams.push_back({seq, b == 0 ? 0.0f : kNotYet, -1, watch});
     }
   }
 
@@ -64,6 +77,7 @@ class BeamDecoder : public Decoder {
       const std::span<float> row(rows[i], static_cast<size_t>(context_.vocab));
       if (!context_.config().remove_invalid_values)
         check_finite(row, context_.scheduler.sequence(seqs[i]).size());
+      if (context_.config().logprobs) raw_[seqs[i]].assign(row.begin(), row.end());
       log_softmax(row);
       row_of[seqs[i]] = row;
     }
@@ -76,6 +90,7 @@ class BeamDecoder : public Decoder {
         chosen.push_back(padding());
     }
     follow(next, sink);
+    raw_.clear();
   }
 
   void stop(FinishReason reason, const Error* error, EventSink& sink) override {
@@ -120,12 +135,7 @@ class BeamDecoder : public Decoder {
       for (float& v : values)
         v += beam.score;
     }
-    const std::vector<BeamCandidate> candidates =
-        context_.config().samples() ? draw(g, scores) : best(scores, groups_[g].n_candidates());
-    if (candidates.empty()) {
-      fail(ErrorKind::kInvalidArgument, "sampler",
-           "beams: expected tokens that the parameters allow, got none");
-    }
+    const std::vector<BeamCandidate> candidates = propose(g, scores);
     const auto beams = generated_of_group(g);
     std::vector<BeamCandidate> next = groups_[g].process(candidates, beams);
     if (forced_ != nullptr) {
@@ -133,10 +143,69 @@ class BeamDecoder : public Decoder {
         return scores[static_cast<size_t>(beam)][static_cast<size_t>(token)];
       };
       next = forced_->steer(next, beams, score, group_size());
+      mark_ends(g, next);  // a step towards a word may complete a stop string
+      trace_ends(g, next);
+      for (const BeamCandidate& candidate : next) {
+        if (candidate.stops) groups_[g].end(candidate, beams[static_cast<size_t>(candidate.beam)]);
+      }
+      std::erase_if(next, [](const BeamCandidate& candidate) { return candidate.stops; });
     }
     for (const BeamCandidate& candidate : next)
       chosen.push_back(candidate.token);
     return next;
+  }
+
+  /// Candidates of the next step, best first: so many that a whole group of them goes on, if there
+  /// are as many at all.
+  std::vector<BeamCandidate> propose(size_t g, const std::vector<std::vector<float>>& scores) {
+    for (int64_t n = groups_[g].n_candidates();; n *= 2) {
+      std::vector<BeamCandidate> candidates =
+          context_.config().samples() ? draw(g, scores, n) : best(scores, n);
+      if (candidates.empty()) {
+        fail(ErrorKind::kInvalidArgument, "sampler",
+             "beams: expected tokens that the parameters allow, got none");
+      }
+      mark_ends(g, candidates);
+      const auto n_open =
+          std::count_if(candidates.begin(), candidates.end(),
+                        [&](const BeamCandidate& c) { return !groups_[g].ends(c); });
+      // End tokens alone never ask for more, but any token may complete a stop string.
+      const bool enough = n_open >= static_cast<std::ptrdiff_t>(group_size());
+      if (enough || std::ssize(candidates) < n) {
+        trace_ends(g, candidates);
+        return candidates;
+      }
+    }
+  }
+
+  void mark_ends(size_t g, std::vector<BeamCandidate>& candidates) const {
+    for (BeamCandidate& candidate : candidates) {
+      std::optional<StopWatch> watch = beam_of(g, candidate).watch;
+      candidate.stops = watch && watch->push(candidate.token);
+    }
+  }
+
+  /// Sees to it that hypotheses know what is reported of their last token.
+  void trace_ends(size_t g, std::vector<BeamCandidate>& candidates) {
+    for (BeamCandidate& candidate : candidates) {
+      if (!groups_[g].ends(candidate)) continue;
+      candidate.trace =
+          trace(beam_of(g, candidate), candidate.stops ? candidate.token : shown_end());
+    }
+  }
+
+  const Beam& beam_of(size_t g, const BeamCandidate& candidate) const {
+    return beams_[g][static_cast<size_t>(candidate.beam)];
+  }
+
+  int32_t shown_end() const { return context_.config().eos_token_id[0]; }
+
+  /// Notes the log-probabilities of a token that follows a beam, when they are wanted.
+  int64_t trace(const Beam& beam, int32_t token) {
+    const GenerationConfig& config = context_.config();
+    if (!config.logprobs) return -1;
+    traces_.push_back({beam.trace, token_logprobs(raw_.at(beam.seq), token, *config.logprobs)});
+    return std::ssize(traces_) - 1;
   }
 
   static bool better(const BeamCandidate& a, const BeamCandidate& b) {
@@ -157,8 +226,9 @@ class BeamDecoder : public Decoder {
     return out;
   }
 
-  /// n_candidates draws without replacement from softmax over all beams, then by score.
-  std::vector<BeamCandidate> draw(size_t g, const std::vector<std::vector<float>>& scores) const {
+  /// n draws without replacement from softmax over all beams, then by score.
+  std::vector<BeamCandidate> draw(size_t g, const std::vector<std::vector<float>>& scores,
+                                  int64_t n) const {
     std::vector<BeamCandidate> all;
     float max = kMinusInfinity;
     for (size_t b = 0; b < scores.size(); ++b) {
@@ -174,7 +244,7 @@ class BeamDecoder : public Decoder {
       weights[i] = std::exp(static_cast<double>(all[i].score) - static_cast<double>(max));
     const auto position =
         static_cast<uint64_t>(context_.scheduler.sequence(beams_[g][0].seq).size());
-    const auto n = std::min<int64_t>(groups_[g].n_candidates(), static_cast<int64_t>(all.size()));
+    n = std::min(n, std::ssize(all));
     std::vector<BeamCandidate> out;
     for (int64_t i = 0; i < n; ++i) {
       double sum = 0;
@@ -204,10 +274,11 @@ class BeamDecoder : public Decoder {
     for (size_t g = 0; g < groups_.size(); ++g) {
       std::vector<Beam> beams;
       for (const BeamCandidate& candidate : next[g]) {
-        const SeqId child =
-            context_.scheduler.fork(beams_[g][static_cast<size_t>(candidate.beam)].seq);
+        const Beam& parent = beam_of(g, candidate);
+        const SeqId child = context_.scheduler.fork(parent.seq);
         context_.scheduler.append(child, candidate.token);
-        beams.push_back({child, candidate.score});
+        beams.push_back({child, candidate.score, trace(parent, candidate.token), parent.watch});
+        if (beams.back().watch) beams.back().watch->push(candidate.token);
       }
       if (groups_[g].done()) {
         for (const Beam& beam : beams)
@@ -229,9 +300,12 @@ class BeamDecoder : public Decoder {
   void close_and_finish(FinishReason reason, const Error* error, EventSink& sink) {
     for (size_t g = 0; g < groups_.size(); ++g) {
       std::vector<float> scores;
-      for (const Beam& beam : beams_[g])
+      std::vector<int64_t> traces;
+      for (const Beam& beam : beams_[g]) {
         scores.push_back(beam.score);
-      if (!scores.empty()) groups_[g].close(generated_of_group(g), scores);
+        traces.push_back(beam.trace);
+      }
+      if (!scores.empty()) groups_[g].close(generated_of_group(g), scores, traces);
     }
     finish();
     const int64_t n = context_.config().num_return_sequences;
@@ -245,15 +319,17 @@ class BeamDecoder : public Decoder {
   void emit(int index, const Hypothesis* hypothesis, FinishReason reason, const Error* error,
             EventSink& sink) {
     Answer answer(index, context_.request, context_.max_len, context_.tokenizer);
-    const auto push = [&](int32_t id) {
-      if (answer.finished()) return;
-      Answer::Piece piece = answer.push(id, std::nullopt);
-      sink.token(context_.request_id, index, id, std::move(piece.text), std::nullopt);
-    };
     if (hypothesis != nullptr) {
-      for (const int32_t id : hypothesis->generated)
-        push(id);
-      if (hypothesis->ended) push(context_.config().eos_token_id[0]);
+      std::vector<int32_t> ids = hypothesis->generated;
+      if (hypothesis->ended) ids.push_back(shown_end());
+      const std::vector<TokenLogprobs> logprobs = logprobs_of(*hypothesis);
+      QW_CHECK(logprobs.empty() || logprobs.size() == ids.size());
+      for (size_t i = 0; i < ids.size() && !answer.finished(); ++i) {
+        std::optional<TokenLogprobs> known;
+        if (!logprobs.empty()) known = logprobs[i];
+        Answer::Piece piece = answer.push(ids[i], known);
+        sink.token(context_.request_id, index, ids[i], std::move(piece.text), std::move(known));
+      }
       answer.set_score(hypothesis->score);
     }
     if (!answer.finished()) {
@@ -265,9 +341,19 @@ class BeamDecoder : public Decoder {
     sink.finished(context_.request_id, index);
   }
 
+  std::vector<TokenLogprobs> logprobs_of(const Hypothesis& hypothesis) const {
+    std::vector<TokenLogprobs> out;
+    for (int64_t at = hypothesis.trace; at >= 0; at = traces_[static_cast<size_t>(at)].before)
+      out.push_back(traces_[static_cast<size_t>(at)].logprobs);
+    std::reverse(out.begin(), out.end());
+    return out;
+  }
+
   std::shared_ptr<const ForcedWords> forced_;  // null: none
   std::vector<BeamGroup> groups_;
-  std::vector<std::vector<Beam>> beams_;  // of each group; empty once it is done
+  std::vector<std::vector<Beam>> beams_;     // of each group; empty once it is done
+  std::vector<Trace> traces_;                // a tree; empty unless logprobs are wanted
+  std::map<SeqId, std::vector<float>> raw_;  // logits of the step under way, for traces_
   std::vector<Completion> completions_;
 };
 

@@ -22,14 +22,10 @@ std::vector<BeamCandidate> BeamGroup::process(std::span<const BeamCandidate> can
   const int64_t length = static_cast<int64_t>(beams[0].size()) + 1;
   for (size_t rank = 0; rank < candidates.size(); ++rank) {
     const BeamCandidate& candidate = candidates[rank];
-    const bool ends =
-        std::find(options_.eos.begin(), options_.eos.end(), candidate.token) != options_.eos.end();
-    if (ends) {
-      // An end token below the best `size` candidates is dropped: its beam did not get that far.
+    if (ends(candidate)) {
+      // An end below the best `size` candidates is dropped: its beam did not get that far.
       if (static_cast<int>(rank) >= options_.size) continue;
-      const std::span<const int32_t> beam = beams[static_cast<size_t>(candidate.beam)];
-      if (options_.forced == nullptr || options_.forced->all_said(beam))
-        add(beam, candidate.score, length, true);
+      end(candidate, beams[static_cast<size_t>(candidate.beam)]);
     } else {
       next.push_back(candidate);
     }
@@ -42,12 +38,28 @@ std::vector<BeamCandidate> BeamGroup::process(std::span<const BeamCandidate> can
   return next;
 }
 
-void BeamGroup::add(std::span<const int32_t> generated, float sum, int64_t length, bool ended) {
+bool BeamGroup::ends(const BeamCandidate& candidate) const {
+  return candidate.stops ||
+         std::find(options_.eos.begin(), options_.eos.end(), candidate.token) != options_.eos.end();
+}
+
+void BeamGroup::end(const BeamCandidate& candidate, std::span<const int32_t> beam) {
+  Hypothesis hypothesis;
+  hypothesis.generated.assign(beam.begin(), beam.end());
+  hypothesis.ended = !candidate.stops;
+  hypothesis.trace = candidate.trace;
+  if (candidate.stops) hypothesis.generated.push_back(candidate.token);
+  if (options_.forced != nullptr && !options_.forced->all_said(hypothesis.generated)) return;
+  add(std::move(hypothesis), candidate.score, std::ssize(beam) + 1);
+}
+
+void BeamGroup::add(Hypothesis hypothesis, float sum, int64_t length) {
   const double score =
       static_cast<double>(sum) / std::pow(static_cast<double>(length), options_.length_penalty);
   const auto full = static_cast<size_t>(options_.size);
   if (hypotheses_.size() >= full && !(score > worst_)) return;
-  hypotheses_.push_back({score, {generated.begin(), generated.end()}, ended});
+  hypothesis.score = score;
+  hypotheses_.push_back(std::move(hypothesis));
   if (hypotheses_.size() <= full) {
     worst_ = std::min(score, worst_);
     return;
@@ -69,7 +81,7 @@ bool BeamGroup::is_done(float best_sum, int64_t length) const {
 }
 
 void BeamGroup::close(std::span<const std::span<const int32_t>> beams,
-                      std::span<const float> scores) {
+                      std::span<const float> scores, std::span<const int64_t> traces) {
   if (done_) return;
   std::vector<bool> is_whole(beams.size(), true);
   for (size_t b = 0; options_.forced != nullptr && b < beams.size(); ++b)
@@ -77,7 +89,8 @@ void BeamGroup::close(std::span<const std::span<const int32_t>> beams,
   const auto add_those = [&](bool whole) {
     for (size_t b = 0; b < beams.size(); ++b) {
       if (is_whole[b] == whole)
-        add(beams[b], scores[b], static_cast<int64_t>(beams[b].size()), false);
+        add({0, {beams[b].begin(), beams[b].end()}, false, traces[b]}, scores[b],
+            std::ssize(beams[b]));
     }
   };
   add_those(true);

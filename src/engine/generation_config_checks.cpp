@@ -158,10 +158,8 @@ void check_combinations(const GenerationConfig& c) {
     refuse("num_beam_groups: expected do_sample false, got true");
   if (c.num_beams > 1) {
     in_range("num_return_sequences", c.num_return_sequences, 1, c.num_beams);
-    if (!c.stop_strings.empty()) refuse("stop_strings: expected num_beams 1, got beam search");
     if (c.guidance_scale != 1) refuse("guidance_scale: expected num_beams 1, got beam search");
     if (c.penalty_alpha > 0) refuse("penalty_alpha: expected num_beams 1, got beam search");
-    if (c.logprobs) refuse("logprobs: expected num_beams 1, got beam search");
   }
   if (c.penalty_alpha > 0 && c.guidance_scale != 1)
     refuse(
