@@ -387,8 +387,9 @@ TEST(Adapters, WithoutTensorsAreRefused) {
   Loaded loaded = load(base);
   const Adapter adapter;
   for (const std::string& path : {adapter.write_peft(), adapter.write_gguf()}) {
-    expect_error(ErrorKind::kCorrupt, {"at least one", path},
-                 [&] { loaded.model->add_adapters({{path, 1.0}}); });
+    expect_error(ErrorKind::kCorrupt, {"at least one", path}, [&] {
+      loaded.model->add_adapters({{path, 1.0}});
+    });
   }
 }
 

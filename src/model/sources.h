@@ -61,7 +61,8 @@ struct NetworkSources {
 std::vector<float> read_vector(const RawTensor& tensor);
 
 /// Finds every tensor of the network and checks its shape and type against the config.
-/// Errors: corrupt (a missing tensor, by name; shape, size, values that are not finite), unsupported (type). What is odd but harmless becomes a warning.
+/// Errors: corrupt (a missing tensor, by name; shape, size, values that are not finite),
+/// unsupported (type). What is odd but harmless becomes a warning.
 NetworkSources open_network(const Checkpoint& checkpoint, const ModelConfig& config);
 
 }  // namespace qw
