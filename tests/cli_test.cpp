@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -12,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "support/cli_fixture.h"
 #include "support/golden.h"
 #include "support/process.h"
 
@@ -24,42 +24,11 @@ using test::qianwen;
 using test::Ran;
 using test::RunOptions;
 using testing::HasSubstr;
-using testing::StartsWith;
 
-const std::string kBundled = std::string(QIANWEN_SOURCE_DIR) + "/models/qianwen-mini-chat";
+using test::kBundled;
 
-class Cli : public testing::Test {
- protected:
-  void SetUp() override {
-    folder_ = fs::temp_directory_path() / ("qw-cli-" + std::to_string(::getpid()));
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string write(const std::string& name, const std::string& text) const {
-    const fs::path path = folder_ / name;
-    fs::create_directories(path.parent_path());
-    std::ofstream(path, std::ios::binary) << text;
-    return path.string();
-  }
-  /// A copy of a checkpoint that a case may damage.
-  std::string copy_of(const std::string& model, const std::string& name) const {
-    fs::copy(model, folder_ / name, fs::copy_options::recursive);
-    for (const auto& entry : fs::recursive_directory_iterator(folder_ / name)) {
-      fs::permissions(entry.path(), fs::perms::owner_all, fs::perm_options::add);
-    }
-    return (folder_ / name).string();
-  }
-  fs::path folder_;
-};
-
-void expect_failure(const Ran& ran, int code, const std::string& part) {
-  EXPECT_FALSE(ran.timed_out);
-  EXPECT_EQ(ran.code, code) << ran.err;
-  EXPECT_THAT(ran.last_error_line(), StartsWith("qianwen: error: ["));
-  EXPECT_THAT(ran.last_error_line(), HasSubstr(part));
-}
+using Cli = test::CliTest;
+using test::expect_failure;
 
 json last_json(const Ran& ran) {
   EXPECT_EQ(ran.code, 0) << ran.err;
@@ -369,6 +338,11 @@ TEST_F(Cli, StdinClosedAndStdoutFull) {
   const Ran full = test::run_program("/bin/sh", {"-c", std::string(QIANWEN_PROGRAM) + " tokenize " +
                                                            kBundled + " -p hello > /dev/full"});
   expect_failure(full, 7, "stdout");
+  for (const char* args : {"--version", "--help", "tokenize --help", "info --quick"}) {
+    expect_failure(test::run_program("/bin/sh", {"-c", std::string(QIANWEN_PROGRAM) + " " + args +
+                                                           " > /dev/full"}),
+                   7, "stdout");
+  }
 }
 
 TEST_F(Cli, InterruptEndsWith130) {
@@ -431,7 +405,7 @@ TEST_F(Cli, ConfigsThatCannotRun) {
   expect_failure(with("rope_scaling", {{"type", "longrope"}, {"factor", 2.0}}), 5, "longrope");
   expect_failure(with("quantization_config", {{"quant_method", "fp8"}}), 5, "fp8");
   expect_failure(with("hidden_size", 128), 4, "128");
-  expect_failure(with("num_hidden_layers", 7), 3, "layers.6");
+  expect_failure(with("num_hidden_layers", 7), 4, "layers.6");
   expect_failure(with("rms_norm_eps", json(json::value_t::discarded)), 4, "rms_norm_eps");
   expect_failure(with("vocab_size", 6100), 4, "6100");
 }

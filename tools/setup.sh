@@ -21,6 +21,8 @@ qw_packages=(
 qw_optional_packages=("ccache:ccache")
 
 qw_say() { printf '%s\n' "$*" >&2; }
+# The last line of a failure, in the form of the program's own: docs/errors.md.
+qw_error() { qw_say "qianwen: error: [setup] $*"; }
 
 qw_present() {
   case "$1" in
@@ -49,22 +51,23 @@ qw_install_packages() {
       as_root=(sudo -n)
     else
       (( ${#missing[@]} )) || return 0
-      qw_say "qianwen: these packages are missing, and only root can install them: ${missing[*]}"
-      qw_say "qianwen: run this, then try again:"
+      qw_say "qianwen: packages are missing that only root can install. Run this, then try again:"
       qw_say "  sudo apt-get update && sudo apt-get install -y ${missing[*]}"
+      qw_error "packages: expected ${missing[*]} to be installed, got none of them"
       return 1
     fi
   fi
   if ! command -v apt-get > /dev/null 2>&1; then
     (( ${#missing[@]} )) || return 0
-    qw_say "qianwen: this is not a Debian or Ubuntu system; install the equivalents of: ${missing[*]}"
+    qw_say "qianwen: this is not a Debian or Ubuntu system; install the equivalents of the packages below"
+    qw_error "packages: expected ${missing[*]} to be installed, got none of them"
     return 1
   fi
   qw_say "qianwen: installing ${missing[*]} ${optional[*]}"
   "${as_root[@]}" apt-get update -qq >&2 || qw_say "qianwen: apt-get update failed; trying with the lists that are there"
   if (( ${#missing[@]} )); then
     DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 || {
-      qw_say "qianwen: apt-get could not install: ${missing[*]}"
+      qw_error "packages: expected apt-get to install ${missing[*]}, got an error (above)"
       return 1
     }
   fi
@@ -91,14 +94,17 @@ qw_build() {
   fi
   qw_install_packages || return 1
   qw_say "qianwen: building (release preset; the first time takes a few minutes)"
-  mkdir -p "$build"
+  mkdir -p "$build" 2> /dev/null && [[ -w "$build" ]] || {
+    qw_error "build folder: expected to write to it, got permission denied ($build)"
+    return 1
+  }
   (cd "$qw_root" && cmake --preset release > "$build/configure.log" 2>&1) || {
     cat "$build/configure.log" >&2
-    qw_say "qianwen: configuring failed"
+    qw_error "configuring: expected cmake to succeed, got an error (above, and $build/configure.log)"
     return 1
   }
   (cd "$qw_root" && cmake --build --preset release --target "$@") >&2 || {
-    qw_say "qianwen: the build failed"
+    qw_error "build: expected it to succeed, got an error (above)"
     return 1
   }
   printf '%s' "$stamp" > "$build/.qw-stamp-$key"

@@ -36,8 +36,10 @@ nlohmann::ordered_json parse_user_json(std::string_view text, std::string_view w
     return nlohmann::ordered_json::parse(
         text.begin(), text.end(), JsonLimitGuard(kLimits, ErrorKind::kInvalidArgument, where));
   } catch (const nlohmann::json::exception& error) {
+    std::string_view reason = error.what();  // after the library's "[json.exception...] " tag
+    reason.remove_prefix(std::min(reason.size(), reason.find("] ") + 2));
     fail(ErrorKind::kInvalidArgument, "json", "input: expected JSON, got: {} ({})",
-         printable(error.what(), 160), printable(where, 4096));
+         printable(reason, 160), printable(where, 4096));
   }
 }
 
