@@ -81,7 +81,7 @@ class Generate {
 
   void answer(Request request) {
     const GenerationConfig config = request.config;
-    for (const std::string& note : config.without_effect())
+    for (const std::string& note : config.without_effect(std::ssize(request.prompt)))
       spdlog::warn("{}", note);
     const bool stream = !options_.json && config.num_return_sequences == 1 && config.num_beams == 1;
     const RequestResult result = engine_->generate(

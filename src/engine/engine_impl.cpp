@@ -87,6 +87,10 @@ void Engine::Impl::check_request(const Request& request) const {
   check_ids("prompt", request.prompt, vocab_);
   check_ids("negative prompt", request.negative_prompt, vocab_);
   config.validate(vocab_);
+  if (!request.negative_prompt.empty() && config.guidance_scale == 1) {
+    fail(ErrorKind::kInvalidArgument, "engine",
+         "negative prompt: expected a guidance_scale other than 1 with it, got 1 (no guidance)");
+  }
   if (config.logprobs && *config.logprobs > vocab_) {
     fail(ErrorKind::kInvalidArgument, "engine", "logprobs: expected 0 to {}, got {}", vocab_,
          *config.logprobs);
@@ -131,8 +135,8 @@ int64_t Engine::Impl::max_length_of(const Request& request) const {
 void Engine::Impl::check_fits(const Request& request, int64_t max_len) const {
   const GenerationConfig& config = request.config;
   const auto prompt_len = static_cast<int64_t>(request.prompt.size());
-  const bool contrastive = config.penalty_alpha > 0 && config.top_k > 1 && !config.samples();
-  const int64_t width = config.num_beams > 1 ? config.num_beams : (contrastive ? config.top_k : 1);
+  const int64_t width =
+      config.num_beams > 1 ? config.num_beams : (config.is_contrastive() ? config.top_k : 1);
   int64_t need = scheduler_->pages_at_worst(prompt_len, max_len, width);
   if (config.guidance_scale != 1) {
     const int64_t negative =
@@ -167,13 +171,13 @@ RequestId Engine::Impl::submit(Request request) {
 
 void Engine::Impl::make_decoders(RequestId id, ActiveRequest& active) {
   const GenerationConfig& config = active.request.config;
-  const bool contrastive = config.penalty_alpha > 0 && config.top_k > 1 && !config.samples();
   if (config.num_beams > 1) {
     active.decoders.push_back(make_beam_decoder(*active.context));
   } else {
     for (int index = 0; index < config.num_return_sequences; ++index) {
-      active.decoders.push_back(contrastive ? make_contrastive_decoder(*active.context, index)
-                                            : make_sampling_decoder(*active.context, index));
+      active.decoders.push_back(config.is_contrastive()
+                                    ? make_contrastive_decoder(*active.context, index)
+                                    : make_sampling_decoder(*active.context, index));
     }
   }
   active.result.completions.resize(static_cast<size_t>(config.num_return_sequences));

@@ -222,14 +222,12 @@ TEST(Engine, WhatIsAskedOfThePromptIsComputed) {
   EXPECT_EQ(cold.timings.n_cached, 0);
   EXPECT_EQ(cold.prompt_logprobs.size(), 29u);
   EXPECT_EQ(cold.completions[0].ids, ids);
-  // Contrastive search compares the hidden states of all positions, for every answer.
+  // Contrastive search compares the hidden states of all positions.
   Request contrastive = request;
   contrastive.config.penalty_alpha = 0.6;
   contrastive.config.top_k = 3;
-  contrastive.config.num_return_sequences = 2;
   const RequestResult result = engine.generate(contrastive);
   EXPECT_EQ(result.timings.n_cached, 0);
-  EXPECT_EQ(result.completions[0].ids, result.completions[1].ids);
   EngineOptions off = small();
   off.prefix_cache = false;
   FakeModel other;
@@ -309,6 +307,12 @@ TEST(Engine, RefusesWithNumbers) {
   Request stop = request_of(3, 1, 4);
   stop.config.stop_strings = {"x"};
   EXPECT_THAT(message(stop), HasSubstr("tokenizer"));
+  Request negative = request_of(3, 1, 4);
+  negative.negative_prompt = {1};
+  EXPECT_THAT(message(negative), HasSubstr("negative prompt: expected a guidance_scale"));
+  Request same = request_of(3, 1, 4, 3);
+  same.config.do_sample = false;
+  EXPECT_THAT(message(same), HasSubstr("num_return_sequences: expected 1 without sampling"));
   EXPECT_TRUE(engine.idle());
   // A default of the checkpoint's file is an upper bound, not a demand.
   Request from_file = request_of(30, 1, 1);

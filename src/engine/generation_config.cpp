@@ -351,6 +351,12 @@ void GenerationConfig::set_text(std::string_view name, std::string_view value,
   set(name, parsed, source);
 }
 
+Json GenerationConfig::get(std::string_view name) const {
+  const Parameter* parameter = find_parameter(name);
+  QW_CHECK(parameter != nullptr, "no parameter {}", name);
+  return parameter->write_from(*this);
+}
+
 const std::vector<std::string>& GenerationConfig::names() {
   static const std::vector<std::string> names = [] {
     std::vector<std::string> out;
@@ -425,37 +431,6 @@ ParameterSource GenerationConfig::source_of(std::string_view name) const {
   const bool changed =
       parameter != nullptr && parameter->write_from(*this) != parameter->write_from(defaults);
   return changed ? ParameterSource::kUser : ParameterSource::kDefault;
-}
-
-std::vector<std::string> GenerationConfig::without_effect() const {
-  static const GenerationConfig defaults;
-  std::vector<std::string> out;
-  const auto note = [&](std::string_view name, std::string_view why) {
-    const Parameter* parameter = find_parameter(name);
-    const Json value = parameter->write_from(*this);
-    // What the checkpoint recommends was not asked for, so it may go unused without a word.
-    if (source_of(name) == ParameterSource::kUser && value != parameter->write_from(defaults)) {
-      out.push_back(fmt::format("{} {} has no effect: {}", name, value.dump(), why));
-    }
-  };
-  const bool contrastive = penalty_alpha > 0 && top_k > 1 && num_beams == 1 && !samples();
-  if (!samples()) {
-    const std::string_view why = do_sample ? "temperature is 0" : "do_sample is false";
-    for (const std::string_view name :
-         {"top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"})
-      note(name, why);
-    if (!do_sample && temperature != 0) note("temperature", why);
-    if (!contrastive) note("top_k", why);
-  } else {
-    note("penalty_alpha", "do_sample is true");
-  }
-  if (num_beams == 1) {
-    for (const std::string_view name : {"length_penalty", "early_stopping", "diversity_penalty"})
-      note(name, "num_beams is 1");
-  }
-  if (max_new_tokens) note("max_length", "max_new_tokens is set");
-  if (ignore_eos) note("min_new_tokens", "ignore_eos is true");
-  return out;
 }
 
 bool GenerationConfig::is_eos(int32_t id) const {

@@ -53,7 +53,7 @@ struct GenerationConfig {
   EarlyStopping early_stopping = EarlyStopping::kFalse;
   int64_t num_return_sequences = 1;
   double penalty_alpha = 0;   // contrastive search when > 0 and top_k > 1 and not do_sample
-  double guidance_scale = 1;  // classifier-free guidance when not 1
+  double guidance_scale = 1;  // above 0; classifier-free guidance when not 1
   /// Guess up to so many tokens per step from what the sequence says already (0: none). Changes the
   /// speed, no token. The end that is looked up: Transformers takes 2 tokens; more guess better.
   int64_t prompt_lookup_num_tokens = 0;
@@ -103,6 +103,8 @@ struct GenerationConfig {
   /// The same from a command-line value: "0.7", "true", "never", "[[1,2],[3]]", "151645,151643";
   /// stop_strings takes the text itself (each call adds one).
   void set_text(std::string_view name, std::string_view value, ParameterSource source);
+  /// One parameter's value; null where it is unset.
+  nlohmann::ordered_json get(std::string_view name) const;
   /// Names that set() and set_text() know, in the order of this struct.
   static const std::vector<std::string>& names();
 
@@ -120,12 +122,17 @@ struct GenerationConfig {
   nlohmann::ordered_json applied() const;
   ParameterSource source_of(std::string_view name) const;
 
-  /// One sentence for each parameter that the user set and the chosen strategy does not use
-  /// ("temperature 0.7 has no effect: do_sample is false"). The file's values are not the user's.
-  std::vector<std::string> without_effect() const;
+  /// One sentence for each parameter that the user set and that cannot change the answer, given the
+  /// others ("temperature 0.7 has no effect: do_sample is false") and the prompt's length, where it
+  /// is known. The file's values are not the user's.
+  std::vector<std::string> without_effect(std::optional<int64_t> prompt_len = std::nullopt) const;
 
   /// Whether tokens are drawn at random: do_sample and temperature != 0.
   bool samples() const { return do_sample && temperature != 0; }
+  /// Whether the strategy is contrastive search.
+  bool is_contrastive() const {
+    return penalty_alpha > 0 && top_k > 1 && num_beams == 1 && !samples();
+  }
   bool is_eos(int32_t id) const;
 
  private:

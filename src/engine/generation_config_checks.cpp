@@ -105,7 +105,8 @@ void check_distribution(const GenerationConfig& c) {
   in_range("diversity_penalty", c.diversity_penalty, 0, kHuge);
   in_range("length_penalty", c.length_penalty, -1000, 1000);
   in_range("penalty_alpha", c.penalty_alpha, 0, 1);
-  in_range("guidance_scale", c.guidance_scale, -1000, 1000);
+  // 0 would leave the prompt out, less would lead away from it; 1 is no guidance.
+  positive("guidance_scale", c.guidance_scale, 1000);
   in_range("no_repeat_ngram_size", c.no_repeat_ngram_size, 0, kMaxTokensAsked);
   in_range("encoder_no_repeat_ngram_size", c.encoder_no_repeat_ngram_size, 0, kMaxTokensAsked);
   if (c.logprobs) in_range("logprobs", *c.logprobs, 0, kMaxTokensAsked);
@@ -156,6 +157,12 @@ void check_combinations(const GenerationConfig& c) {
   }
   if (c.num_beam_groups > 1 && c.samples())
     refuse("num_beam_groups: expected do_sample false, got true");
+  if (c.num_beams == 1 && !c.samples() && c.num_return_sequences > 1) {
+    fail(ErrorKind::kInvalidArgument, "generation",
+         "num_return_sequences: expected 1 without sampling and without beams (all answers would "
+         "be the same), got {}",
+         c.num_return_sequences);
+  }
   if (c.num_beams > 1) {
     in_range("num_return_sequences", c.num_return_sequences, 1, c.num_beams);
     if (c.guidance_scale != 1) refuse("guidance_scale: expected num_beams 1, got beam search");

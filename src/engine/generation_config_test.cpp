@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -77,6 +78,100 @@ TEST(GenerationConfig, OnlyTheUsersOwnParametersAreSaidToBeWithoutEffect) {
   EXPECT_EQ(config.without_effect().size(), 2u);
 }
 
+using Settings = std::vector<std::pair<const char*, const char*>>;
+
+std::vector<std::string> notes_of(const Settings& settings,
+                                  std::optional<int64_t> prompt_len = {}) {
+  GenerationConfig config;
+  for (const auto& [name, value] : settings)
+    config.set_text(name, value, kUser);
+  config.validate(100);
+  return config.without_effect(prompt_len);
+}
+
+TEST(GenerationConfig, EveryParameterWithoutEffectIsNamed) {
+  struct Case {
+    Settings with;     // which the parameter has an effect with
+    Settings without;  // and these it has none with
+    const char* name;
+    const char* value;
+    const char* why;
+  };
+  const std::vector<Case> cases = {
+      {{{"do_sample", "true"}}, {}, "temperature", "0.5", "do_sample is false"},
+      {{{"do_sample", "true"}}, {}, "top_k", "3", "do_sample is false"},
+      {{{"penalty_alpha", "0.6"}}, {}, "top_k", "3", "do_sample is false"},
+      {{{"do_sample", "true"}}, {}, "min_p", "0.1", "do_sample is false"},
+      {{{"do_sample", "true"}}, {}, "typical_p", "0.9", "do_sample is false"},
+      {{{"do_sample", "true"}}, {}, "epsilon_cutoff", "0.1", "do_sample is false"},
+      {{{"do_sample", "true"}}, {}, "eta_cutoff", "0.1", "do_sample is false"},
+      {{}, {{"do_sample", "true"}}, "epsilon_cutoff", "1", "below 1"},
+      {{}, {{"do_sample", "true"}}, "penalty_alpha", "0.5", "do_sample is true"},
+      {{{"top_k", "4"}}, {{"top_k", "1"}}, "penalty_alpha", "0.5", "top_k is 1"},
+      {{{"num_beams", "2"}}, {}, "length_penalty", "2", "num_beams is 1"},
+      {{{"num_beams", "2"}}, {}, "early_stopping", "true", "num_beams is 1"},
+      {{{"num_beams", "2"}}, {}, "renormalize_logits", "true", "num_beams is 1"},
+      {{{"num_beams", "2"}, {"num_beam_groups", "2"}},
+       {{"num_beams", "2"}},
+       "diversity_penalty",
+       "0.5",
+       "num_beam_groups is 1"},
+      {{}, {}, "bos_token_id", "5", "as it is"},
+      {{{"num_beams", "2"}, {"diversity_penalty", "1"}, {"num_beam_groups", "2"}},
+       {{"num_beams", "2"}},
+       "pad_token_id",
+       "5",
+       "padded"},
+      {{}, {{"num_beams", "2"}}, "prompt_lookup_num_tokens", "4", "beam search"},
+      {{}, {{"penalty_alpha", "0.6"}}, "prompt_lookup_num_tokens", "4", "contrastive"},
+      {{}, {{"guidance_scale", "2"}}, "prompt_lookup_num_tokens", "4", "guidance"},
+      {{{"prompt_lookup_num_tokens", "4"}}, {}, "max_matching_ngram_size", "3", "is 0"},
+      {{}, {{"max_new_tokens", "5"}}, "max_length", "50", "max_new_tokens is set"},
+      {{{"stop_strings", "x"}}, {}, "include_stop_str_in_output", "true", "no stop string"},
+      {{{"eos_token_id", "7"}}, {}, "ignore_eos", "true", "no end token"},
+      {{{"eos_token_id", "7"}}, {}, "min_new_tokens", "3", "no end token"},
+      {{}, {{"ignore_eos", "true"}}, "eos_token_id", "7", "ignore_eos is true"},
+      {{{"eos_token_id", "7"}}, {}, "min_length", "3", "no end token"},
+      {{{"eos_token_id", "7"}}, {}, "exponential_decay_length_penalty", "[2,1.5]", "no end token"},
+  };
+  const auto names_it = [](const std::vector<std::string>& notes, const char* name) {
+    return std::any_of(notes.begin(), notes.end(), [&](const std::string& note) {
+      return note.rfind(std::string(name) + " ", 0) == 0;
+    });
+  };
+  for (const Case& one : cases) {
+    Settings used = one.with, unused = one.without;
+    // Some need the value to be valid at all, so it comes first.
+    used.insert(used.begin(), {one.name, one.value});
+    unused.insert(unused.begin(), {one.name, one.value});
+    const auto notes = notes_of(unused);
+    EXPECT_TRUE(names_it(notes, one.name)) << one.name;
+    EXPECT_THAT(notes, testing::Contains(HasSubstr(one.why))) << one.name;
+    const std::string_view value = one.value;
+    if (std::string_view(one.name) == "bos_token_id" || value == "1") continue;  // never has one
+    EXPECT_FALSE(names_it(notes_of(used), one.name)) << one.name;
+  }
+  EXPECT_THAT(notes_of({{"forced_bos_token_id", "3"}}, 4),
+              ElementsAre(HasSubstr("one token only")));
+  EXPECT_THAT(notes_of({{"forced_bos_token_id", "3"}}, 1), ElementsAre());
+  EXPECT_THAT(notes_of({{"eos_token_id", "3"}, {"min_length", "4"}}, 4),
+              ElementsAre(HasSubstr("the prompt has 4 tokens")));
+  EXPECT_THAT(notes_of({{"eos_token_id", "3"}, {"min_length", "5"}}, 4), ElementsAre());
+}
+
+TEST(GenerationConfig, EqualAnswersAreRefused) {
+  const auto refusal = [](const Settings& settings) {
+    return message_of([&] { notes_of(settings); });
+  };
+  const char* const kWhy = "num_return_sequences: expected 1 without sampling";
+  EXPECT_THAT(refusal({{"num_return_sequences", "2"}}), HasSubstr(kWhy));
+  EXPECT_THAT(refusal({{"num_return_sequences", "2"}, {"penalty_alpha", "0.6"}}), HasSubstr(kWhy));
+  EXPECT_THAT(refusal({{"num_return_sequences", "2"}, {"do_sample", "true"}, {"temperature", "0"}}),
+              HasSubstr(kWhy));
+  EXPECT_EQ(refusal({{"num_return_sequences", "2"}, {"do_sample", "true"}}), "no error");
+  EXPECT_EQ(refusal({{"num_return_sequences", "2"}, {"num_beams", "2"}}), "no error");
+}
+
 TEST(GenerationConfig, RefusesWhatIsOutOfRangeAndNamesIt) {
   GenerationConfig config;
   const std::vector<std::pair<const char*, const char*>> bad = {
@@ -100,6 +195,10 @@ TEST(GenerationConfig, RefusesWhatIsOutOfRangeAndNamesIt) {
       {"eos_token_id", "99999999999"},
       {"seed", "-1"},
       {"penalty_alpha", "2"},
+      {"guidance_scale", "0"},
+      {"guidance_scale", "-1.5"},
+      {"prompt_lookup_num_tokens", "-1"},
+      {"max_matching_ngram_size", "0"},
       {"bad_words_ids", "[[]]"},
       {"stop_strings", ""},
       {"top_k", "2.5"},
@@ -110,7 +209,7 @@ TEST(GenerationConfig, RefusesWhatIsOutOfRangeAndNamesIt) {
         << value;
   }
   EXPECT_THAT(message_of([&] { config.set_text("temprature", "1", kUser); }),
-              HasSubstr("temprature: no such"));
+              HasSubstr("expected the name of a generation parameter, got 'temprature'"));
   // A refused value changes nothing.
   EXPECT_TRUE(config.applied().empty());
   EXPECT_THAT(

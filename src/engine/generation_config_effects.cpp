@@ -1,0 +1,107 @@
+// Which parameters cannot change an answer, given the others.
+//
+// Level 6 (engine). Transformers warns of some of these (GenerationConfig.validate) and ignores the
+// rest in silence; here each has its sentence. What contradicts itself is refused instead, see
+// generation_config_checks.cpp.
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "engine/generation_config.h"
+
+namespace qw {
+namespace {
+
+using Names = std::initializer_list<std::string_view>;
+
+/// Collects the sentences of one configuration.
+class Notes {
+ public:
+  explicit Notes(const GenerationConfig& config) : config_(config) {}
+
+  /// What the checkpoint recommends was not asked for, so it may go unused without a word.
+  void add(Names names, std::string_view why) {
+    static const GenerationConfig defaults;
+    for (const std::string_view name : names) {
+      const nlohmann::ordered_json value = config_.get(name);
+      if (config_.source_of(name) == ParameterSource::kUser && value != defaults.get(name))
+        out_.push_back(fmt::format("{} {} has no effect: {}", name, value.dump(), why));
+    }
+  }
+  std::vector<std::string> take() { return std::move(out_); }
+
+ private:
+  const GenerationConfig& config_;
+  std::vector<std::string> out_;
+};
+
+/// What shapes the distribution that tokens are drawn from.
+void note_warpers(const GenerationConfig& c, Notes& notes) {
+  if (!c.samples()) {
+    const std::string_view why = c.do_sample ? "temperature is 0" : "do_sample is false";
+    notes.add({"top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}, why);
+    if (!c.do_sample && c.temperature != 0) notes.add({"temperature"}, why);
+    if (!c.is_contrastive()) notes.add({"top_k"}, why);
+    if (c.top_k <= 1)
+      notes.add({"penalty_alpha"},
+                fmt::format("top_k is {}, of which nothing can be chosen", c.top_k));
+    return;
+  }
+  notes.add({"penalty_alpha"}, "do_sample is true");
+  if (c.epsilon_cutoff == 1) notes.add({"epsilon_cutoff"}, "only values below 1 cut");
+  if (c.eta_cutoff == 1) notes.add({"eta_cutoff"}, "only values below 1 cut");
+}
+
+/// What belongs to one strategy. The seed is left out: its promise, the same answer again, is kept
+/// where nothing is drawn too.
+void note_strategy(const GenerationConfig& c, Notes& notes) {
+  if (c.num_beams == 1) {
+    // A constant added to all scores changes no choice between them, only sums of several.
+    notes.add({"length_penalty", "early_stopping", "diversity_penalty", "renormalize_logits"},
+              "num_beams is 1");
+  } else if (c.num_beam_groups == 1) {
+    notes.add({"diversity_penalty"}, "num_beam_groups is 1");
+  }
+  if (c.num_beam_groups == 1) notes.add({"pad_token_id"}, "no answer is padded");
+  notes.add({"bos_token_id"}, "the prompt is taken as it is");
+  const Names lookup = {"prompt_lookup_num_tokens", "max_matching_ngram_size"};
+  if (c.num_beams > 1) {
+    notes.add(lookup, "beam search does not guess ahead");
+  } else if (c.is_contrastive()) {
+    notes.add(lookup, "contrastive search does not guess ahead");
+  } else if (c.guidance_scale != 1) {
+    notes.add(lookup, "guidance does not guess ahead");
+  } else if (c.prompt_lookup_num_tokens == 0) {
+    notes.add({"max_matching_ngram_size"}, "prompt_lookup_num_tokens is 0");
+  }
+}
+
+/// When an answer begins and ends.
+void note_lengths(const GenerationConfig& c, std::optional<int64_t> prompt_len, Notes& notes) {
+  if (c.max_new_tokens) notes.add({"max_length"}, "max_new_tokens is set");
+  if (c.stop_strings.empty()) notes.add({"include_stop_str_in_output"}, "there is no stop string");
+  const Names about_ends = {"min_new_tokens", "min_length", "exponential_decay_length_penalty"};
+  if (c.eos_token_id.empty()) {
+    notes.add({"ignore_eos"}, "there is no end token");
+    notes.add(about_ends, "there is no end token");
+  } else if (c.ignore_eos) {
+    notes.add({"eos_token_id"}, "ignore_eos is true");
+    notes.add(about_ends, "ignore_eos is true");
+  } else if (prompt_len && c.min_length <= *prompt_len) {
+    notes.add({"min_length"}, fmt::format("the prompt has {} tokens", *prompt_len));
+  }
+  if (prompt_len && *prompt_len > 1)
+    notes.add({"forced_bos_token_id"}, "it follows a prompt of one token only");
+}
+
+}  // namespace
+
+std::vector<std::string> GenerationConfig::without_effect(std::optional<int64_t> prompt_len) const {
+  Notes notes(*this);
+  note_warpers(*this, notes);
+  note_strategy(*this, notes);
+  note_lengths(*this, prompt_len, notes);
+  return notes.take();
+}
+
+}  // namespace qw
