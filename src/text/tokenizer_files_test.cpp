@@ -252,15 +252,15 @@ TEST(TokenizerJson, RefusesBrokenFiles) {
   };
   corrupt("expected an id of its own", "/model/vocab/zzzz", 5);
   corrupt("an id below 1048576", "/model/vocab/zzzz", 1048576);
-  corrupt("no negative number", "/model/vocab/zzzz", -1);
-  corrupt("expected an id for token 'zzzz'", "/model/vocab/zzzz", "a");
-  corrupt("expected an id for token 'zzzz'", "/model/vocab/zzzz", 1.5);
-  corrupt("expected an id for token 'zzzz'", "/model/vocab/zzzz", json::array());
+  corrupt("expected an id, got -1", "/model/vocab/zzzz", -1);
+  corrupt("token 'zzzz': expected an id", "/model/vocab/zzzz", "a");
+  corrupt("token 'zzzz': expected an id", "/model/vocab/zzzz", 1.5);
+  corrupt("token 'zzzz': expected an id", "/model/vocab/zzzz", json::array());
   corrupt("merge 744 ('no' + 'pe'): ", "/model/merges/744", "no pe");
   corrupt("two parts with a space between", "/model/merges/3", "nospace");
   corrupt("two parts with a space between", "/model/merges/3", "a b c");
-  corrupt("pairs of texts", "/model/merges/3", json{"a"});
-  corrupt("pairs of texts", "/model/merges/3", json{"a", "b", "c"});
+  corrupt("merge 3: expected two texts", "/model/merges/3", json{"a"});
+  corrupt("merge 3: expected two texts", "/model/merges/3", json{"a", "b", "c"});
   corrupt("expected texts", "/model/merges/3", 7);
   corrupt("added_tokens[0].id", "/added_tokens/0/id", -4);
   corrupt("added_tokens[1].content", "/added_tokens/1/content", nullptr);
@@ -387,7 +387,7 @@ TEST(Gguf, Faults) {
   refuse(ErrorKind::kCorrupt, "eos_token_id", [](auto& g) { g.eos_id = 99999; });
   refuse(ErrorKind::kCorrupt, "eos_token_id", [](auto& g) { g.eos_id = -1; });
   refuse(ErrorKind::kCorrupt, "add_bos_token", [](auto& g) { g.add_bos = true; });
-  refuse(ErrorKind::kCorrupt, "two ids", [](auto& g) { g.tokens[700] = g.tokens[701]; });
+  refuse(ErrorKind::kCorrupt, "expected one id", [](auto& g) { g.tokens[700] = g.tokens[701]; });
 }
 
 }  // namespace
