@@ -1,7 +1,7 @@
 // The numeric contract on real checkpoints: batched == alone, chunked == whole, any number of
 // threads, any place in the cache, preempted == uninterrupted, prefix taken from the cache ==
-// computed. Bit for bit, on both backends, on dense, mixture-of-experts, windowed, rope-scaled and
-// quantised weights.
+// computed, guessed ahead == plain. Bit for bit, on both backends, on dense, mixture-of-experts,
+// windowed, rope-scaled and quantised weights.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -222,6 +222,38 @@ TEST_P(Equalities, APrefixFromTheCacheDoesNotChangeABit) {
   const auto loaded = open(path_, setting());
   const bool reuses = loaded->config().rope.scaling != RopeScaling::kDynamic;
   expect_warm_equals_cold(*loaded, reuses, GetParam().model);
+}
+
+/// A prompt that says the same several times, so that there is something to look up.
+TEST_P(Equalities, GuessingAheadDoesNotChangeABit) {
+  const auto loaded = open(path_, setting());
+  const int64_t vocab = loaded->config().vocab;
+  int64_t drafted = 0, accepted = 0;
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    Request request;
+    const std::vector<int32_t> phrase = some_ids(3 + static_cast<int64_t>(seed), vocab, seed);
+    for (int i = 0; i < 6; ++i)
+      request.prompt.insert(request.prompt.end(), phrase.begin(), phrase.end());
+    request.config.max_new_tokens = 60;
+    request.config.do_sample = seed % 2 == 0;
+    request.config.temperature = 0.1;
+    request.config.seed = seed;
+    request.config.ignore_eos = true;
+    request.config.logprobs = 3;
+    const Completion plain = loaded->make_engine()->generate(request).completions[0];
+    for (const int64_t n_draft : {2, 8}) {
+      request.config.prompt_lookup_num_tokens = n_draft;
+      const auto engine = loaded->make_engine();
+      const RequestResult got = engine->generate(request);
+      expect_same_bits(plain, got.completions[0],
+                       fmt::format("seed {}, drafts of {}", seed, n_draft));
+      drafted += got.timings.n_drafted;
+      accepted += got.timings.n_accepted;
+      EXPECT_EQ(engine->free_pages(), engine->n_pages());
+    }
+  }
+  EXPECT_GT(accepted, 0) << "the test must reach right guesses";
+  EXPECT_GT(drafted, accepted) << "and wrong ones";
 }
 
 std::vector<Case> cases() {
