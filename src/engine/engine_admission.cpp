@@ -93,12 +93,12 @@ RequestId Engine::Impl::submit(Request request) {
       vocab_, tokenizer_});
   active->submitted = ActiveRequest::Clock::now();
   active->result.timings.n_prompt = static_cast<int64_t>(own.prompt.size());
-  make_decoders(id, *active);
+  make_decoders(*active);
   active_.emplace(id, std::move(active));
   return id;
 }
 
-void Engine::Impl::make_decoders(RequestId id, ActiveRequest& active) {
+void Engine::Impl::make_decoders(ActiveRequest& active) {
   const GenerationConfig& config = active.request.config;
   if (config.num_beams > 1) {
     active.decoders.push_back(make_beam_decoder(*active.context));

@@ -167,7 +167,7 @@ void Engine::Impl::give_rows(const StepPlan& step) {
     Decoder* decoder = decoder_of(unit, &active);
     if (decoder == nullptr || decoder->finished()) continue;  // its request failed just now
     try {
-      advance(*decoder, *active, rows);
+      advance(*decoder, rows);
     } catch (const Error& error) {
       fail_request(*active, error);
     }
@@ -184,8 +184,7 @@ void Engine::Impl::take_prompt_row(ActiveRequest& active, const WantedRow& row,
 }
 
 /// Advances a decoder when every one of its sequences has a row; keeps the rows otherwise.
-void Engine::Impl::advance(Decoder& decoder, ActiveRequest& active,
-                           const std::unordered_map<SeqId, float*>& rows) {
+void Engine::Impl::advance(Decoder& decoder, const std::unordered_map<SeqId, float*>& rows) {
   const std::vector<SeqId> seqs = decoder.sequences();
   std::vector<float*> pointers;
   bool complete = true;

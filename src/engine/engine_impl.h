@@ -74,14 +74,13 @@ class Engine::Impl : private EventSink {
   void check_request(const Request& request) const;
   int64_t max_length_of(const Request& request) const;
   void check_fits(const Request& request, int64_t max_len) const;
-  void make_decoders(RequestId id, ActiveRequest& active);
+  void make_decoders(ActiveRequest& active);
 
   void compute(StepPlan& step);
   void give_hidden(const StepPlan& step, const HiddenCapture& capture);
   void give_rows(const StepPlan& step);
   void take_prompt_row(ActiveRequest& active, const WantedRow& row, const float* logits);
-  void advance(Decoder& decoder, ActiveRequest& active,
-               const std::unordered_map<SeqId, float*>& rows);
+  void advance(Decoder& decoder, const std::unordered_map<SeqId, float*>& rows);
   void fail_request(ActiveRequest& active, const Error& error);
   void fail_step(const StepPlan& step, const Error& error);
   void stop_cancelled();

@@ -88,7 +88,7 @@ void note_lengths(const GenerationConfig& c, std::optional<int64_t> prompt_len, 
     notes.add({"eos_token_id"}, "ignore_eos is true");
     notes.add(about_ends, "ignore_eos is true");
   } else if (prompt_len && c.min_length <= *prompt_len) {
-    notes.add({"min_length"}, fmt::format("the prompt has {} tokens", *prompt_len));
+    notes.add({"min_length"}, fmt::format("the length of the prompt alone is {}", *prompt_len));
   }
   if (prompt_len && *prompt_len > 1)
     notes.add({"forced_bos_token_id"}, "it follows a prompt of one token only");

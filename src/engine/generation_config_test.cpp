@@ -155,7 +155,7 @@ TEST(GenerationConfig, EveryParameterWithoutEffectIsNamed) {
               ElementsAre(HasSubstr("one token only")));
   EXPECT_THAT(notes_of({{"forced_bos_token_id", "3"}}, 1), ElementsAre());
   EXPECT_THAT(notes_of({{"eos_token_id", "3"}, {"min_length", "4"}}, 4),
-              ElementsAre(HasSubstr("the prompt has 4 tokens")));
+              ElementsAre(HasSubstr("the length of the prompt alone is 4")));
   EXPECT_THAT(notes_of({{"eos_token_id", "3"}, {"min_length", "5"}}, 4), ElementsAre());
 }
 
