@@ -144,11 +144,14 @@ enum class ActivationMode { kAuto, kInt8, kBf16, kF32 };
 /// "auto", "int8", "bf16", "f32". Errors: invalid_argument.
 ActivationMode activation_mode_from_name(std::string_view name);
 
+class Profile;
+
 struct BackendOptions {
   int n_threads = 0;  // 0: physical cores
   std::string isa;    // "": the best this CPU has (or QIANWEN_ISA); else a cap
   ActivationMode activations = ActivationMode::kAuto;
   bool deterministic = false;  // refuse kernels that break the numeric contract
+  Profile* profile = nullptr;  // where to note every operation (backend/profile.h); null: nowhere
 };
 
 class Backend {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/profile.h"
 #include "base/checked.h"
 #include "base/error.h"
 
@@ -257,6 +258,11 @@ std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
 }
 
 std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options) {
+  if (options.profile != nullptr) {
+    BackendOptions plain = options;
+    plain.profile = nullptr;
+    return make_profiled_backend(make_backend(device, plain), *options.profile);
+  }
   if (device == "cpu") return make_cpu_backend(options);
   if (device == "reference") return make_reference_backend(options);
   fail(ErrorKind::kUnsupported, "backend", "device: expected cpu or reference, got {}",

@@ -18,7 +18,6 @@ using kernels::ExpandedChunk;
 using kernels::kBlock;
 using kernels::kChunk;
 using kernels::kLanes;
-using kernels::kMaxGemvRows;
 using kernels::kTileRows;
 
 namespace {
@@ -26,8 +25,19 @@ namespace {
 /// Rows of x that a tile job takes: enough that expanding the weights is a small part of the work,
 /// few enough that their activations stay in L2.
 constexpr int64_t kTileJobRows = 264;
+/// Rows of x up to which gemv is faster than expanding the weights for tiles: it keeps the codes of
+/// a block in registers for eight rows, floats for four. Measured on Zen 5, November 2026: equal at
+/// about 50 rows (int8) and 12 (floats).
+constexpr int64_t few_rows(ActivationForm form) {
+  return form == ActivationForm::kInt8 ? 40 : 8;
+}
 /// Panels that a gemv job takes at least; 16 rows of 1,024 columns at 4 bits are 9 KiB.
 constexpr int64_t kGemvJobBytes = 64 << 10;
+constexpr int64_t kGemvJobPanels = 64;
+/// Panels that a gemv of many rows takes at a time: those that L1 keeps from pass to pass.
+constexpr int64_t kGemvPassBytes = 32 << 10;
+/// Rows that a gemv takes in one pass (kernels/cpu/linear_int8.h, linear_float.h).
+constexpr int64_t kGemvPassRows = 4;
 /// Work below this many activations is not worth waking the team for.
 constexpr int64_t kSerialElems = 8192;
 
@@ -92,7 +102,7 @@ class Run {
       const bool has_gemv = std::all_of(parts.begin(), parts.end(), [](const PackedPart& part) {
         return part.kernel->gemv != nullptr;
       });
-      const bool few = call_.m <= kMaxGemvRows && has_gemv;
+      const bool few = call_.m <= few_rows(form.form) && has_gemv;
       x_ = prepare(form, few);
       if (few) {
         gemv(parts);
@@ -183,17 +193,20 @@ class Run {
       n_bytes += part.matrix.n_panels * part.matrix.panel_bytes;
     }
     const int64_t per_panel = std::max<int64_t>(1, n_bytes / n_panels);
-    const int64_t grain = std::clamp<int64_t>(kGemvJobBytes / per_panel, 1, 64);
-    context_.pool.parallel_for(n_panels, grain, [&](int64_t begin, int64_t end, int) {
-      alignas(64) float out[kMaxGemvRows * 64 * kLanes];
+    const int64_t grain = std::clamp<int64_t>(kGemvJobBytes / per_panel, 1, kGemvJobPanels);
+    const int64_t span = call_.m <= kGemvPassRows
+                             ? grain
+                             : std::clamp<int64_t>(kGemvPassBytes / per_panel, 1, grain);
+    context_.pool.parallel_for(n_panels, grain, [&](int64_t begin, int64_t end, int thread) {
+      auto* out = reinterpret_cast<float*>(
+          scratch_.threads[static_cast<size_t>(thread)].sums.at_least(call_.m * span * kLanes * 4));
       for (const PackedPart& part : parts) {
-        const int64_t first = std::max<int64_t>(begin, 0),
-                      last = std::min(end, part.matrix.n_panels);
-        if (first < last) {
-          part.kernel->gemv({part.matrix, first, last - first, x_, out, 64 * kLanes});
-          const int64_t row = first * kLanes;
-          store(out, 64 * kLanes, 0, call_.m, part.first_row + row,
-                std::min(last * kLanes, part.n) - row);
+        const int64_t last = std::min(end, part.matrix.n_panels);
+        for (int64_t first = std::max<int64_t>(begin, 0); first < last; first += span) {
+          const int64_t count = std::min(span, last - first), row = first * kLanes;
+          part.kernel->gemv({part.matrix, first, count, x_, out, span * kLanes});
+          store(out, span * kLanes, 0, call_.m, part.first_row + row,
+                std::min((first + count) * kLanes, part.n) - row);
         }
         begin -= part.matrix.n_panels;
         end -= part.matrix.n_panels;

@@ -14,7 +14,6 @@ inline constexpr int kBlock = 32;       // columns that share an activation scal
 inline constexpr int kChunkBlocks = 8;  // blocks that are expanded at a time: 256 columns
 inline constexpr int kChunk = kBlock * kChunkBlocks;
 inline constexpr int kPrefetchBytes = 2048;  // ahead of the panel that a gemv reads
-inline constexpr int kMaxGemvRows = 4;       // rows of x that a gemv takes
 inline constexpr int kMaxTilePanels = 4;     // panels that a tile takes
 inline constexpr int kTileRows = 6;          // rows of x that a tile multiplies at a time
 
@@ -85,7 +84,8 @@ struct ActRows {
   int64_t m;
 };
 
-/// out[r * out_stride + 16 p + lane] = W[panel first + p] . x[r] for p in [0, n_panels), m <= 4.
+/// out[r * out_stride + 16 p + lane] = W[panel first + p] . x[r] for p in [0, n_panels). Any m, but
+/// made for few: some rows at a time, each time over all n_panels.
 struct GemvArgs {
   PanelMatrix w;
   int64_t first_panel, n_panels;

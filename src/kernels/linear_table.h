@@ -13,7 +13,7 @@ struct LinearKernel {
   int level;        // IsaLevel that the code needs
   int rank;         // the highest allowed row wins
   int tile_panels;  // panels that expand and tile work on
-  GemvFn gemv;      // at most kMaxGemvRows rows; null: expand and tile serve them too
+  GemvFn gemv;      // null: expand and tile serve few rows too
   ExpandFn expand;  // null (kRows): the caller decodes into the f32 chunk
   TileFn tile;
   DecodeFn decode;      // null (kRows): the caller has the published bytes

@@ -130,18 +130,21 @@ inline void gemv_dense_all(const GemvArgs& args) {
     gemv_dense_rows<V, D, kBf16, kRows, 1>(args, p);
 }
 
+/// Any number of rows, four at a time.
 template <class V, class D, bool kBf16>
 void gemv_dense(const GemvArgs& args) noexcept {
-  switch (args.x.m) {
-    case 1:
-      return gemv_dense_all<V, D, kBf16, 1>(args);
-    case 2:
-      return gemv_dense_all<V, D, kBf16, 2>(args);
-    case 3:
-      return gemv_dense_all<V, D, kBf16, 3>(args);
-    default:
-      return gemv_dense_all<V, D, kBf16, 4>(args);
-  }
+  GemvArgs pass = args;
+  const auto take = [&](auto rows, int64_t n) {
+    rows(pass);
+    pass.x.rows = static_cast<const float*>(pass.x.rows) + n * args.x.stride;  // or bf16 pairs
+    pass.out += n * args.out_stride;
+    pass.x.m -= n;
+  };
+  while (pass.x.m >= 4)
+    take(gemv_dense_all<V, D, kBf16, 4>, 4);
+  if (pass.x.m == 3) take(gemv_dense_all<V, D, kBf16, 3>, 3);
+  if (pass.x.m == 2) take(gemv_dense_all<V, D, kBf16, 2>, 2);
+  if (pass.x.m == 1) take(gemv_dense_all<V, D, kBf16, 1>, 1);
 }
 
 template <class V, class D>

@@ -13,7 +13,7 @@
 namespace qw::kernels {
 namespace {
 
-// ---- gemv: m rows, codes used straight from the load
+// ---- gemv: few rows, codes used straight from the load
 // -----------------------------------------------
 
 template <class V, class L, int kRows>
@@ -26,7 +26,7 @@ inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, in
 #pragma GCC unroll 2
   for (int h = 0; h < L::kHalves; ++h)
     scales[h] = L::template scale<V>(unit, block, h);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     const ActBlock& a = x[r * stride];
     typename V::Ints dots[2];
@@ -87,18 +87,22 @@ void gemv_rows(const GemvArgs& args) {
   }
 }
 
+/// Any number of rows, eight at a time: eight codes, eight sums and two dots in flight.
 template <class V, class L>
 void gemv_int8(const GemvArgs& args) noexcept {
-  switch (args.x.m) {
-    case 1:
-      return gemv_rows<V, L, 1>(args);
-    case 2:
-      return gemv_rows<V, L, 2>(args);
-    case 3:
-      return gemv_rows<V, L, 3>(args);
-    default:
-      return gemv_rows<V, L, 4>(args);
-  }
+  GemvArgs pass = args;
+  const auto take = [&](auto rows, int64_t n) {
+    rows(pass);
+    pass.x.rows = static_cast<const ActBlock*>(pass.x.rows) + n * args.x.stride;
+    pass.out += n * args.out_stride;
+    pass.x.m -= n;
+  };
+  while (pass.x.m >= 8)
+    take(gemv_rows<V, L, 8>, 8);
+  if (pass.x.m >= 4) take(gemv_rows<V, L, 4>, 4);
+  if (pass.x.m == 3) take(gemv_rows<V, L, 3>, 3);
+  if (pass.x.m == 2) take(gemv_rows<V, L, 2>, 2);
+  if (pass.x.m == 1) take(gemv_rows<V, L, 1>, 1);
 }
 
 // ---- expand: codes to signed values, once per tile
@@ -159,56 +163,59 @@ void expand_int8(const ExpandArgs& args) noexcept {
 // ---- tile: many rows against an expanded chunk
 // -----------------------------------------------------
 
-/// Rows whose integer sums fit the registers: half as many where each half of a block has its own.
-template <int kHalves>
-constexpr int kStep = kTileRows / kHalves;
-
-/// One block of columns for kRows rows: all sums of integers stay in registers.
+/// One block of columns of kRows rows and V::kPassPanels panels, of which `first` is the first:
+/// sums[r][p] += W . x. The integer sums of one half at a time and the sums over blocks stay in
+/// registers where the instruction set has enough of them: with 6 rows and 2 panels, 12 + 12 of 32
+/// beside 2 weights and 1 activation, so that 12 dot products cost 8 loads.
 template <class V, int kHalves, bool kMinimum, bool kWide, int kRows>
-inline void tile_block(const ExpandedChunk& w, int64_t b, const ActBlock* x, float* sums) {
-  constexpr int kPanels = V::kTilePanels, kGroups = 8 / kHalves;
-  const int64_t lane = b * kPanels * kHalves * kLanes;
-  typename V::Ints dots[kHalves][kRows][kPanels];
+inline void tile_block(const ExpandedChunk& w, int64_t b, int first, const ActBlock* x,
+                       typename V::Floats (&sums)[kRows][V::kPassPanels]) {
+  constexpr int kPanels = V::kPassPanels, kGroups = 8 / kHalves;
+  const int64_t lane = (b * V::kTilePanels + first) * kHalves * kLanes;
+  typename V::Floats products[kRows][kPanels];
 #pragma GCC unroll 2
   for (int h = 0; h < kHalves; ++h) {
+    typename V::Ints dots[kRows][kPanels];
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       const auto start = V::load_ints(w.start + lane + (p * kHalves + h) * kLanes);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r)
-        dots[h][r][p] = start;
+        dots[r][p] = start;
     }
-    const uint8_t* values = w.values + (b * 8 + h * kGroups) * kPanels * 64;
+    const uint8_t* values = w.values + ((b * 8 + h * kGroups) * V::kTilePanels + first) * 64;
 #pragma GCC unroll 8
     for (int j = 0; j < kGroups; ++j) {
       typename V::Bytes group[kPanels];
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p)
-        group[p] = V::load(values + (j * kPanels + p) * 64);
+        group[p] = V::load(values + (j * V::kTilePanels + p) * 64);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const auto a = V::splat4(x[r].codes + 4 * (h * kGroups + j));
 #pragma GCC unroll 4
-        for (int p = 0; p < kPanels; ++p) {
-          dots[h][r][p] = V::template dot_values<kWide>(dots[h][r][p], a, group[p]);
-        }
+        for (int p = 0; p < kPanels; ++p)
+          dots[r][p] = V::template dot_values<kWide>(dots[r][p], a, group[p]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) {
+      const auto scale = V::load_floats(w.scales + lane + (p * kHalves + h) * kLanes);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const auto dot = V::to_floats(dots[r][p]);
+        products[r][p] =
+            h == 0 ? V::multiply(dot, scale) : V::multiply_add(dot, scale, products[r][p]);
       }
     }
   }
   // The order per element is that of gemv_block.
 #pragma GCC unroll 4
   for (int p = 0; p < kPanels; ++p) {
-    const float* scales = w.scales + lane + p * kHalves * kLanes;
     const float* minimums = w.minimums + lane + p * kHalves * kLanes;
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
-      float* out = sums + (r * kPanels + p) * kLanes;
-      auto product = V::multiply(V::to_floats(dots[0][r][p]), V::load_floats(scales));
-      if constexpr (kHalves == 2) {
-        product =
-            V::multiply_add(V::to_floats(dots[1][r][p]), V::load_floats(scales + kLanes), product);
-      }
-      auto sum = V::multiply_add(product, V::splat_float(x[r].scale), V::load_floats(out));
+      auto sum = V::multiply_add(products[r][p], V::splat_float(x[r].scale), sums[r][p]);
       if constexpr (kMinimum && kHalves == 1) {
         sum = V::multiply_add(V::load_floats(minimums), V::splat_float(x[r].scaled_total), sum);
       } else if constexpr (kMinimum) {
@@ -216,16 +223,35 @@ inline void tile_block(const ExpandedChunk& w, int64_t b, const ActBlock* x, flo
         sum = V::multiply_add(V::load_floats(minimums + kLanes), V::splat_float(x[r].scaled_sum[1]),
                               sum);
       }
-      V::store_floats(out, sum);
+      sums[r][p] = sum;
     }
   }
 }
 
+/// All blocks of a chunk for kRows rows of a group, a pass of panels at a time: the group's
+/// activations come from L1 from the second pass on.
 template <class V, int kHalves, bool kMinimum, bool kWide, int kRows>
-void tile_rows(const TileArgs& args, const ActBlock* x, float* sums) {
+void tile_rows(const TileArgs& args, const ActBlock* x, float* out) {
+  constexpr int kPanels = V::kPassPanels;
   const int64_t n_blocks = (args.n_columns + kBlock - 1) / kBlock;
-  for (int64_t b = 0; b < n_blocks; ++b) {
-    tile_block<V, kHalves, kMinimum, kWide, kRows>(*args.w, b, x + b * kTileRows, sums);
+  for (int first = 0; first < V::kTilePanels; first += kPanels) {
+    typename V::Floats sums[kRows][kPanels];
+    const auto at = [&](int r, int p) { return out + (r * V::kTilePanels + first + p) * kLanes; };
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p)
+        sums[r][p] = V::load_floats(at(r, p));
+    }
+    for (int64_t b = 0; b < n_blocks; ++b) {
+      tile_block<V, kHalves, kMinimum, kWide, kRows>(*args.w, b, first, x + b * kTileRows, sums);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p)
+        V::store_floats(at(r, p), sums[r][p]);
+    }
   }
 }
 
@@ -242,9 +268,8 @@ void tile_int8(const TileArgs& args) noexcept {
       tile(args, group + r, sums + r * kRowSums);
       r += step;
     };
-    while (rows - r >= kStep<kHalves>)
-      run(tile_rows<V, kHalves, kMinimum, kWide, kStep<kHalves>>, kStep<kHalves>);
-    if (kHalves == 1 && rows - r >= 4) run(tile_rows<V, kHalves, kMinimum, kWide, 4 / kHalves>, 4);
+    if (rows == kTileRows) run(tile_rows<V, kHalves, kMinimum, kWide, kTileRows>, kTileRows);
+    if (rows - r >= 4) run(tile_rows<V, kHalves, kMinimum, kWide, 4>, 4);
     if (rows - r >= 2) run(tile_rows<V, kHalves, kMinimum, kWide, 2>, 2);
     if (rows - r >= 1) run(tile_rows<V, kHalves, kMinimum, kWide, 1>, 1);
   }

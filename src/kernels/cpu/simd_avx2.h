@@ -25,8 +25,8 @@ struct SimdAvx2 {
     __m256 a, b;
   };
 
-  static constexpr int kTilePanels =
-      1;  // with 6 rows: 12 sums, 2 weights, 1 activation in 16 registers
+  static constexpr int kTilePanels = 1;  // 12 sums, 2 weights, 1 activation in 16 registers
+  static constexpr int kPassPanels = 1;
   static constexpr bool kBf16Dot = false;
   static constexpr bool kSignedWide = !kVnni;
 

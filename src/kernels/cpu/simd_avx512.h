@@ -24,8 +24,8 @@ struct SimdAvx512 {
     __m512 v;
   };
 
-  static constexpr int kTilePanels =
-      4;  // with 6 rows: 24 sums, 4 weights, 1 activation in 32 registers
+  static constexpr int kTilePanels = 4;  // floats: 24 sums, 4 weights, 1 activation in 32 registers
+  static constexpr int kPassPanels = 2;  // int8: 12 dots, 12 sums, 2 weights, 1 activation
   static constexpr bool kBf16Dot = kBf16;
   static constexpr bool kSignedWide = !kVnni;
 

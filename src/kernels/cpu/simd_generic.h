@@ -23,6 +23,7 @@ struct SimdGeneric {
   };
 
   static constexpr int kTilePanels = 1;  // panels of a tile: as many as keep all sums in registers
+  static constexpr int kPassPanels = 1;  // of these, panels that a tile of integers takes at a time
   static constexpr bool kBf16Dot = false;
   static constexpr bool kSignedWide = false;  // see dot_codes, dot_values
 
