@@ -4,6 +4,7 @@
 #include <chrono>
 #include <span>
 
+#include "backend/profile.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/sha256.h"
@@ -136,6 +137,7 @@ BenchResult BenchRunner::run(const BenchCase& test, int repetitions) {
   warm_up.n_tokens =
       std::min<int64_t>(test.n_tokens, test.kind == BenchCase::Kind::kPrefill ? chunk_tokens_ : 4);
   once(warm_up);
+  if (profile_ != nullptr) profile_->clear();
   for (int r = 0; r < repetitions; ++r)
     result.seconds.push_back(once(test));
   std::sort(result.seconds.begin(), result.seconds.end());

@@ -32,6 +32,9 @@ struct BenchResult {
 class BenchRunner {
  public:
   BenchRunner(Model& model, DType kv_type, int64_t chunk_tokens, const CancelFlag& cancel);
+  /// The profile that the model's backend writes to: cleared after warming up, so that it holds the
+  /// repetitions only.
+  void set_profile(Profile& profile) { profile_ = &profile; }
   /// Fills the cache to the depth, warms up, then repeats. Errors: out_of_memory, cancelled.
   BenchResult run(const BenchCase& test, int repetitions);
 
@@ -50,6 +53,7 @@ class BenchRunner {
   DType kv_type_;
   int64_t chunk_tokens_;
   const CancelFlag& cancel_;
+  Profile* profile_ = nullptr;
   std::unique_ptr<KvCache> kv_;
   int64_t pages_per_seq_ = 0, filled_ = 0, filled_batch_ = 0;
   std::vector<float> logits_;

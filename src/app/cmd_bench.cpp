@@ -5,7 +5,9 @@
 #include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
+#include "app/bench_profile.h"
 #include "app/bench_runner.h"
 #include "app/command.h"
 #include "app/host_limits.h"
@@ -20,6 +22,7 @@ namespace {
 struct Options : CommonOptions {
   std::vector<int64_t> prompt, generate, depth = {0}, batch = {1};
   int repetitions = 5;
+  bool profile = false;
 };
 
 void require_range(const std::vector<int64_t>& values, int64_t least, int64_t most,
@@ -54,6 +57,10 @@ double percentile(const std::vector<double>& sorted, double fraction) {
   return sorted[low] + (at - static_cast<double>(low)) * (sorted[high] - sorted[low]);
 }
 
+double sum(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0);
+}
+
 class Bench {
  public:
   explicit Bench(const Options& options) : options_(options) {}
@@ -73,6 +80,7 @@ class Bench {
     open.engine.ctx = 1;  // the runner makes its own cache
     open.engine.n_slots = 1;
     open.on_warning = [](const std::string& text) { spdlog::debug("{}", text); };
+    if (options_.profile) open.backend.profile = &profile_;
     loaded_ = open_for_running(options_, open);
     limits_ = measure_host_limits(open.backend);
     kind_ = compute_kind(*loaded_->model);
@@ -82,6 +90,7 @@ class Bench {
            "--kv-type: expected f16, bf16, f32, q8_0 or q4_0, got '{}'",
            printable(open.engine.kv_type));
     BenchRunner runner(*loaded_->model, *kv_type, open.engine.chunk_tokens, interrupted());
+    if (options_.profile) runner.set_profile(profile_);
     if (!options_.json) print_header();
     for (const BenchCase& test : cases)
       print(test, runner.run(test, options_.repetitions));
@@ -119,28 +128,33 @@ class Bench {
                       "{:>9.1f}  {}\n",
                       name, test.depth, test.batch, median, p10, p90, gb, 100 * read_fraction, gop,
                       100 * compute_fraction, result.logits_hash));
+      if (options_.profile) print_result(profile_table(profile_, sum(result.seconds), limits_));
       return;
     }
-    print_json({{"test", name},
-                {"n_prompt", prefill ? test.n_tokens : 0},
-                {"n_gen", prefill ? 0 : test.n_tokens},
-                {"depth", test.depth},
-                {"batch", test.batch},
-                {"threads", loaded_->backend->n_threads()},
-                {"isa", limits_.isa},
-                {"tokens_per_second", {{"median", median}, {"p10", p10}, {"p90", p90}}},
-                {"gb_per_second", gb},
-                {"gop_per_second", gop},
-                {"read_bandwidth_fraction", read_fraction},
-                {"compute_fraction", compute_fraction},
-                {"limits",
-                 {{"read_gb_per_second", limits_.read_gb_per_second},
-                  {"compute_gop_per_second", compute_limit()},
-                  {"compute_kind", kind_}}},
-                {"logits_hash", result.logits_hash}});
+    nlohmann::ordered_json line = {
+        {"test", name},
+        {"n_prompt", prefill ? test.n_tokens : 0},
+        {"n_gen", prefill ? 0 : test.n_tokens},
+        {"depth", test.depth},
+        {"batch", test.batch},
+        {"threads", loaded_->backend->n_threads()},
+        {"isa", limits_.isa},
+        {"tokens_per_second", {{"median", median}, {"p10", p10}, {"p90", p90}}},
+        {"gb_per_second", gb},
+        {"gop_per_second", gop},
+        {"read_bandwidth_fraction", read_fraction},
+        {"compute_fraction", compute_fraction},
+        {"limits",
+         {{"read_gb_per_second", limits_.read_gb_per_second},
+          {"compute_gop_per_second", compute_limit()},
+          {"compute_kind", kind_}}},
+        {"logits_hash", result.logits_hash}};
+    if (options_.profile) line["profile"] = profile_json(profile_);
+    print_json(line);
   }
 
   const Options& options_;
+  Profile profile_;  // the loaded model's backend writes to it
   std::unique_ptr<LoadedModel> loaded_;
   MeasuredLimits limits_;
   std::string kind_;
@@ -168,6 +182,8 @@ Command register_bench(CLI::App& root) {
   list("-d,--depth", options->depth, "Tokens in the cache before, a comma-separated list");
   list("-b,--batch", options->batch, "Parallel sequences, a comma-separated list");
   app->add_option("-r,--repetitions", options->repetitions, "Repetitions")->capture_default_str();
+  app->add_flag("--profile", options->profile,
+                "Where the time goes: a table of operations below each test");
   return {app, [options] { Bench(*options).run(); }};
 }
 
