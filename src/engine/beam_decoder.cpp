@@ -134,6 +134,7 @@ class BeamDecoder : public Decoder {
                               processed, chosen);
       for (float& v : values)
         v += beam.score;
+      check_scores(values, context_.scheduler.sequence(beam.seq).size());  // of many huge biases
     }
     const std::vector<BeamCandidate> candidates = propose(g, scores);
     const auto beams = generated_of_group(g);

@@ -14,6 +14,14 @@ constexpr int64_t kMaxSequences = 1024;                // beams, answers: beyond
 constexpr size_t kMaxStopStrings = 1024;
 constexpr int64_t kMaxForcedForms = 256;  // of all words; every beam looks for them at every step
 
+/// Of what logits are multiplied or divided by. Floats and their results go on far beyond, but what
+/// any published setting asks for lies well inside.
+constexpr double kSmallestFactor = 1e-6, kLargestFactor = 1e6;
+
+bool is_factor(double value) {
+  return value >= kSmallestFactor && value <= kLargestFactor;  // not NaN
+}
+
 void in_range(std::string_view name, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return;
   fail(ErrorKind::kInvalidArgument, "generation", "{}: expected {} to {}, got {}", name, low, high,
@@ -24,6 +32,10 @@ void in_range(std::string_view name, double value, double low, double high) {
   if (value >= low && value <= high) return;  // NaN fails too
   fail(ErrorKind::kInvalidArgument, "generation", "{}: expected {} to {}, got {}", name, low, high,
        value);
+}
+
+void factor(std::string_view name, double value) {
+  if (!is_factor(value)) in_range(name, value, kSmallestFactor, kLargestFactor);
 }
 
 void positive(std::string_view name, double value, double high) {
@@ -91,15 +103,18 @@ void check_lengths(const GenerationConfig& c) {
 
 void check_distribution(const GenerationConfig& c) {
   constexpr double kHuge = 1e9;
-  in_range("temperature", c.temperature, 0, 1e6);
+  if (c.temperature != 0 && !is_factor(c.temperature)) {
+    fail(ErrorKind::kInvalidArgument, "generation", "temperature: expected 0 or {} to {}, got {}",
+         kSmallestFactor, kLargestFactor, c.temperature);
+  }
   in_range("top_k", c.top_k, 0, kMaxTokensAsked);
   in_range("top_p", c.top_p, 0, 1);
   in_range("min_p", c.min_p, 0, 1);
   positive("typical_p", c.typical_p, 1);
   in_range("epsilon_cutoff", c.epsilon_cutoff, 0, 1);
   in_range("eta_cutoff", c.eta_cutoff, 0, 1);
-  positive("repetition_penalty", c.repetition_penalty, 1e6);
-  positive("encoder_repetition_penalty", c.encoder_repetition_penalty, 1e6);
+  factor("repetition_penalty", c.repetition_penalty);
+  factor("encoder_repetition_penalty", c.encoder_repetition_penalty);
   in_range("presence_penalty", c.presence_penalty, -kHuge, kHuge);
   in_range("frequency_penalty", c.frequency_penalty, -kHuge, kHuge);
   in_range("diversity_penalty", c.diversity_penalty, 0, kHuge);

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <limits>
 
 namespace qw {
 namespace {
@@ -104,6 +105,27 @@ int64_t find_not_finite(std::span<const float> values) noexcept {
     }
   }
   return -1;
+}
+
+int64_t find_no_score(std::span<const float> values) noexcept {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
+    const size_t n = std::min(kBlock, values.size() - begin);
+    int good = 1;
+    for (size_t i = begin; i < begin + n; ++i)
+      good &= static_cast<int>(values[i] < kInfinity);  // false for NaN too
+    if (good != 0) continue;
+    for (size_t i = begin; i < begin + n; ++i) {
+      if (!(values[i] < kInfinity)) return static_cast<int64_t>(i);
+    }
+  }
+  return -1;
+}
+
+void remove_not_finite(std::span<float> values) noexcept {
+  constexpr float kMax = std::numeric_limits<float>::max();
+  for (float& v : values)
+    v = std::isnan(v) ? 0.0f : std::clamp(v, -kMax, kMax);
 }
 
 std::vector<uint32_t> indices_above(std::span<const float> values, float threshold) {

@@ -58,6 +58,12 @@ int32_t argmax(std::span<const float> values) noexcept;
 /// Index of the first NaN or +-infinity, or -1.
 int64_t find_not_finite(std::span<const float> values) noexcept;
 
+/// Index of the first value that no score may have, NaN or +infinity, or -1.
+int64_t find_no_score(std::span<const float> values) noexcept;
+
+/// NaN becomes 0, an infinity the float that is largest in its direction (torch.nan_to_num).
+void remove_not_finite(std::span<float> values) noexcept;
+
 /// Indices of the values above `threshold`, ascending.
 std::vector<uint32_t> indices_above(std::span<const float> values, float threshold);
 

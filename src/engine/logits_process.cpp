@@ -134,6 +134,16 @@ LogitsRow::Compact LogitsRow::compact() const {
   return out;
 }
 
+void check_scores(std::span<const float> scores, int64_t position) {
+  const int64_t bad = find_no_score(scores);
+  if (bad < 0) return;
+  fail(
+      ErrorKind::kInvalidArgument, "sampler",
+      "scores: expected penalties and biases that leave them finite or -infinity, got {} for token "
+      "{} (position {})",
+      scores[static_cast<size_t>(bad)], bad, position);
+}
+
 void LogitsPipeline::mask_padding(LogitsRow& row) const {
   std::span<float> values = row.values();
   if (usable_vocab >= static_cast<int64_t>(values.size())) return;
@@ -151,6 +161,7 @@ void LogitsPipeline::apply(const TokenHistory& history, LogitsRow& row,
     apply_hamming_diversity(diversity_penalty, chosen_by_earlier_groups, row);
   }
   mask_padding(row);  // a processor may have lifted them (remove_invalid_values)
+  check_scores(row.values(), history.size());
   for (const auto& warper : warpers)
     warper->process(history, row);
 }

@@ -78,12 +78,17 @@ struct LogitsPipeline {
   size_t n_biases = 0;       // so many processors come before the diversity penalty
   double diversity_penalty = 0;
 
-  /// row <- the scores to choose from. Padding ids are masked first and last.
+  /// row <- the scores to choose from. Padding ids are masked first and last. Errors: those of the
+  /// processors, and of check_scores, so that warpers meet numbers and -infinity only.
   /// chosen_by_earlier_groups: the tokens of this step that diverse beam search keeps away from.
   void apply(const TokenHistory& history, LogitsRow& row,
              std::span<const int32_t> chosen_by_earlier_groups = {}) const;
   void mask_padding(LogitsRow& row) const;
 };
+
+/// Throws Error{kInvalidArgument} naming the first score that is NaN or +infinity: parameters or a
+/// request's own processors left the range of floats, and nothing can be chosen among such.
+void check_scores(std::span<const float> scores, int64_t position);
 
 /// prompt: what the "encoder" processors look at. max_length: the length at which a forced end
 /// token comes (prompt included). extra: the request's own, after the configured ones.

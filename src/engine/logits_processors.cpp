@@ -126,25 +126,19 @@ ExponentialDecayLength::ExponentialDecayLength(int64_t start, double factor,
 
 void ExponentialDecayLength::process(const TokenHistory& history, LogitsRow& row) const {
   if (history.size() <= start_) return;
-  const auto growth =
-      static_cast<float>(std::pow(factor_, static_cast<double>(history.size() - start_)) - 1);
-  // A growth beyond the float range would make 0 * infinity; the largest float says the same.
-  const float capped = std::min(growth, std::numeric_limits<float>::max());
+  const double growth = std::pow(factor_, static_cast<double>(history.size() - start_)) - 1;
+  // What grows beyond the floats stops at their largest: infinity times 0 would be no number, and
+  // infinity no score to compare.
+  constexpr float kMax = std::numeric_limits<float>::max();
+  const auto capped = static_cast<float>(std::min(growth, static_cast<double>(kMax)));
   for (const int32_t id : eos_) {
     const float value = row[id];
-    if (std::isfinite(value)) row[id] = value + std::abs(value) * capped;
+    if (std::isfinite(value)) row[id] = std::clamp(value + std::abs(value) * capped, -kMax, kMax);
   }
 }
 
 void RemoveInvalid::process(const TokenHistory&, LogitsRow& row) const {
-  constexpr float kMax = std::numeric_limits<float>::max();
-  for (float& v : row.values()) {
-    if (std::isnan(v)) {
-      v = 0;
-    } else if (std::isinf(v)) {
-      v = v > 0 ? kMax : -kMax;
-    }
-  }
+  remove_not_finite(row.values());
 }
 
 void Renormalize::process(const TokenHistory&, LogitsRow& row) const {

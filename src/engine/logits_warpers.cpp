@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "base/error.h"
 #include "engine/logits_math.h"
 
 namespace qw {
@@ -37,6 +38,7 @@ class LazyOrder {
       : order_(std::move(elements)), before_(before) {}
   size_t size() const { return order_.size(); }
   uint32_t operator[](size_t rank) {
+    QW_CHECK(rank < order_.size(), "rank {} of {}", rank, order_.size());
     while (rank >= sorted_)
       extend();
     return order_[rank];
@@ -104,9 +106,11 @@ Crossing find_crossing(const std::vector<uint32_t>& elements, std::span<const fl
   size_t at = 0;
   for (; at + 1 < kRanges; ++at) {
     const double reached = crossing.mass_above + ranges[at].mass;
-    if (reached >= mass && crossing.n_above + ranges[at].count >= count) break;
+    const int64_t n_reached = crossing.n_above + ranges[at].count;
+    // With the last element all of the mass is reached, whatever rounding made of the sum.
+    if ((reached >= mass && n_reached >= count) || n_reached == std::ssize(elements)) break;
     crossing.mass_above = reached;
-    crossing.n_above += ranges[at].count;
+    crossing.n_above = n_reached;
   }
   for (const uint32_t i : elements) {
     if (range_of(i) == at) crossing.elements.push_back(i);
@@ -146,12 +150,19 @@ double entropy_of(std::span<const float> values, double log_sum) {
 }  // namespace
 
 void Temperature::process(const TokenHistory&, LogitsRow& row) const {
+  // A shift of all values changes no probability. It is made where a huge bias over a small
+  // temperature would leave the floats: relative to the largest value nothing can.
+  const int32_t best = argmax(row.values());
+  if (best < 0) return;  // every token is banned
+  const float max = row[best];
+  const float shift = std::isfinite(max / temperature_) ? 0 : max;
+  const auto warp = [&](float& v) { v = (v - shift) / temperature_; };
   if (row.is_sparse()) {
     for (const int32_t id : row.live())
-      row[id] /= temperature_;
+      warp(row[id]);
   } else {
     for (float& v : row.values())
-      v /= temperature_;
+      warp(v);
   }
 }
 

@@ -11,7 +11,7 @@
 
 namespace qw {
 
-/// x / temperature.
+/// x / temperature; (x - max) / temperature where that would overflow.
 class Temperature : public LogitsProcessor {
  public:
   explicit Temperature(double temperature) : temperature_(static_cast<float>(temperature)) {}

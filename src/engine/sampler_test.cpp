@@ -5,11 +5,13 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <map>
 #include <numeric>
 
 #include "base/rng.h"
 #include "engine/logits_math.h"
+#include "engine/logits_processors.h"
 #include "engine/logits_warpers.h"
 
 namespace qw {
@@ -67,6 +69,57 @@ TEST(Sampler, NotFiniteLogitsAreAnError) {
     values[777] = bad;
     EXPECT_THROW(check_finite(values, 7), Error);
   }
+}
+
+TEST(LogitsMath, ScoresAreNumbersAndMinusInfinity) {
+  std::vector<float> values = random_row(1000, 1);
+  values[3] = kMinusInfinity;
+  EXPECT_EQ(find_no_score(values), -1);
+  for (const float bad : {std::nanf(""), INFINITY}) {
+    values[777] = bad;
+    EXPECT_EQ(find_no_score(values), 777);
+  }
+  values = {std::nanf(""), INFINITY, -INFINITY, 2};
+  remove_not_finite(values);
+  EXPECT_EQ(values, (std::vector<float>{0, 3.402823466e38f, -3.402823466e38f, 2}));
+}
+
+TEST(Sampler, HugeBiasesOverSmallTemperaturesStayScores) {
+  for (const double temperature : {1e-6, 0.01, 1e6}) {
+    for (const bool sparse : {false, true}) {
+      std::vector<float> values = {1, 3e38f, kMinusInfinity, 2e38f, -3e38f};
+      LogitsRow row(values);
+      if (sparse) row.keep_only({0, 1, 3});
+      Temperature(temperature).process({}, row);
+      EXPECT_EQ(find_no_score(values), -1) << temperature;
+      EXPECT_EQ(choose_sampled(row, 0.9), 1) << temperature;
+    }
+  }
+  std::vector<float> small = {1, 3};
+  LogitsRow row(small);
+  Temperature(0.5).process({}, row);
+  EXPECT_EQ(small, (std::vector<float>{2, 6})) << "no shift without need";
+}
+
+TEST(Sampler, TopPKeepsAllOfEqualValuesWhenItAsksForAll) {
+  // The probabilities of a thousand equal values add up to a little less than one.
+  for (const size_t n : {size_t{1000}, size_t{3001}}) {
+    std::vector<float> values(n, 1.5f);
+    LogitsRow row(values);
+    TopP(std::nextafter(1.0, 0.0), 1).process({}, row);
+    EXPECT_EQ(row.live().size(), n);
+  }
+}
+
+TEST(Sampler, AGrowingEndTokenStopsAtTheLargestFloat) {
+  std::vector<float> values = {-3, 5, 0, 1e30f};
+  const std::vector<int32_t> history(200, 0);
+  LogitsRow row(values);
+  ExponentialDecayLength(0, 1e6, {0, 1, 2, 3}).process({history, 1}, row);
+  EXPECT_EQ(find_no_score(values), -1);
+  EXPECT_EQ(values[0], std::numeric_limits<float>::max());
+  EXPECT_EQ(values[1], std::numeric_limits<float>::max());
+  EXPECT_EQ(values[2], 0);
 }
 
 TEST(Sampler, InverseCdfFollowsTheDistribution) {
