@@ -284,6 +284,14 @@ TEST_F(Cli, ScoresLongerThanTheTrainedContextAndSparesDevices) {
   expect_failure(qianwen({"generate", kBundled, "-p", "a", "--seed", "-1"}), 2, "seed");
 }
 
+TEST_F(Cli, ScoreRefusesMoreThanThereIs) {
+  const std::string ids = write("ids.json", R"({"prompts": [[1, 2, 3]]})");
+  expect_failure(qianwen({"score", "--ids-file", ids, "--logprobs", "--top", "6017"}), 2, "--top");
+  expect_failure(
+      qianwen({"score", "--ids-file", ids, "--logits", folder_.string() + "/out", "--top", "1"}), 2,
+      "--logprobs");
+}
+
 TEST_F(Cli, PerplexityOfText) {
   const std::string text = write(
       "t.txt", "The capital of Japan is Tokyo. The capital of France is Paris. Nice to meet you.");
@@ -343,6 +351,31 @@ TEST_F(Cli, StdinClosedAndStdoutFull) {
                                                            " > /dev/full"}),
                    7, "stdout");
   }
+}
+
+TEST_F(Cli, AReaderThatStopsIsNoErrorToTalkAbout) {
+  const std::string program = QIANWEN_PROGRAM;
+  for (const std::string args : {"inspect", "--help"}) {
+    // The reader is gone before anything is written.
+    const Ran ran = test::run_program(
+        "/bin/bash",
+        {"-c", "set -o pipefail; (sleep 0.3; exec " + program + " " + args + ") | exec true"});
+    EXPECT_EQ(ran.code, 7) << args;
+    EXPECT_EQ(ran.err, "") << args;
+  }
+}
+
+TEST_F(Cli, AFileCutWhileInUseIsAnErrorAndNotAnAnswer) {
+  const std::string row = R"({"prompt": "The capital of Japan is", "max_new_tokens": 4})";
+  const std::string other = R"({"prompt": "The capital of France is", "max_new_tokens": 4})";
+  const std::string copy = copy_of(kBundled, "cut");
+  const Ran ran = qianwen({"generate", copy, "--json", "--file", "-"},
+                          {.input = row + "\n", .after_output = [&] {
+                             std::filesystem::resize_file(copy + "/model.safetensors", 20000);
+                             return other + "\n";
+                           }});
+  expect_failure(ran, 7, "model.safetensors");
+  EXPECT_EQ(std::count(ran.out.begin(), ran.out.end(), '\n'), 1) << ran.out;
 }
 
 TEST_F(Cli, InterruptEndsWith130) {

@@ -1,8 +1,16 @@
 // Qianwen as a library: load a Qwen1.5 checkpoint, tokenize, render, generate, score.
 //
 // The public API. Std types only; everything else is behind a pointer. All functions report
-// failure by throwing qw::Error (qianwen/error.h); the kinds each may throw are documented.
-// A LanguageModel may be used from several threads; calls that compute take turns.
+// failure by throwing qw::Error (qianwen/error.h) and nothing else; the kinds each may throw are
+// documented, and any may throw kOutOfMemory, or kInternal for a bug of ours. What a callback of
+// yours throws passes through unchanged. A LanguageModel may be used from several threads; calls
+// that compute take turns.
+//
+// Checkpoint files are mapped, and stay in use while the model lives. Loading the first one
+// installs a handler for SIGBUS in the process, so that a file that is cut or lost under the
+// mapping becomes an error (kIo) of the next call; faults at other addresses go on to the handler
+// that was installed before. A handler that you install later replaces ours, and with it this
+// protection.
 //
 //   auto model = qw::LanguageModel::load("models/qianwen-mini-chat");
 //   auto answer = model.chat({{"user", "What is the capital of Japan?"}}, {});
@@ -25,7 +33,7 @@ namespace qw {
 /// How a checkpoint is opened. Every default is what the command line uses.
 struct LoadSettings {
   std::string device = "cpu";        // or "reference": scalar f32
-  int threads = 0;                   // 0: physical cores this process may use
+  int threads = 0;                   // 0: physical cores this process may use; at most 1024
   std::string isa;                   // cap on the instruction set, "" for none
   std::string activations = "auto";  // auto, int8, bf16, f32: what linear layers round to
   std::string kv_type;         // f16, bf16, f32, q8_0, q4_0; "": f16, or f32 where all else is f32
@@ -101,18 +109,20 @@ class LanguageModel {
   std::string render(const std::vector<Message>& messages, bool add_generation_prompt = true) const;
 
   /// Answers a conversation. Special-token strings in message contents stay plain text.
-  /// Throws kInvalidArgument (parameters; a prompt that does not fit, with the numbers), kCorrupt
-  /// (a value that is not finite, naming the layer).
+  /// Throws kInvalidArgument (parameters, among them num_return_sequences other than 1; a prompt
+  /// that does not fit, with the numbers), kCorrupt (a value that is not finite, naming the layer),
+  /// kIo (a file of the checkpoint was cut or lost since it was loaded).
   Generation chat(const std::vector<Message>& messages, const GenerateSettings& settings = {},
                   const StreamCallback& on_piece = {});
-  /// Continues raw text.
+  /// Continues raw text. Throws as chat().
   Generation complete(std::string_view prompt, const GenerateSettings& settings = {},
                       const StreamCallback& on_piece = {});
   /// Continues token ids; as many results as num_return_sequences. Works without a tokenizer.
+  /// Throws as chat().
   std::vector<Generation> generate(const std::vector<int32_t>& ids,
                                    const GenerateSettings& settings = {});
 
-  /// log p(ids[i] | ids[0..i)) for i = 1 .. n-1, natural logarithm.
+  /// log p(ids[i] | ids[0..i)) for i = 1 .. n-1, natural logarithm. Throws as chat().
   std::vector<double> score(const std::vector<int32_t>& ids);
 
   int64_t vocab_size() const;

@@ -3,8 +3,9 @@
 // Level 7 (api).
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <exception>
 #include <mutex>
+#include <new>
 #include <nlohmann/json.hpp>
 
 #include "api/open_options.h"
@@ -96,6 +97,72 @@ void check_ids(const std::vector<int32_t>& ids, int64_t vocab) {
   }
 }
 
+/// Runs the body of a public function, which throws qw::Error only.
+template <typename Body>
+auto guarded(const Body& body) {
+  try {
+    return body();
+  } catch (const Error&) {
+    throw;
+  } catch (const std::bad_alloc&) {
+    fail(ErrorKind::kOutOfMemory, "api", "memory: expected enough for this call, got none");
+  } catch (const std::exception& error) {
+    fail(ErrorKind::kInternal, "api", "call: expected no unforeseen error, got: {}",
+         printable(error.what(), 400));
+  }
+}
+
+/// Hands text to the user's callback. What that throws is kept from the engine: it cancels the
+/// request, and rethrow() throws it again when the engine is done.
+class Streamer {
+ public:
+  explicit Streamer(const StreamCallback& on_piece) : on_piece_(on_piece) {}
+
+  void take(const Event& event) {
+    const bool has_text = event.kind == Event::Kind::kToken && event.index == 0;
+    if (!on_piece_ || !has_text || event.text.empty() || cancel_.cancelled()) return;
+    try {
+      if (!on_piece_(event.text)) cancel_.cancel();
+    } catch (...) {
+      thrown_ = std::current_exception();
+      cancel_.cancel();
+    }
+  }
+  const CancelFlag* cancel() const { return &cancel_; }
+  void rethrow() const {
+    if (thrown_) std::rethrow_exception(thrown_);
+  }
+
+ private:
+  const StreamCallback& on_piece_;
+  CancelFlag cancel_;
+  std::exception_ptr thrown_;
+};
+
+/// Runs one request and streams the text of its first answer.
+std::vector<Generation> run(Engine& engine, const LoadedModel& loaded, std::vector<int32_t> prompt,
+                            const GenerationConfig& config, Streamer& streamer) {
+  Request request;
+  request.prompt = std::move(prompt);
+  request.config = config;
+  request.adapter = loaded.adapter;
+  const RequestResult result = engine.generate(
+      std::move(request), [&](const Event& event) { streamer.take(event); }, streamer.cancel());
+  std::vector<Generation> generations;
+  for (const Completion& completion : result.completions) {
+    generations.push_back(public_generation(completion, loaded.tokenizer.get()));
+  }
+  return generations;
+}
+
+void require_one_sequence(const GenerateSettings& settings) {
+  if (settings.num_return_sequences == 1) return;
+  fail(ErrorKind::kInvalidArgument, "api",
+       "num_return_sequences: expected 1 of a function that returns one answer, got {} (generate() "
+       "returns several)",
+       settings.num_return_sequences);
+}
+
 }  // namespace
 
 LanguageModel::LanguageModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -104,94 +171,88 @@ LanguageModel::LanguageModel(LanguageModel&&) noexcept = default;
 LanguageModel& LanguageModel::operator=(LanguageModel&&) noexcept = default;
 
 LanguageModel LanguageModel::load(const std::string& path, const LoadSettings& settings) {
-  auto impl = std::make_unique<Impl>();
-  impl->loaded = open_model(path, open_options(settings));
-  impl->engine = impl->loaded->make_engine();
-  return LanguageModel(std::move(impl));
+  return guarded([&] {
+    auto impl = std::make_unique<Impl>();
+    impl->loaded = open_model(path, open_options(settings));
+    impl->engine = impl->loaded->make_engine();
+    return LanguageModel(std::move(impl));
+  });
 }
 
 std::vector<int32_t> LanguageModel::tokenize(std::string_view text, bool parse_special) const {
   EncodeOptions options;
   options.parse_special = parse_special;
-  return impl_->tokenizer().encode(text, options);
+  return guarded([&] { return impl_->tokenizer().encode(text, options); });
 }
 
 std::string LanguageModel::detokenize(const std::vector<int32_t>& ids, bool skip_special) const {
-  check_ids(ids, vocab_size());
-  return impl_->tokenizer().decode(ids, skip_special);
+  return guarded([&] {
+    check_ids(ids, vocab_size());
+    return impl_->tokenizer().decode(ids, skip_special);
+  });
 }
 
 std::string LanguageModel::render(const std::vector<Message>& messages,
                                   bool add_generation_prompt) const {
-  ChatInput input;
-  input.messages = messages_json(messages);
-  input.add_generation_prompt = add_generation_prompt;
-  return impl_->loaded->encode_chat(input).text;
+  return guarded([&] {
+    ChatInput input;
+    input.messages = messages_json(messages);
+    input.add_generation_prompt = add_generation_prompt;
+    return impl_->loaded->encode_chat(input).text;
+  });
 }
-
-namespace {
-
-/// Runs one request and streams the text of its first answer.
-std::vector<Generation> run(Engine& engine, const LoadedModel& loaded, std::vector<int32_t> prompt,
-                            const GenerationConfig& config, const StreamCallback& on_piece) {
-  Request request;
-  request.prompt = std::move(prompt);
-  request.config = config;
-  request.adapter = loaded.adapter;
-  CancelFlag cancel;
-  const RequestResult result = engine.generate(
-      std::move(request),
-      [&](const Event& event) {
-        if (!on_piece || event.kind != Event::Kind::kToken || event.index != 0 ||
-            event.text.empty())
-          return;
-        if (!on_piece(event.text)) cancel.cancel();
-      },
-      &cancel);
-  std::vector<Generation> generations;
-  for (const Completion& completion : result.completions) {
-    generations.push_back(public_generation(completion, loaded.tokenizer.get()));
-  }
-  return generations;
-}
-
-}  // namespace
 
 Generation LanguageModel::chat(const std::vector<Message>& messages,
                                const GenerateSettings& settings, const StreamCallback& on_piece) {
-  const std::lock_guard lock(impl_->mutex);
-  ChatInput input;
-  input.messages = messages_json(messages);
-  const GenerationConfig config = config_of(impl_->loaded->chat_generation(), settings);
-  return run(*impl_->engine, *impl_->loaded, impl_->loaded->encode_chat(input).ids, config,
-             on_piece)
-      .at(0);
+  Streamer streamer(on_piece);
+  std::vector<Generation> answers = guarded([&] {
+    require_one_sequence(settings);
+    const std::lock_guard lock(impl_->mutex);
+    ChatInput input;
+    input.messages = messages_json(messages);
+    const GenerationConfig config = config_of(impl_->loaded->chat_generation(), settings);
+    return run(*impl_->engine, *impl_->loaded, impl_->loaded->encode_chat(input).ids, config,
+               streamer);
+  });
+  streamer.rethrow();
+  return std::move(answers.at(0));
 }
 
 Generation LanguageModel::complete(std::string_view prompt, const GenerateSettings& settings,
                                    const StreamCallback& on_piece) {
-  const std::lock_guard lock(impl_->mutex);
-  const GenerationConfig config = config_of(impl_->loaded->generation, settings);
-  return run(*impl_->engine, *impl_->loaded, impl_->tokenizer().encode(prompt), config, on_piece)
-      .at(0);
+  Streamer streamer(on_piece);
+  std::vector<Generation> answers = guarded([&] {
+    require_one_sequence(settings);
+    const std::lock_guard lock(impl_->mutex);
+    const GenerationConfig config = config_of(impl_->loaded->generation, settings);
+    return run(*impl_->engine, *impl_->loaded, impl_->tokenizer().encode(prompt), config, streamer);
+  });
+  streamer.rethrow();
+  return std::move(answers.at(0));
 }
 
 std::vector<Generation> LanguageModel::generate(const std::vector<int32_t>& ids,
                                                 const GenerateSettings& settings) {
-  const std::lock_guard lock(impl_->mutex);
-  const GenerationConfig config = config_of(impl_->loaded->generation, settings);
-  return run(*impl_->engine, *impl_->loaded, ids, config, {});
+  const StreamCallback nobody;
+  Streamer streamer(nobody);
+  return guarded([&] {
+    const std::lock_guard lock(impl_->mutex);
+    const GenerationConfig config = config_of(impl_->loaded->generation, settings);
+    return run(*impl_->engine, *impl_->loaded, ids, config, streamer);
+  });
 }
 
 std::vector<double> LanguageModel::score(const std::vector<int32_t>& ids) {
-  const std::lock_guard lock(impl_->mutex);
-  ScoreOptions options;
-  options.adapter = impl_->loaded->adapter;
-  std::vector<double> logprobs;
-  for (const TokenLogprobs& entry : impl_->engine->score_logprobs(ids, 0, options)) {
-    logprobs.push_back(static_cast<double>(entry.chosen.logprob));
-  }
-  return logprobs;
+  return guarded([&] {
+    const std::lock_guard lock(impl_->mutex);
+    ScoreOptions options;
+    options.adapter = impl_->loaded->adapter;
+    std::vector<double> logprobs;
+    for (const TokenLogprobs& entry : impl_->engine->score_logprobs(ids, 0, options)) {
+      logprobs.push_back(static_cast<double>(entry.chosen.logprob));
+    }
+    return logprobs;
+  });
 }
 
 int64_t LanguageModel::vocab_size() const {

@@ -41,6 +41,50 @@ TEST(LanguageModel, CancelsWhenTheCallbackSaysSo) {
   EXPECT_LE(answer.ids.size(), 5u);
 }
 
+TEST(LanguageModel, PassesOnWhatTheCallbackThrows) {
+  struct Mine {};
+  auto model = bundled();
+  int pieces = 0;
+  const auto thrower = [&](std::string_view) -> bool {
+    ++pieces;
+    throw Mine{};
+  };
+  EXPECT_THROW(model.chat({{"user", "What is 347 + 285?"}}, greedy(), thrower), Mine);
+  EXPECT_EQ(pieces, 1) << "and is not called again";
+  EXPECT_EQ(model.chat({{"user", "What is the capital of Japan?"}}, greedy()).text,
+            "The capital of Japan is Tokyo.");
+}
+
+template <typename Call>
+ErrorKind kind_of(const Call& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.kind();
+  }
+  ADD_FAILURE() << "was accepted";
+  return ErrorKind::kInternal;
+}
+
+TEST(LanguageModel, RefusesWhatItCouldOnlyIgnore) {
+  auto model = bundled();
+  GenerateSettings several = greedy();
+  several.do_sample = true;
+  several.num_return_sequences = 2;
+  EXPECT_EQ(kind_of([&] {
+              model.chat({{"user", "Hello!"}}, several);
+            }),
+            ErrorKind::kInvalidArgument);
+  EXPECT_EQ(kind_of([&] { model.complete("Hello", several); }), ErrorKind::kInvalidArgument);
+  EXPECT_EQ(model.generate(model.tokenize("Hello"), several).size(), 2u);
+  for (const int threads : {-1, 1025, 1 << 30}) {
+    LoadSettings settings;
+    settings.threads = threads;
+    EXPECT_EQ(kind_of([&] { LanguageModel::load("/no/such/model", settings); }),
+              ErrorKind::kInvalidArgument);
+  }
+}
+
 TEST(LanguageModel, TokenizesBothWays) {
   const auto model = bundled();
   const std::string text = "Hello <|im_end|> 千问";

@@ -22,8 +22,7 @@ std::string kv_type_of(const LoadSettings& settings) {
 }
 
 OpenOptions open_options(const LoadSettings& settings) {
-  constexpr int64_t kMaxThreads = 1024, kMaxTokens = int64_t{1} << 31;
-  check_range(settings.threads, kMaxThreads, "threads");
+  constexpr int64_t kMaxTokens = int64_t{1} << 31;
   check_range(settings.context, kMaxTokens, "context (ctx)");
   check_range(settings.chunk, kMaxTokens, "chunk");
   OpenOptions open;
@@ -32,6 +31,7 @@ OpenOptions open_options(const LoadSettings& settings) {
   open.backend.isa = settings.isa;
   open.backend.activations = activation_mode_from_name(settings.activations);
   open.backend.deterministic = settings.deterministic;
+  open.backend.check();
   open.engine.ctx = settings.context;
   open.engine.kv_type = kv_type_of(settings);
   open.engine.prefix_cache = settings.prefix_cache;

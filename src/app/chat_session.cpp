@@ -77,15 +77,18 @@ void ChatSession::undo() {
   if (messages_.empty() || messages_.back()["role"] == "system") {
     fail(ErrorKind::kInvalidArgument, "chat", "undo: expected an exchange to take back, got none");
   }
-  while (!messages_.empty() && messages_.back()["role"] != "user")
+  // Back to the question, but not past a system message: a loaded conversation may begin with an
+  // answer.
+  std::string taken;
+  while (!messages_.empty() && messages_.back()["role"] != "system" && taken != "user") {
+    taken = messages_.back()["role"].get<std::string>();
     messages_.erase(messages_.size() - 1);
-  if (!messages_.empty()) messages_.erase(messages_.size() - 1);
+  }
 }
 
 void ChatSession::clear() {
   const bool has_system = !messages_.empty() && messages_.front()["role"] == "system";
-  messages_ = has_system ? ordered_json::array({messages_.front()}) : ordered_json::array();
-  last_context_ = 0;
+  begin_with(has_system ? ordered_json::array({messages_.front()}) : ordered_json::array());
 }
 
 void ChatSession::set_system(const std::string& text) {
@@ -138,7 +141,13 @@ void ChatSession::load(const std::string& path) {
            printable(path, 4096));
     }
   }
-  messages_ = *messages;
+  begin_with(*messages);
+}
+
+void ChatSession::begin_with(ordered_json messages) {
+  messages_ = std::move(messages);
+  last_context_ = 0;
+  n_answers_ = 0;
 }
 
 }  // namespace qw::app

@@ -41,6 +41,8 @@ class ChatSession {
   const Timings& total() const { return total_; }
 
  private:
+  /// Another conversation: its answers have the seeds they would have in a new session.
+  void begin_with(nlohmann::ordered_json messages);
   RequestResult answer(const std::function<void(std::string_view)>& on_piece);
 
   LoadedModel& loaded_;

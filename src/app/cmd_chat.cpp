@@ -64,15 +64,18 @@ class Chat {
     if (editor.interactive())
       note(fmt::format("{}; :help lists the commands", model_path(options_)));
     while (!done_) {
-      const LineEditor::Result line = read_message(editor);
-      if (line.status == LineEditor::Status::kEnd) break;
-      if (line.status == LineEditor::Status::kInterrupted) {
-        if (!editor.interactive()) interrupted().check("chat");
-        continue;
+      try {
+        const LineEditor::Result line = read_message(editor);
+        if (line.status == LineEditor::Status::kEnd) break;
+        if (line.status == LineEditor::Status::kLine) take(line.text, editor);
+      } catch (const Error& error) {
+        // An exchange or command that fails ends itself, not the conversation; a script sees it.
+        if (!editor.interactive()) throw;
+        note("error: " + error.message());
       }
-      if (line.text.find_first_not_of(" \t") == std::string::npos) continue;
-      editor.remember(line.text);
-      take(line.text, editor.interactive());
+      // Ctrl-C stopped what it was meant for; SIGTERM means the program.
+      if (editor.interactive() && !termination_asked()) interrupted().reset();
+      interrupted().check("chat");
     }
     if (editor.interactive()) std::fputs("\n", stderr);
   }
@@ -92,7 +95,8 @@ class Chat {
 
   static void note(const std::string& text) { std::fprintf(stderr, "%s\n", text.c_str()); }
 
-  /// One message: a line, lines joined by a trailing backslash, or lines between """.
+  /// One message: a line, lines joined by a trailing backslash (the last one by the end of input),
+  /// or lines between """. Errors: invalid_argument, when the input ends before the closing """.
   static LineEditor::Result read_message(LineEditor& editor) {
     LineEditor::Result line = editor.read("> ");
     if (line.status != LineEditor::Status::kLine) return line;
@@ -101,38 +105,31 @@ class Chat {
       text.erase(0, 3);
       while (text.find("\"\"\"") == std::string::npos) {
         line = editor.read(". ");
-        if (line.status != LineEditor::Status::kLine) return line;
+        if (line.status == LineEditor::Status::kInterrupted) return line;
+        if (line.status == LineEditor::Status::kEnd) {
+          fail(ErrorKind::kInvalidArgument, "chat",
+               "message: expected \"\"\" to close it, got the end of the input");
+        }
         text += (text.empty() ? "" : "\n") + line.text;
       }
       text.erase(text.find("\"\"\""));
     } else {
       while (text.ends_with('\\')) {
         line = editor.read(". ");
-        if (line.status != LineEditor::Status::kLine) return line;
+        if (line.status == LineEditor::Status::kInterrupted) return line;
         text.pop_back();
+        if (line.status == LineEditor::Status::kEnd) break;
         text += "\n" + line.text;
       }
     }
     return {LineEditor::Status::kLine, std::move(text)};
   }
 
-  /// Errors of one exchange or command end it, not the conversation; a script sees them.
-  void take(const std::string& text, bool interactive) {
-    try {
-      if (text.starts_with(':')) {
-        command(text);
-      } else {
-        answer([&](const auto& on_piece) { return session_.say(text, on_piece); });
-      }
-    } catch (const Error& error) {
-      if (!interactive) throw;
-      note("error: " + error.message());
-    }
-    if (interactive) {
-      interrupted().reset();
-    } else {
-      interrupted().check("chat");
-    }
+  void take(const std::string& text, LineEditor& editor) {
+    if (text.find_first_not_of(" \t") == std::string::npos) return;
+    editor.remember(text);
+    if (text.starts_with(':')) return command(text);
+    answer([&](const auto& on_piece) { return session_.say(text, on_piece); });
   }
 
   void command(const std::string& line) {

@@ -44,7 +44,7 @@ std::string hash_rows(int64_t rows, int64_t cols, DecodeRow decode) {
 
 std::string hash_tensor(const RawTensor& tensor) {
   const int64_t cols = tensor.shape.cols();
-  const int64_t stride = row_bytes(tensor.dtype, cols, tensor.name);
+  const int64_t stride = row_bytes(tensor.dtype, cols, tensor.name, tensor.file);
   return hash_rows(tensor.shape.rows(), cols, [&](int64_t row, float* out) {
     decode_row(tensor.dtype, tensor.bytes.data() + row * stride, cols, out);
   });

@@ -150,6 +150,10 @@ void run(const Options& options) {
     fail(ErrorKind::kInvalidArgument, "command line",
          "--last and --top: expected at least 0, got {}", std::min(options.last, options.top));
   }
+  if (options.top > 0 && !options.logprobs) {
+    fail(ErrorKind::kInvalidArgument, "command line",
+         "--top: expected --logprobs, whose lines it extends, got none");
+  }
   if (options.hidden_states && !options.logits) {
     fail(ErrorKind::kInvalidArgument, "command line",
          "--hidden-states: expected --logits OUT.safetensors to write to, got none");
@@ -169,6 +173,11 @@ void run(const Options& options) {
     if (n > ModelConfig::from_checkpoint(*checkpoint).max_positions) open.engine.ctx = n;
   }
   const auto loaded = open_for_running(options, open);
+  if (options.top > loaded->config().vocab) {
+    fail(ErrorKind::kInvalidArgument, "score",
+         "--top: expected at most the vocabulary's {}, got {}", loaded->config().vocab,
+         options.top);
+  }
   const auto engine = loaded->make_engine();
   if (options.logits) write_logits(options, prompts, *loaded, *engine);
   if (options.logprobs) print_logprobs(options, prompts, *loaded, *engine);

@@ -94,8 +94,10 @@ std::string model_path(const CommonOptions& options) {
 
 void print_result(std::string_view text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+    const int error = errno;
+    if (error == EPIPE) throw ClosedPipe();
     fail(ErrorKind::kIo, "output", "stdout: expected to write {} bytes, got: {}", text.size(),
-         std::strerror(errno));
+         std::strerror(error));
   }
 }
 
@@ -110,12 +112,19 @@ CancelFlag& interrupted() {
 
 namespace {
 
+volatile sig_atomic_t g_terminated = 0;  // written by the signal handler
+
 void on_signal(int signal) {
+  if (signal == SIGTERM) g_terminated = 1;
   if (interrupted().cancelled() && signal == SIGINT) _exit(130);
   interrupted().cancel();
 }
 
 }  // namespace
+
+bool termination_asked() noexcept {
+  return g_terminated != 0;
+}
 
 void install_signal_handlers() {
   struct sigaction action {};

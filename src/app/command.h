@@ -6,6 +6,7 @@
 
 #include <CLI/App.hpp>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -49,13 +50,24 @@ std::string model_path(const CommonOptions& options);
 /// Folder of the bundled model; looks beside the program, in the install prefix, in QIANWEN_HOME.
 std::string bundled_model_path();
 
-/// Writes a result to stdout; Error{kIo} when stdout is closed (a broken pipe ends quietly).
+/// Nobody reads stdout any more, as in `qianwen ... | head -1`. The program ends with the code of
+/// an I/O error and without a message: the reader chose to stop. Not an Error, which some commands
+/// catch and print.
+class ClosedPipe : public std::exception {
+ public:
+  const char* what() const noexcept override { return "nobody reads stdout"; }
+};
+
+/// Writes a result to stdout. Errors: io (a full disk); ClosedPipe.
 void print_result(std::string_view text);
 /// One JSON value and a newline, numbers with all their digits. Strings must be valid UTF-8.
 void print_json(const nlohmann::ordered_json& value);
 
-/// Set by SIGINT and SIGTERM once install_signal_handlers() was called; a second SIGINT kills.
+/// Set by SIGINT and SIGTERM once install_signal_handlers() was called; a second SIGINT kills. An
+/// interactive program resets it after Ctrl-C stopped an answer.
 CancelFlag& interrupted();
+/// Whether SIGTERM came: the program is to end, interactive or not. Never reset.
+bool termination_asked() noexcept;
 void install_signal_handlers();
 
 // One per subcommand, each in cmd_<name>.cpp.

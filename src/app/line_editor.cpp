@@ -67,11 +67,12 @@ LineEditor::Result LineEditor::read(const std::string& prompt) {
     if (!line.empty() && line.back() == '\r') line.pop_back();
     return {Status::kLine, std::move(line)};
   }
+  if (termination_asked()) return {Status::kInterrupted, ""};
   interrupted().reset();
   char* text = readline(prompt.c_str());
   if (text == nullptr) {
     if (interrupted().cancelled()) {
-      interrupted().reset();
+      if (!termination_asked()) interrupted().reset();
       std::fputs("\n", stderr);
       return {Status::kInterrupted, ""};
     }

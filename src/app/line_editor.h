@@ -19,6 +19,7 @@ class LineEditor {
 
   bool interactive() const noexcept { return interactive_; }
 
+  /// kInterrupted: Ctrl-C, and SIGTERM, after which termination_asked().
   enum class Status { kLine, kInterrupted, kEnd };
   struct Result {
     Status status;

@@ -103,6 +103,8 @@ int main(int argc, char** argv) {
     qw::init_logging("info");
     qw::app::install_signal_handlers();
     return run(argc, argv);
+  } catch (const qw::app::ClosedPipe&) {
+    return qw::exit_code(ErrorKind::kIo);
   } catch (const Error& error) {
     return report(error.kind(), error.message());
   } catch (const std::bad_alloc&) {

@@ -36,6 +36,13 @@ ActivationMode activation_mode_from_name(std::string_view name) {
        "activations: expected auto, int8, bf16 or f32, got '{}'", printable(name));
 }
 
+void BackendOptions::check() const {
+  if (n_threads < 0 || n_threads > kMaxThreads) {
+    fail(ErrorKind::kInvalidArgument, "backend",
+         "threads: expected 0 (one for each physical core) to {}, got {}", kMaxThreads, n_threads);
+  }
+}
+
 void check_plan(const BatchPlan& plan) {
   const size_t n_tokens = plan.tokens.size(), n_seqs = plan.seq_context.size();
   QW_CHECK(plan.positions.size() == n_tokens && plan.slots.size() == n_tokens,

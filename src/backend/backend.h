@@ -147,11 +147,15 @@ ActivationMode activation_mode_from_name(std::string_view name);
 class Profile;
 
 struct BackendOptions {
-  int n_threads = 0;  // 0: physical cores
+  static constexpr int kMaxThreads = 1024;
+  int n_threads = 0;  // 0: physical cores; at most kMaxThreads
   std::string isa;    // "": the best this CPU has (or QIANWEN_ISA); else a cap
   ActivationMode activations = ActivationMode::kAuto;
   bool deterministic = false;  // refuse kernels that break the numeric contract
   Profile* profile = nullptr;  // where to note every operation (backend/profile.h); null: nowhere
+
+  /// Errors: invalid_argument, naming the option. Every backend begins with this.
+  void check() const;
 };
 
 class Backend {

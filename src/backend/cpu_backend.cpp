@@ -254,6 +254,7 @@ std::vector<std::string> CpuBackend::describe() const {
 }
 
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
+  options.check();
   return std::make_unique<CpuBackend>(options);
 }
 

@@ -521,7 +521,8 @@ void ReferenceBackend::moe_ffn(const Rows& h, const MoeWeights& moe, const Rows&
 
 }  // namespace
 
-std::unique_ptr<Backend> make_reference_backend(const BackendOptions& /*options*/) {
+std::unique_ptr<Backend> make_reference_backend(const BackendOptions& options) {
+  options.check();
   return std::make_unique<ReferenceBackend>();
 }
 

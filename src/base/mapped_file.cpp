@@ -11,7 +11,6 @@
 #include <cstring>
 #include <mutex>
 
-#include "base/descriptor.h"
 #include "base/error.h"
 
 namespace qw {
@@ -42,11 +41,14 @@ void on_sigbus(int signal, siginfo_t* info, void* context) {
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     if (replaced != MAP_FAILED) return;
   }
-  // Not ours: let the previous handler, or the default action, have it.
-  if ((g_previous_action.sa_flags & SA_SIGINFO) != 0 && g_previous_action.sa_sigaction != nullptr) {
+  // Not ours: let the previous handler have it. Ours stays, unless what was there before ends the
+  // process, which it does when the access is tried again.
+  if ((g_previous_action.sa_flags & SA_SIGINFO) != 0) {
     g_previous_action.sa_sigaction(signal, info, context);
-  } else {
+  } else if (g_previous_action.sa_handler == SIG_DFL || g_previous_action.sa_handler == SIG_IGN) {
     sigaction(SIGBUS, &g_previous_action, nullptr);
+  } else {
+    g_previous_action.sa_handler(signal);
   }
 }
 
@@ -79,12 +81,22 @@ int register_mapping(const std::byte* data, size_t size_bytes) {
        printable(path, 4096));
 }
 
+/// Never one of the standard streams, which a program may have been started without: it would then
+/// read a model as its input.
+Descriptor open_for_mapping(const std::string& path) {
+  // Not blocking: a pipe without a writer would otherwise be waited for before it can be refused.
+  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (file.get() < 0) fail_errno(path, "open");
+  if (file.get() > STDERR_FILENO) return file;
+  Descriptor above(fcntl(file.get(), F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+  if (above.get() < 0) fail_errno(path, "open");
+  return above;
+}
+
 }  // namespace
 
-MappedFile::MappedFile(std::string path, const std::byte* data, size_t size_bytes)
-    : path_(std::move(path)), data_(data), size_bytes_(size_bytes) {
-  if (data_ != nullptr) slot_ = register_mapping(data_, size_bytes_);
-}
+MappedFile::MappedFile(std::string path, Descriptor file, const std::byte* data, size_t size_bytes)
+    : path_(std::move(path)), file_(std::move(file)), data_(data), size_bytes_(size_bytes) {}
 
 MappedFile::~MappedFile() {
   if (slot_ >= 0) {
@@ -95,9 +107,7 @@ MappedFile::~MappedFile() {
 }
 
 std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
-  // Not blocking: a pipe without a writer would otherwise be waited for before it can be refused.
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (file.get() < 0) fail_errno(path, "open");
+  Descriptor file = open_for_mapping(path);
   struct stat status {};
   if (fstat(file.get(), &status) != 0) fail_errno(path, "inspect");
   if (!S_ISREG(status.st_mode)) {
@@ -111,7 +121,10 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
     if (mapping == MAP_FAILED) fail_errno(path, "map");
     data = static_cast<const std::byte*>(mapping);
   }
-  return std::shared_ptr<const MappedFile>(new MappedFile(path, data, size_bytes));
+  // Registered once it has an owner, who unmaps it when the table is full.
+  std::shared_ptr<MappedFile> out(new MappedFile(path, std::move(file), data, size_bytes));
+  if (data != nullptr) out->slot_ = register_mapping(data, size_bytes);
+  return out;
 }
 
 void MappedFile::check_readable() const {
@@ -120,6 +133,12 @@ void MappedFile::check_readable() const {
          "mapped bytes: expected readable pages, got a bus error; the file was cut or its disk "
          "vanished ({})",
          printable(path_, 4096));
+  }
+  struct stat status {};
+  if (fstat(file_.get(), &status) != 0) fail_errno(path_, "inspect");
+  if (static_cast<size_t>(status.st_size) < size_bytes_) {
+    fail(ErrorKind::kIo, "file", "size: expected {} bytes as when it was opened, got {} ({})",
+         size_bytes_, status.st_size, printable(path_, 4096));
   }
 }
 

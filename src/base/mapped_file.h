@@ -1,7 +1,8 @@
 // Read-only files in memory: mapped, never copied whole, and safe when the disk vanishes.
 //
 // Level 0 (base). A page that cannot be read any more raises SIGBUS; our handler puts zero pages
-// under the mapping and marks it, and check_readable() turns the mark into Error{kIo}.
+// under the mapping and marks it, and check_readable() turns the mark into Error{kIo}. The handler
+// is installed with the first mapping; faults elsewhere go on to the handler that was there before.
 #pragma once
 
 #include <atomic>
@@ -11,6 +12,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+
+#include "base/descriptor.h"
 
 namespace qw {
 
@@ -29,8 +32,10 @@ class MappedFile {
     return {reinterpret_cast<const char*>(data_), size_bytes_};
   }
 
-  /// Throws Error{kIo} if any page of this file could not be read since it was mapped.
-  /// To be called after bytes of the file were used.
+  /// Throws Error{kIo} if any page of this file could not be read since it was mapped, or the file
+  /// is shorter now: what lies behind a cut in its last page reads as zeros without a signal.
+  /// To be called after bytes of the file were used, before anything made of them is. Costs a
+  /// system call.
   void check_readable() const;
 
   /// Tells the kernel that these bytes will be wanted soon / are not wanted any more.
@@ -39,8 +44,9 @@ class MappedFile {
   void drop(std::span<const std::byte> part) const noexcept;
 
  private:
-  MappedFile(std::string path, const std::byte* data, size_t size_bytes);
+  MappedFile(std::string path, Descriptor file, const std::byte* data, size_t size_bytes);
   std::string path_;
+  Descriptor file_;  // kept open: the path may lead to another file by now
   const std::byte* data_ = nullptr;
   size_t size_bytes_ = 0;
   int slot_ = -1;  // in the table that the SIGBUS handler reads

@@ -1,10 +1,15 @@
 // Tests of mapped files: errors, and what happens when the bytes vanish under a mapping.
 #include "base/mapped_file.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -90,6 +95,63 @@ TEST_F(MappedFileTest, VanishedBytesBecomeAnIoError) {
     EXPECT_EQ(error.kind(), ErrorKind::kIo);
     EXPECT_NE(error.message().find(path), std::string::npos);
   }
+}
+
+TEST_F(MappedFileTest, ACutWithinAPageIsNoticed) {
+  const std::string path = write("cut", std::string(100, 'x'));
+  const auto file = MappedFile::open(path);
+  fs::resize_file(path, 50);
+  EXPECT_EQ(file->text()[99], '\0') << "zeros, and no signal";
+  EXPECT_THROW(file->check_readable(), Error);
+  // A file of the same name is another file: ours is unlinked, and whole.
+  const std::string other = write("whole", "hello");
+  const auto whole = MappedFile::open(other);
+  fs::remove(other);
+  write("whole", "h");
+  EXPECT_NO_THROW(whole->check_readable());
+}
+
+int g_plain_calls = 0;
+jmp_buf g_before_fault;
+void plain_handler(int /*signal*/) {
+  ++g_plain_calls;
+  siglongjmp(g_before_fault, 1);
+}
+
+bool faults(const volatile char* bytes) {
+  if (sigsetjmp(g_before_fault, 1) != 0) return true;
+  static_cast<void>(bytes[0]);
+  return false;
+}
+
+/// In a process of its own: handlers are installed once per process.
+void fault_twice_elsewhere(const std::string& path, const std::string& cut) {
+  struct sigaction action {};
+  action.sa_handler = plain_handler;
+  action.sa_flags = SA_NODEFER;
+  sigaction(SIGBUS, &action, nullptr);
+  const auto file = MappedFile::open(path);  // installs ours
+  // A mapping that is not ours, cut.
+  const Descriptor other(::open(cut.c_str(), O_RDONLY));
+  const long page = sysconf(_SC_PAGESIZE);
+  const auto* bytes = static_cast<const volatile char*>(
+      mmap(nullptr, static_cast<size_t>(page), PROT_READ, MAP_PRIVATE, other.get(), 0));
+  if (!faults(bytes) || !faults(bytes)) std::_Exit(3);
+  // Ours is still there.
+  fs::resize_file(path, 0);
+  const int seen = *reinterpret_cast<const volatile char*>(file->bytes().data());
+  try {
+    file->check_readable();
+  } catch (const Error&) {
+    std::_Exit(g_plain_calls == 2 && seen == 0 ? 0 : 5);
+  }
+  std::_Exit(6);
+}
+
+TEST_F(MappedFileTest, APlainHandlerOfTheProgramKeepsItsFaults) {
+  const std::string path = write("ours", std::string(10, 'x')), cut = write("theirs", "");
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(fault_twice_elsewhere(path, cut), testing::ExitedWithCode(0), "");
 }
 
 TEST_F(MappedFileTest, WritingFollowsLinksAndSparesDevices) {

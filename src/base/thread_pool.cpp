@@ -6,7 +6,6 @@
 #include <fstream>
 #include <set>
 #include <string>
-#include <system_error>
 #include <utility>
 
 #include "base/error.h"
@@ -43,15 +42,15 @@ class AtWork {
 
 ThreadPool::ThreadPool(int n_threads) {
   QW_CHECK(n_threads >= 1, "a team needs a thread");
-  workers_.reserve(static_cast<size_t>(n_threads - 1));
   try {
+    workers_.reserve(static_cast<size_t>(n_threads - 1));
     for (int i = 1; i < n_threads; ++i)
       workers_.emplace_back([this, i] { worker_loop(i); });
-  } catch (const std::system_error& error) {
+  } catch (const std::exception& error) {  // of the system, or no memory for so many
     const size_t n_made = workers_.size() + 1;
     stop_workers();  // a thread that is destroyed unjoined ends the process
     fail(ErrorKind::kOutOfMemory, "threads", "team: expected {} threads, got {}: {}", n_threads,
-         n_made, error.code().message());
+         n_made, error.what());
   }
 }
 

@@ -278,7 +278,7 @@ RawTensor read_tensor_entry(Cursor& in) {
   for (int64_t& size : sizes)
     size = checked_cast<int64_t>(in.count("tensor size"), name, in.path());
   std::ranges::reverse(sizes);  // the file has the contiguous axis first
-  tensor.shape = Shape(sizes, name);
+  tensor.shape = Shape(sizes, name, in.path());
   const auto id = in.number<uint32_t>("tensor type");
   const auto dtype = dtype_from_ggml_id(id);
   if (!dtype) {
@@ -294,7 +294,7 @@ RawTensor read_tensor_entry(Cursor& in) {
 
 uint64_t tensor_bytes(const RawTensor& tensor) {
   const std::string name = printable(tensor.name);
-  const int64_t row = row_bytes(tensor.dtype, tensor.shape.cols(), name);
+  const int64_t row = row_bytes(tensor.dtype, tensor.shape.cols(), name, tensor.file);
   return static_cast<uint64_t>(checked_mul(row, tensor.shape.rows(), name, tensor.file));
 }
 

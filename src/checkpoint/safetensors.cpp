@@ -220,7 +220,7 @@ RawTensor checked_tensor(Entry&& entry, const MappedFile& file) {
          "data_offsets of {}: expected [begin, end], got [{}] ({})", name,
          fmt::join(entry.offsets, ", "), path);
   }
-  const Shape shape(entry.shape, name);
+  const Shape shape(entry.shape, name, path);
   const int64_t n_bytes =
       checked_mul<int64_t>(shape.n_elems(), info(*dtype).block_bytes, name, path);
   if (n_bytes != entry.offsets[1] - entry.offsets[0]) {

@@ -230,7 +230,7 @@ class StateDict {
            "shape of {}: expected at most {} dimensions, got {} ({})", name_, Shape::kMaxRank,
            sizes.size(), path_);
     }
-    view.shape = Shape(sizes, name_);
+    view.shape = Shape(sizes, name_, path_);
     if (function.name == "_rebuild_tensor_v3") {
       if (arguments.size() < 7 || !arguments[6]->is(Kind::kGlobal)) malformed("a dtype");
       const auto type = std::ranges::find(kTypes, arguments[6]->name, &TorchType::name);

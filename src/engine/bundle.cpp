@@ -31,6 +31,7 @@ MemoryRequest request_of(const OpenOptions& options, int64_t ctx) {
   request.chunk_tokens = options.engine.chunk_tokens;
   request.logit_rows = options.engine.logit_rows;
   request.kv_type = *kv_type;
+  request.adapters = options.adapters;
   request.limit_bytes = options.memory_bytes;
   return request;
 }

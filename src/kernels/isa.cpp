@@ -1,5 +1,7 @@
 #include "kernels/isa.h"
 
+#include <fmt/ranges.h>
+
 #include <array>
 #include <cstdint>
 #include <cstdlib>
@@ -39,6 +41,16 @@ Isa capped(Isa isa, IsaLevel level) {
   isa.avx512bf16 = isa.avx512bf16 && level >= IsaLevel::kAvx512Bf16;
   isa.level = level;
   return isa;
+}
+
+/// What choose_isa() would take on a CPU with these features. Not a ladder: a CPU with AVX-512 may
+/// lack AVX-VNNI.
+std::vector<std::string_view> names_had(const Isa& isa) {
+  std::vector<std::string_view> out;
+  for (size_t i = 0; i < kNames.size(); ++i) {
+    if (has(isa, static_cast<IsaLevel>(i))) out.push_back(kNames[i]);
+  }
+  return out;
 }
 
 }  // namespace
@@ -105,8 +117,8 @@ Isa choose_isa(std::string_view cap) {
     if (kNames[i] != cap) continue;
     const auto level = static_cast<IsaLevel>(i);
     if (!has(isa, level)) {
-      fail(ErrorKind::kUnsupported, "isa", "{}: expected at most {}, which this CPU has, got {}",
-           source, name_of(isa.level), cap);
+      fail(ErrorKind::kUnsupported, "isa", "{}: expected one that this CPU has ({}), got {}",
+           source, fmt::join(names_had(isa), ", "), cap);
     }
     return capped(isa, level);
   }

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "kernels/isa.h"
 
 namespace qw::kernels {
@@ -105,6 +106,14 @@ TEST(IsaChoice, CapsAndRefuses) {
   EXPECT_ANY_THROW(choose_isa("avx1024"));
   if (!isa.avx512) {
     EXPECT_ANY_THROW(choose_isa("avx512"));
+  }
+  for (const char* name : {"avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16"}) {
+    try {
+      choose_isa(name);
+    } catch (const Error& error) {  // says what may be chosen, whatever stands above what is not
+      EXPECT_NE(error.message().find("(generic"), std::string::npos) << error.message();
+      EXPECT_EQ(error.message().find(std::string(name) + ","), std::string::npos);
+    }
   }
 }
 

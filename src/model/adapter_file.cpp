@@ -172,9 +172,11 @@ AdapterFile read_peft(const fs::path& directory) {
   const std::string safetensors = (directory / "adapter_model.safetensors").string();
   const std::string torch = (directory / "adapter_model.bin").string();
   if (path_exists(safetensors)) {
-    tensors = read_safetensors(open_adapter(safetensors)).tensors;
+    out.mapping = open_adapter(safetensors);
+    tensors = read_safetensors(out.mapping).tensors;
   } else if (path_exists(torch)) {
-    tensors = read_torch_file(open_adapter(torch));
+    out.mapping = open_adapter(torch);
+    tensors = read_torch_file(out.mapping);
   } else {
     fail(ErrorKind::kNotFound, "adapter",
          "weights: expected adapter_model.safetensors or adapter_model.bin, got neither ({})",
@@ -235,7 +237,8 @@ void add_gguf_pair(AdapterFile& out, const std::string& name, const RawTensor& a
 AdapterFile read_gguf_adapter(const std::string& path) {
   AdapterFile out;
   out.path = path;
-  const GgufFile file = read_gguf(open_adapter(path));
+  out.mapping = open_adapter(path);
+  const GgufFile file = read_gguf(out.mapping);
   const GgufMetadata& metadata = *file.metadata;
   const std::string type = metadata.string_or("general.type", "model");
   const std::string kind = metadata.string_or("adapter.type", "");

@@ -4,10 +4,12 @@
 // convert_lora_to_gguf.py and llama-adapter.cpp. Nothing is applied here.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "base/mapped_file.h"
 #include "model/tensor_names.h"
 #include "quant/linear_source.h"
 
@@ -46,6 +48,7 @@ struct NormReplacement {
 
 struct AdapterFile {
   std::string path;
+  std::shared_ptr<const MappedFile> mapping;  // of the weights: what the sources below read
   std::vector<LowRankDelta> deltas;
   std::vector<EmbeddingDelta> embedding_deltas;
   std::vector<Replacement> replacements;

@@ -213,7 +213,12 @@ int32_t Qwen2Model::add_adapters(const std::vector<AdapterSpec>& adapters) {
   }
   for (size_t i = 0; i < files.size(); ++i)
     combination.add_deltas(files[i], adapters[i].scale);
+  check_readable();  // DoRA and embeddings were computed from the base
+  for (const AdapterFile& file : files)
+    file.mapping->check_readable();
   adapters_.push_back(combination.finish());
+  for (AdapterFile& file : files)
+    adapter_files_.push_back(std::move(file.mapping));
   return id;
 }
 

@@ -3,10 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "base/error.h"
 #include "base/rng.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/torch_test_writer.h"
+#include "model/memory_plan.h"
 #include "support/tiny_checkpoint.h"
 
 namespace qw {
@@ -308,6 +311,17 @@ TEST(ModulesToSave, TakeThePlaceOfTheBases) {
     EXPECT_EQ(got, logits_of(replaced)) << name;
     EXPECT_NE(got, logits_of(base)) << name;
   }
+}
+
+TEST(ModulesToSave, AreReadWhileTheyAreUsed) {
+  Adapter adapter;
+  adapter.add("model.embed_tokens.weight", {32, 16});
+  Loaded loaded = load(TinyCheckpoint());
+  const int32_t id = loaded.model->add_adapters({{adapter.write_peft(), 1.0}});
+  EXPECT_NO_THROW(run(loaded, plan_of(kTokens, id)));
+  std::filesystem::resize_file(adapter.path() + "/adapter_model.safetensors", 100);
+  expect_error(ErrorKind::kIo, {"adapter_model.safetensors"},
+               [&] { run(loaded, plan_of(kTokens, id)); });
 }
 
 TEST(ModulesToSave, HoldForTheirSequencesOnly) {

@@ -11,7 +11,7 @@ namespace {
 
 /// Caps far above any published model, so that products of sizes stay far from overflow.
 constexpr int64_t kMaxSize = int64_t{1} << 24;
-constexpr int kMaxLayers = 4096, kMaxHeads = 4096, kMaxExperts = 4096;
+constexpr int kMaxHeads = 4096, kMaxExperts = 4096;
 
 void check_range(std::string_view field, int64_t value, int64_t smallest, int64_t largest,
                  const std::string& file) {

@@ -34,6 +34,8 @@ struct MoeConfig {
 };
 
 struct ModelConfig {
+  static constexpr int kMaxLayers = 4096;  // far above any published model
+
   std::string architecture;  // "Qwen2ForCausalLM", "Qwen2MoeForCausalLM"
   int64_t hidden = 0, intermediate = 0, vocab = 0;
   int n_layers = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;

@@ -167,9 +167,9 @@ ModelConfig ModelConfig::from_gguf(const Checkpoint& checkpoint) {
   config.vocab = vocabulary_size(checkpoint, file);
   config.tied_embeddings =
       checkpoint.tensors.find(gguf_name({.slot = Slot::kLmHead}) + ".weight") == nullptr;
-  if (config.n_layers < 1 || config.n_layers > 4096) {
-    fail(ErrorKind::kCorrupt, "config", "block_count: expected 1 to 4096, got {} ({})",
-         config.n_layers, printable(file));
+  if (config.n_layers < 1 || config.n_layers > ModelConfig::kMaxLayers) {
+    fail(ErrorKind::kCorrupt, "config", "block_count: expected 1 to {}, got {} ({})",
+         ModelConfig::kMaxLayers, config.n_layers, printable(file));
   }
   read_rope(keys, file, config);
   if (architecture == "qwen2moe") read_moe(keys, checkpoint, config);

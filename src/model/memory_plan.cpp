@@ -13,6 +13,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "model/adapter_file.h"
 #include "model/sources.h"
 
 namespace qw {
@@ -93,6 +94,29 @@ int64_t activation_floats(const ModelConfig& c) {
   return 3 * c.hidden + 2 * q + 2 * kv + ffn;
 }
 
+/// What an adapter adds: its low-rank matrices in f32, whole matrices as the backend packs them. A
+/// changed embedding becomes a table of its own, in f32.
+int64_t adapter_bytes(const AdapterFile& file, const ModelConfig& config, const Backend& backend) {
+  constexpr int64_t kFloat = sizeof(float);
+  int64_t sum = 0;
+  const auto add = [&](int64_t n, int64_t k) {
+    const int64_t n_elems = checked_mul(n, k, "adapter", file.path);
+    sum =
+        checked_add(sum, checked_mul(n_elems, kFloat, "adapter", file.path), "adapter", file.path);
+  };
+  for (const LowRankDelta& delta : file.deltas) {
+    add(delta.a.n, delta.a.k);
+    add(delta.b.n, delta.b.k);
+    add(static_cast<int64_t>(delta.magnitude.size()), 1);
+  }
+  for (const Replacement& replacement : file.replacements)
+    sum = checked_add(sum, backend.packed_bytes(replacement.weight), "adapter", file.path);
+  for (const NormReplacement& norm : file.norms)
+    add(static_cast<int64_t>(norm.weight.size()), 1);
+  if (!file.embedding_deltas.empty()) add(config.vocab, config.hidden);
+  return sum;
+}
+
 std::string mib(int64_t bytes) {
   return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20));
 }
@@ -123,6 +147,10 @@ MemoryForecast forecast_memory(const Checkpoint& checkpoint, const ModelConfig& 
     for (const LinearSource& part : parts.parts)
       out.weights = checked_add(out.weights, backend.packed_bytes(part), "weights");
   });
+  for (const AdapterSpec& adapter : request.adapters) {
+    const int64_t bytes = adapter_bytes(read_adapter(adapter.path), config, backend);
+    out.weights = checked_add(out.weights, bytes, "weights");
+  }
   const int64_t page_tokens = backend.kv_page_tokens();
   const int64_t page_bytes = backend.kv_bytes({.n_layers = config.n_layers,
                                                .n_kv_heads = config.n_kv_heads,

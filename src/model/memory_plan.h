@@ -5,10 +5,12 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "backend/backend.h"
 #include "checkpoint/checkpoint.h"
 #include "model/config.h"
+#include "model/model.h"
 
 namespace qw {
 
@@ -18,12 +20,13 @@ struct MemoryRequest {
   int64_t chunk_tokens = 512;  // tokens per step
   int64_t logit_rows = 1;      // rows of logits kept on the host
   DType kv_type = KvSpec{}.type;
+  std::vector<AdapterSpec> adapters = {};
   int64_t limit_bytes = 0;  // what may be used; 0: available_memory_bytes()
 };
 
 /// All in bytes.
 struct MemoryForecast {
-  int64_t weights = 0;      // as the backend packs them
+  int64_t weights = 0;      // as the backend packs them, adapters included
   int64_t kv = 0;           // ctx tokens (rounded up to pages) in every slot
   int64_t activations = 0;  // of a step of chunk_tokens
   int64_t logits = 0;
@@ -35,8 +38,8 @@ struct MemoryForecast {
   bool fits() const { return total() <= available; }
 };
 
-/// Opens every tensor (headers only) and adds up. Errors: as open_network; invalid_argument for a
-/// request that is not positive.
+/// Opens every tensor (headers only) and adds up. Errors: as open_network and read_adapter;
+/// invalid_argument for a request that is not positive.
 MemoryForecast forecast_memory(const Checkpoint& checkpoint, const ModelConfig& config,
                                const Backend& backend, const MemoryRequest& request);
 

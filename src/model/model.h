@@ -63,7 +63,8 @@ class Model {
 
   /// One step: logits [plan.logit_rows.size(), vocab] to `logits` (host; null: none wanted).
   /// Ids must be in [0, vocab), slots in the cache. Errors: internal when the plan is inconsistent;
-  /// corrupt, naming the layer, when a value is not finite.
+  /// corrupt, naming the layer, when a value is not finite; io when a file of weights was cut or
+  /// lost since it was opened. After an error the logits and the plan's slots hold nothing of use.
   virtual void forward(const BatchPlan& plan, KvCache& kv, float* logits,
                        ForwardObserver* observer = nullptr) = 0;
 

@@ -174,6 +174,21 @@ TEST(ModelForward, BatchedEqualsAloneBitForBit) {
   EXPECT_TRUE(std::equal(alone.begin(), alone.end(), logits.begin()));
 }
 
+TEST(ModelForward, OfAFileThatWasCutIsAnError) {
+  TinyCheckpoint tiny;
+  Loaded loaded = load(tiny);
+  run(loaded, plan_of({7, 8, 9}));
+  const std::string file = tiny.path() + "/model.safetensors";
+  std::filesystem::resize_file(file, std::filesystem::file_size(file) - 1);
+  try {
+    run(loaded, plan_of({7, 8, 9}));
+    FAIL() << "logits of a file that is not there";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kIo);
+    EXPECT_THAT(error.message(), HasSubstr(file));
+  }
+}
+
 /// A peft directory that adds B A, both in bf16, to the queries of layer 0.
 void write_bf16_adapter(const std::filesystem::path& directory) {
   std::filesystem::create_directories(directory);

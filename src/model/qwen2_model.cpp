@@ -149,6 +149,15 @@ void Qwen2Model::forward(const BatchPlan& plan, KvCache& kv, float* logits,
   tap(observer, backend_, a.h, "hidden.norm");
   if (logits != nullptr && !plan.logit_rows.empty()) compute_logits(plan, a.h, logits);
   backend_.sync();
+  // Embedding rows, and weights without a packed layout, were read from the mapped files just now:
+  // of a file that was cut they were zeros, and neither logits nor KV pages may be used.
+  check_readable();
+}
+
+void Qwen2Model::check_readable() const {
+  checkpoint_->check_readable();
+  for (const auto& file : adapter_files_)
+    file->check_readable();
 }
 
 /// y = W_o softmax(q k^T / sqrt(d)) v of the rotated projections of h.
@@ -245,6 +254,7 @@ void Qwen2Model::compute_logits(const BatchPlan& plan, const Rows& h, float* log
 void Qwen2Model::check_fault(int layer, std::string_view block) {
   const auto fault = backend_.take_fault();
   if (!fault) return;
+  check_readable();  // a lost file is the better explanation
   const std::string where = layer < 0 ? "embedding" : fmt::format("layer {}, {}", layer, block);
   fail_not_finite("hidden state", fmt::format("{}; seen at: {}", where, fault->what));
 }

@@ -59,6 +59,8 @@ class Qwen2Model : public Model {
   void compute_logits(const BatchPlan& plan, const Rows& h, float* logits);
   void check_plan(const BatchPlan& plan, const KvCache& kv) const;
   void check_fault(int layer, std::string_view block);
+  /// Errors: io, when a file that weights are read from was cut or lost since it was opened.
+  void check_readable() const;
 
   std::shared_ptr<const Checkpoint> checkpoint_;  // keeps the sources' bytes alive
   ModelConfig config_;
@@ -66,7 +68,8 @@ class Qwen2Model : public Model {
   Network network_;
   Backend& backend_;
   Rope rope_;
-  std::vector<AdapterOverrides> adapters_;  // by adapter id
+  std::vector<AdapterOverrides> adapters_;                        // by adapter id
+  std::vector<std::shared_ptr<const MappedFile>> adapter_files_;  // that overrides may read
   int64_t weight_bytes_ = 0, read_bytes_per_token_ = 0;
 
   int64_t capacity_ = 0;  // rows of the buffers below

@@ -76,7 +76,7 @@ LinearSource of_bytes(const RawTensor& tensor, int64_t n, int64_t k, int64_t fir
     fail(ErrorKind::kUnsupported, "quant", "{}: expected a float or block type, got {} ({})",
          printable(tensor.name), name_of(tensor.dtype), printable(tensor.file));
   }
-  const int64_t bytes_per_row = row_bytes(tensor.dtype, k, tensor.name);
+  const int64_t bytes_per_row = row_bytes(tensor.dtype, k, tensor.name, tensor.file);
   const int64_t expected =
       checked_mul(bytes_per_row, tensor.shape.rows(), tensor.name, tensor.file);
   if (static_cast<uint64_t>(expected) != tensor.bytes.size()) {

@@ -85,14 +85,14 @@ std::optional<DType> dtype_from_name(std::string_view name) noexcept {
   return std::nullopt;
 }
 
-int64_t row_bytes(DType dtype, int64_t n_elems, std::string_view what) {
+int64_t row_bytes(DType dtype, int64_t n_elems, std::string_view what, std::string_view where) {
   const DTypeInfo& type = info(dtype);
   if (n_elems % type.block_elems != 0) {
     fail(ErrorKind::kCorrupt, "tensor",
-         "{}: expected a row of a multiple of {} elements for {}, got {}", printable(what),
-         type.block_elems, type.name, n_elems);
+         "{}: expected a row of a multiple of {} elements for {}, got {}{}", printable(what),
+         type.block_elems, type.name, n_elems, detail::in_brackets(where));
   }
-  return checked_mul<int64_t>(n_elems / type.block_elems, type.block_bytes, what);
+  return checked_mul<int64_t>(n_elems / type.block_elems, type.block_bytes, what, where);
 }
 
 }  // namespace qw

@@ -76,7 +76,7 @@ std::optional<DType> dtype_from_ggml_id(int64_t id) noexcept;
 std::optional<DType> dtype_from_name(std::string_view name) noexcept;  // any case
 
 /// Bytes of a row of n_elems elements. Errors: corrupt when n_elems is not a multiple of the
-/// block, or on overflow.
-int64_t row_bytes(DType dtype, int64_t n_elems, std::string_view what);
+/// block, or on overflow; names `what` (the tensor) and `where` (the file).
+int64_t row_bytes(DType dtype, int64_t n_elems, std::string_view what, std::string_view where = {});
 
 }  // namespace qw

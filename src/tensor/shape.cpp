@@ -8,15 +8,15 @@
 
 namespace qw {
 
-Shape::Shape(std::span<const int64_t> sizes, std::string_view what) {
+Shape::Shape(std::span<const int64_t> sizes, std::string_view what, std::string_view where) {
   if (sizes.size() > static_cast<size_t>(kMaxRank)) {
-    fail(ErrorKind::kCorrupt, "tensor", "{}: expected at most {} dimensions, got {}", what,
-         kMaxRank, sizes.size());
+    fail(ErrorKind::kCorrupt, "tensor", "{}: expected at most {} dimensions, got {}{}", what,
+         kMaxRank, sizes.size(), detail::in_brackets(where));
   }
   rank_ = static_cast<int>(sizes.size());
   std::copy(sizes.begin(), sizes.end(), sizes_.begin());
   for (const int64_t size : sizes)
-    n_elems_ = checked_mul(n_elems_, size, what);
+    n_elems_ = checked_mul(n_elems_, size, what, where);
 }
 
 int64_t Shape::rows() const noexcept {

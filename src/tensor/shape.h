@@ -22,8 +22,8 @@ class Shape {
   Shape(std::initializer_list<int64_t> sizes)
       : Shape(std::span(sizes.begin(), sizes.size()), "shape") {}
   /// Errors: corrupt, when there are more than four sizes, one is negative, or the product
-  /// overflows.
-  Shape(std::span<const int64_t> sizes, std::string_view what);
+  /// overflows; names `what` (the tensor) and `where` (the file).
+  Shape(std::span<const int64_t> sizes, std::string_view what, std::string_view where = {});
 
   int rank() const noexcept { return rank_; }
   int64_t operator[](int axis) const noexcept { return sizes_[static_cast<size_t>(axis)]; }

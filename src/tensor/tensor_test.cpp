@@ -41,6 +41,13 @@ TEST(Shape, SizesRowsAndText) {
   EXPECT_THROW((Shape{big, big}), Error);
   EXPECT_THROW((Shape{1, 1, 1, 1, 1}), Error);
   EXPECT_THROW((Shape{2, -3}), Error);
+  try {
+    Shape(std::vector<int64_t>{big, big}, "w", "model.gguf");
+    FAIL() << "an overflow passed";
+  } catch (const Error& error) {
+    EXPECT_NE(error.message().find("w: "), std::string::npos) << error.message();
+    EXPECT_TRUE(error.message().ends_with("(model.gguf)")) << error.message();
+  }
 }
 
 TEST(ShapeCheck, BindsThenDemands) {

@@ -167,7 +167,7 @@ bool VocabSax::open(Json value) {
 }
 
 bool VocabSax::parse_error(size_t position, const std::string& last_token,
-                           const nlohmann::detail::exception& error) {
+                           const nlohmann::detail::exception& /*error*/) {
   fail(ErrorKind::kCorrupt, kComponent,
        "document: expected valid JSON, got an error at byte {}, near '{}' ({})", position,
        printable(last_token, 40), source_);

@@ -73,11 +73,13 @@ Ran run_program(const std::string& program, const std::vector<std::string>& args
   err.close_end(1);
 
   Ran ran;
+  std::string input = options.input;
   size_t written = 0;
+  bool more_input = static_cast<bool>(options.after_output);
   bool signalled = options.signal_after_output == 0;
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(options.timeout_s);
   fcntl(in.ends[1], F_SETFL, O_NONBLOCK);
-  if (options.input.empty()) in.close_end(1);
+  if (input.empty() && !more_input) in.close_end(1);
   while (out.ends[0] >= 0 || err.ends[0] >= 0) {
     if (std::chrono::steady_clock::now() > deadline) {
       ran.timed_out = true;
@@ -85,7 +87,8 @@ Ran run_program(const std::string& program, const std::vector<std::string>& args
       break;
     }
     std::array<pollfd, 3> fds = {pollfd{out.ends[0], POLLIN, 0}, pollfd{err.ends[0], POLLIN, 0},
-                                 pollfd{in.ends[1], POLLOUT, 0}};
+                                 // Poll leaves out what is negative.
+                                 pollfd{written < input.size() ? in.ends[1] : -1, POLLOUT, 0}};
     if (poll(fds.data(), fds.size(), 100) < 0 && errno != EINTR) break;
     for (size_t stream = 0; stream < 2; ++stream) {
       if ((fds[stream].revents & (POLLIN | POLLHUP)) == 0) continue;
@@ -93,6 +96,10 @@ Ran run_program(const std::string& program, const std::vector<std::string>& args
       const ssize_t n = read(fds[stream].fd, buffer.data(), buffer.size());
       if (n > 0) {
         (stream == 0 ? ran.out : ran.err).append(buffer.data(), static_cast<size_t>(n));
+        if (stream == 0 && more_input) {
+          input += options.after_output();
+          more_input = false;
+        }
         if (!signalled) {
           kill(child, options.signal_after_output);
           signalled = true;
@@ -102,11 +109,11 @@ Ran run_program(const std::string& program, const std::vector<std::string>& args
       }
     }
     if (in.ends[1] >= 0 && (fds[2].revents & (POLLOUT | POLLERR | POLLHUP)) != 0) {
-      const ssize_t n =
-          write(in.ends[1], options.input.data() + written, options.input.size() - written);
+      const ssize_t n = write(in.ends[1], input.data() + written, input.size() - written);
       if (n > 0) written += static_cast<size_t>(n);
-      if (written == options.input.size() || (n < 0 && errno != EAGAIN)) in.close_end(1);
+      if (n < 0 && errno != EAGAIN) in.close_end(1);
     }
+    if (written == input.size() && !more_input) in.close_end(1);
   }
   int status = 0;
   waitpid(child, &status, 0);

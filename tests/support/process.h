@@ -1,6 +1,7 @@
 // Runs a program as a user would: arguments, standard input, both outputs, exit code, a time limit.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -15,8 +16,10 @@ struct Ran {
 };
 
 struct RunOptions {
-  std::string input = {};       // given to stdin, then closed
-  bool close_stdin = false;     // stdin is not there at all
+  std::string input = {};    // given to stdin, then closed
+  bool close_stdin = false;  // stdin is not there at all
+  /// Called once the first byte of stdout came; what it returns is given to stdin, too.
+  std::function<std::string()> after_output = {};
   int signal_after_output = 0;  // this signal once the first byte of stdout or stderr came
   std::vector<std::string> environment = {};  // NAME=VALUE, added
   int timeout_s = 120;

@@ -97,6 +97,8 @@ class TinyCheckpoint {
 
   std::shared_ptr<const Checkpoint> open() const { return Checkpoint::open(write()); }
 
+  std::string path() const { return directory_.path(); }  // once written
+
   nlohmann::json config;
   std::map<std::string, TinyTensor> tensors;
 

@@ -1,0 +1,98 @@
+// The conversation of qianwen chat: on a terminal, with its signals, and from a pipe, to its end.
+#include <csignal>
+#include <nlohmann/json.hpp>
+
+#include "support/cli_fixture.h"
+#include "support/golden.h"
+#include "support/terminal.h"
+
+namespace qw {
+namespace {
+
+using nlohmann::json;
+using test::kBundled;
+using test::qianwen;
+using test::Ran;
+using testing::HasSubstr;
+
+class CliChat : public test::CliTest {
+ protected:
+  Ran on_terminal(const std::vector<test::TerminalStep>& steps) const {
+    return test::run_on_terminal(QIANWEN_PROGRAM, {"chat", kBundled, "--temperature", "0"}, steps,
+                                 {"XDG_STATE_HOME=" + folder_.string(), "TERM=xterm"});
+  }
+  std::string history() const {
+    std::ifstream in(folder_ / "qianwen" / "history");
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+};
+
+TEST_F(CliChat, AnswersOnATerminalUntilCtrlD) {
+  const Ran ran = on_terminal({{"> ", "What is the capital of Japan?\r"},
+                               {"The capital of Japan is Tokyo.", ""},
+                               {"tok/s", ""},
+                               {"> ", "\x04"}});
+  EXPECT_FALSE(ran.timed_out) << ran.out;
+  EXPECT_EQ(ran.code, 0) << ran.out;
+  EXPECT_THAT(history(), HasSubstr("Japan"));
+}
+
+TEST_F(CliChat, TerminationEndsItAtThePromptAndKeepsTheHistory) {
+  const Ran ran = on_terminal({{"> ", ":seed 7\r"}, {"> ", "", SIGTERM}});
+  EXPECT_FALSE(ran.timed_out) << ran.out;
+  EXPECT_EQ(ran.code, 130) << ran.out;
+  EXPECT_THAT(ran.out, HasSubstr("qianwen: error: [cancel]"));
+  EXPECT_THAT(history(), HasSubstr(":seed"));
+}
+
+TEST_F(CliChat, InterruptEndsAnAnswerAndTerminationTheProgram) {
+  const std::vector<test::TerminalStep> endless = {{"> ", ":set ignore_eos=true\r"},
+                                                   {"> ", ":set max_new_tokens=1500\r"},
+                                                   {"> ", ":set do_sample=false\r"},
+                                                   {"> ", "What is the capital of Japan?\r"},
+                                                   {"Tokyo", "", SIGINT},
+                                                   {"interrupted]", ""},
+                                                   {"> ", "What is the capital of Japan?\r"},
+                                                   {"Tokyo", "", SIGTERM}};
+  const Ran ran = on_terminal(endless);
+  EXPECT_FALSE(ran.timed_out) << ran.out;
+  EXPECT_EQ(ran.code, 130) << ran.out;
+  EXPECT_THAT(history(), HasSubstr("Japan"));
+}
+
+TEST_F(CliChat, TheLastMessageOfAPipeIsNotLost) {
+  const std::vector<std::string> args = {"chat", kBundled, "--temperature", "0"};
+  EXPECT_EQ(qianwen(args, {.input = "What is the capital of Japan?\\"}).out,
+            "The capital of Japan is Tokyo.\n");
+  EXPECT_EQ(qianwen(args, {.input = "\"\"\"What is the capital\nof Japan?\"\"\""}).code, 0);
+  test::expect_failure(qianwen(args, {.input = "\"\"\"What is\nthe capital"}), 2, "\"\"\"");
+}
+
+TEST_F(CliChat, UndoKeepsTheSystemMessageAndLoadingStartsOver) {
+  const std::string path = write(
+      "c.json", R"([{"role": "system", "content": "S"}, {"role": "assistant", "content": "A"}])");
+  const auto history_after = [&](const std::string& commands) {
+    return qianwen({"chat", kBundled}, {.input = ":load " + path + "\n" + commands}).out;
+  };
+  EXPECT_EQ(history_after(":undo\n:history\n"), "[system] S\n");
+  test::expect_failure(qianwen({"chat", kBundled}, {.input = ":load " + path + "\n:undo\n:undo\n"}),
+                       2, "undo");
+  // A seed gives the same answer to a loaded conversation, whatever was said before.
+  const std::string question =
+      write("q.json", R"([{"role": "user", "content": "Tell me about your day."},
+                          {"role": "assistant", "content": ""}])");
+  const auto answer = [&](const std::string& before) {
+    const Ran ran =
+        qianwen({"chat", kBundled, "--temperature", "1.5", "--top-k", "0", "--seed", "3", "--json"},
+                {.input = before + ":load " + question + "\n:regen\n"});
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    const size_t last = ran.out.rfind('\n', ran.out.size() - 2);
+    return json::parse(ran.out.substr(last == std::string::npos ? 0 : last + 1))["ids"];
+  };
+  EXPECT_EQ(answer(""), answer("Hello!\n"));
+  const Ran stats = qianwen({"chat", kBundled}, {.input = "Hello!\n:load " + path + "\n:stats\n"});
+  EXPECT_THAT(stats.err, HasSubstr("context: 0 of"));
+}
+
+}  // namespace
+}  // namespace qw

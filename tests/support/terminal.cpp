@@ -1,0 +1,81 @@
+#include "support/terminal.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace qw::test {
+
+namespace {
+
+[[noreturn]] void become(const std::string& program, const std::vector<std::string>& args,
+                         const std::vector<std::string>& environment, const char* terminal) {
+  setsid();
+  const int end = open(terminal, O_RDWR);  // the first one that a session opens controls it
+  if (end < 0) _exit(126);
+  ioctl(end, TIOCSCTTY, 0);
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    dup2(end, stream);
+  for (const std::string& entry : environment)
+    putenv(const_cast<char*>(entry.c_str()));
+  std::vector<char*> argv = {const_cast<char*>(program.c_str())};
+  for (const std::string& arg : args)
+    argv.push_back(const_cast<char*>(arg.c_str()));
+  argv.push_back(nullptr);
+  execv(program.c_str(), argv.data());
+  _exit(127);
+}
+
+}  // namespace
+
+Ran run_on_terminal(const std::string& program, const std::vector<std::string>& args,
+                    const std::vector<TerminalStep>& steps,
+                    const std::vector<std::string>& environment, int timeout_s) {
+  const int person = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+  if (person < 0 || grantpt(person) != 0 || unlockpt(person) != 0)
+    throw std::runtime_error("terminal");
+  const std::string terminal = ptsname(person);
+  const pid_t child = fork();
+  if (child < 0) throw std::runtime_error("fork");
+  if (child == 0) become(program, args, environment, terminal.c_str());
+
+  Ran ran;
+  size_t step = 0, seen = 0;
+  int status = 0;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(timeout_s);
+  while (waitpid(child, &status, WNOHANG) == 0) {
+    if (std::chrono::steady_clock::now() > deadline) {
+      ran.timed_out = true;
+      kill(child, SIGKILL);
+      waitpid(child, &status, 0);
+      break;
+    }
+    pollfd readable{person, POLLIN, 0};
+    if (poll(&readable, 1, 20) <= 0 || (readable.revents & POLLIN) == 0) continue;
+    std::array<char, 4096> buffer;
+    if (const ssize_t n = read(person, buffer.data(), buffer.size()); n > 0)
+      ran.out.append(buffer.data(), static_cast<size_t>(n));
+    while (step < steps.size()) {
+      const size_t at = ran.out.find(steps[step].shown, seen);
+      if (at == std::string::npos) break;
+      seen = at + steps[step].shown.size();
+      const std::string& typed = steps[step].typed;
+      if (write(person, typed.data(), typed.size()) < 0) throw std::runtime_error("typing");
+      if (steps[step].signal != 0) kill(child, steps[step].signal);
+      ++step;
+    }
+  }
+  ::close(person);
+  ran.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return ran;
+}
+
+}  // namespace qw::test

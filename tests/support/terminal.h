@@ -1,0 +1,26 @@
+// Runs a program as a person would: on a terminal, waiting for what it shows, typing, interrupting.
+//
+// Part of the tests.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "support/process.h"
+
+namespace qw::test {
+
+/// Waits until `shown` appears after what earlier steps waited for, then types and signals.
+struct TerminalStep {
+  std::string shown;
+  std::string typed = {};
+  int signal = 0;  // 0: none
+};
+
+/// The program's terminal output comes back as `out`. Never hangs: it is killed at the time limit,
+/// which a text that never appears runs into. `environment`: NAME=VALUE, added.
+Ran run_on_terminal(const std::string& program, const std::vector<std::string>& args,
+                    const std::vector<TerminalStep>& steps,
+                    const std::vector<std::string>& environment, int timeout_s = 60);
+
+}  // namespace qw::test
