@@ -61,6 +61,8 @@ TEST_F(Cli, VersionAndHelp) {
     const Ran help = qianwen({"help", command});
     EXPECT_EQ(help.code, 0);
     EXPECT_THAT(help.out, HasSubstr("--json")) << command;
+    EXPECT_THAT(help.out, HasSubstr(std::string("Usage: qianwen ") + command));
+    EXPECT_THAT(help.out, testing::Not(HasSubstr("top_k"))) << "a name is no explanation";
   }
   EXPECT_THAT(qianwen({"completion", "bash"}).out, HasSubstr("complete"));
 }

@@ -1,4 +1,6 @@
 // qianwen info: the machine (CPU, caches, measured limits) and the kernel chosen for every layer.
+#include <fmt/ranges.h>
+
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
@@ -133,7 +135,7 @@ std::string machine_text(const ordered_json& machine) {
       "   {} available\n",
       machine["cpu"].get<std::string>(), machine["physical_cores"].dump(),
       machine["threads"].dump(), machine["isa"].get<std::string>(),
-      machine["isa_paths_built"].dump(), size_text(machine["memory_available_bytes"]));
+      fmt::join(kernels::built_isa_paths(), ", "), size_text(machine["memory_available_bytes"]));
   for (const auto& cache : machine["caches"]) {
     text += fmt::format("cache      L{} {} {}\n", cache["level"].dump(),
                         cache["type"].get<std::string>(), size_text(cache["size_bytes"]));

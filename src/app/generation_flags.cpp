@@ -3,10 +3,72 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <algorithm>
+#include <iterator>
+
+#include "base/error.h"
 
 namespace qw::app {
 
 namespace {
+
+struct FlagHelp {
+  std::string_view name, value, text;
+};
+
+/// One row per parameter of GenerationConfig::names().
+constexpr FlagHelp kHelp[] = {
+    {"max_new_tokens", "N", "Tokens to generate at most (unset: as far as the context goes)"},
+    {"max_length", "N", "The same with the prompt counted; --max-new-tokens goes before it"},
+    {"min_new_tokens", "N", "No end token before so many new tokens"},
+    {"min_length", "N", "The same with the prompt counted"},
+    {"include_stop_str_in_output", "BOOL", "Leave a stop text at the end of the answer"},
+    {"do_sample", "BOOL", "Draw tokens at random; false: always the most likely one"},
+    {"num_beams", "N", "Beam search over so many beams (1: none)"},
+    {"num_beam_groups", "N", "Groups of beams that avoid each other's tokens"},
+    {"diversity_penalty", "X", "How much a group avoids the tokens of those before it"},
+    {"length_penalty", "X", "A beam's score is its log-probability / length^X"},
+    {"early_stopping", "WHEN", "When beam search ends: true, false or never"},
+    {"num_return_sequences", "N", "Answers to one prompt, sampled or from beams"},
+    {"penalty_alpha", "X", "Contrastive search, with --top-k above 1; 0: none"},
+    {"guidance_scale", "X", "Classifier-free guidance; 1: none"},
+    {"prompt_lookup_num_tokens", "N", "Guess up to N tokens a step from the text; only faster"},
+    {"max_matching_ngram_size", "N", "How long an end of the text prompt lookup looks up"},
+    {"temperature", "X", "Logits are divided by X; 0: always the most likely token"},
+    {"top_k", "N", "Draw from the N most likely tokens; 0: all"},
+    {"top_p", "X", "Draw from the most likely tokens that together reach X"},
+    {"min_p", "X", "Drop tokens less likely than X times the most likely one"},
+    {"typical_p", "X", "Draw from the most typical tokens that together reach X"},
+    {"epsilon_cutoff", "X", "Drop tokens less likely than X; 0: none"},
+    {"eta_cutoff", "X", "The same, with a limit that follows the entropy; 0: none"},
+    {"repetition_penalty", "X", "Make tokens of prompt and answer less likely (above 1)"},
+    {"encoder_repetition_penalty", "X", "Make tokens of the prompt more likely (above 1)"},
+    {"presence_penalty", "X", "Taken from logits of tokens that the answer holds"},
+    {"frequency_penalty", "X", "The same, times how often it holds them"},
+    {"no_repeat_ngram_size", "N", "No N tokens in a row twice; 0: no such rule"},
+    {"encoder_no_repeat_ngram_size", "N", "No N tokens in a row that the prompt holds; 0: no rule"},
+    {"bad_words_ids", "[[ID,...],...]", "Sequences of tokens that must not be said"},
+    {"force_words_ids", "[[ID,...],...]", "Sequences that must be said (beam search)"},
+    {"sequence_bias", "[[[ID,...],X],...]", "Added to the logit that completes a sequence"},
+    {"logit_bias", "{\"ID\":X,...}", "Added to the logit of a token"},
+    {"suppress_tokens", "[ID,...]", "Tokens that must not be said"},
+    {"begin_suppress_tokens", "[ID,...]", "Tokens that must not come first"},
+    {"forced_bos_token_id", "ID", "The first token of the answer"},
+    {"forced_eos_token_id", "ID", "The last token, where the maximal length is reached"},
+    {"exponential_decay_length_penalty", "[N,X]", "From N new tokens on, favour the end, by X^i"},
+    {"remove_invalid_values", "BOOL", "Replace NaN and infinity in logits; false: an error"},
+    {"renormalize_logits", "BOOL", "Normalise after all processors"},
+    {"eos_token_id", "ID,...", "Tokens that end the answer"},
+    {"pad_token_id", "ID", "The padding token"},
+    {"bos_token_id", "ID", "The token that begins a text"},
+    {"logprobs", "N", "Report log-probabilities, and the N most likely tokens"},
+    {"prompt_logprobs", "N", "The same of the prompt's tokens"},
+};
+
+const FlagHelp& help_of(std::string_view name) {
+  const auto* row = std::ranges::find(kHelp, name, &FlagHelp::name);
+  QW_CHECK(row != std::end(kHelp), "a line of help for {}", name);
+  return *row;
+}
 
 // "top_k" -> "--top-k", with a short form where people expect one.
 std::string flag_names(const std::string& name) {
@@ -50,10 +112,13 @@ std::shared_ptr<GenerationFlags> add_generation_flags(CLI::App& app) {
   for (const std::string& name : names) {
     if (name == "stop_strings" || name == "ignore_eos" || name == "seed") continue;
     flags->values.emplace_back(name, std::vector<std::string>{});
-    auto* option =
-        app.add_option(flag_names(name), flags->values.back().second, name)->group("Generation");
-    option->expected(1)->allow_extra_args(false)->multi_option_policy(
-        CLI::MultiOptionPolicy::TakeLast);
+    const FlagHelp& help = help_of(name);
+    app.add_option(flag_names(name), flags->values.back().second, std::string(help.text))
+        ->group("Generation")
+        ->expected(1)
+        ->allow_extra_args(false)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
+        ->type_name(std::string(help.value));
   }
   app.add_option("--stop", flags->stop, "Text that ends the answer; may be repeated")
       ->group("Generation")

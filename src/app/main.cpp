@@ -83,7 +83,8 @@ int run(int argc, char** argv) {
       return report(ErrorKind::kInvalidArgument,
                     "[command line] help: expected a command, got '" + qw::printable(topic) + "'");
     }
-    qw::app::print_result(topic.empty() ? root.help() : root.get_subcommand(topic)->help());
+    qw::app::print_result(topic.empty() ? root.help()
+                                        : root.get_subcommand(topic)->help(root.get_name()));
     return 0;
   }
   if (completion->parsed()) {

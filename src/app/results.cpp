@@ -71,10 +71,13 @@ ordered_json completion_json(const Completion& completion, const Tokenizer* toke
 }
 
 std::string timings_text(const Timings& timings) {
-  return fmt::format("{} prompt tokens ({:.1f} tok/s), {} generated ({:.1f} tok/s)",
-                     timings.n_prompt,
-                     per_second(timings.n_prompt - timings.n_cached, timings.prefill_s),
-                     timings.n_generated, per_second(timings.n_generated - 1, timings.decode_s));
+  const auto speed = [](double tokens_per_second) {  // of nothing computed there is none
+    return tokens_per_second > 0 ? fmt::format(" ({:.1f} tok/s)", tokens_per_second) : "";
+  };
+  return fmt::format("{} prompt tokens{}, {} generated{}", timings.n_prompt,
+                     speed(per_second(timings.n_prompt - timings.n_cached, timings.prefill_s)),
+                     timings.n_generated,
+                     speed(per_second(timings.n_generated - 1, timings.decode_s)));
 }
 
 }  // namespace qw::app
