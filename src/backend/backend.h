@@ -158,6 +158,8 @@ struct BackendOptions {
   void check() const;
 };
 
+/// One thread at a time may call a backend, which then uses its own: it keeps scratch memory, and
+/// the state of the step under way.
 class Backend {
  public:
   virtual ~Backend() = default;

@@ -75,8 +75,7 @@ class BeamDecoder : public Decoder {
     std::map<SeqId, std::span<const float>> row_of;
     for (size_t i = 0; i < seqs.size(); ++i) {
       const std::span<float> row(rows[i], static_cast<size_t>(context_.vocab));
-      if (!context_.config().remove_invalid_values)
-        check_finite(row, context_.scheduler.sequence(seqs[i]).size());
+      admit_logits(row, context_.config(), context_.scheduler.sequence(seqs[i]).size());
       if (context_.config().logprobs) raw_[seqs[i]].assign(row.begin(), row.end());
       log_softmax(row);
       row_of[seqs[i]] = row;

@@ -29,7 +29,7 @@ MemoryRequest request_of(const OpenOptions& options, int64_t ctx) {
   request.ctx = ctx;
   request.n_slots = options.engine.n_slots;
   request.chunk_tokens = options.engine.chunk_tokens;
-  request.logit_rows = options.engine.logit_rows;
+  request.logit_rows = step_logit_rows(options.engine);
   request.kv_type = *kv_type;
   request.adapters = options.adapters;
   request.limit_bytes = options.memory_bytes;
@@ -110,6 +110,8 @@ std::unique_ptr<LoadedModel> open_model(const std::string& path, const OpenOptio
   warn_about_context(loaded->plan, options);
   loaded->engine_options = options.engine;
   loaded->engine_options.ctx = loaded->plan.ctx;
+  if (options.memory_bytes > 0)
+    loaded->engine_options.spare_bytes = options.memory_bytes - loaded->plan.total_bytes;
 
   LoadOptions load;
   load.quiet = options.quiet;

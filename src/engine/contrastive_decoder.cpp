@@ -52,11 +52,10 @@ class ContrastiveDecoder : public SingleAnswerDecoder {
 
   void advance(std::span<float* const> rows, EventSink& sink) override {
     const auto vocab = static_cast<size_t>(context_.vocab);
+    const std::vector<SeqId> seqs = sequences();
     for (size_t i = 0; i < rows.size(); ++i) {
-      if (!context_.config().remove_invalid_values) {
-        check_finite(std::span<const float>(rows[i], vocab),
-                     context_.scheduler.sequence(sequences()[i]).size());
-      }
+      admit_logits({rows[i], vocab}, context_.config(),
+                   context_.scheduler.sequence(seqs[i]).size());
     }
     if (candidates_.empty()) {
       propose({rows[0], vocab});

@@ -89,6 +89,11 @@ class SamplingDecoder : public SingleAnswerDecoder {
     if (lookup_) guess(std::ssize(draft), static_cast<int64_t>(n_right));
   }
 
+  void drop_draft(SeqId seq) override {
+    if (lookup_) lookup_->report(context_.scheduler.sequence(seq).n_draft(), 0);
+    context_.scheduler.drop_draft(seq);
+  }
+
  private:
   /// Chooses a token from a row, says so, and finishes if it ends the answer.
   int32_t choose_next(float* logits, float* negative, EventSink& sink) {
@@ -96,12 +101,15 @@ class SamplingDecoder : public SingleAnswerDecoder {
     const Sequence& sequence = context_.scheduler.sequence(sequences_[0]);
     const std::span<float> scores(logits, vocab);
     const GenerationConfig& config = context_.config();
-    if (!config.remove_invalid_values) check_finite(scores, sequence.size());
+    admit_logits(scores, config, sequence.size());
     // Log-probabilities describe the raw row, which the processors overwrite.
     std::vector<float> raw;
     if (config.logprobs) raw.assign(scores.begin(), scores.end());
-    if (negative != nullptr)
-      apply_guidance(scores, std::span<float>(negative, vocab), config.guidance_scale);
+    if (negative != nullptr) {
+      const std::span<float> other(negative, vocab);
+      admit_logits(other, config, context_.scheduler.sequence(sequences_[1]).size());
+      apply_guidance(scores, other, config.guidance_scale);
+    }
 
     LogitsRow row(scores);
     context_.pipeline.apply({sequence.tokens, context_.prompt_len()}, row);

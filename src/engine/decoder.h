@@ -59,6 +59,9 @@ class Decoder {
   virtual void on_hidden(SeqId, int64_t /*position*/, int64_t /*n*/, int64_t /*hidden*/,
                          const float* /*values*/) {}
 
+  /// What was guessed to follow a sequence cannot be computed: goes on without it.
+  virtual void drop_draft(SeqId /*seq*/) {}
+
   /// Ends what is not finished; answers keep the tokens they have.
   virtual void stop(FinishReason reason, const Error* error, EventSink& sink) = 0;
   bool finished() const noexcept { return finished_; }

@@ -1,5 +1,8 @@
 #include "engine/engine.h"
 
+#include <algorithm>
+
+#include "base/error.h"
 #include "engine/engine_impl.h"
 #include "engine/logits_math.h"
 #include "engine/sampler.h"
@@ -34,6 +37,10 @@ int64_t trained_context(const ModelConfig& config) {
                                : config.max_positions;
   const auto scaled = static_cast<int64_t>(static_cast<double>(original) * config.rope.factor);
   return std::max(config.max_positions, scaled);
+}
+
+int64_t step_logit_rows(const EngineOptions& options) {
+  return std::max(options.logit_rows, options.n_slots);
 }
 
 Engine::Engine(Model& model, std::shared_ptr<const Tokenizer> tokenizer,
@@ -72,6 +79,10 @@ void Engine::score(std::span<const int32_t> ids, RowsCallback on_rows,
 
 std::vector<TokenLogprobs> Engine::score_logprobs(std::span<const int32_t> ids, int64_t top,
                                                   const ScoreOptions& options) {
+  if (top < 0 || top > impl_->vocab()) {
+    fail(ErrorKind::kInvalidArgument, "engine", "score: expected 0 to {} top tokens, got {}",
+         impl_->vocab(), top);
+  }
   std::vector<TokenLogprobs> out;
   const auto vocab = static_cast<size_t>(impl_->vocab());
   score(
@@ -80,7 +91,6 @@ std::vector<TokenLogprobs> Engine::score_logprobs(std::span<const int32_t> ids, 
         for (int64_t i = 0; i < n; ++i) {
           if (row + i + 1 >= static_cast<int64_t>(ids.size())) return;
           const std::span<const float> values(logits + static_cast<size_t>(i) * vocab, vocab);
-          check_finite(values, row + i);
           out.push_back(token_logprobs(values, ids[static_cast<size_t>(row + i + 1)], top));
         }
       },

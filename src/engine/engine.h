@@ -104,13 +104,20 @@ struct EngineOptions {
   int64_t n_slots = 1;          // sequences at the same time; more wait
   int64_t kv_tokens = 0;        // size of the cache over all requests. 0: ctx * n_slots
   int64_t chunk_tokens = 512;   // at most so many tokens per step
-  int64_t logit_rows = 64;      // at most so many rows of logits at a time (prompt logprobs, score)
+  /// At most so many rows of logits at a time, but one for every slot: memory is planned for them.
+  int64_t logit_rows = 64;
+  /// What requests may take beyond the plan, all together: rows of beams, hidden states of
+  /// contrastive search. nullopt: what the machine has when one is submitted.
+  std::optional<int64_t> spare_bytes;
   /// Keep the KV of sequences that have ended while there is room, so that a request that starts
   /// with the same tokens (the next turn of a conversation) computes only the rest. Changes no bit.
   /// Off with dynamic NTK scaling, whose keys depend on the prompt's length.
   bool prefix_cache = true;
   bool check_integrity = false;  // after every step; on in debug builds
 };
+
+/// Rows of logits that a step may have.
+int64_t step_logit_rows(const EngineOptions& options);
 
 /// The context that the model's positions were made for: max_position_embeddings, times the factor
 /// of its rope scaling.
@@ -128,6 +135,8 @@ struct ScoreOptions {
 /// Rows [row, row + n) of the logits [T, vocab] of a teacher-forced pass.
 using RowsCallback = FunctionRef<void(int64_t row, int64_t n, const float* logits)>;
 
+/// One thread at a time may use an engine, and one all engines of a model: the model and its
+/// backend keep scratch memory. The backend's own threads are its affair.
 class Engine {
  public:
   /// tokenizer: null for a checkpoint without one (ids only: text stays empty, stop strings are
@@ -142,17 +151,22 @@ class Engine {
   int64_t kv_bytes() const;
 
   /// Accepts a request or throws, with the numbers: invalid_argument (config out of range, ids
-  /// outside the vocabulary, empty prompt, prompt that does not fit the context or the cache).
+  /// outside the vocabulary, adapter that is not loaded, empty prompt, what does not fit the
+  /// context or the cache), out_of_memory (beams too wide for spare_bytes). Without a length that
+  /// the user set the answer may be as long as context and cache allow; where the cache allows
+  /// less, a warning says so.
   RequestId submit(Request request);
   /// Ends a request at the next step with what it has; unknown or finished ids are ignored.
   void cancel(RequestId id);
-  /// One forward pass (or less) and what came of it. No work: no events.
+  /// One forward pass (or less) and what came of it. No work: no events. Nothing that one request
+  /// brings about (a processor that throws, a value that is not finite) touches another.
   std::vector<Event> step();
   bool idle() const;
 
   /// submit() and step() until the request ends; other requests go on meanwhile, their events are
   /// kept for the next step(). Returns also when cancelled (finish reason kCancelled); an answer
-  /// that ends in kError is thrown as the Error it was.
+  /// that ends in kError is thrown as the Error it was. What the callback throws ends the request
+  /// and goes on to the caller.
   RequestResult generate(Request request, const EventCallback& on_event = {},
                          const CancelFlag* cancel = nullptr);
 

@@ -4,9 +4,25 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "engine/engine_impl.h"
+#include "model/memory_plan.h"
 
 namespace qw {
+namespace {
+
+/// Sequences that run side by side for one answer.
+int64_t width_of(const GenerationConfig& config) {
+  return config.is_contrastive() ? config.top_k : config.num_beams;
+}
+
+/// Of the prompt that guidance leads away from: the given one, or the prompt's last token. 0: none.
+int64_t negative_length(const Request& request) {
+  if (request.config.guidance_scale == 1) return 0;
+  return std::max<int64_t>(1, static_cast<int64_t>(request.negative_prompt.size()));
+}
+
+}  // namespace
 
 void Engine::Impl::check_request(const Request& request) const {
   const GenerationConfig& config = request.config;
@@ -20,70 +36,144 @@ void Engine::Impl::check_request(const Request& request) const {
     fail(ErrorKind::kInvalidArgument, "engine",
          "negative prompt: expected a guidance_scale other than 1 with it, got 1 (no guidance)");
   }
-  if (config.logprobs && *config.logprobs > vocab_) {
-    fail(ErrorKind::kInvalidArgument, "engine", "logprobs: expected 0 to {}, got {}", vocab_,
-         *config.logprobs);
-  }
+  const auto check_top = [this](std::string_view name, const std::optional<int64_t>& n_top) {
+    if (!n_top || *n_top <= vocab_) return;
+    fail(ErrorKind::kInvalidArgument, "engine", "{}: expected 0 to {} (the vocabulary), got {}",
+         name, vocab_, *n_top);
+  };
+  check_top("logprobs", config.logprobs);
+  check_top("prompt_logprobs", config.prompt_logprobs);
+  check_adapter(request.adapter);
   if (!config.stop_strings.empty() && tokenizer_ == nullptr) {
     fail(ErrorKind::kInvalidArgument, "engine",
          "stop strings: expected a checkpoint with a tokenizer, got one without");
   }
 }
 
-/// The length at which the sequence ends at the latest, prompt included.
+void Engine::Impl::check_adapter(int32_t adapter) const {
+  if (adapter >= -1 && adapter < model_.n_adapters()) return;
+  fail(ErrorKind::kInvalidArgument, "engine",
+       "adapter: expected -1 (none) or an id below {} (those loaded), got {}", model_.n_adapters(),
+       adapter);
+}
+
+/// The length at which the sequence ends at the latest, prompt included. What the user asks for is
+/// done or refused; a checkpoint's default says "at most", and so does the want of any.
 int64_t Engine::Impl::max_length_of(const Request& request) const {
   const GenerationConfig& config = request.config;
   const auto prompt_len = static_cast<int64_t>(request.prompt.size());
-  if (prompt_len + 1 > options_.ctx) {
+  const auto check_prompt = [this](std::string_view what, int64_t length) {
+    if (length + 1 <= options_.ctx) return;
     fail(ErrorKind::kInvalidArgument, "engine",
-         "prompt: expected at most {} tokens (a context of {} with room for an answer), got {}",
-         options_.ctx - 1, options_.ctx, prompt_len);
-  }
-  int64_t max_len = options_.ctx;
+         "{}: expected at most {} tokens (a context of {} with room for an answer), got {}", what,
+         options_.ctx - 1, options_.ctx, length);
+  };
+  check_prompt("prompt", prompt_len);
+  check_prompt("negative prompt", negative_length(request));
+  // With guidance the answer grows behind both prompts, so the longer one meets the end first.
+  const int64_t longest = std::max(prompt_len, negative_length(request));
   std::string_view field;
+  int64_t n_new = options_.ctx - longest;
   if (config.max_new_tokens) {
     field = "max_new_tokens";
-    max_len = prompt_len + *config.max_new_tokens;
+    n_new = *config.max_new_tokens;
   } else if (config.max_length) {
     field = "max_length";
-    max_len = *config.max_length;
-    if (max_len <= prompt_len) {
+    n_new = *config.max_length - prompt_len;
+    if (n_new <= 0) {
       fail(ErrorKind::kInvalidArgument, "engine",
-           "max_length: expected more than the prompt's {} tokens, got {}", prompt_len, max_len);
+           "max_length: expected more than the prompt's {} tokens, got {}", prompt_len,
+           *config.max_length);
     }
   }
-  if (max_len <= options_.ctx) return max_len;
-  // A checkpoint's default says "at most"; what the user asks for is done or refused.
-  if (config.source_of(field) == ParameterSource::kFile) return options_.ctx;
-  fail(ErrorKind::kInvalidArgument, "engine",
-       "{}: expected prompt and answer within the context of {} tokens, got {} + {} = {}", field,
-       options_.ctx, prompt_len, max_len - prompt_len, max_len);
+  const bool is_demand = !field.empty() && config.source_of(field) != ParameterSource::kFile;
+  if (is_demand && longest + n_new > options_.ctx) {
+    fail(ErrorKind::kInvalidArgument, "engine",
+         "{}: expected {} and answer within the context of {} tokens, got {} + {} = {}", field,
+         longest > prompt_len ? "negative prompt" : "prompt", options_.ctx, longest, n_new,
+         longest + n_new);
+  }
+  const int64_t max_len = prompt_len + std::min(n_new, options_.ctx - longest);
+  const int64_t fits = longest_that_fits(request, max_len);
+  if (fits == max_len) return max_len;
+  if (is_demand || fits <= prompt_len) {
+    const int64_t page = scheduler_->page_tokens();
+    fail(ErrorKind::kInvalidArgument, "engine",
+         "request: expected to fit the KV cache of {} tokens (max_new_tokens up to {}), got up to "
+         "{} ({} prompt, {} new, {} sequences)",
+         scheduler_->n_pages() * page, fits - prompt_len, pages_at_worst(request, max_len) * page,
+         prompt_len, max_len - prompt_len, width_of(config));
+  }
+  spdlog::warn(
+      "max_new_tokens: {}, the most that {} sequences leave room for in the KV cache of {} "
+      "tokens",
+      fits - prompt_len, width_of(config), scheduler_->n_pages() * scheduler_->page_tokens());
+  return fits;
 }
 
-/// Refuses what the cache could never hold, even alone.
-void Engine::Impl::check_fits(const Request& request, int64_t max_len) const {
+/// Pages that the request holds at worst, however its sequences differ.
+int64_t Engine::Impl::pages_at_worst(const Request& request, int64_t max_len) const {
   const GenerationConfig& config = request.config;
   const auto prompt_len = static_cast<int64_t>(request.prompt.size());
-  const int64_t width =
-      config.num_beams > 1 ? config.num_beams : (config.is_contrastive() ? config.top_k : 1);
-  int64_t need = scheduler_->pages_at_worst(prompt_len, max_len, width);
-  if (config.guidance_scale != 1) {
-    const int64_t negative =
-        std::max<int64_t>(1, static_cast<int64_t>(request.negative_prompt.size()));
+  // The candidates of contrastive search differ in their last token: a page each.
+  if (config.is_contrastive())
+    return scheduler_->pages_at_worst(prompt_len, max_len, 1) + config.top_k - 1;
+  int64_t need = scheduler_->pages_at_worst(prompt_len, max_len, config.num_beams);
+  if (const int64_t negative = negative_length(request); negative > 0)
     need += scheduler_->pages_at_worst(negative, negative + max_len - prompt_len, 1);
+  return need;
+}
+
+/// max_len, or the largest length below it with which the request fits the cache, alone. The
+/// prompt's length or less: none.
+int64_t Engine::Impl::longest_that_fits(const Request& request, int64_t max_len) const {
+  int64_t fits = static_cast<int64_t>(request.prompt.size());
+  while (fits < max_len) {  // more tokens never need fewer pages
+    const int64_t middle = fits + (max_len - fits + 1) / 2;
+    if (pages_at_worst(request, middle) <= scheduler_->n_pages()) {
+      fits = middle;
+    } else {
+      max_len = middle - 1;
+    }
   }
-  if (need <= scheduler_->n_pages()) return;
-  const int64_t page = scheduler_->page_tokens();
-  fail(ErrorKind::kInvalidArgument, "engine",
-       "request: expected to fit the KV cache of {} tokens, got up to {} ({} prompt, {} new, {} "
-       "sequences)",
-       scheduler_->n_pages() * page, need * page, prompt_len, max_len - prompt_len, width);
+  return fits;
+}
+
+/// Bytes that the strategy needs besides weights, cache and the logits of a step: of a beam the row
+/// that waits for the others, its processed copy, the raw one for log-probabilities, and the
+/// candidates that are drawn from; of contrastive search the hidden states of the whole sequence
+/// and of a step.
+int64_t Engine::Impl::working_bytes_of(const Request& request, int64_t max_len) const {
+  constexpr int64_t kFloat = sizeof(float);
+  const GenerationConfig& config = request.config;
+  if (config.is_contrastive()) {
+    const int64_t rows = max_len + options_.chunk_tokens;
+    return kFloat * (rows * model_.config().hidden + config.top_k * vocab_);
+  }
+  if (config.num_beams == 1) return 0;
+  const int64_t n_copies = 2 + (config.logprobs ? 1 : 0) + (config.samples() ? 6 : 0);
+  return kFloat * n_copies * config.num_beams * vocab_;
+}
+
+/// Refuses what would take more than there is to spare, together with the requests under way.
+void Engine::Impl::check_working_bytes(int64_t wanted) const {
+  if (wanted == 0) return;
+  int64_t taken = 0;
+  for (const auto& [id, active] : active_)
+    taken += active->working_bytes;
+  const int64_t spare = options_.spare_bytes ? *options_.spare_bytes : available_memory_bytes();
+  if (wanted <= spare - taken) return;
+  fail(ErrorKind::kOutOfMemory, "engine",
+       "request: expected to fit {} bytes of working memory ({} of them taken), got {} (num_beams "
+       "rows over the vocabulary, or the hidden states of contrastive search)",
+       spare, taken, wanted);
 }
 
 RequestId Engine::Impl::submit(Request request) {
   check_request(request);
   const int64_t max_len = max_length_of(request);
-  check_fits(request, max_len);
+  const int64_t working_bytes = working_bytes_of(request, max_len);
+  check_working_bytes(working_bytes);
   const RequestId id = next_id_++;
   auto active = std::make_unique<ActiveRequest>(std::move(request));
   const Request& own = active->request;
@@ -91,6 +181,7 @@ RequestId Engine::Impl::submit(Request request) {
       id, own, *scheduler_,
       make_pipeline(own.config, own.prompt, max_len, usable_vocab_, own.processors), max_len,
       vocab_, tokenizer_});
+  active->working_bytes = working_bytes;
   active->submitted = ActiveRequest::Clock::now();
   active->result.timings.n_prompt = static_cast<int64_t>(own.prompt.size());
   make_decoders(*active);
@@ -110,7 +201,7 @@ void Engine::Impl::make_decoders(ActiveRequest& active) {
     }
   }
   active.result.completions.resize(static_cast<size_t>(config.num_return_sequences));
-  if (!config.prompt_logprobs) return;
+  if (!config.prompt_logprobs || active.request.prompt.size() < 2) return;
   active.prompt_seq = active.decoders[0]->sequences()[0];
   scheduler_->set_logits_from(active.prompt_seq, 0);
 }

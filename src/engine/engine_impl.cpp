@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 #include <set>
+#include <utility>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -19,6 +20,23 @@ double seconds(ActiveRequest::Clock::duration d) {
 void at_least_one(std::string_view name, int64_t value) {
   if (value >= 1) return;
   fail(ErrorKind::kInvalidArgument, "engine", "{}: expected a number from 1, got {}", name, value);
+}
+
+/// The exception in flight. Whatever a request's own processors throw ends that request, not the
+/// process.
+Error current_error() {
+  try {
+    throw;
+  } catch (const Error& error) {
+    return error;
+  } catch (const std::bad_alloc&) {
+    return Error(ErrorKind::kOutOfMemory, "[engine] step: expected memory for it, got none");
+  } catch (const std::exception& error) {
+    return Error(ErrorKind::kInternal,
+                 fmt::format("[engine] step: expected no exception, got {}", error.what()));
+  } catch (...) {
+    return Error(ErrorKind::kInternal, "[engine] step: expected no exception, got an unknown one");
+  }
 }
 
 /// Which of the element types a cache can hold is the backend's to say.
@@ -51,6 +69,7 @@ Engine::Impl::Impl(Model& model, std::shared_ptr<const Tokenizer> tokenizer,
   at_least_one("slots", options_.n_slots);
   at_least_one("chunk", options_.chunk_tokens);
   at_least_one("logit rows", options_.logit_rows);
+  options_.logit_rows = step_logit_rows(options_);
   const int page_tokens = model.backend().kv_page_tokens();
   if (options_.kv_tokens == 0) {
     options_.kv_tokens = checked_mul(round_up<int64_t>(options_.ctx, page_tokens), options_.n_slots,
@@ -80,16 +99,37 @@ Engine::Impl::~Impl() {
 // ---- one step ----------------------------------------------------------------------------------
 
 std::vector<Event> Engine::Impl::step() {
-  events_.assign(std::make_move_iterator(pending_.begin()),
-                 std::make_move_iterator(pending_.end()));
-  pending_.clear();
+  run_step();
+  return std::exchange(events_, {});
+}
+
+void Engine::Impl::run_step() {
   stop_cancelled();
   retire_finished();
   StepPlan step = scheduler_->schedule();
   if (step.chunks.empty()) {
-    QW_CHECK(active_.empty(), "{} requests wait and none can run", active_.size());
-    return std::move(events_);
+    // Admission promised that the first request can always run: never wait for what never comes.
+    const Error error(ErrorKind::kInternal,
+                      "[engine] step: expected a request that can run, got "
+                      "none among those that wait");
+    for (auto& [id, active] : active_)
+      stop_request(*active, FinishReason::kError, &error);
+    retire_finished();
+    return;
   }
+  note_starts(step);
+  try {
+    compute(step);
+  } catch (const NumericError& error) {
+    drop_broken(step, error);
+  } catch (...) {
+    fail_step(step, current_error());
+  }
+  retire_finished();
+  if (options_.check_integrity) scheduler_->check_integrity();
+}
+
+void Engine::Impl::note_starts(const StepPlan& step) {
   const auto now = ActiveRequest::Clock::now();
   for (const StepPlan::Chunk& chunk : step.chunks) {
     ActiveRequest* active = nullptr;
@@ -101,16 +141,6 @@ std::vector<Event> Engine::Impl::step() {
     if (sequence.lineage == prompt_lineage(active->context->request_id))
       active->result.timings.n_cached = chunk.begin;
   }
-  try {
-    compute(step);
-  } catch (const Error& error) {
-    fail_step(step, error);
-  } catch (const std::bad_alloc&) {
-    fail_step(step, Error(ErrorKind::kOutOfMemory, "[engine] step: out of memory"));
-  }
-  retire_finished();
-  if (options_.check_integrity) scheduler_->check_integrity();
-  return std::move(events_);
 }
 
 void Engine::Impl::compute(StepPlan& step) {
@@ -135,78 +165,95 @@ void Engine::Impl::give_hidden(const StepPlan& step, const HiddenCapture& captur
            capture.n_rows, step.batch.n_tokens());
   int64_t row = 0;
   for (const StepPlan::Chunk& chunk : step.chunks) {
+    const int64_t n = chunk.end - chunk.begin;
+    const float* hidden = capture.data.data() + std::exchange(row, row + n) * capture.hidden;
+    if (!scheduler_->has_sequence(chunk.seq)) continue;  // its request failed just now
     ActiveRequest* active = nullptr;
     Decoder* decoder = decoder_of(scheduler_->sequence(chunk.seq).unit, &active);
-    const int64_t n = chunk.end - chunk.begin;
-    if (decoder->wants_hidden()) {
-      decoder->on_hidden(chunk.seq, chunk.begin, n, capture.hidden,
-                         capture.data.data() + row * capture.hidden);
+    if (!decoder->wants_hidden()) continue;
+    try {
+      decoder->on_hidden(chunk.seq, chunk.begin, n, capture.hidden, hidden);
+    } catch (...) {
+      const Error error = current_error();
+      stop_request(*active, FinishReason::kError, &error);
     }
-    row += n;
   }
 }
 
+/// Hands every row to the sequence that it belongs to. A request that fails ends alone.
 void Engine::Impl::give_rows(const StepPlan& step) {
   std::unordered_map<SeqId, float*> rows;
   std::vector<UnitId> units;  // touched, in the order of the batch
   for (size_t i = 0; i < step.rows.size(); ++i) {
     const WantedRow& row = step.rows[i];
+    if (!scheduler_->has_sequence(row.seq)) continue;  // its request failed just now
     float* logits = logits_.data() + i * static_cast<size_t>(vocab_);
     const Sequence& sequence = scheduler_->sequence(row.seq);
+    if (row.position + 1 == sequence.size()) {
+      rows[row.seq] = logits;  // a draft's rows follow the last token's
+      if (std::find(units.begin(), units.end(), sequence.unit) == units.end())
+        units.push_back(sequence.unit);
+      continue;
+    }
     ActiveRequest* active = nullptr;
     decoder_of(sequence.unit, &active);
-    if (row.seq == active->prompt_seq && row.position + 1 < sequence.prompt_len)
+    if (row.seq != active->prompt_seq || row.position + 1 >= sequence.prompt_len) continue;
+    try {
       take_prompt_row(*active, row, logits);
-    if (row.position + 1 != sequence.size()) continue;  // a draft's rows follow the last token's
-    rows[row.seq] = logits;
-    if (std::find(units.begin(), units.end(), sequence.unit) == units.end())
-      units.push_back(sequence.unit);
+    } catch (...) {
+      const Error error = current_error();
+      stop_request(*active, FinishReason::kError, &error);
+    }
   }
   for (const UnitId unit : units) {
     ActiveRequest* active = nullptr;
     Decoder* decoder = decoder_of(unit, &active);
     if (decoder == nullptr || decoder->finished()) continue;  // its request failed just now
     try {
-      advance(*decoder, rows);
-    } catch (const Error& error) {
-      fail_request(*active, error);
+      advance(*active, *decoder, rows);
+    } catch (...) {
+      const Error error = current_error();
+      stop_request(*active, FinishReason::kError, &error);
     }
   }
 }
 
-void Engine::Impl::take_prompt_row(ActiveRequest& active, const WantedRow& row,
-                                   const float* logits) {
-  const std::span<const float> values(logits, static_cast<size_t>(vocab_));
+void Engine::Impl::take_prompt_row(ActiveRequest& active, const WantedRow& row, float* logits) {
+  const auto prompt_len = static_cast<int64_t>(active.request.prompt.size());
+  const std::span<float> values(logits, static_cast<size_t>(vocab_));
+  admit_logits(values, active.request.config, row.position + 1);
   const int32_t next = active.request.prompt[static_cast<size_t>(row.position) + 1];
   active.result.prompt_logprobs.push_back(
       token_logprobs(values, next, *active.request.config.prompt_logprobs));
-  scheduler_->set_logits_from(row.seq, row.position + 1);
+  const bool is_last = row.position + 2 == prompt_len;
+  scheduler_->set_logits_from(row.seq, is_last ? Sequence::kNever : row.position + 1);
 }
 
 /// Advances a decoder when every one of its sequences has a row; keeps the rows otherwise.
-void Engine::Impl::advance(Decoder& decoder, const std::unordered_map<SeqId, float*>& rows) {
+void Engine::Impl::advance(ActiveRequest& active, Decoder& decoder,
+                           const std::unordered_map<SeqId, float*>& rows) {
   const std::vector<SeqId> seqs = decoder.sequences();
   std::vector<float*> pointers;
   bool complete = true;
   for (const SeqId seq : seqs) {
     const auto now = rows.find(seq);
-    const auto held = held_rows_.find(seq);
+    const auto held = active.held_rows.find(seq);
     pointers.push_back(now != rows.end()
                            ? now->second
-                           : (held != held_rows_.end() ? held->second.data() : nullptr));
+                           : (held != active.held_rows.end() ? held->second.data() : nullptr));
     complete = complete && pointers.back() != nullptr;
   }
   if (!complete) {
     for (const SeqId seq : seqs) {
       if (const auto now = rows.find(seq); now != rows.end()) {
-        held_rows_[seq].assign(now->second, now->second + vocab_);
+        active.held_rows[seq].assign(now->second, now->second + vocab_);
       }
     }
     return;
   }
   decoder.advance(pointers, *this);
   for (const SeqId seq : seqs)
-    held_rows_.erase(seq);
+    active.held_rows.erase(seq);
 }
 
 Decoder* Engine::Impl::decoder_of(UnitId unit, ActiveRequest** active) {
@@ -222,16 +269,37 @@ Decoder* Engine::Impl::decoder_of(UnitId unit, ActiveRequest** active) {
 
 // ---- ends --------------------------------------------------------------------------------------
 
-void Engine::Impl::fail_request(ActiveRequest& active, const Error& error) {
-  for (auto& decoder : active.decoders) {
-    if (decoder->finished()) continue;
-    for (const SeqId seq : decoder->sequences())
-      held_rows_.erase(seq);
-    decoder->stop(FinishReason::kError, &error, *this);
-  }
+/// Ends what of a request has not ended.
+void Engine::Impl::stop_request(ActiveRequest& active, FinishReason reason, const Error* error) {
+  active.held_rows.clear();
+  for (auto& decoder : active.decoders)
+    decoder->stop(reason, error, *this);
 }
 
-/// A fault of the forward pass cannot be pinned on one request: all that took part end with it.
+/// Takes the sequence with a broken row out of the work. The step came to nothing, and the next one
+/// computes again what the others wanted: by the numeric contract the same bits.
+void Engine::Impl::drop_broken(const StepPlan& step, const NumericError& error) {
+  int64_t first = 0;
+  for (const StepPlan::Chunk& chunk : step.chunks) {
+    const int64_t n = chunk.end - chunk.begin;
+    if (error.row() >= first + n) {
+      first += n;
+      continue;
+    }
+    ActiveRequest* active = nullptr;
+    const Sequence& sequence = scheduler_->sequence(chunk.seq);
+    Decoder* decoder = decoder_of(sequence.unit, &active);
+    if (chunk.begin + error.row() - first >= sequence.size()) {
+      decoder->drop_draft(chunk.seq);  // only guessed: without it the answer may never get there
+    } else {
+      stop_request(*active, FinishReason::kError, &error);
+    }
+    return scheduler_->abandon(step);
+  }
+  fail_step(step, error);
+}
+
+/// A fault that cannot be pinned on one request: all that took part end with it.
 void Engine::Impl::fail_step(const StepPlan& step, const Error& error) {
   std::set<ActiveRequest*> touched;
   for (auto& [id, active] : active_) {
@@ -246,18 +314,12 @@ void Engine::Impl::fail_step(const StepPlan& step, const Error& error) {
     }
   }
   for (ActiveRequest* active : touched)
-    fail_request(*active, error);
+    stop_request(*active, FinishReason::kError, &error);
 }
 
 void Engine::Impl::stop_cancelled() {
   for (auto& [id, active] : active_) {
-    if (!active->cancelled) continue;
-    for (auto& decoder : active->decoders) {
-      if (decoder->finished()) continue;
-      for (const SeqId seq : decoder->sequences())
-        held_rows_.erase(seq);
-      decoder->stop(FinishReason::kCancelled, nullptr, *this);
-    }
+    if (active->cancelled) stop_request(*active, FinishReason::kCancelled, nullptr);
   }
 }
 
@@ -311,21 +373,27 @@ void Engine::Impl::finished(RequestId request, int index) {
   events_.push_back({Event::Kind::kCompletion, request, index, -1, {}, std::nullopt, nullptr});
 }
 
+/// Moves the events of one request out of those that wait; the others stay, in order.
+std::vector<Event> Engine::Impl::take_events_of(RequestId id) {
+  const auto others_end = std::stable_partition(
+      events_.begin(), events_.end(), [id](const Event& event) { return event.request != id; });
+  std::vector<Event> out(std::make_move_iterator(others_end),
+                         std::make_move_iterator(events_.end()));
+  events_.erase(others_end, events_.end());
+  return out;
+}
+
 // ---- loops over steps --------------------------------------------------------------------------
 
 RequestResult Engine::Impl::generate(Request request, const EventCallback& on_event,
                                      const CancelFlag* cancel_flag) {
   const RequestId id = submit(std::move(request));
   std::shared_ptr<const RequestResult> result;
-  std::deque<Event> others;
   try {
     while (result == nullptr) {
       if (cancel_flag != nullptr && cancel_flag->cancelled()) cancel(id);
-      for (Event& event : step()) {
-        if (event.request != id) {
-          others.push_back(std::move(event));
-          continue;
-        }
+      run_step();
+      for (const Event& event : take_events_of(id)) {
         if (event.kind == Event::Kind::kRequest) result = event.result;
         if (on_event) on_event(event);
       }
@@ -333,10 +401,9 @@ RequestResult Engine::Impl::generate(Request request, const EventCallback& on_ev
   } catch (...) {
     // The callback threw: the request ends, and nobody waits for its events.
     active_.erase(id);
-    pending_ = std::move(others);
+    take_events_of(id);
     throw;
   }
-  pending_ = std::move(others);
   for (const Completion& completion : result->completions) {
     if (completion.finish_reason == FinishReason::kError)
       throw Error(completion.error_kind, completion.error);
@@ -353,6 +420,7 @@ void Engine::Impl::score(std::span<const int32_t> ids, RowsCallback on_rows,
   if (n_tokens == 0)
     fail(ErrorKind::kInvalidArgument, "engine", "score: expected at least one token, got none");
   check_token_ids("score", ids, vocab_);
+  check_adapter(options.adapter);
   const int64_t limit = std::min(options_.ctx, scheduler_->n_pages() * scheduler_->page_tokens());
   if (n_tokens > limit) {
     fail(ErrorKind::kInvalidArgument, "engine",
@@ -383,6 +451,10 @@ void Engine::Impl::score(std::span<const int32_t> ids, RowsCallback on_rows,
     logits_.resize(std::max(logits_.size(), step.rows.size() * static_cast<size_t>(vocab_)));
     model_.forward(step.batch, *kv_, step.rows.empty() ? nullptr : logits_.data(),
                    options.observer);
+    for (size_t i = 0; i < step.rows.size(); ++i) {
+      check_finite({logits_.data() + i * static_cast<size_t>(vocab_), static_cast<size_t>(vocab_)},
+                   step.rows[i].position);
+    }
     if (!step.rows.empty() && step.rows.back().position >= options.first_row) {
       on_rows(step.rows.front().position, static_cast<int64_t>(step.rows.size()), logits_.data());
     }

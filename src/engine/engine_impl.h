@@ -4,7 +4,6 @@
 #pragma once
 
 #include <chrono>
-#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -30,6 +29,9 @@ struct ActiveRequest {
   RequestResult result;
   Clock::time_point submitted, started, first_token;
   bool has_started = false, has_token = false, cancelled = false;
+  /// Rows of lock-step sequences whose mates have none yet.
+  std::unordered_map<SeqId, std::vector<float>> held_rows;
+  int64_t working_bytes = 0;  // beyond what every request needs (EngineOptions::spare_bytes)
 };
 
 /// Collects a step's final hidden states, for decoders that look at them.
@@ -56,7 +58,7 @@ class Engine::Impl : private EventSink {
   RequestId submit(Request request);
   void cancel(RequestId id);
   std::vector<Event> step();
-  bool idle() const { return active_.empty() && pending_.empty(); }
+  bool idle() const { return active_.empty() && events_.empty(); }
   RequestResult generate(Request request, const EventCallback& on_event, const CancelFlag* cancel);
   void score(std::span<const int32_t> ids, RowsCallback on_rows, const ScoreOptions& options);
 
@@ -71,20 +73,30 @@ class Engine::Impl : private EventSink {
              std::optional<TokenLogprobs> logprobs) override;
   void finished(RequestId request, int index) override;
 
+  // engine_admission.cpp
   void check_request(const Request& request) const;
+  void check_adapter(int32_t adapter) const;
   int64_t max_length_of(const Request& request) const;
-  void check_fits(const Request& request, int64_t max_len) const;
+  int64_t pages_at_worst(const Request& request, int64_t max_len) const;
+  int64_t longest_that_fits(const Request& request, int64_t max_len) const;
+  int64_t working_bytes_of(const Request& request, int64_t max_len) const;
+  void check_working_bytes(int64_t wanted) const;
   void make_decoders(ActiveRequest& active);
 
+  void run_step();
+  void note_starts(const StepPlan& step);
   void compute(StepPlan& step);
   void give_hidden(const StepPlan& step, const HiddenCapture& capture);
   void give_rows(const StepPlan& step);
-  void take_prompt_row(ActiveRequest& active, const WantedRow& row, const float* logits);
-  void advance(Decoder& decoder, const std::unordered_map<SeqId, float*>& rows);
-  void fail_request(ActiveRequest& active, const Error& error);
+  void take_prompt_row(ActiveRequest& active, const WantedRow& row, float* logits);
+  void advance(ActiveRequest& active, Decoder& decoder,
+               const std::unordered_map<SeqId, float*>& rows);
+  void stop_request(ActiveRequest& active, FinishReason reason, const Error* error);
+  void drop_broken(const StepPlan& step, const NumericError& error);
   void fail_step(const StepPlan& step, const Error& error);
   void stop_cancelled();
   void retire_finished();
+  std::vector<Event> take_events_of(RequestId id);
   Decoder* decoder_of(UnitId unit, ActiveRequest** active);
 
   Model& model_;
@@ -96,11 +108,9 @@ class Engine::Impl : private EventSink {
   std::unique_ptr<Scheduler> scheduler_;
   std::map<RequestId, std::unique_ptr<ActiveRequest>> active_;
   RequestId next_id_ = 1;
-  std::vector<Event> events_;  // of the step under way
-  std::deque<Event> pending_;  // of other requests, met while generate() was waiting for its own
+  /// What step() has yet to report, in order. An exception leaves it as it is: nothing is lost.
+  std::vector<Event> events_;
   std::vector<float> logits_;
-  /// Rows of lock-step sequences whose mates have none yet.
-  std::unordered_map<SeqId, std::vector<float>> held_rows_;
 };
 
 }  // namespace qw

@@ -102,6 +102,7 @@ class FakeModel : public Model {
   const ModelConfig& config() const override { return config_; }
   Backend& backend() const override { return backend_; }
   int32_t add_adapters(const std::vector<AdapterSpec>&) override { return 0; }
+  int32_t n_adapters() const override { return 1; }
   std::unique_ptr<KvCache> make_kv(int64_t n_pages, DType) const override {
     return std::make_unique<FakeKv>(n_pages, page_tokens_);
   }

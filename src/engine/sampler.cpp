@@ -25,6 +25,14 @@ void check_finite(std::span<const float> logits, int64_t position) {
        logits[static_cast<size_t>(bad)], bad, position);
 }
 
+void admit_logits(std::span<float> logits, const GenerationConfig& config, int64_t position) {
+  if (config.remove_invalid_values) {
+    remove_not_finite(logits);
+  } else {
+    check_finite(logits, position);
+  }
+}
+
 int32_t choose_greedy(const LogitsRow& row) {
   const LogitsRow::Compact compact = row.compact();
   const int32_t best = argmax(compact.values);

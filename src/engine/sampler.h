@@ -17,6 +17,10 @@ namespace qw {
 /// broken, and no token would mean anything.
 void check_finite(std::span<const float> logits, int64_t position);
 
+/// Makes a raw row of the model fit for what follows: with remove_invalid_values NaN becomes 0 and
+/// infinities the largest floats, without it they are an error as in check_finite.
+void admit_logits(std::span<float> logits, const GenerationConfig& config, int64_t position);
+
 /// The most likely id. Errors: invalid_argument when every token is banned.
 int32_t choose_greedy(const LogitsRow& row);
 

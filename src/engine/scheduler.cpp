@@ -168,10 +168,10 @@ void Scheduler::schedule_sequence(Sequence& sequence, int64_t n_tokens, StepPlan
                                   Budget& budget) {
   const int64_t begin = sequence.n_computed;
   int64_t n = std::min(n_tokens, budget.tokens);
-  // Rows beyond the last token's count against the row budget.
+  // So many tokens yield no row.
   const int64_t unasked =
       std::max<int64_t>(std::min(sequence.logits_from, sequence.size() - 1) - begin, 0);
-  n = std::min(n, unasked + std::max<int64_t>(budget.rows, 1));
+  n = std::min(n, unasked + budget.rows);
   if (n <= 0) return;
   // Perhaps fewer than wanted, when pages are short even after preempting everything younger.
   n = reserve(sequence, begin + n, step) - begin;
@@ -340,6 +340,12 @@ void Scheduler::commit(const StepPlan& step) {
     sequence.n_computed = std::min(chunk.end, sequence.size());  // a draft must first prove right
     sequence.under_way = false;
     if (pool_.keeps_blocks()) publish_blocks({chunk.seq, chunk.begin, sequence.n_computed});
+  }
+}
+
+void Scheduler::abandon(const StepPlan& step) {
+  for (const StepPlan::Chunk& chunk : step.chunks) {
+    if (has_sequence(chunk.seq)) at(chunk.seq).under_way = false;
   }
 }
 

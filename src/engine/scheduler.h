@@ -31,7 +31,7 @@ struct SchedulerOptions {
   int page_tokens = 0;
   int64_t max_tokens = 512;  // of a step
   int64_t max_families = 1;  // requests running at the same time, whatever their widths
-  int64_t max_rows = 64;     // of logits beyond the one per sequence that decoding needs
+  int64_t max_rows = 64;     // of logits in a step; sequences that find none left wait
   /// Dynamic NTK scaling: a token's rotation depends on the length its sequence had when it was
   /// computed, so tokens that were decoded one by one must be recomputed one by one.
   bool rope_follows_length = false;
@@ -115,18 +115,22 @@ class Scheduler {
   /// Guesses what follows, for a sequence that has one token pending. A guess costs nobody a place:
   /// it is computed as far as the next step has tokens, rows and free pages left.
   void set_draft(SeqId id, std::vector<int32_t> draft);
+  void drop_draft(SeqId id) { drop_draft(at(id)); }
   void set_logits_from(SeqId id, int64_t position) { at(id).logits_from = position; }
   void set_hidden_from(SeqId id, int64_t position) { at(id).hidden_from = position; }
   void remove_sequence(SeqId id);
   void remove_unit(UnitId id);
 
   const Sequence& sequence(SeqId id) const;
+  bool has_sequence(SeqId id) const { return sequences_.count(id) != 0; }
   bool has_unit(UnitId id) const { return units_.count(id) != 0; }
 
   /// The next step; empty when nothing is pending. Pages are taken, n_computed is not yet changed:
-  /// call commit() once the step is computed.
+  /// call commit() once the step is computed, or abandon() when its copies were made and the rest
+  /// came to nothing: its sequences are scheduled again.
   StepPlan schedule();
   void commit(const StepPlan& step);
+  void abandon(const StepPlan& step);
 
   bool idle() const noexcept { return units_.empty(); }
   int64_t n_pages() const noexcept { return pool_.n_pages(); }

@@ -13,6 +13,7 @@
 
 #include "backend/backend.h"
 #include "base/cancel.h"
+#include "base/error.h"
 #include "checkpoint/checkpoint.h"
 #include "model/config.h"
 
@@ -30,6 +31,19 @@ class ForwardObserver {
   virtual void on_value(std::string_view name, int64_t rows, int64_t cols, const float* values) = 0;
 };
 
+/// A value of a forward pass is NaN or infinite. One row is at fault: without its sequence the same
+/// plan can be computed.
+class NumericError : public Error {
+ public:
+  NumericError(const std::string& message, int64_t row)
+      : Error(ErrorKind::kCorrupt, message), row_(row) {}
+  /// The row of the plan in which it was seen first.
+  int64_t row() const noexcept { return row_; }
+
+ private:
+  int64_t row_;
+};
+
 struct LoadOptions {
   bool quiet = false;  // no progress on stderr
   const CancelFlag* cancel = nullptr;
@@ -42,6 +56,7 @@ struct AdapterSpec {
   double scale = 1.0;
 };
 
+/// One thread at a time may use a model, and one the backend under it: both keep scratch memory.
 class Model {
  public:
   /// Checks every tensor's name, shape and type against the config before packing anything.
@@ -59,12 +74,17 @@ class Model {
   /// module.
   virtual int32_t add_adapters(const std::vector<AdapterSpec>& adapters) = 0;
 
+  /// How many ids add_adapters has given out: 0 .. n_adapters() - 1.
+  virtual int32_t n_adapters() const = 0;
+
   virtual std::unique_ptr<KvCache> make_kv(int64_t n_pages, DType type) const = 0;
 
   /// One step: logits [plan.logit_rows.size(), vocab] to `logits` (host; null: none wanted).
   /// Ids must be in [0, vocab), slots in the cache. Errors: internal when the plan is inconsistent;
-  /// corrupt, naming the layer, when a value is not finite; io when a file of weights was cut or
-  /// lost since it was opened. After an error the logits and the plan's slots hold nothing of use.
+  /// NumericError, naming the layer, when a hidden state is not finite (the logits are the caller's
+  /// to check, row by row: one broken row does not spoil the others); io when a file of weights was
+  /// cut or lost since it was opened. After an error the logits and the plan's slots hold nothing
+  /// of use.
   virtual void forward(const BatchPlan& plan, KvCache& kv, float* logits,
                        ForwardObserver* observer = nullptr) = 0;
 

@@ -1,7 +1,6 @@
 #include "model/qwen2_model.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
 #include "base/error.h"
@@ -23,15 +22,6 @@ void tap(ForwardObserver* observer, const Backend& backend, const Rows& rows,
   observer->on_value(text, rows.rows, rows.cols, values.data());
 }
 
-/// The exponent bits all set means infinity or NaN; an OR over integers is a loop that vectorises.
-bool all_finite(const float* values, int64_t n) {
-  constexpr uint32_t kExponent = 0x7F800000u;
-  uint32_t bad = 0;
-  for (int64_t i = 0; i < n; ++i)
-    bad |= static_cast<uint32_t>((std::bit_cast<uint32_t>(values[i]) & kExponent) == kExponent);
-  return bad == 0;
-}
-
 /// Calls visit(begin, end, object) for every longest run of [0, n) in which object_of(i) is one and
 /// the same: sequences of one adapter go together.
 template <typename ObjectOf, typename Visit>
@@ -44,11 +34,6 @@ void for_each_run(size_t n, const ObjectOf& object_of, const Visit& visit) {
     visit(begin, end, object);
     begin = end;
   }
-}
-
-[[noreturn]] void fail_not_finite(std::string_view value, std::string_view where) {
-  fail(ErrorKind::kCorrupt, "model", "{}: expected finite values, got NaN or infinity ({})", value,
-       where);
 }
 
 }  // namespace
@@ -124,6 +109,7 @@ void Qwen2Model::forward(const BatchPlan& plan, KvCache& kv, float* logits,
   if (plan.tokens.empty()) return;
   const Activations a = activations(plan.n_tokens());
   backend_.take_fault();  // of a step that ended with an exception
+  fault_.reset();
   rope_.fill_tables(plan, cos_, sin_);
   backend_.begin_step(plan, cos_, sin_);
 
@@ -225,12 +211,14 @@ void Qwen2Model::add_norm(const BatchPlan& plan, const ModuleId& id, const Devic
     return found == own->norms.end() ? base : *found->weight;
   };
   const auto eps = static_cast<float>(config_.rms_norm_eps);
+  note_fault(0);  // of the block before
   for_each_run(plan.seq_context.size(), weight_of,
                [&](size_t begin, size_t end, const DeviceVector& weight) {
                  const int64_t row = plan.seq_begin[begin], n = plan.seq_begin[end] - row;
                  const Rows added = y.data == nullptr ? y : y.slice_rows(row, n);
                  backend_.add_rms_norm(added, a.x.slice_rows(row, n), weight, eps,
                                        a.h.slice_rows(row, n));
+                 note_fault(row);
                });
 }
 
@@ -246,17 +234,24 @@ void Qwen2Model::compute_logits(const BatchPlan& plan, const Rows& h, float* log
     backend_.logits(h, rows.subspan(begin, end - begin), head,
                     logits + static_cast<int64_t>(begin) * config_.vocab);
   });
-  if (const auto fault = backend_.take_fault()) fail_not_finite("logits", fault->what);
-  if (!all_finite(logits, static_cast<int64_t>(rows.size()) * config_.vocab))
-    fail_not_finite("logits", "output of lm_head");
+}
+
+void Qwen2Model::note_fault(int64_t first_row) {
+  std::optional<NumericFault> fault = backend_.take_fault();
+  if (!fault || fault_) return;
+  fault->row += first_row;
+  fault_ = std::move(fault);
 }
 
 void Qwen2Model::check_fault(int layer, std::string_view block) {
-  const auto fault = backend_.take_fault();
-  if (!fault) return;
+  if (!fault_) return;
   check_readable();  // a lost file is the better explanation
   const std::string where = layer < 0 ? "embedding" : fmt::format("layer {}, {}", layer, block);
-  fail_not_finite("hidden state", fmt::format("{}; seen at: {}", where, fault->what));
+  throw NumericError(
+      fmt::format("[model] hidden state: expected finite values, got NaN or infinity "
+                  "({}; seen at: {})",
+                  where, fault_->what),
+      fault_->row);
 }
 
 void Qwen2Model::check_plan(const BatchPlan& plan, const KvCache& kv) const {

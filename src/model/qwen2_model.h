@@ -5,6 +5,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -35,6 +36,7 @@ class Qwen2Model : public Model {
   const ModelConfig& config() const override { return config_; }
   Backend& backend() const override { return backend_; }
   int32_t add_adapters(const std::vector<AdapterSpec>& adapters) override;
+  int32_t n_adapters() const override { return static_cast<int32_t>(adapters_.size()); }
   std::unique_ptr<KvCache> make_kv(int64_t n_pages, DType type) const override;
   void forward(const BatchPlan& plan, KvCache& kv, float* logits,
                ForwardObserver* observer) override;
@@ -58,6 +60,9 @@ class Qwen2Model : public Model {
   void feed_forward(int layer, const Activations& a, ForwardObserver* observer);
   void compute_logits(const BatchPlan& plan, const Rows& h, float* logits);
   void check_plan(const BatchPlan& plan, const KvCache& kv) const;
+  /// Takes the backend's fault, whose rows count from row `first_row` of the plan; the first stays.
+  void note_fault(int64_t first_row);
+  /// Errors: NumericError, when a fault was noted in this step.
   void check_fault(int layer, std::string_view block);
   /// Errors: io, when a file that weights are read from was cut or lost since it was opened.
   void check_readable() const;
@@ -72,7 +77,8 @@ class Qwen2Model : public Model {
   std::vector<std::shared_ptr<const MappedFile>> adapter_files_;  // that overrides may read
   int64_t weight_bytes_ = 0, read_bytes_per_token_ = 0;
 
-  int64_t capacity_ = 0;  // rows of the buffers below
+  std::optional<NumericFault> fault_;  // of the step under way, by the plan's rows
+  int64_t capacity_ = 0;               // rows of the buffers below
   std::unique_ptr<RowsBuffer> x_, h_, y_, qkv_, o_;
   std::vector<float> cos_, sin_;
 };
