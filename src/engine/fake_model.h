@@ -117,11 +117,18 @@ class FakeModel : public Model {
     if (throw_after >= 0 && n_forwards > throw_after)
       fail(ErrorKind::kCorrupt, "model", "layer 3: not a number");
     max_rows = std::max(max_rows, plan.logit_rows.size());
+    n_rows += std::ssize(plan.logit_rows);
     for (int64_t t = 0; t < plan.n_tokens(); ++t) {
       kv.tokens.at(static_cast<size_t>(plan.slots[static_cast<size_t>(t)])) =
           plan.tokens[static_cast<size_t>(t)];
       kv.positions.at(static_cast<size_t>(plan.slots[static_cast<size_t>(t)])) =
           plan.positions[static_cast<size_t>(t)];
+    }
+    for (int64_t t = 0; t < plan.n_tokens(); ++t) {
+      const auto row = static_cast<size_t>(t);
+      if (plan.tokens[row] != broken_token || plan.positions[row] < broken_from) continue;
+      ++n_broken;
+      throw NumericError("[model] hidden state: not finite (layer 3)", t);
     }
     std::vector<uint64_t> hashes(static_cast<size_t>(plan.n_tokens()));
     for (int64_t s = 0; s < plan.n_seqs(); ++s)
@@ -143,14 +150,19 @@ class FakeModel : public Model {
             static_cast<float>(random_normal(h, 0, static_cast<uint64_t>(v)) +
                                habit * random_normal(last, 1, static_cast<uint64_t>(v)));
       }
-      if (broken_after >= 0 && n_forwards > broken_after)
+      const bool is_nan = plan.tokens[static_cast<size_t>(plan.logit_rows[r])] == nan_token;
+      if (is_nan || (broken_after >= 0 && n_forwards > broken_after))
         logits[static_cast<int64_t>(r) * config_.vocab] = std::numeric_limits<float>::quiet_NaN();
     }
   }
 
   int64_t n_forwards = 0;
   int64_t broken_after = -1, throw_after = -1;  // forwards that go well
+  int32_t broken_token = -1;  // a hidden state of this token, from that position on, is not finite
+  int64_t broken_from = 0, n_broken = 0;
+  int32_t nan_token = -1;  // the logits after this token begin with NaN
   size_t max_rows = 0;
+  int64_t n_rows = 0;
   /// How much a token follows from the last one alone: text with a habit repeats itself.
   double habit = 0;
 

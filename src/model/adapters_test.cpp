@@ -343,6 +343,39 @@ TEST(ModulesToSave, HoldForTheirSequencesOnly) {
   EXPECT_EQ(run(loaded, plan), alone);
 }
 
+TEST(ModulesToSave, AValueThatIsNotFiniteHasItsRowOfThePlan) {
+  // Norms of different weights run apart: rows of the second part are not those of the plan.
+  Adapter adapter;
+  adapter.add("model.layers.0.input_layernorm.weight", {16});
+  TinyCheckpoint base;
+  TinyTensor& table = base.tensors.at("model.embed_tokens.weight");
+  for (int64_t col = 0; col < table.shape.cols(); ++col)
+    at(table, 9, col) = 3e38f;
+  Loaded loaded;
+  loaded.backend =
+      make_cpu_backend({});  // sums squares in float; the reference's double holds them
+  LoadOptions quiet;
+  quiet.quiet = true;
+  loaded.model = Model::load(base.open(), *loaded.backend, quiet);
+  const int32_t id = loaded.model->add_adapters({{adapter.write_peft(), 1.0}});
+  EXPECT_EQ(loaded.model->n_adapters(), id + 1);
+  const auto row_at_fault = [&](const std::vector<int32_t>& with_adapter) -> int64_t {
+    BatchPlan plan = plan_of({1, 2, 3});
+    append_sequence(plan, with_adapter, id, loaded.backend->kv_page_tokens());
+    append_sequence(plan, {4, 5}, -1, loaded.backend->kv_page_tokens());
+    try {
+      run(loaded, plan);
+    } catch (const NumericError& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kCorrupt);
+      EXPECT_THAT(error.message(), testing::HasSubstr("embedding"));
+      return error.row();
+    }
+    return -1;
+  };
+  EXPECT_EQ(row_at_fault({6, 7, 8}), -1);
+  EXPECT_EQ(row_at_fault({6, 9, 9}), 4);
+}
+
 TEST(ModulesToSave, OfTwoAdaptersAreRefusedNamingBoth) {
   const TinyCheckpoint base;
   Loaded loaded = load(base);
