@@ -38,7 +38,8 @@ class Generate {
     }
     for_each_json_line(*options_.file, [&](const nlohmann::ordered_json& row, size_t line) {
       interrupted().check("generate");
-      answer(request(prompt_of(row, line), &row));
+      std::vector<int32_t> prompt = prompt_of(row, line);
+      name_line(line, [&] { answer(request(std::move(prompt), &row)); });
     });
   }
 

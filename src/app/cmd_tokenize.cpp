@@ -79,11 +79,7 @@ void run(const Options& options) {
     }
     const auto value = row[key].get<std::string>();
     const std::string text = key == "hex" ? bytes_of_hex(value, line) : value;
-    try {
-      print(tokenizer, tokenizer.encode(text, encode), /*json=*/true);
-    } catch (const Error& error) {
-      throw Error(error.kind(), error.message() + fmt::format(" (line {})", line));
-    }
+    name_line(line, [&] { print(tokenizer, tokenizer.encode(text, encode), /*json=*/true); });
   });
 }
 

@@ -112,6 +112,14 @@ void for_each_json_line(const std::string& path,
          printable(path, 4096));
 }
 
+void name_line(size_t line, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    throw Error(error.kind(), fmt::format("{} (line {})", error.message(), line));
+  }
+}
+
 std::string only_key_of(const nlohmann::ordered_json& row, const std::vector<std::string>& keys,
                         std::string_view where) {
   std::vector<std::string> found;

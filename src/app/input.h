@@ -31,6 +31,9 @@ void for_each_json_line(
     const std::string& path,
     const std::function<void(const nlohmann::ordered_json&, size_t line)>& body);
 
+/// Runs the work of one line; an Error of it is thrown on with the line's number added.
+void name_line(size_t line, const std::function<void()>& work);
+
 /// The one of `keys` that a line of a batch holds: two say different things, and none says nothing.
 /// `where` names the line. Errors: invalid_argument.
 std::string only_key_of(const nlohmann::ordered_json& row, const std::vector<std::string>& keys,
