@@ -27,6 +27,19 @@ class CliChat : public test::CliTest {
   }
 };
 
+TEST_F(CliChat, SaysOnceWhatHasNoEffectBehindItsPrompt) {
+  const Ran ran = qianwen({"chat", kBundled, "--temperature", "0", "--max-new-tokens", "4",
+                           "--min-length", "3", "--forced-bos-token-id", "5"},
+                          {.input = "Hello!\nAgain.\n"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  for (const std::string part : {"min_length 3 has no effect: the length of the prompt alone is",
+                                 "forced_bos_token_id 5 has no effect: it follows"}) {
+    const size_t first = ran.err.find(part);
+    ASSERT_NE(first, std::string::npos) << part << " in " << ran.err;
+    EXPECT_EQ(ran.err.find(part, first + 1), std::string::npos) << ran.err;
+  }
+}
+
 TEST_F(CliChat, AnswersOnATerminalUntilCtrlD) {
   const Ran ran = on_terminal({{"> ", "What is the capital of Japan?\r"},
                                {"The capital of Japan is Tokyo.", ""},

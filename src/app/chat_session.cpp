@@ -7,6 +7,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/input_file.h"
+#include "base/log.h"
 
 namespace qw::app {
 
@@ -26,6 +27,10 @@ RequestResult ChatSession::answer(const std::function<void(std::string_view)>& o
   EncodedChat chat = loaded_.encode_chat(input);
   Request request;
   last_context_ = static_cast<int64_t>(chat.ids.size());
+  if (total_.n_prompt == 0) {  // only now is the length known that some parameters are about
+    for (const std::string& note : config_.without_effect(last_context_))
+      spdlog::warn("{}", note);
+  }
   request.prompt = std::move(chat.ids);
   request.config = config_;
   request.config.seed = seed_ + n_answers_;

@@ -15,7 +15,6 @@
 #include "app/open.h"
 #include "app/results.h"
 #include "base/error.h"
-#include "base/log.h"
 
 namespace qw::app {
 
@@ -49,10 +48,7 @@ class Chat {
       : options_(options),
         terminal_(isatty(STDOUT_FILENO) == 1),
         loaded_(open_for_running(options)),
-        session_(*loaded_, config(), options.system) {
-    for (const std::string& note : session_.config().without_effect())
-      spdlog::warn("{}", note);
-  }
+        session_(*loaded_, config(), options.system) {}
 
   void run() {
     if (options_.prompt) {
