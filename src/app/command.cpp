@@ -115,7 +115,12 @@ namespace {
 volatile sig_atomic_t g_terminated = 0;  // written by the signal handler
 
 void on_signal(int signal) {
-  if (signal == SIGTERM) g_terminated = 1;
+  if (signal == SIGTERM) {
+    g_terminated = 1;
+    // A signal that comes just before a program waits for a line does not end the wait: SIGALRM,
+    // a second later, does.
+    alarm(1);
+  }
   if (interrupted().cancelled() && signal == SIGINT) _exit(130);
   interrupted().cancel();
 }
@@ -132,6 +137,8 @@ void install_signal_handlers() {
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  action.sa_handler = [](int) {};
+  sigaction(SIGALRM, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);  // a closed stdout is an error of the write, not the end of the process
 }
 

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <array>
@@ -34,6 +35,12 @@ namespace {
   _exit(127);
 }
 
+/// Whether the program takes keys one by one, not lines from the terminal's own editor.
+bool edits_lines(int terminal) {
+  termios mode{};
+  return tcgetattr(terminal, &mode) == 0 && (mode.c_lflag & ICANON) == 0;
+}
+
 }  // namespace
 
 Ran run_on_terminal(const std::string& program, const std::vector<std::string>& args,
@@ -59,13 +66,14 @@ Ran run_on_terminal(const std::string& program, const std::vector<std::string>& 
       break;
     }
     pollfd readable{person, POLLIN, 0};
-    if (poll(&readable, 1, 20) <= 0 || (readable.revents & POLLIN) == 0) continue;
     std::array<char, 4096> buffer;
-    if (const ssize_t n = read(person, buffer.data(), buffer.size()); n > 0)
-      ran.out.append(buffer.data(), static_cast<size_t>(n));
+    if (poll(&readable, 1, 20) > 0 && (readable.revents & POLLIN) != 0) {
+      const ssize_t n = read(person, buffer.data(), buffer.size());
+      if (n > 0) ran.out.append(buffer.data(), static_cast<size_t>(n));
+    }
     while (step < steps.size()) {
       const size_t at = ran.out.find(steps[step].shown, seen);
-      if (at == std::string::npos) break;
+      if (at == std::string::npos || (!steps[step].typed.empty() && !edits_lines(person))) break;
       seen = at + steps[step].shown.size();
       const std::string& typed = steps[step].typed;
       if (write(person, typed.data(), typed.size()) < 0) throw std::runtime_error("typing");

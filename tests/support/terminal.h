@@ -10,7 +10,8 @@
 
 namespace qw::test {
 
-/// Waits until `shown` appears after what earlier steps waited for, then types and signals.
+/// Waits until `shown` appears after what earlier steps waited for, then types (once the program
+/// edits lines itself: a Ctrl-D before that is swallowed by the terminal) and signals.
 struct TerminalStep {
   std::string shown;
   std::string typed = {};
