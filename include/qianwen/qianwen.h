@@ -61,6 +61,7 @@ struct GenerateSettings {
       frequency_penalty;
   std::optional<int64_t> top_k, no_repeat_ngram_size;
   std::optional<int64_t> num_beams;
+  std::optional<int64_t> prompt_lookup_num_tokens;  // guesses per step: faster, the same tokens
   std::optional<double> length_penalty;
   int64_t num_return_sequences = 1;
   std::vector<std::string> stop;  // generation ends before any of these texts

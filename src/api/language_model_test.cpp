@@ -32,6 +32,17 @@ TEST(LanguageModel, AnswersAndStreamsTheSameText) {
   EXPECT_EQ(answer.finish_reason, "stop");
 }
 
+TEST(LanguageModel, GuessingAheadChangesNoToken) {
+  auto model = bundled();
+  GenerateSettings settings = greedy();
+  settings.ignore_eos = true;
+  const auto plain = model.complete("one two one two one two", settings);
+  settings.prompt_lookup_num_tokens = 8;
+  EXPECT_EQ(model.complete("one two one two one two", settings).ids, plain.ids);
+  settings.prompt_lookup_num_tokens = -1;
+  EXPECT_THROW(model.complete("one two", settings), Error);
+}
+
 TEST(LanguageModel, CancelsWhenTheCallbackSaysSo) {
   auto model = bundled();
   int pieces = 0;

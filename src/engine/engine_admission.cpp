@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "engine/engine_impl.h"
+#include "engine/generation_config_checks.h"
 #include "model/memory_plan.h"
 
 namespace qw {
@@ -29,8 +30,8 @@ void Engine::Impl::check_request(const Request& request) const {
   if (request.prompt.empty()) {
     fail(ErrorKind::kInvalidArgument, "engine", "prompt: expected at least one token, got none");
   }
-  check_token_ids("prompt", request.prompt, vocab_);
-  check_token_ids("negative prompt", request.negative_prompt, vocab_);
+  check_token_ids("engine", "prompt", request.prompt, vocab_);
+  check_token_ids("engine", "negative prompt", request.negative_prompt, vocab_);
   config.validate(vocab_);
   if (!request.negative_prompt.empty() && config.guidance_scale == 1) {
     fail(ErrorKind::kInvalidArgument, "engine",

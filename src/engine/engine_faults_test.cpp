@@ -138,6 +138,18 @@ TEST(Faults, LogitsThatAreNotFiniteEndTheirRequestAlone) {
   beams.config.num_beams = 3;
   beams.prompt[11] = 40;
   expect_ends_alone(spoil, beams, ErrorKind::kCorrupt, "logits");
+  // Teacher forcing looks at every row that it is asked for.
+  FakeModel scored;
+  scored.nan_token = 40;
+  Engine scorer(scored, nullptr, options_of());
+  const std::vector<int32_t> ids = {1, 2, 40, 3};
+  EXPECT_THROW(scorer.score_logprobs(ids), Error);
+  ScoreOptions later;
+  later.first_row = 3;
+  const auto look = [](int64_t, int64_t, const float*) {};
+  EXPECT_NO_THROW(scorer.score(ids, look, later));
+  later.first_row = 2;
+  EXPECT_THROW(scorer.score(ids, look, later), Error);
   // Without prompt log-probabilities nobody looks at the rows inside a prompt.
   Request fine = request_of(12, 9);
   fine.prompt[6] = 40;

@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "engine/generation_config_checks.h"
 #include "engine/logits_math.h"
 #include "engine/sampler.h"
 
@@ -47,14 +48,6 @@ DType kv_dtype(const std::string& name) {
 }
 
 }  // namespace
-
-void check_token_ids(std::string_view what, std::span<const int32_t> ids, int64_t vocab) {
-  for (size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] >= 0 && ids[i] < vocab) continue;
-    fail(ErrorKind::kInvalidArgument, "engine",
-         "{}: expected token ids from 0 to {}, got {} (at {})", what, vocab - 1, ids[i], i);
-  }
-}
 
 Engine::Impl::Impl(Model& model, std::shared_ptr<const Tokenizer> tokenizer,
                    const EngineOptions& options)
@@ -419,7 +412,7 @@ void Engine::Impl::score(std::span<const int32_t> ids, RowsCallback on_rows,
   const auto n_tokens = static_cast<int64_t>(ids.size());
   if (n_tokens == 0)
     fail(ErrorKind::kInvalidArgument, "engine", "score: expected at least one token, got none");
-  check_token_ids("score", ids, vocab_);
+  check_token_ids("engine", "score", ids, vocab_);
   check_adapter(options.adapter);
   const int64_t limit = std::min(options_.ctx, scheduler_->n_pages() * scheduler_->page_tokens());
   if (n_tokens > limit) {

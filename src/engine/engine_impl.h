@@ -47,9 +47,6 @@ class HiddenCapture : public ForwardObserver {
   std::vector<float> data;
 };
 
-/// Error{kInvalidArgument} naming `what` and the first id outside the vocabulary.
-void check_token_ids(std::string_view what, std::span<const int32_t> ids, int64_t vocab);
-
 class Engine::Impl : private EventSink {
  public:
   Impl(Model& model, std::shared_ptr<const Tokenizer> tokenizer, const EngineOptions& options);

@@ -45,14 +45,7 @@ void positive(std::string_view name, double value, double high) {
 }
 
 void check_ids(std::string_view name, const std::vector<int32_t>& ids, int64_t vocab) {
-  for (const int32_t id : ids) {
-    if (id >= 0 && (vocab == 0 || id < vocab)) continue;
-    if (vocab == 0)
-      fail(ErrorKind::kInvalidArgument, "generation", "{}: expected token ids from 0, got {}", name,
-           id);
-    fail(ErrorKind::kInvalidArgument, "generation", "{}: expected token ids from 0 to {}, got {}",
-         name, vocab - 1, id);
-  }
+  check_token_ids("generation", name, ids, vocab);
 }
 
 void check_sequence(std::string_view name, const std::vector<int32_t>& ids, int64_t vocab) {
@@ -79,6 +72,16 @@ void check_forced_word(const ForcedWord& word, int64_t vocab) {
 }
 
 }  // namespace
+
+void check_token_ids(std::string_view component, std::string_view name,
+                     std::span<const int32_t> ids, int64_t vocab) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= 0 && (vocab == 0 || ids[i] < vocab)) continue;
+    const std::string range = vocab == 0 ? "from 0" : fmt::format("from 0 to {}", vocab - 1);
+    fail(ErrorKind::kInvalidArgument, component, "{}: expected token ids {}, got {} (at {})", name,
+         range, ids[i], i);
+  }
+}
 
 void check_lengths(const GenerationConfig& c) {
   if (c.max_new_tokens) in_range("max_new_tokens", *c.max_new_tokens, 1, kMaxTokensAsked);

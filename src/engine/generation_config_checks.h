@@ -5,10 +5,17 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <string_view>
 
 #include "engine/generation_config.h"
 
 namespace qw {
+
+/// Refuses, in the name of `component`, the first of the ids `name` that is outside the vocabulary
+/// of `vocab` ids (0: unknown; then from 0 on all are fine).
+void check_token_ids(std::string_view component, std::string_view name,
+                     std::span<const int32_t> ids, int64_t vocab);
 
 /// Lengths, widths and stop strings.
 void check_lengths(const GenerationConfig& config);
