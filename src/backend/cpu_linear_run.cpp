@@ -38,6 +38,8 @@ constexpr int64_t kGemvJobPanels = 64;
 constexpr int64_t kGemvPassBytes = 32 << 10;
 /// Rows that a gemv takes in one pass (kernels/cpu/linear_int8.h, linear_float.h).
 constexpr int64_t kGemvPassRows = 4;
+/// Rows of x whose results a tile job writes at a time.
+constexpr int64_t kStoreRows = 4 * kTileRows;
 /// Work below this many activations is not worth waking the team for.
 constexpr int64_t kSerialElems = 8192;
 
@@ -240,14 +242,10 @@ class Run {
     const int64_t n_panels = std::min<int64_t>(kernel.tile_panels, part.matrix.n_panels - panel);
     auto* sums = reinterpret_cast<float*>(scratch.sums.at_least(rows * stride * 4));
     std::memset(sums, 0, static_cast<size_t>(rows * stride * 4));
-    ActRows x = x_;
-    // first_x is a multiple of kTileRows, so it begins a group where activations lie in groups.
     const bool grouped = kernel.form == ActivationForm::kInt8;
-    const int64_t elems = grouped ? first_x / kTileRows * x_.stride : first_x * x_.stride;
-    x.rows =
-        static_cast<const uint8_t*>(x_.rows) + elems * (grouped ? int64_t{sizeof(ActBlock)} : 4);
+    ActRows x = rows_from(x_, first_x, grouped);
     x.m = rows;
-    for (int64_t column = 0; column < weight_.k; column += kChunk) {
+    const auto expand = [&](int64_t column) {
       const int64_t n_columns = std::min<int64_t>(kChunk, weight_.k - column);
       if (kernel.expand != nullptr) {
         kernel.expand({part.matrix, panel, n_panels, column / kBlock,
@@ -255,11 +253,62 @@ class Run {
       } else {
         expand_rows(part, panel, column, n_columns, scratch);
       }
-      kernel.tile({scratch.chunk.get(), column, n_columns, x, sums});
+      fetch_next(part, panel, n_panels, column + n_columns);
+      return n_columns;
+    };
+    const int64_t last = (weight_.k - 1) / kChunk * kChunk, row = panel * kLanes;
+    for (int64_t column = 0; column < last; column += kChunk)
+      kernel.tile({scratch.chunk.get(), column, expand(column), x, sums});
+    // The last chunk goes some rows at a time, so that the place of their results is fetched while
+    // they are computed, and their sums are still in L1 when they are written there.
+    const int64_t n_columns = expand(last);
+    const int64_t first_row = part.first_row + row,
+                  n = std::min((panel + n_panels) * kLanes, part.n) - row;
+    fetch_results(first_x, std::min(kStoreRows, rows), first_row, n);
+    for (int64_t r = 0; r < rows; r += kStoreRows) {
+      const int64_t count = std::min(kStoreRows, rows - r);
+      fetch_results(first_x + r + count, std::min(kStoreRows, rows - r - count), first_row, n);
+      ActRows some = rows_from(x, r, grouped);
+      some.m = count;
+      kernel.tile({scratch.chunk.get(), last, n_columns, some, sums + r * stride});
+      store(sums + r * stride, stride, first_x + r, count, first_row, n);
     }
-    const int64_t row = panel * kLanes;
-    store(sums, stride, first_x, rows, part.first_row + row,
-          std::min((panel + n_panels) * kLanes, part.n) - row);
+  }
+
+  /// x without its first `r` rows; r is a multiple of kTileRows, so that it begins a group where
+  /// activations lie in groups.
+  static ActRows rows_from(const ActRows& x, int64_t r, bool grouped) {
+    const int64_t bytes = grouped ? r / kTileRows * x.stride * int64_t{sizeof(ActBlock)}
+                                  : r * x.stride * int64_t{sizeof(float)};
+    return {static_cast<const uint8_t*>(x.rows) + bytes, x.stride, x.m - r};
+  }
+
+  /// Asks for the weights that will be expanded next: those behind `column`, or the beginning of
+  /// the next panels. Hardware does not foresee them: the tile between takes too long.
+  static void fetch_next(const PackedPart& part, int64_t panel, int64_t n_panels, int64_t column) {
+    if (part.kernel->expand == nullptr) return;
+    const kernels::PanelMatrix& w = part.matrix;
+    const bool same = column / kBlock < w.n_blocks;
+    const int64_t unit = same ? column / kBlock / w.unit_blocks : 0;
+    const int64_t bytes =
+        std::min(ceil_div<int64_t>(kernels::kChunkBlocks, w.unit_blocks) * w.unit_bytes,
+                 w.panel_bytes - unit * w.unit_bytes);
+    const int64_t first = same ? panel : panel + n_panels,
+                  end = std::min(first + n_panels, w.n_panels);
+    for (int64_t p = first; p < end; ++p) {
+      const uint8_t* from = w.data + p * w.panel_bytes + unit * w.unit_bytes;
+      for (int64_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(from + i, 0, 2);
+    }
+  }
+
+  /// Asks for the cache lines of y that `n` outputs of `rows` rows will be written to.
+  void fetch_results(int64_t first_x, int64_t rows, int64_t first_row, int64_t n) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* y = call_.y + (first_x + r) * call_.ldy + first_row;
+      for (int64_t i = 0; i < n; i += kLanes)
+        __builtin_prefetch(y + i, 1, 2);
+    }
   }
 
   /// Published rows to the f32 chunk. Formats in blocks are decoded a chunk at a time; a
