@@ -26,7 +26,6 @@ struct CpuContext {
   ThreadPool pool;
   kernels::Isa isa;            // the cap in force: features that kernels may use
   ActivationMode activations;  // as asked
-  bool deterministic;
   std::unique_ptr<LinearScratch> linear_scratch;  // one linear layer at a time
 };
 

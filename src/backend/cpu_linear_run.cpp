@@ -67,7 +67,6 @@ CpuContext::CpuContext(const BackendOptions& options)
     : pool(options.n_threads > 0 ? options.n_threads : physical_cores()),
       isa(kernels::choose_isa(options.isa)),
       activations(options.activations),
-      deterministic(options.deterministic),
       linear_scratch(std::make_unique<LinearScratch>()) {
   linear_scratch->threads.resize(static_cast<size_t>(pool.size()));
 }
