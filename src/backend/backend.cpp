@@ -70,13 +70,18 @@ std::unique_ptr<LinearWeight> Backend::pack_tied(const LinearSource& source,
   return pack_linear({&source, 1});
 }
 
+Rows Backend::gated_linear(const Rows& h, const Linear& gate_up,
+                           std::span<const int32_t> rows_of_plan) {
+  const Rows gate_and_up = scratch(*this, gated_scratch_, h.rows, gate_up.weight->n);
+  linear(h, gate_up, gate_and_up, {}, rows_of_plan);
+  silu_mul(gate_and_up);
+  return gate_and_up.slice_cols(0, gate_up.weight->n / 2);
+}
+
 void Backend::ffn(const Rows& h, const Linear& gate_up, const Linear& down, const Rows& y) {
   QW_CHECK(gate_up.weight->n == 2 * down.weight->k, "{}: {} rows for {} columns", gate_up.name,
            gate_up.weight->n, down.weight->k);
-  const Rows gate_and_up = scratch(*this, ffn_scratch_, h.rows, gate_up.weight->n);
-  linear(h, gate_up, gate_and_up);
-  silu_mul(gate_and_up);
-  linear(gate_and_up.slice_cols(0, down.weight->k), down, y);
+  linear(gated_linear(h, gate_up), down, y);
 }
 
 void Backend::logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,

@@ -210,7 +210,11 @@ class Backend {
                                const AttentionSpec& spec, const Rows& o) = 0;
   /// a[:, 0:inter] = silu(gate) * up, with gate = a[:, 0:inter], up = a[:, inter:2 inter].
   virtual void silu_mul(const Rows& gate_up) = 0;
-  /// y = down(silu(gate x) * (up x)). Default: linear, silu_mul, linear.
+  /// [T, inter] = silu(gate h) * (up h), in memory that lasts until the next call; gate_up holds
+  /// the gate rows, then as many up rows. rows_of_plan as in linear. Default: linear, silu_mul.
+  virtual Rows gated_linear(const Rows& h, const Linear& gate_up,
+                            std::span<const int32_t> rows_of_plan = {});
+  /// y = down(silu(gate h) * (up h)). Default: gated_linear, linear.
   virtual void ffn(const Rows& h, const Linear& gate_up, const Linear& down, const Rows& y);
   /// Mixture of experts (Qwen2Moe): softmax over all experts, top_k, experts batched by rows,
   /// plus the gated shared expert. router_logits: null, or [T, n_experts] on the host.
@@ -229,7 +233,7 @@ class Backend {
   virtual std::vector<std::string> describe() const { return {}; }
 
  protected:
-  std::unique_ptr<RowsBuffer> ffn_scratch_, logits_scratch_;  // of the defaults
+  std::unique_ptr<RowsBuffer> gated_scratch_, logits_scratch_;  // of the defaults
 };
 
 std::unique_ptr<Backend> make_reference_backend(const BackendOptions& options);

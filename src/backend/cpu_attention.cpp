@@ -209,7 +209,7 @@ void CpuAttention::attend_page(const CpuAttentionCall& call, const Tile& tile, i
   const int bad =
       ops_.softmax(scores, sight.n_rows, n_tokens, scratch.begin.data() + sight.first_row,
                    scratch.end.data() + sight.first_row, state, scratch.correction.data());
-  if (bad >= 0) note_bad(tile.row_begin + (sight.first_row + bad) / group_of(call.spec));
+  if (bad >= 0) bad_row_.note(tile.row_begin + (sight.first_row + bad) / group_of(call.spec));
   ops_.values(scores, sight.n_rows, sight.first_token, sight.end_token, v,
               scratch.correction.data(), state);
 }
@@ -244,7 +244,7 @@ void CpuAttention::write_out(const CpuAttentionCall& call, const Tile& tile, int
   for (int r = 0; r < tile.n_tokens * group; ++r) {
     const int64_t row = tile.row_begin + r / group;
     float* out = row_of(o, row) + (int64_t{kv_head} * group + r % group) * hd;
-    if (!ops_.finish(total.o + r * total.ld_o, total.l[r], hd, out)) note_bad(row);
+    if (!ops_.finish(total.o + r * total.ld_o, total.l[r], hd, out)) bad_row_.note(row);
   }
 }
 
@@ -332,27 +332,19 @@ int64_t CpuAttention::partial_floats(const CpuAttentionCall& call) const {
 }
 
 int64_t CpuAttention::run(const CpuAttentionCall& call, const Rows& o) {
-  constexpr int64_t kNoRow = std::numeric_limits<int64_t>::max();
   make_tiles(call);
   if (tiles_.empty()) return -1;
   const int64_t group = group_of(call.spec),
                 max_rows = std::max<int64_t>(1, kTileRows / group) * group;
   for (Scratch& scratch : scratch_)
     scratch.reserve(max_rows, call.kv.layout());
-  bad_row_.store(kNoRow);
+  bad_row_.clear();
   // Few tiles (decoding) would leave threads idle, or busy for unequal times.
   const int64_t n_items = static_cast<int64_t>(tiles_.size()) * call.spec.n_kv_heads;
   const bool split = pool_.size() > 1 && n_items < int64_t{8} * pool_.size() &&
                      partial_floats(call) <= kMaxPartialFloats;
   split ? run_split(call, o) : run_whole(call, o);
-  const int64_t bad = bad_row_.load();
-  return bad == kNoRow ? -1 : bad;
-}
-
-void CpuAttention::note_bad(int64_t row) noexcept {
-  int64_t seen = bad_row_.load(std::memory_order_relaxed);
-  while (row < seen && !bad_row_.compare_exchange_weak(seen, row, std::memory_order_relaxed)) {
-  }
+  return bad_row_.row();
 }
 
 }  // namespace qw

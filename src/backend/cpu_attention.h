@@ -6,12 +6,12 @@
 // a span may go to any thread. Neither tile nor thread changes a bit of a row.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/bad_row.h"
 #include "backend/cpu_memory.h"
 #include "base/thread_pool.h"
 #include "kernels/attention.h"
@@ -58,7 +58,6 @@ class CpuAttention {
                  const kernels::SoftmaxRows& total, const Rows& o);
   void run_whole(const CpuAttentionCall& call, const Rows& o);
   void run_split(const CpuAttentionCall& call, const Rows& o);
-  void note_bad(int64_t row) noexcept;
 
   const kernels::AttentionOps& ops_;
   const kernels::KvOps& kv_ops_;
@@ -67,7 +66,7 @@ class CpuAttention {
   std::vector<Tile> tiles_;       // of the call in progress, longest first
   std::vector<Scratch> scratch_;  // one per thread
   AlignedFloats partials_;
-  std::atomic<int64_t> bad_row_{0};
+  BadRow bad_row_;
 };
 
 }  // namespace qw

@@ -235,6 +235,25 @@ void CpuBackend::silu_mul(const Rows& gate_up) {
   note_fault(bad.row(), "gated activation");
 }
 
+Rows CpuBackend::gated_linear(const Rows& h, const Linear& gate_up,
+                              std::span<const int32_t> rows_of_plan) {
+  const auto& weight = static_cast<const CpuLinear&>(*gate_up.weight);
+  const bool has_deltas = !gate_up.deltas.empty() && !adapter_of_row_.empty();
+  if (has_deltas || gate_up.bias != nullptr || !can_run_gated(weight, h.rows))
+    return Backend::gated_linear(h, gate_up, rows_of_plan);
+  QW_CHECK(h.cols == weight.k, "{}: [{}, {}] by [{}, {}]", gate_up.name, h.rows, h.cols, weight.n,
+           weight.k);
+  const Rows out = gated_.rows(h.rows, weight.n / 2);
+  CpuLinearCall call;
+  call.x = row_of(h, 0);
+  call.ldx = h.stride;
+  call.m = h.rows;
+  call.y = row_of(out, 0);
+  call.ldy = out.stride;
+  note_fault(run_cpu_gated(weight, call, ops_.silu_mul, context_), "gated activation");
+  return out;
+}
+
 void CpuBackend::logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,
                         float* out) {
   const auto count = static_cast<int64_t>(rows.size());

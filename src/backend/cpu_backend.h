@@ -4,13 +4,12 @@
 // cpu_linear, attention is cpu_attention, mixture of experts cpu_moe, low-rank additions cpu_lora.
 #pragma once
 
-#include <atomic>
-#include <limits>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/bad_row.h"
 #include "backend/cpu_attention.h"
 #include "backend/cpu_linear.h"
 #include "backend/cpu_memory.h"
@@ -26,23 +25,6 @@ class CpuScratch {
 
  private:
   std::unique_ptr<CpuRows> buffer_;
-};
-
-/// The smallest row that a parallel loop found at fault.
-class BadRow {
- public:
-  void note(int64_t row) noexcept {
-    int64_t seen = row_.load(std::memory_order_relaxed);
-    while (row < seen && !row_.compare_exchange_weak(seen, row, std::memory_order_relaxed)) {
-    }
-  }
-  /// -1: none.
-  int64_t row() const noexcept { return row_.load() == kNone ? -1 : row_.load(); }
-  void clear() noexcept { row_.store(kNone); }
-
- private:
-  static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-  std::atomic<int64_t> row_{kNone};
 };
 
 class CpuBackend final : public Backend {
@@ -75,6 +57,8 @@ class CpuBackend final : public Backend {
   void paged_attention(const Rows& qkv, const KvCache& kv, int layer, const AttentionSpec& spec,
                        const Rows& o) override;
   void silu_mul(const Rows& gate_up) override;
+  Rows gated_linear(const Rows& h, const Linear& gate_up,
+                    std::span<const int32_t> rows_of_plan) override;
   void moe_ffn(const Rows& h, const MoeWeights& moe, const Rows& y, float* router_logits) override;
   void logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,
               float* out) override;
@@ -121,8 +105,8 @@ class CpuBackend final : public Backend {
   std::vector<int32_t> adapter_of_row_;  // empty: no sequence of this step has one
   std::optional<NumericFault> fault_;
   std::map<std::string, std::string> kernels_used_;  // format -> kernel, for describe()
-  CpuScratch delta_in_, delta_rank_, delta_out_, delta_base_;
-  CpuScratch expert_in_, expert_middle_, expert_out_, router_scores_, head_in_;
+  CpuScratch gated_, delta_in_, delta_rank_, delta_out_, delta_base_;
+  CpuScratch expert_in_, expert_out_, router_scores_, head_in_;
 };
 
 }  // namespace qw

@@ -24,8 +24,8 @@ struct CpuContext {
   explicit CpuContext(const BackendOptions& options);
   ~CpuContext();
   ThreadPool pool;
-  kernels::Isa isa;            // the cap in force: features that kernels may use
-  ActivationMode activations;  // as asked
+  kernels::Isa isa;                               // the cap in force: features that kernels may use
+  ActivationMode activations;                     // as asked
   std::unique_ptr<LinearScratch> linear_scratch;  // one linear layer at a time
 };
 
@@ -54,5 +54,17 @@ struct CpuLinearCall {
 /// y = x W^T (+ bias) (+ y). Rounds x once per distinct activation form that the parts need.
 /// Accumulation order depends on (layout, kernel, k) only.
 void run_cpu_linear(const CpuLinear& weight, const CpuLinearCall& call, CpuContext& context);
+
+/// gate[i] = silu(gate[i]) * up[i]; false if a result is not finite. kernels/elementwise.h.
+using SiluMulFn = bool (*)(float* gate, const float* up, int64_t n);
+
+/// True if run_cpu_gated can take m rows: two matrices of one layout, and rows enough for tiles.
+bool can_run_gated(const CpuLinear& weight, int64_t m);
+
+/// y [m, n / 2] = silu(x W_gate^T) * (x W_up^T) for the two matrices of `weight`, the same bits as
+/// run_cpu_linear and silu_mul one after the other, without the n columns in between. The call has
+/// neither bias nor accumulate. Returns the first row with a result that is not finite, or -1.
+int64_t run_cpu_gated(const CpuLinear& weight, const CpuLinearCall& call, SiluMulFn silu_mul,
+                      CpuContext& context);
 
 }  // namespace qw

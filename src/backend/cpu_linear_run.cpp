@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/bad_row.h"
 #include "backend/cpu_linear.h"
 #include "backend/cpu_linear_packed.h"
+#include "base/error.h"
 #include "base/half.h"
 
 namespace qw {
@@ -90,8 +92,21 @@ InputForm form_of(const PackedPart& part) {
 
 class Run {
  public:
-  Run(const PackedLinear& weight, const CpuLinearCall& call, CpuContext& context)
-      : weight_(weight), call_(call), context_(context), scratch_(*context.linear_scratch) {}
+  /// silu_mul null: plain products.
+  Run(const PackedLinear& weight, const CpuLinearCall& call, SiluMulFn silu_mul,
+      CpuContext& context)
+      : weight_(weight),
+        call_(call),
+        silu_mul_(silu_mul),
+        context_(context),
+        scratch_(*context.linear_scratch) {}
+
+  /// Returns the first row with a result that is not finite, or -1.
+  int64_t gated() {
+    x_ = prepare(form_of(weight_.parts[0]), false);
+    gated_tiles();
+    return bad_.row();
+  }
 
   void all() {
     for (size_t begin = 0; begin < weight_.parts.size();) {
@@ -215,9 +230,43 @@ class Run {
     });
   }
 
+  /// Panels of one matrix that a tile job multiplies, and where in the expanded chunk they stand.
+  struct Slice {
+    const PackedPart* part;
+    int64_t panel, n_panels, slot;
+  };
+
   void tiles(const PackedPart& part) {
-    const int64_t panels = part.kernel->tile_panels,
-                  n_groups = ceil_div(part.matrix.n_panels, panels);
+    const int64_t panels = part.kernel->tile_panels;
+    tile_jobs(ceil_div(part.matrix.n_panels, panels), [&](int64_t group, const TileRows& rows) {
+      const int64_t panel = group * panels, n = std::min(panels, part.matrix.n_panels - panel);
+      const Slice slice{&part, panel, n, 0};
+      const int64_t row = panel * kLanes, outputs = std::min((panel + n) * kLanes, part.n) - row;
+      tile({&slice, 1}, rows, part.first_row + row, outputs);
+    });
+  }
+
+  /// Half the panels of a tile are of the gate, half the same ones of the other matrix.
+  void gated_tiles() {
+    const PackedPart &gate = weight_.parts[0], &up = weight_.parts[1];
+    const int64_t panels = gate.kernel->tile_panels / 2;
+    tile_jobs(ceil_div(gate.matrix.n_panels, panels), [&](int64_t group, const TileRows& rows) {
+      const int64_t panel = group * panels, n = std::min(panels, gate.matrix.n_panels - panel);
+      const Slice slices[] = {{&gate, panel, n, 0}, {&up, panel, n, panels}};
+      const int64_t row = panel * kLanes;
+      tile(slices, rows, row, std::min((panel + n) * kLanes, gate.n) - row);
+    });
+  }
+
+  /// Some rows of x, and the thread that multiplies them.
+  struct TileRows {
+    int64_t first, count;
+    LinearScratch::PerThread& scratch;
+  };
+
+  /// body(group, rows) for every group of panels and every cut of the rows.
+  template <class Body>
+  void tile_jobs(int64_t n_groups, const Body& body) {
     // On many cores, cut the rows finer, so that everybody has work.
     int64_t n_cuts = ceil_div(call_.m, kTileJobRows);
     const int64_t wanted = 4 * context_.pool.size();
@@ -227,50 +276,62 @@ class Run {
     n_cuts = ceil_div(call_.m, rows);
     context_.pool.parallel_for(n_groups * n_cuts, 1, [&](int64_t begin, int64_t end, int thread) {
       for (int64_t job = begin; job < end; ++job) {
-        const int64_t first_x = job / n_groups * rows;
-        tile(part, job % n_groups * panels, first_x, std::min(rows, call_.m - first_x),
-             scratch_.threads[static_cast<size_t>(thread)]);
+        const int64_t first = job / n_groups * rows;
+        body(job % n_groups, TileRows{first, std::min(rows, call_.m - first),
+                                      scratch_.threads[static_cast<size_t>(thread)]});
       }
     });
   }
 
-  void tile(const PackedPart& part, int64_t panel, int64_t first_x, int64_t rows,
-            LinearScratch::PerThread& scratch) {
-    const kernels::LinearKernel& kernel = *part.kernel;
+  /// Outputs [first_out, first_out + n_out) of some rows.
+  void tile(std::span<const Slice> slices, const TileRows& rows, int64_t first_out, int64_t n_out) {
+    const kernels::LinearKernel& kernel = *slices.front().part->kernel;
     const int64_t stride = kernel.tile_panels * kLanes;
-    const int64_t n_panels = std::min<int64_t>(kernel.tile_panels, part.matrix.n_panels - panel);
-    auto* sums = reinterpret_cast<float*>(scratch.sums.at_least(rows * stride * 4));
-    std::memset(sums, 0, static_cast<size_t>(rows * stride * 4));
+    auto* sums = reinterpret_cast<float*>(rows.scratch.sums.at_least(rows.count * stride * 4));
+    std::memset(sums, 0, static_cast<size_t>(rows.count * stride * 4));
     const bool grouped = kernel.form == ActivationForm::kInt8;
-    ActRows x = rows_from(x_, first_x, grouped);
-    x.m = rows;
-    const auto expand = [&](int64_t column) {
-      const int64_t n_columns = std::min<int64_t>(kChunk, weight_.k - column);
-      if (kernel.expand != nullptr) {
-        kernel.expand({part.matrix, panel, n_panels, column / kBlock,
-                       ceil_div<int64_t>(n_columns, kBlock), scratch.chunk.get()});
-      } else {
-        expand_rows(part, panel, column, n_columns, scratch);
-      }
-      fetch_next(part, panel, n_panels, column + n_columns);
-      return n_columns;
-    };
-    const int64_t last = (weight_.k - 1) / kChunk * kChunk, row = panel * kLanes;
-    for (int64_t column = 0; column < last; column += kChunk)
-      kernel.tile({scratch.chunk.get(), column, expand(column), x, sums});
+    ActRows x = rows_from(x_, rows.first, grouped);
+    x.m = rows.count;
+    const int64_t last = (weight_.k - 1) / kChunk * kChunk;
+    for (int64_t column = 0; column < last; column += kChunk) {
+      expand(slices, column, rows.scratch);
+      kernel.tile({rows.scratch.chunk.get(), column, kChunk, x, sums});
+    }
     // The last chunk goes some rows at a time, so that the place of their results is fetched while
     // they are computed, and their sums are still in L1 when they are written there.
-    const int64_t n_columns = expand(last);
-    const int64_t first_row = part.first_row + row,
-                  n = std::min((panel + n_panels) * kLanes, part.n) - row;
-    fetch_results(first_x, std::min(kStoreRows, rows), first_row, n);
-    for (int64_t r = 0; r < rows; r += kStoreRows) {
-      const int64_t count = std::min(kStoreRows, rows - r);
-      fetch_results(first_x + r + count, std::min(kStoreRows, rows - r - count), first_row, n);
+    expand(slices, last, rows.scratch);
+    fetch_results(rows.first, std::min(kStoreRows, rows.count), first_out, n_out);
+    for (int64_t r = 0; r < rows.count; r += kStoreRows) {
+      const int64_t count = std::min(kStoreRows, rows.count - r);
+      fetch_results(rows.first + r + count, std::min(kStoreRows, rows.count - r - count), first_out,
+                    n_out);
       ActRows some = rows_from(x, r, grouped);
       some.m = count;
-      kernel.tile({scratch.chunk.get(), last, n_columns, some, sums + r * stride});
-      store(sums + r * stride, stride, first_x + r, count, first_row, n);
+      kernel.tile({rows.scratch.chunk.get(), last, weight_.k - last, some, sums + r * stride});
+      if (silu_mul_ != nullptr) gate(sums + r * stride, stride, rows.first + r, count, n_out);
+      store(sums + r * stride, stride, rows.first + r, count, first_out, n_out);
+    }
+  }
+
+  /// The first half of each row of sums = silu(first half) * second half.
+  void gate(float* sums, int64_t stride, int64_t first_x, int64_t rows, int64_t n) {
+    for (int64_t r = 0; r < rows; ++r) {
+      float* row = sums + r * stride;
+      if (!silu_mul_(row, row + stride / 2, n)) bad_.note(first_x + r);
+    }
+  }
+
+  void expand(std::span<const Slice> slices, int64_t column, LinearScratch::PerThread& scratch) {
+    const int64_t n_columns = std::min<int64_t>(kChunk, weight_.k - column);
+    for (const Slice& slice : slices) {
+      if (slice.part->kernel->expand == nullptr) {
+        expand_rows(*slice.part, slice.panel, column, n_columns, scratch);
+        continue;
+      }
+      slice.part->kernel->expand({slice.part->matrix, slice.panel, slice.n_panels, column / kBlock,
+                                  ceil_div<int64_t>(n_columns, kBlock), slice.slot,
+                                  scratch.chunk.get()});
+      fetch_next(*slice.part, slice.panel, slice.n_panels, column + n_columns);
     }
   }
 
@@ -285,7 +346,6 @@ class Run {
   /// Asks for the weights that will be expanded next: those behind `column`, or the beginning of
   /// the next panels. Hardware does not foresee them: the tile between takes too long.
   static void fetch_next(const PackedPart& part, int64_t panel, int64_t n_panels, int64_t column) {
-    if (part.kernel->expand == nullptr) return;
     const kernels::PanelMatrix& w = part.matrix;
     const bool same = column / kBlock < w.n_blocks;
     const int64_t unit = same ? column / kBlock / w.unit_blocks : 0;
@@ -336,6 +396,8 @@ class Run {
 
   const PackedLinear& weight_;
   const CpuLinearCall& call_;
+  const SiluMulFn silu_mul_;
+  BadRow bad_;
   CpuContext& context_;
   LinearScratch& scratch_;
   ActRows x_{};
@@ -345,7 +407,22 @@ class Run {
 
 void run_cpu_linear(const CpuLinear& weight, const CpuLinearCall& call, CpuContext& context) {
   if (call.m == 0) return;
-  Run(static_cast<const PackedLinear&>(weight), call, context).all();
+  Run(static_cast<const PackedLinear&>(weight), call, nullptr, context).all();
+}
+
+bool can_run_gated(const CpuLinear& weight, int64_t m) {
+  const std::vector<PackedPart>& parts = static_cast<const PackedLinear&>(weight).parts;
+  if (parts.size() != 2 || parts[0].n != parts[1].n) return false;
+  const kernels::LinearKernel& kernel = *parts[0].kernel;
+  return parts[1].kernel == &kernel && form_of(parts[0]) == form_of(parts[1]) &&
+         kernel.expand != nullptr && kernel.tile_panels % 2 == 0 && m > few_rows(kernel.form);
+}
+
+int64_t run_cpu_gated(const CpuLinear& weight, const CpuLinearCall& call, SiluMulFn silu_mul,
+                      CpuContext& context) {
+  QW_CHECK(can_run_gated(weight, call.m) && call.bias == nullptr && !call.accumulate,
+           "gated product of {} rows", call.m);
+  return Run(static_cast<const PackedLinear&>(weight), call, silu_mul, context).gated();
 }
 
 }  // namespace qw

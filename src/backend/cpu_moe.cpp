@@ -53,14 +53,12 @@ void CpuBackend::add_expert(const Rows& h, const Linear& gate_up, const Linear& 
   const auto count = static_cast<int64_t>(share.rows.size());
   if (count == 0) return;
   const Rows in = expert_in_.rows(count, h.cols);
-  const Rows middle = expert_middle_.rows(count, gate_up.weight->n);
   const Rows out = expert_out_.rows(count, y.cols);
   gather(h, share.rows, in);
-  linear(in, gate_up, middle, {}, share.rows);
   const std::optional<NumericFault> before = fault_;
-  silu_mul(middle);
+  const Rows middle = gated_linear(in, gate_up, share.rows);
   if (!before && fault_) fault_->row = share.rows[static_cast<size_t>(fault_->row)];
-  linear(middle.slice_cols(0, down.weight->k), down, out, {}, share.rows);
+  linear(middle, down, out, {}, share.rows);
   for_rows(count, y.cols, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const auto at = static_cast<size_t>(i);

@@ -72,6 +72,7 @@ class ProfiledBackend final : public Backend {
 
   // ---- one step: noted --------------------------------------------------------------------------
   // ffn is not passed on: its default calls the noted operations, which says more than their sum.
+  // gated_linear is: a device may have one kernel for it.
 
   void begin_step(const BatchPlan& plan, std::span<const float> rope_cos,
                   std::span<const float> rope_sin) override {
@@ -105,6 +106,12 @@ class ProfiledBackend final : public Backend {
           spec.window > 0 ? std::min<int64_t>(position + 1, spec.window) : int64_t{position} + 1;
       record.operations += 4.0 * spec.n_heads * spec.head_dim * static_cast<double>(seen);
     }
+  }
+  Rows gated_linear(const Rows& h, const Linear& gate_up,
+                    std::span<const int32_t> rows_of_plan) override {
+    Rows out;
+    product(gate_up, h.rows, [&] { out = inner_->gated_linear(h, gate_up, rows_of_plan); });
+    return out;
   }
   void silu_mul(const Rows& gate_up) override {
     noted({"silu_mul", -1}, [&] { inner_->silu_mul(gate_up); });

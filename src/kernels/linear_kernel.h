@@ -110,8 +110,10 @@ struct ExpandedChunk {
 
 struct ExpandArgs {
   PanelMatrix w;
-  int64_t first_panel, n_panels;  // n_panels <= tile_panels of the kernel
+  int64_t first_panel, n_panels;
   int64_t first_block, n_blocks;  // n_blocks <= kChunkBlocks
+  int64_t slot;  // panel of the chunk that the first one becomes; slot + n_panels <= tile_panels.
+                 // Those behind the last become zero
   ExpandedChunk* out;
 };
 

@@ -166,14 +166,14 @@ void expand_dense(const ExpandArgs& args) noexcept {
   auto* out = reinterpret_cast<float*>(args.out->values);
   const int64_t begin = args.first_block * kBlock, padded = (args.w.k + 1) / 2 * 2;
   for (int64_t c = 0; c < args.n_blocks * kBlock; c += 2) {
-    for (int p = 0; p < kPanels; ++p) {
+    for (int64_t p = 0; p < kPanels - args.slot; ++p) {
       typename V::Floats even = V::zero_floats(), odd = V::zero_floats();
       if (p < args.n_panels && begin + c < padded) {
         const uint8_t* panel = args.w.data + (args.first_panel + p) * args.w.panel_bytes;
         D::template columns<V>(panel + (begin + c) * D::kBytes, even, odd);
       }
-      V::store_floats(out + (c * kPanels + p) * kLanes, even);
-      V::store_floats(out + ((c + 1) * kPanels + p) * kLanes, odd);
+      V::store_floats(out + (c * kPanels + args.slot + p) * kLanes, even);
+      V::store_floats(out + ((c + 1) * kPanels + args.slot + p) * kLanes, odd);
     }
   }
 }
@@ -184,11 +184,12 @@ void expand_bf16(const ExpandArgs& args) noexcept {
   constexpr int kPanels = V::kTilePanels;
   const int64_t begin = args.first_block * (kBlock / 2), n_pairs = (args.w.k + 1) / 2;
   for (int64_t c = 0; c < args.n_blocks * (kBlock / 2); ++c) {
-    for (int p = 0; p < kPanels; ++p) {
+    for (int64_t p = 0; p < kPanels - args.slot; ++p) {
       const bool inside = p < args.n_panels && begin + c < n_pairs;
       const uint8_t* pairs =
           args.w.data + (args.first_panel + p) * args.w.panel_bytes + 64 * (begin + c);
-      V::store(args.out->values + (c * kPanels + p) * 64, inside ? V::load(pairs) : V::splat(0));
+      V::store(args.out->values + (c * kPanels + args.slot + p) * 64,
+               inside ? V::load(pairs) : V::splat(0));
     }
   }
 }

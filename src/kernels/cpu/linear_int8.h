@@ -115,9 +115,10 @@ void expand_int8(const ExpandArgs& args) noexcept {
   for (int64_t b = 0; b < args.n_blocks; ++b) {
     const int64_t unit_index = (args.first_block + b) / per_unit,
                   block = (args.first_block + b) % per_unit;
-    for (int p = 0; p < kPanels; ++p) {
-      uint8_t* values = args.out->values + (b * 8 * kPanels + p) * 64;
-      const int64_t out_lane = (b * kPanels + p) * L::kHalves * kLanes;
+    for (int64_t p = 0; p < kPanels - args.slot; ++p) {
+      const int64_t slot = args.slot + p;
+      uint8_t* values = args.out->values + (b * 8 * kPanels + slot) * 64;
+      const int64_t out_lane = (b * kPanels + slot) * L::kHalves * kLanes;
       if (p >= args.n_panels) {
         for (int j = 0; j < 8; ++j)
           V::store(values + j * kPanels * 64, V::splat(0));
@@ -328,8 +329,8 @@ void expand_f32(const ExpandArgs& args) noexcept {
   auto* out = reinterpret_cast<float*>(args.out->values);
   for (int64_t b = 0; b < args.n_blocks; ++b) {
     const int64_t index = args.first_block + b;
-    for (int p = 0; p < kPanels; ++p) {
-      float* columns = out + (b * kBlock * kPanels + p) * kLanes;
+    for (int64_t p = 0; p < kPanels - args.slot; ++p) {
+      float* columns = out + (b * kBlock * kPanels + args.slot + p) * kLanes;
       if (p >= args.n_panels) {
         for (int c = 0; c < kBlock; ++c)
           V::store_floats(columns + c * kPanels * kLanes, V::zero_floats());
