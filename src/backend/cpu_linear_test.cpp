@@ -2,8 +2,6 @@
 //
 // The reference rounds activations as the kernel under test does, so the bound is that of f32
 // summation alone: an integer off by one is hundreds of times larger, and a test shows that.
-#include "backend/cpu_linear.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -14,174 +12,14 @@
 #include <limits>
 #include <set>
 
+#include "backend/cpu_linear_test_support.h"
 #include "base/error.h"
-#include "base/half.h"
-#include "base/rng.h"
-#include "kernels/elementwise.h"
 #include "kernels/linear_pack.h"
-#include "kernels/registry.h"
-#include "quant/ggml_blocks.h"
 
 namespace qw {
 namespace {
 
-using kernels::IsaLevel;
-
-// ---- data
-// ---------------------------------------------------------------------------------------------
-
-struct Random {
-  uint64_t seed, next = 0;
-  float normal() { return static_cast<float>(random_normal(seed, 1, next++)); }
-  int64_t below(int64_t n) {
-    return static_cast<int64_t>(random_bits(seed, 2, next++) % static_cast<uint64_t>(n));
-  }
-};
-
-/// Groups with codes, scales and zeros drawn at random.
-class RandomGroups final : public GroupAffine {
- public:
-  RandomGroups(Random& random, int64_t n_, int64_t k_, int bits_, int64_t group, Form form_,
-               bool act_order) {
-    n = n_;
-    k = k_;
-    bits = bits_;
-    group_size = group;
-    n_groups = (k + group - 1) / group;
-    form = form_;
-    codes_.resize(static_cast<size_t>(n * k));
-    for (auto& code : codes_)
-      code = static_cast<uint8_t>(random.below(1 << bits));
-    scales_.resize(static_cast<size_t>(n * n_groups));
-    zeros_.resize(scales_.size());
-    for (auto& scale : scales_)
-      scale = f16_to_f32(f32_to_f16(0.01F * random.normal()));
-    for (auto& zero : zeros_) {
-      zero = form == Form::kZeroPoint ? static_cast<float>(random.below((1 << bits) + 1))
-                                      : f16_to_f32(f32_to_f16(0.05F * random.normal()));
-    }
-    if (!act_order) return;
-    group_of.resize(static_cast<size_t>(k));
-    for (int64_t i = 0; i < k; ++i)
-      group_of[static_cast<size_t>(i)] = static_cast<int32_t>(i / group);
-    for (int64_t i = k - 1; i > 0; --i) {
-      std::swap(group_of[static_cast<size_t>(i)],
-                group_of[static_cast<size_t>(random.below(i + 1))]);
-    }
-  }
-  void codes(int64_t row, int64_t n_rows, uint8_t* out) const override {
-    std::copy_n(codes_.begin() + row * k, n_rows * k, out);
-  }
-  void scales(int64_t row, int64_t n_rows, float* out) const override {
-    std::copy_n(scales_.begin() + row * n_groups, n_rows * n_groups, out);
-  }
-  void zeros(int64_t row, int64_t n_rows, float* out) const override {
-    std::copy_n(zeros_.begin() + row * n_groups, n_rows * n_groups, out);
-  }
-  std::vector<uint8_t> codes_;
-  std::vector<float> scales_, zeros_;
-};
-
-/// A published form: a plain or block type, or groups.
-struct Format {
-  std::string name;
-  std::optional<DType> dtype;
-  int bits = 0;
-  int64_t group = 0;  // 0: per channel
-  bool offset = false, act_order = false;
-  int64_t k_step() const { return dtype ? info(*dtype).block_elems : std::max<int64_t>(group, 32); }
-};
-
-std::vector<Format> all_formats() {
-  std::vector<Format> out;
-  for (DType type :
-       {DType::kF32,   DType::kF16,   DType::kBF16,   DType::kF64,    DType::kQ4_0,  DType::kQ4_1,
-        DType::kQ5_0,  DType::kQ5_1,  DType::kQ8_0,   DType::kQ2_K,   DType::kQ3_K,  DType::kQ4_K,
-        DType::kQ5_K,  DType::kQ6_K,  DType::kIQ4_NL, DType::kIQ4_XS, DType::kTQ1_0, DType::kTQ2_0,
-        DType::kMXFP4, DType::kNVFP4, DType::kQ1_0,   DType::kQ2_0}) {
-    out.push_back({std::string(name_of(type)), type});
-  }
-  for (int bits : {2, 3, 4, 8}) {
-    const std::string name = "int" + std::to_string(bits);
-    out.push_back({name + "_g32", {}, bits, 32});
-    out.push_back({name + "_g128", {}, bits, 128});
-    out.push_back({name + "_g128_act_order", {}, bits, 128, false, true});
-    out.push_back({name + "_channel", {}, bits, 0});
-  }
-  out.push_back({"int4_g40_act_order", {}, 4, 40, false, true});
-  out.push_back({"int4_g128_offset", {}, 4, 128, true});
-  return out;
-}
-
-LinearSource make_source(const Format& format, int64_t n, int64_t k, uint64_t seed) {
-  Random random{seed};
-  LinearSource out;
-  out.name = "test." + format.name;
-  out.n = n;
-  out.k = k;
-  if (!format.dtype) {
-    out.data = std::make_shared<const RandomGroups>(
-        random, n, k, format.bits, format.group == 0 ? k : format.group,
-        format.offset ? GroupAffine::Form::kOffset : GroupAffine::Form::kZeroPoint,
-        format.act_order);
-    return out;
-  }
-  const int64_t bytes_per_row = row_bytes(*format.dtype, k, "test");
-  auto bytes = std::make_shared<std::vector<std::byte>>(static_cast<size_t>(n * bytes_per_row));
-  std::vector<float> row(static_cast<size_t>(k));
-  for (int64_t r = 0; r < n; ++r) {
-    // Mixed magnitudes from row to row and along the row, and a few zeros.
-    const float size = std::exp2(static_cast<float>(random.below(12)) - 8.0F);
-    for (auto& value : row)
-      value = random.below(9) == 0 ? 0.0F
-                                   : size * random.normal() * (random.below(40) == 0 ? 8.0F : 1.0F);
-    if (r % 7 == 3) std::fill(row.begin(), row.begin() + std::min<int64_t>(k, 64), 0.0F);
-    encode_row(*format.dtype, row.data(), k, bytes->data() + r * bytes_per_row);
-  }
-  if (is_block(*format.dtype)) {
-    out.data = BlockRows{*format.dtype, bytes->data(), bytes_per_row};
-  } else {
-    out.data = DenseRows{*format.dtype, bytes->data(), bytes_per_row};
-  }
-  out.owner = bytes;
-  return out;
-}
-
-std::vector<float> make_x(int64_t m, int64_t k, uint64_t seed) {
-  Random random{seed};
-  std::vector<float> x(static_cast<size_t>(m * k));
-  for (size_t i = 0; i < x.size(); ++i) {
-    x[i] = random.normal() * std::exp2(static_cast<float>(static_cast<int64_t>(i / 32 % 9) - 4));
-    if (i / 32 % 11 == 5) x[i] = 0.0F;
-  }
-  return x;
-}
-
-std::vector<IsaLevel> levels_here() {
-  const kernels::Isa isa = kernels::detect_isa();
-  std::vector<IsaLevel> out{IsaLevel::kGeneric};
-  if (isa.avx2) out.push_back(IsaLevel::kAvx2);
-  if (isa.avxvnni) out.push_back(IsaLevel::kAvxVnni);
-  if (isa.avx512) out.push_back(IsaLevel::kAvx512);
-  if (isa.avx512vnni) out.push_back(IsaLevel::kAvx512Vnni);
-  if (isa.avx512bf16) out.push_back(IsaLevel::kAvx512Bf16);
-  return out;
-}
-
-CpuContext make_context(IsaLevel level, ActivationMode mode, int n_threads = 1) {
-  BackendOptions options;
-  options.n_threads = n_threads;
-  options.isa = kernels::name_of(level);
-  options.activations = mode;
-  return CpuContext(options);
-}
-
-std::vector<float> run(const CpuLinear& weight, const std::vector<float>& x, int64_t m,
-                       CpuContext& context, const float* bias = nullptr) {
-  std::vector<float> y(static_cast<size_t>(m * weight.n), -7.0F);
-  run_cpu_linear(weight, {x.data(), weight.k, m, y.data(), weight.n, bias}, context);
-  return y;
-}
+using namespace test;  // NOLINT(google-build-using-namespace): one test program
 
 // ---- the reference
 // ----------------------------------------------------------------------------------------
@@ -347,53 +185,6 @@ TEST_P(CpuLinearFormat, OneRowIsTheSameBitsInAnyBatchOnAnyTeam) {
       }
     }
   }
-}
-
-TEST_P(CpuLinearFormat, GatedIsTheTwoProductsAndTheActivationOneAfterTheOther) {
-  const Format& format = GetParam();
-  const int64_t inter = 53, m = 67, k = format.k_step() * 3;
-  const std::vector<LinearSource> halves = {make_source(format, inter, k, 31),
-                                            make_source(format, inter, k, 32)};
-  std::vector<float> x = make_x(m, k, 33);
-  for (IsaLevel level : levels_here()) {
-    CpuContext one = make_context(level, ActivationMode::kAuto, 1);
-    const auto weight = pack_cpu_linear(halves, one);
-    if (!can_run_gated(*weight, m)) continue;
-    const auto silu_mul = kernels::elementwise_ops(one.isa).silu_mul;
-    const std::vector<float> products = run(*weight, x, m, one);
-    for (int n_threads : {1, 2}) {
-      CpuContext context = make_context(level, ActivationMode::kAuto, n_threads);
-      std::vector<float> y(static_cast<size_t>(m * inter), -7.0F);
-      const CpuLinearCall call{x.data(), k, m, y.data(), inter};
-      ASSERT_EQ(run_cpu_gated(*weight, call, silu_mul, context), -1);
-      for (int64_t r = 0; r < m; ++r) {
-        std::vector<float> gate(products.begin() + r * 2 * inter,
-                                products.begin() + (r * 2 + 1) * inter);
-        silu_mul(gate.data(), products.data() + (r * 2 + 1) * inter, inter);
-        ASSERT_EQ(std::memcmp(y.data() + r * inter, gate.data(), gate.size() * sizeof(float)), 0)
-            << weight->kernel << " row " << r;
-      }
-      std::vector<float> broken = x;
-      for (int64_t r : {60, 13})
-        broken[static_cast<size_t>(r * k)] = std::numeric_limits<float>::infinity();
-      EXPECT_EQ(run_cpu_gated(*weight, {broken.data(), k, m, y.data(), inter}, silu_mul, context),
-                13);
-    }
-  }
-}
-
-TEST(CpuLinear, GatedNeedsTwoMatricesOfOneLayoutAndManyRows) {
-  CpuContext context = make_context(kernels::detect_isa().level, ActivationMode::kAuto);
-  const Format q4{"q4_0", DType::kQ4_0}, q8{"q8_0", DType::kQ8_0};
-  const auto pack = [&](std::vector<LinearSource> parts) {
-    return pack_cpu_linear(parts, context);
-  };
-  const auto equal = pack({make_source(q4, 32, 64, 1), make_source(q4, 32, 64, 2)});
-  EXPECT_FALSE(can_run_gated(*equal, 1));
-  EXPECT_EQ(can_run_gated(*equal, 512), context.isa.avx512);  // tiles of several panels
-  EXPECT_FALSE(can_run_gated(*pack({make_source(q4, 32, 64, 1)}), 512));
-  EXPECT_FALSE(can_run_gated(*pack({make_source(q4, 32, 64, 1), make_source(q8, 32, 64, 2)}), 512));
-  EXPECT_FALSE(can_run_gated(*pack({make_source(q4, 32, 64, 1), make_source(q4, 48, 64, 2)}), 512));
 }
 
 TEST_P(CpuLinearFormat, ComparatorRejectsOneWrongCode) {
