@@ -12,9 +12,10 @@
 
 namespace qw::app {
 
+extern const char* const kGitHash;  // cmake/git_hash.cmake writes it at every build
+
 std::string version_text() {
-  return fmt::format("qianwen {} ({})\ncompiler: {}\nISA paths: {}", QIANWEN_VERSION,
-                     QIANWEN_GIT_HASH,
+  return fmt::format("qianwen {} ({})\ncompiler: {}\nISA paths: {}", QIANWEN_VERSION, kGitHash,
 #if defined(__clang__)
                      "clang " __clang_version__,
 #else
