@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "app/command.h"
 #include "backend/cpu_limits.h"
 #include "base/thread_pool.h"
 #include "kernels/isa.h"
@@ -15,7 +16,7 @@ MeasuredLimits measure_host_limits(const BackendOptions& options) {
   limits.isa = std::string(kernels::name_of(isa.level));
   limits.threads = options.n_threads > 0 ? options.n_threads : physical_cores();
   ThreadPool pool(limits.threads);
-  const HostLimits host = measure_limits(isa, pool);
+  const HostLimits host = measure_limits(isa, pool, &interrupted());
   limits.read_gb_per_second = host.read_gb_per_second;
   limits.int8_gop_per_second = host.int8_gop_per_second;
   limits.bf16_gflop_per_second = host.bf16_gflop_per_second;

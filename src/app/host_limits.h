@@ -18,6 +18,7 @@ struct MeasuredLimits {
 };
 
 /// Measures with the threads and the ISA that `options` give; takes a few seconds.
+/// Errors: cancelled.
 MeasuredLimits measure_host_limits(const BackendOptions& options);
 
 /// "int8", "bf16" or "f32": how the kernels of most of the model's weights multiply.

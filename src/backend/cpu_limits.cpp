@@ -31,15 +31,23 @@ AlignedBytes buffer_beyond_caches() {
   }
 }
 
-double measure_read(const kernels::LimitProbes& probes, ThreadPool& pool) {
+void check(const CancelFlag* cancel) {
+  if (cancel != nullptr) cancel->check("measuring");
+}
+
+double measure_read(const kernels::LimitProbes& probes, ThreadPool& pool,
+                    const CancelFlag* cancel) {
   const AlignedBytes buffer = buffer_beyond_caches();
   const int64_t n_pieces = buffer.size() / kPiece;
   pool.parallel_for(n_pieces, 1, [&](int64_t begin, int64_t end, int) {
+    // The slow part: the system hands out every page now.
+    if (cancel != nullptr && cancel->cancelled()) return;
     std::memset(buffer.data() + begin * kPiece, 1, static_cast<size_t>((end - begin) * kPiece));
   });
   std::atomic<uint64_t> seen{0};  // keeps the reads alive
   double best = 0;
   for (int round = 0; round < kRounds; ++round) {
+    check(cancel);
     const auto start = Clock::now();
     pool.parallel_for(n_pieces, 1, [&](int64_t begin, int64_t end, int) {
       seen.fetch_add(probes.read(buffer.data() + begin * kPiece, (end - begin) * kPiece));
@@ -50,16 +58,19 @@ double measure_read(const kernels::LimitProbes& probes, ThreadPool& pool) {
 }
 
 /// Operations per second of all threads; 0 when there is no such unit.
-double measure_peak(int64_t (*probe)(int64_t) noexcept, ThreadPool& pool) {
+double measure_peak(int64_t (*probe)(int64_t) noexcept, ThreadPool& pool,
+                    const CancelFlag* cancel) {
   if (probe == nullptr) return 0;
   int64_t n = 1 << 14;  // calibrated on one thread, which also wakes the core
   for (;; n *= 2) {
+    check(cancel);
     const auto start = Clock::now();
     probe(n);
     if (seconds_since(start) > kRoundSeconds / 4) break;
   }
   double best = 0;
   for (int round = 0; round < kRounds; ++round) {
+    check(cancel);
     std::atomic<int64_t> ops{0};
     const auto start = Clock::now();
     pool.parallel_for(pool.size() * 4, 1, [&](int64_t begin, int64_t end, int) {
@@ -73,13 +84,13 @@ double measure_peak(int64_t (*probe)(int64_t) noexcept, ThreadPool& pool) {
 
 }  // namespace
 
-HostLimits measure_limits(const kernels::Isa& isa, ThreadPool& pool) {
+HostLimits measure_limits(const kernels::Isa& isa, ThreadPool& pool, const CancelFlag* cancel) {
   const kernels::LimitProbes probes = kernels::limit_probes(isa);
   HostLimits limits;
-  limits.read_gb_per_second = measure_read(probes, pool) * 1e-9;
-  limits.int8_gop_per_second = measure_peak(probes.int8_dot, pool) * 1e-9;
-  limits.bf16_gflop_per_second = measure_peak(probes.bf16_dot, pool) * 1e-9;
-  limits.f32_gflop_per_second = measure_peak(probes.f32_fma, pool) * 1e-9;
+  limits.read_gb_per_second = measure_read(probes, pool, cancel) * 1e-9;
+  limits.int8_gop_per_second = measure_peak(probes.int8_dot, pool, cancel) * 1e-9;
+  limits.bf16_gflop_per_second = measure_peak(probes.bf16_dot, pool, cancel) * 1e-9;
+  limits.f32_gflop_per_second = measure_peak(probes.f32_fma, pool, cancel) * 1e-9;
   return limits;
 }
 

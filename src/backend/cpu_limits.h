@@ -3,6 +3,7 @@
 // Level 4 (backend).
 #pragma once
 
+#include "base/cancel.h"
 #include "base/thread_pool.h"
 #include "kernels/isa.h"
 
@@ -16,7 +17,9 @@ struct HostLimits {
 };
 
 /// Takes about a second and 1 GiB of memory for its time (a quarter where that is refused). The
-/// best of several rounds: a limit is what is left when nobody disturbs.
-HostLimits measure_limits(const kernels::Isa& isa, ThreadPool& pool);
+/// best of several rounds: a limit is what is left when nobody disturbs. `cancel` (may be null)
+/// ends it within a round. Errors: out_of_memory, cancelled.
+HostLimits measure_limits(const kernels::Isa& isa, ThreadPool& pool,
+                          const CancelFlag* cancel = nullptr);
 
 }  // namespace qw
