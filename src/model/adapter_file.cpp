@@ -155,7 +155,15 @@ std::shared_ptr<const MappedFile> open_adapter(const std::string& path) {
   return file;
 }
 
-AdapterFile read_peft(const fs::path& directory) {
+/// Whether a file is one that a peft directory is made of, and so stands for its directory.
+bool is_peft_file(const fs::path& path) {
+  const fs::path name = path.filename();
+  return name == "adapter_config.json" || name == "adapter_model.safetensors" ||
+         name == "adapter_model.bin";
+}
+
+/// `named`: what the user gave, the directory or a file of it; messages name it.
+AdapterFile read_peft(const fs::path& directory, const std::string& named) {
   AdapterFile out;
   out.path = directory.string();
   const std::string config_file = (directory / "adapter_config.json").string();
@@ -163,7 +171,7 @@ AdapterFile read_peft(const fs::path& directory) {
     fail(ErrorKind::kNotFound, "adapter",
          "path: expected a peft directory with adapter_config.json or a GGUF adapter, got neither "
          "({})",
-         printable(out.path));
+         printable(named));
   }
   const std::string config_text = read_text_file(config_file, size_t{1} << 24);
   refuse_lfs_pointer(config_text, "adapter", config_file);
@@ -302,11 +310,15 @@ AdapterFile read_adapter(const std::string& path) {
   }
   AdapterFile out;
   if (std::error_code ignored; fs::is_directory(path, ignored)) {
-    out = read_peft(path);
+    out = read_peft(path, path);
   } else if (fs::path(path).extension() == ".gguf") {
     out = read_gguf_adapter(path);
+  } else if (is_peft_file(path)) {
+    out = read_peft(fs::path(path).parent_path(), path);
   } else {
-    out = read_peft(fs::path(path).parent_path());
+    fail(ErrorKind::kUnsupported, "adapter",
+         "path: expected a peft directory or a GGUF adapter (.gguf), got another file ({})",
+         printable(path));
   }
   if (out.deltas.empty() && out.embedding_deltas.empty() && out.replacements.empty() &&
       out.norms.empty()) {
