@@ -58,6 +58,36 @@ TEST_F(CliChat, TerminationEndsItAtThePromptAndKeepsTheHistory) {
   EXPECT_THAT(history(), HasSubstr(":seed"));
 }
 
+TEST_F(CliChat, AClosedTerminalEndsItAndKeepsTheHistory) {
+  for (const test::TerminalStep& end :
+       std::vector<test::TerminalStep>{{"> ", "", SIGHUP}, {.shown = "> ", .hang_up = true}}) {
+    SCOPED_TRACE(end.hang_up ? "hang up" : "signal");
+    std::filesystem::remove_all(folder_ / "qianwen");
+    const Ran ran = on_terminal({{"> ", ":seed 7\r"}, end});
+    EXPECT_FALSE(ran.timed_out) << ran.out;
+    EXPECT_EQ(ran.code, 130) << ran.out;
+    EXPECT_THAT(history(), HasSubstr(":seed"));
+  }
+}
+
+TEST_F(CliChat, AClosedTerminalEndsItWhereHangUpsAreIgnored) {
+  const std::string command = "trap '' HUP; exec " + std::string(QIANWEN_PROGRAM) + " chat";
+  for (const std::string typed : {":seed 7\r", "What is the capital of Japan?\r"}) {
+    const Ran ran = test::run_on_terminal("/bin/sh", {"-c", command},
+                                          {{.shown = "> ", .typed = typed, .hang_up = true}},
+                                          {"XDG_STATE_HOME=" + folder_.string(), "TERM=xterm"});
+    EXPECT_FALSE(ran.timed_out) << ran.out;
+    EXPECT_LT(ran.code, 128) << ran.out;
+    EXPECT_TRUE(std::filesystem::exists(folder_ / "qianwen" / "history"));
+  }
+}
+
+TEST_F(CliChat, AClosedInputOrAnEmptyQuestionIsRefused) {
+  test::expect_failure(qianwen({"chat"}, {.close_stdin = true}), 7, "standard input");
+  EXPECT_EQ(qianwen({"chat"}, {.input = ""}).code, 0) << "an empty input is no closed one";
+  test::expect_failure(qianwen({"chat", "-p", ""}), 2, "prompt");
+}
+
 TEST_F(CliChat, InterruptEndsAnAnswerAndTerminationTheProgram) {
   const std::vector<test::TerminalStep> endless = {{"> ", ":set ignore_eos=true\r"},
                                                    {"> ", ":set max_new_tokens=1500\r"},

@@ -87,7 +87,48 @@ TEST_F(CliErrors, OfTheCommandLine) {
       {{"perplexity", "--file", kBundled + "/config.json", "--stride", "0"}, 2, "--stride"},
       {{"perplexity", "--file", kBundled + "/config.json", "--stride", "-3"}, 2, "--stride"},
       {{"generate", "-p", "a", "--ctx", "2000000000"}, 6, "2000000000"},
+      {{"generate", "-p", "a", "--kv-type", "q9"}, 2, "f16, bf16, f32, q8_0, q4_0, got 'q9'"},
+      {{"generate", "-p", "a", "--kv-type", "q4_k"}, 2, "q4_0, got 'q4_k'"},
+      {{"tokenize", "--file", "/dev/zero"}, 2, "/dev/zero"},
+      {{"render", "--messages", "/dev/zero"}, 2, "/dev/zero"},
   });
+}
+
+TEST_F(CliErrors, OfIntegersThatAreTooLarge) {
+  const std::string ids = write("ids.json", "{\"prompts\": [[1, 2]]}");
+  const auto row = [&](const std::string& name, const std::string& parameter) {
+    return write(name, "{\"prompt\": \"a\", " + parameter + "}\n");
+  };
+  const std::string two_64 = "18446744073709551616", two_63 = "9223372036854775808";
+  const std::string seeds = "an integer from 0 to 18446744073709551615, got ";
+  expect_all({
+      {{"generate", "-p", "a", "--seed", two_64}, 2, "--seed: expected " + seeds + "'" + two_64},
+      {{"generate", "-p", "a", "--seed", "-1"}, 2, "--seed: expected " + seeds + "'-1'"},
+      {{"generate", "-p", "a", "--seed", "1.5"}, 2, seeds + "'1.5'"},
+      {{"generate", "-p", "a", "--seed", ""}, 2, "seed"},
+      {{"tokenize", "-p", "a", "--seed", two_64}, 2, seeds},
+      {{"generate", "--file", row("a", "\"seed\": " + two_64)}, 2, seeds},
+      {{"generate", "--file", row("b", "\"seed\": -1")}, 2, seeds + "-1"},
+      {{"generate", "--file", row("c", "\"max_new_tokens\": " + two_63)}, 2, two_63},
+      {{"generate", "-p", "a", "-n", two_64}, 2, "max_new_tokens"},
+      {{"generate", "-p", "a", "--top-k", two_64}, 2, "top_k"},
+      {{"generate", "-p", "a", "--ctx", two_63}, 2, "2147483648, got '" + two_63},
+      {{"generate", "-p", "a", "--chunk", two_63}, 2, "2147483648, got '" + two_63},
+      {{"generate", "-p", "a", "--threads", "4294967297"}, 2, "1024, got '4294967297"},
+      {{"bench", "-p", two_63}, 2, "1048576, got '" + two_63},
+      {{"bench", "-n", "1," + two_63}, 2, "1048576, got '" + two_63},
+      {{"bench", "-d", two_63}, 2, "1048576, got '" + two_63},
+      {{"bench", "-b", "0"}, 2, "from 1 to 4096, got '0'"},
+      {{"bench", "-r", "4294967297"}, 2, "1000, got '4294967297"},
+      {{"plan", "--slots", two_63}, 2, "4096, got '" + two_63},
+      {{"score", "--ids-file", ids, "--logprobs", "--last", two_63}, 2, "got '" + two_63},
+      {{"score", "--ids-file", ids, "--logprobs", "--top", two_63}, 2, "got '" + two_63},
+      {{"perplexity", "--file", ids, "--window", two_63}, 2, "got '" + two_63},
+      {{"perplexity", "--file", ids, "--stride", two_63}, 2, "got '" + two_63},
+      {{"detokenize", "--ids", "[" + two_64 + "]"}, 2, "token ids"},
+  });
+  test::expect_failure(qianwen({"chat"}, {.input = ":seed " + two_64 + "\n"}), 2, seeds);
+  EXPECT_EQ(qianwen({"generate", "-p", "a", "-n", "1", "--seed", "18446744073709551615"}).code, 0);
 }
 
 TEST_F(CliErrors, OfInputFiles) {
@@ -182,6 +223,8 @@ TEST_F(CliErrors, OfAdapters) {
   write("half/adapter_model.safetensors",
         safetensors_with("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", 2, 256));
   write("weightless/adapter_config.json", config);
+  write("half/notes.txt", "");
+  write("none/adapter_model.bin", "");
   const auto with_adapter = [&](const std::string& path) -> std::vector<std::string> {
     return {"generate", kBundled, "-p", "a", "--adapter", path};
   };
@@ -190,6 +233,10 @@ TEST_F(CliErrors, OfAdapters) {
       {with_adapter((folder_ / "none").string()), 3, "none"},
       {with_adapter((folder_ / "weightless").string()), 3, "weightless"},
       {with_adapter((folder_ / "half").string()), 4, "lora_B"},
+      {with_adapter((folder_ / "half/adapter_model.safetensors").string()), 4, "lora_B"},
+      {with_adapter((folder_ / "none/README.md").string()), 5, "none/README.md"},
+      {with_adapter((folder_ / "half/notes.txt").string()), 5, "half/notes.txt"},
+      {with_adapter((folder_ / "none/adapter_model.bin").string()), 3, "none/adapter_model.bin"},
   });
 }
 

@@ -56,6 +56,7 @@ TEST_F(Cli, VersionAndHelp) {
   EXPECT_EQ(version.code, 0);
   EXPECT_THAT(version.out, HasSubstr("qianwen 0.1.0"));
   EXPECT_THAT(version.out, HasSubstr("ISA paths"));
+  EXPECT_THAT(version.out, testing::ContainsRegex("\\((unknown|[0-9a-f]{12}(-dirty)?)\\)"));
   for (const char* command : {"chat", "generate", "score", "perplexity", "tokenize", "detokenize",
                               "render", "inspect", "plan", "info", "bench"}) {
     const Ran help = qianwen({"help", command});
@@ -156,9 +157,54 @@ TEST_F(Cli, RenderBatchGivesErrorsAsLines) {
   EXPECT_TRUE(lines[1].contains("text"));
 }
 
+TEST_F(Cli, RenderBatchGoesOnAfterLinesThatAreNoConversations) {
+  const std::string good = R"({"messages": [{"role": "user", "content": "x"}]})";
+  const std::vector<std::string> bad = {"{",           "nonsense",
+                                        "[1]",         "7",
+                                        R"({"a": 1})", R"({"messages": "x"})",
+                                        "\xFF\xFE",    std::string(300'000, '[')};
+  std::string input = good + "\n";
+  for (const std::string& line : bad)
+    input += line + "\n";
+  const Ran ran = qianwen({"render", kBundled, "--file", "-"}, {.input = input + good + "\n"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  const auto lines = json_lines(ran.out);
+  ASSERT_EQ(lines.size(), bad.size() + 2);
+  EXPECT_TRUE(lines.front().contains("text"));
+  EXPECT_EQ(lines.back(), lines.front());
+  for (size_t i = 0; i < bad.size(); ++i) {
+    const json& line = lines[i + 1];
+    ASSERT_TRUE(line.contains("error")) << bad[i].substr(0, 40) << line;
+    EXPECT_TRUE(line["error"].contains("kind") && line["error"].contains("message")) << line;
+  }
+  EXPECT_THAT(lines[1]["error"]["message"].get<std::string>(), HasSubstr("line 2"));
+}
+
+TEST_F(Cli, DetokenizeKnowsWhichIdsThereAre) {
+  const auto detokenize = [&](const std::string& model, const json& ids) {
+    return qianwen({"detokenize", model, "--ids", ids.dump()});
+  };
+  expect_failure(detokenize(kBundled, {99999999}), 2, "6016, got 99999999");
+  expect_failure(detokenize(kBundled, {1, 6016}), 2, "6016, got 6016");
+  EXPECT_EQ(detokenize(kBundled, {6015}).out, "\n") << "a padding row is nothing";
+  expect_failure(qianwen({"detokenize", "--file", "-"}, {.input = "[1]\n[6016]\n"}), 2, "line 2");
+  // Without a configuration the tokens themselves say it.
+  const std::string copy = copy_of(kBundled, "tokenizer-only");
+  fs::remove(copy + "/config.json");
+  fs::remove(copy + "/model.safetensors");
+  const json size = last_json(qianwen({"inspect", copy, "--json"}))["tokenizer"]["size"];
+  EXPECT_EQ(detokenize(copy, {size.get<int>() - 1}).code, 0);
+  expect_failure(detokenize(copy, {size}), 2, size.dump());
+  const std::string gguf = golden("gguf/files/nano-q4_0.gguf");
+  const json config = last_json(qianwen({"inspect", gguf, "--json"}))["config"];
+  const auto vocab = config["vocab_size"].get<int>();
+  EXPECT_EQ(detokenize(gguf, {vocab - 1}).code, 0);
+  expect_failure(detokenize(gguf, {vocab}), 2, std::to_string(vocab));
+}
+
 TEST_F(Cli, HostileJsonIsRefused) {
   const std::string deep = write("deep.jsonl", std::string(300'000, '[') + "\n");
-  expect_failure(qianwen({"render", kBundled, "--file", deep}), 2, "nesting");
+  expect_failure(qianwen({"render", kBundled, "--messages", deep}), 2, "nesting");
   expect_failure(qianwen({"generate", kBundled, "--file", deep}), 2, "nesting");
   expect_failure(qianwen({"score", kBundled, "--ids-file", deep, "--logprobs"}), 2, "nesting");
   expect_failure(
@@ -271,6 +317,14 @@ TEST_F(Cli, PlansInspectsAndScores) {
               got.count("hidden.norm.0"));
 }
 
+TEST_F(Cli, ScoreSaysWhatItWrote) {
+  const std::string ids = write("ids.json", "{\"prompts\": [[5, 17, 99], [3]]}");
+  const std::string out = (folder_ / "o.safetensors").string();
+  EXPECT_EQ(last_json(qianwen({"score", "--ids-file", ids, "--logits", out, "--json"})),
+            (json{{"path", out}, {"prompts", 2}, {"tokens", 4}}));
+  EXPECT_EQ(qianwen({"score", "--ids-file", ids, "--logits", out}).out, "");
+}
+
 TEST_F(Cli, ScoresLongerThanTheTrainedContextAndSparesDevices) {
   const std::string model = golden("models/rope-yarn");
   json ids = json::array();
@@ -344,7 +398,17 @@ TEST_F(Cli, ChatCommands) {
 }
 
 TEST_F(Cli, StdinClosedAndStdoutFull) {
-  EXPECT_EQ(qianwen({"chat"}, {.close_stdin = true}).code, 0);
+  for (const std::vector<std::string>& args : std::vector<std::vector<std::string>>{
+           {"chat"}, {"generate"}, {"generate", "--file", "-"}, {"tokenize"}}) {
+    expect_failure(qianwen(args, {.close_stdin = true}), 7, "standard input");
+  }
+  // A stream that is closed must not become the number of a file that is opened later.
+  const std::string file = write("kept.json", "{\"prompts\": [[1, 2]]}");
+  const std::string logits = (folder_ / "out.safetensors").string();
+  expect_failure(
+      test::run_program("/bin/sh", {"-c", std::string(QIANWEN_PROGRAM) + " score --ids-file " +
+                                              file + " --logprobs --logits " + logits + " >&-"}),
+      7, "stdout");
   const Ran full = test::run_program("/bin/sh", {"-c", std::string(QIANWEN_PROGRAM) + " tokenize " +
                                                            kBundled + " -p hello > /dev/full"});
   expect_failure(full, 7, "stdout");
@@ -390,11 +454,25 @@ TEST_F(Cli, InterruptEndsWith130) {
   }
 }
 
+TEST_F(Cli, InterruptEndsMeasuring) {
+  // info takes seconds; the signal comes long before its end. 137: it had to be killed.
+  for (const char* args : {"info", "bench -p 1 -n 0 -r 1"}) {
+    for (const char* signal : {"INT", "TERM", "HUP"}) {
+      const std::string command = "timeout -k 1 -s " + std::string(signal) +
+                                  " --preserve-status 0.3 " + QIANWEN_PROGRAM + " " + args;
+      expect_failure(test::run_program("/bin/sh", {"-c", command}), 130, "interrupted");
+    }
+  }
+}
+
 // ---- bad checkpoints ------------------------------------------------------------------------
 
 TEST_F(Cli, MissingThings) {
   expect_failure(qianwen({"generate", "/no/such/model", "-p", "a"}), 3, "/no/such/model");
   fs::create_directories(folder_ / "empty");
+  expect_failure(qianwen({"inspect", (folder_ / "empty").string()}), 3, "empty");
+  write("config-only/config.json", test::read_json(kBundled + "/config.json").dump());
+  EXPECT_EQ(qianwen({"inspect", (folder_ / "config-only").string()}).code, 0);
   expect_failure(qianwen({"generate", (folder_ / "empty").string(), "-p", "a"}), 3, "empty");
   const std::string copy = copy_of(kBundled, "noweights");
   fs::remove(copy + "/model.safetensors");

@@ -1,5 +1,11 @@
 #include "api/open_options.h"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
 #include "base/error.h"
 
 namespace qw {
@@ -12,6 +18,13 @@ void check_range(int64_t value, int64_t most, std::string_view setting) {
     fail(ErrorKind::kInvalidArgument, "settings", "{}: expected 0 (the default) to {}, got {}",
          setting, most, value);
   }
+}
+
+void check_kv_type(const std::string& name) {
+  static constexpr std::array<std::string_view, 5> kTypes = {"f16", "bf16", "f32", "q8_0", "q4_0"};
+  if (std::ranges::find(kTypes, name) != kTypes.end()) return;
+  fail(ErrorKind::kInvalidArgument, "settings", "kv type: expected one of {}, got '{}'",
+       fmt::join(kTypes, ", "), printable(name));
 }
 
 }  // namespace
@@ -34,6 +47,7 @@ OpenOptions open_options(const LoadSettings& settings) {
   open.backend.check();
   open.engine.ctx = settings.context;
   open.engine.kv_type = kv_type_of(settings);
+  check_kv_type(open.engine.kv_type);
   open.engine.prefix_cache = settings.prefix_cache;
   if (settings.chunk > 0) open.engine.chunk_tokens = settings.chunk;
   for (const auto& [path, scale] : settings.adapters)

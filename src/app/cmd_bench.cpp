@@ -25,16 +25,6 @@ struct Options : CommonOptions {
   bool profile = false;
 };
 
-void require_range(const std::vector<int64_t>& values, int64_t least, int64_t most,
-                   std::string_view flag) {
-  for (const int64_t value : values) {
-    if (value < least || value > most) {
-      fail(ErrorKind::kInvalidArgument, "command line", "{}: expected {} to {}, got {}", flag,
-           least, most, value);
-    }
-  }
-}
-
 std::vector<BenchCase> cases_of(const Options& options) {
   std::vector<BenchCase> cases;
   for (const int64_t depth : options.depth) {
@@ -66,11 +56,6 @@ class Bench {
   explicit Bench(const Options& options) : options_(options) {}
 
   void run() {
-    require_range(options_.prompt, 0, 1 << 20, "-p");
-    require_range(options_.generate, 0, 1 << 20, "-n");
-    require_range(options_.depth, 0, 1 << 20, "-d");
-    require_range(options_.batch, 1, 4096, "-b");
-    require_range({options_.repetitions}, 1, 1000, "-r");
     const std::vector<BenchCase> cases = cases_of(options_);
     if (cases.empty()) {
       fail(ErrorKind::kInvalidArgument, "command line",
@@ -85,10 +70,7 @@ class Bench {
     limits_ = measure_host_limits(open.backend);
     kind_ = compute_kind(*loaded_->model);
     const auto kv_type = dtype_from_name(open.engine.kv_type);
-    if (!kv_type)
-      fail(ErrorKind::kInvalidArgument, "command line",
-           "--kv-type: expected f16, bf16, f32, q8_0 or q4_0, got '{}'",
-           printable(open.engine.kv_type));
+    QW_CHECK(kv_type, "the name of an element type, got {}", open.engine.kv_type);
     BenchRunner runner(*loaded_->model, *kv_type, open.engine.chunk_tokens, interrupted());
     if (options_.profile) runner.set_profile(profile_);
     if (!options_.json) print_header();
@@ -170,18 +152,26 @@ Command register_bench(CLI::App& root) {
       root.add_subcommand("bench", "Measure prefill and decoding against the machine's limits");
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options);
-  const auto list = [&](const char* names, std::vector<int64_t>& values, const char* help) {
+  constexpr uint64_t kMaxTokens = 1 << 20;
+  const auto list = [&](const char* names, std::vector<int64_t>& values, const char* help,
+                        const CLI::Validator& range) {
     app->add_option(names, values, help)
         ->delimiter(',')
+        ->check(range)
         ->allow_extra_args(false)
         ->capture_default_str();
   };
   list("-p,--n-prompt", options->prompt,
-       "Prompt tokens to prefill, a comma-separated list; 0: none");
-  list("-n,--n-gen", options->generate, "Tokens to decode, a comma-separated list; 0: none");
-  list("-d,--depth", options->depth, "Tokens in the cache before, a comma-separated list");
-  list("-b,--batch", options->batch, "Parallel sequences, a comma-separated list");
-  app->add_option("-r,--repetitions", options->repetitions, "Repetitions")->capture_default_str();
+       "Prompt tokens to prefill, a comma-separated list; 0: none", integer_in(0, kMaxTokens));
+  list("-n,--n-gen", options->generate, "Tokens to decode, a comma-separated list; 0: none",
+       integer_in(0, kMaxTokens));
+  list("-d,--depth", options->depth, "Tokens in the cache before, a comma-separated list",
+       integer_in(0, kMaxTokens));
+  list("-b,--batch", options->batch, "Parallel sequences, a comma-separated list",
+       integer_in(1, 4096));
+  app->add_option("-r,--repetitions", options->repetitions, "Repetitions")
+      ->check(integer_in(1, 1000))
+      ->capture_default_str();
   app->add_flag("--profile", options->profile,
                 "Where the time goes: a table of operations below each test");
   return {app, [options] { Bench(*options).run(); }};

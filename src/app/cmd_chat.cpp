@@ -45,7 +45,7 @@ constexpr std::string_view kHelp =
 class Chat {
  public:
   explicit Chat(const Options& options)
-      : options_(options),
+      : options_(with_a_prompt(options)),
         terminal_(isatty(STDOUT_FILENO) == 1),
         loaded_(open_for_running(options)),
         session_(*loaded_, config(), options.system) {}
@@ -77,6 +77,13 @@ class Chat {
   }
 
  private:
+  /// Before the model is loaded.
+  static const Options& with_a_prompt(const Options& options) {
+    if (options.prompt && options.prompt->empty())
+      fail(ErrorKind::kInvalidArgument, "chat", "prompt: expected a question, got an empty text");
+    return options;
+  }
+
   GenerationConfig config() const {
     GenerationConfig config = loaded_->chat_generation();
     if (options_.seed) config.seed = *options_.seed;
@@ -164,8 +171,8 @@ class Chat {
     uint64_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc{} || end != text.data() + text.size()) {
-      fail(ErrorKind::kInvalidArgument, "chat", "seed: expected a number from 0, got '{}'",
-           printable(text));
+      fail(ErrorKind::kInvalidArgument, "chat", "seed: expected an integer from 0 to {}, got '{}'",
+           UINT64_MAX, printable(text));
     }
     session_.set_seed(value);
   }

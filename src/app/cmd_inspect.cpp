@@ -54,6 +54,12 @@ class Inspection {
  public:
   Inspection(const Options& options) : options_(options), files_(open_for_reading(options, false)) {
     checkpoint_ = files_.checkpoint;
+    if (!checkpoint_->config_json && !checkpoint_->gguf && !files_.tokenizer &&
+        checkpoint_->tensors.all().empty()) {
+      fail(ErrorKind::kNotFound, "checkpoint",
+           "model: expected config.json, a tokenizer or weights, got none of them ({})",
+           printable(model_path(options), 4096));
+    }
     if (checkpoint_->config_json || checkpoint_->gguf)
       config_ = ModelConfig::from_checkpoint(*checkpoint_);
   }

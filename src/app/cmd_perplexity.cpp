@@ -23,14 +23,6 @@ struct Options : CommonOptions {
   bool plain = false;
 };
 
-/// 0 would be taken for the default.
-void require_positive(const std::optional<int64_t>& value, std::string_view flag) {
-  if (value && *value < 1) {
-    fail(ErrorKind::kInvalidArgument, "command line", "{}: expected at least 1, got {}", flag,
-         *value);
-  }
-}
-
 /// The file is {"ids": [...]}, or text to be tokenized.
 std::vector<int32_t> read_ids(const Options& options, const LoadedModel& loaded) {
   const std::string text = read_input(options.file);
@@ -50,8 +42,6 @@ std::vector<int32_t> read_ids(const Options& options, const LoadedModel& loaded)
 }
 
 void run(const Options& options) {
-  require_positive(options.window, "--window");
-  require_positive(options.stride, "--stride");
   const auto loaded = open_for_running(options);
   const auto engine = loaded->make_engine();
   const std::vector<int32_t> ids = read_ids(options, *loaded);
@@ -93,9 +83,11 @@ Command register_perplexity(CLI::App& root) {
   add_compute_flags(*app, *options);
   app->add_option("--file", options->file, "A text, or {\"ids\": [...]}; - for standard input")
       ->required();
-  app->add_option("--window", options->window, "Tokens of a window (default: the context)");
+  app->add_option("--window", options->window, "Tokens of a window (default: the context)")
+      ->check(integer_from(1));
   app->add_option("--stride", options->stride,
-                  "Tokens between windows (default: the window, no overlap)");
+                  "Tokens between windows (default: the window, no overlap)")
+      ->check(integer_from(1));
   app->add_flag("--plain", options->plain, "Special-token strings are ordinary text");
   return {app, [options] { run(*options); }};
 }

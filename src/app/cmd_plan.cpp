@@ -52,10 +52,6 @@ std::string mib(int64_t bytes) {
 void run(const Options& options) {
   init_logging(options.log_level);
   OpenOptions open = open_options(options);
-  if (options.slots < 1 || options.slots > 4096) {
-    fail(ErrorKind::kInvalidArgument, "command line", "--slots: expected 1 to 4096, got {}",
-         options.slots);
-  }
   open.engine.n_slots = options.slots;
   const ModelFiles files = open_files(model_path(options), true);
   const ModelConfig config = ModelConfig::from_checkpoint(*files.checkpoint);
@@ -100,7 +96,9 @@ Command register_plan(CLI::App& root) {
   CLI::App* app = root.add_subcommand("plan", "Memory needed, by kind, before loading");
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options);
-  app->add_option("--slots", options->slots, "Sequences at the same time")->capture_default_str();
+  app->add_option("--slots", options->slots, "Sequences at the same time")
+      ->check(integer_in(1, 4096))
+      ->capture_default_str();
   app->add_flag("--measure", options->measure,
                 "Load it, fill the context, and report the real peak");
   return {app, [options] { run(*options); }};

@@ -94,10 +94,13 @@ class Render {
 
   void run() {
     if (options_.file) {
-      for_each_json_line(*options_.file, [&](const ordered_json& row, size_t) {
-        interrupted().check("render");
-        print(render_or_error(row), true);
-      });
+      for_each_json_line(
+          *options_.file,
+          [&](const ordered_json& row, size_t) {
+            interrupted().check("render");
+            print(render_or_error(row), true);
+          },
+          [](const Error& error) { print(error_json(error), true); });
       return;
     }
     const std::string text = read_input(options_.messages.value_or("-"));
@@ -180,9 +183,13 @@ class Render {
           {"error",
            {{"kind", std::string(name_of(error.template_kind()))}, {"message", error.detail()}}}};
     } catch (const Error& error) {
-      return {
-          {"error", {{"kind", std::string(name_of(error.kind()))}, {"message", error.message()}}}};
+      return error_json(error);
     }
+  }
+
+  static ordered_json error_json(const Error& error) {
+    return {
+        {"error", {{"kind", std::string(name_of(error.kind()))}, {"message", error.message()}}}};
   }
 
   static void print(const ordered_json& result, bool json) {

@@ -84,8 +84,9 @@ int64_t first_row(const Options& options, const std::vector<int32_t>& ids) {
   return options.last > 0 ? std::max<int64_t>(0, n - options.last) : 0;
 }
 
-void write_logits(const Options& options, const Prompts& prompts, LoadedModel& loaded,
-                  Engine& engine) {
+/// Returns how many tokens were read.
+int64_t write_logits(const Options& options, const Prompts& prompts, LoadedModel& loaded,
+                     Engine& engine) {
   const ModelConfig& config = loaded.config();
   const std::vector<std::string> names =
       options.hidden_states ? hidden_names(config.n_layers) : std::vector<std::string>{};
@@ -117,6 +118,7 @@ void write_logits(const Options& options, const Prompts& prompts, LoadedModel& l
       out.write(std::as_bytes(std::span(hidden.values(i))));
   }
   out.finish();
+  return total;
 }
 
 void print_logprobs(const Options& options, const Prompts& prompts, LoadedModel& loaded,
@@ -145,10 +147,6 @@ void run(const Options& options) {
   if (!options.logits && !options.logprobs) {
     fail(ErrorKind::kInvalidArgument, "command line",
          "score: expected --logits OUT.safetensors or --logprobs, got neither");
-  }
-  if (options.last < 0 || options.top < 0) {
-    fail(ErrorKind::kInvalidArgument, "command line",
-         "--last and --top: expected at least 0, got {}", std::min(options.last, options.top));
   }
   if (options.top > 0 && !options.logprobs) {
     fail(ErrorKind::kInvalidArgument, "command line",
@@ -179,7 +177,12 @@ void run(const Options& options) {
          options.top);
   }
   const auto engine = loaded->make_engine();
-  if (options.logits) write_logits(options, prompts, *loaded, *engine);
+  if (options.logits) {
+    const int64_t n_tokens = write_logits(options, prompts, *loaded, *engine);
+    if (options.json && !options.logprobs) {  // whose lines are the results otherwise
+      print_json({{"path", *options.logits}, {"prompts", prompts.size()}, {"tokens", n_tokens}});
+    }
+  }
   if (options.logprobs) print_logprobs(options, prompts, *loaded, *engine);
 }
 
@@ -194,10 +197,12 @@ Command register_score(CLI::App& root) {
   app->add_option("--ids-file", options->ids_file, "JSON: {\"prompts\": [[ids], ...]}")->required();
   app->add_option("--logits", options->logits,
                   "Write logits.0, logits.1, ... [T, vocab] f32 to this safetensors file");
-  app->add_option("--last", options->last, "Keep the last N positions only (0, the default: all)");
+  app->add_option("--last", options->last, "Keep the last N positions only (0, the default: all)")
+      ->check(integer_from(0));
   app->add_flag("--logprobs", options->logprobs,
                 "Print per-token log-probabilities, a JSON line per prompt");
-  app->add_option("--top", options->top, "With --logprobs: the N most likely tokens too");
+  app->add_option("--top", options->top, "With --logprobs: the N most likely tokens too")
+      ->check(integer_from(0));
   app->add_flag("--hidden-states", options->hidden_states,
                 "Add hidden.embed.I, hidden.layer.N.I and hidden.norm.I");
   return {app, [options] { run(*options); }};

@@ -1,10 +1,11 @@
 #include "app/command.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
-#include <CLI/Validators.hpp>
 #include <cerrno>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -28,22 +29,26 @@ void add_model_argument(CLI::App& app, CommonOptions& options, bool required) {
 }
 
 void add_compute_flags(CLI::App& app, CommonOptions& options, ComputeFlags flags) {
+  constexpr uint64_t kMaxTokens = uint64_t{1} << 31;
   LoadSettings& load = options.load;
   const std::vector<CLI::Option*> added = {
       app.add_option("--threads", load.threads,
-                     "Threads (0, the default: physical cores this process may use)"),
+                     "Threads (0, the default: physical cores this process may use)")
+          ->check(integer_in(0, 1024)),
       app.add_option(
           "--isa", load.isa,
           "Cap on the instruction set: generic, avx2, avxvnni, avx512, avx512vnni, avx512bf16"),
       app.add_option("--seed", options.seed, "Seed of everything random")
-          ->check(CLI::NonNegativeNumber),
+          ->check(integer_in(0, UINT64_MAX)),
       app.add_option(
           "--kv-type", load.kv_type,
           "KV cache: f16, bf16, f32, q8_0 or q4_0 (default: f16; f32 with --device reference "
           "or --activations f32)"),
       app.add_option("--ctx", load.context,
-                     "Context in tokens (0, the default: the model's, or the largest that fits)"),
-      app.add_option("--chunk", load.chunk, "Prefill tokens per step (0: the default, 512)"),
+                     "Context in tokens (0, the default: the model's, or the largest that fits)")
+          ->check(integer_in(0, kMaxTokens)),
+      app.add_option("--chunk", load.chunk, "Prefill tokens per step (0: the default, 512)")
+          ->check(integer_in(0, kMaxTokens)),
       app.add_option("--device", load.device, "cpu, or reference (scalar f32)")
           ->capture_default_str(),
       app.add_option("--activations", load.activations,
@@ -61,6 +66,25 @@ void add_compute_flags(CLI::App& app, CommonOptions& options, ComputeFlags flags
   if (flags == ComputeFlags::kUsed) return;
   for (CLI::Option* option : added)
     option->group("Flags of every command; without effect in this one");
+}
+
+CLI::Validator integer_in(int64_t least, uint64_t most) {
+  return CLI::Validator(
+      [least, most](const std::string& text) -> std::string {
+        const char* end = text.data() + text.size();
+        int64_t negative = 0;
+        uint64_t value = 0;
+        const bool below_0 = text.starts_with('-');
+        const auto read = below_0 ? std::from_chars(text.data(), end, negative)
+                                  : std::from_chars(text.data(), end, value);
+        const bool fits =
+            below_0 ? negative >= least
+                    : value <= most && (least < 0 || value >= static_cast<uint64_t>(least));
+        if (read.ec == std::errc{} && read.ptr == end && fits) return "";
+        return fmt::format("expected an integer from {} to {}, got '{}'", least, most,
+                           printable(text, 60));
+      },
+      "");
 }
 
 std::string bundled_model_path() {
@@ -115,7 +139,7 @@ namespace {
 volatile sig_atomic_t g_terminated = 0;  // written by the signal handler
 
 void on_signal(int signal) {
-  if (signal == SIGTERM) {
+  if (signal == SIGTERM || signal == SIGHUP) {
     g_terminated = 1;
     // A signal that comes just before a program waits for a line does not end the wait: SIGALRM,
     // a second later, does.
@@ -137,9 +161,23 @@ void install_signal_handlers() {
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  struct sigaction hangup {};
+  sigaction(SIGHUP, nullptr, &hangup);
+  if (hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, nullptr);  // nohup asks for that
   action.sa_handler = [](int) {};
   sigaction(SIGALRM, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);  // a closed stdout is an error of the write, not the end of the process
+}
+
+void occupy_standard_streams() {
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
+    if (fcntl(fd, F_GETFD) >= 0) continue;
+    // The lowest number that is free is this one. Reading from it fails, and writing to it.
+    const int mode = fd == STDIN_FILENO ? O_WRONLY : O_RDONLY;
+    if (open("/dev/null", mode) != fd)
+      fail(ErrorKind::kIo, "program", "/dev/null: expected to open it, got: {}",
+           std::strerror(errno));
+  }
 }
 
 }  // namespace qw::app

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <CLI/App.hpp>
+#include <CLI/Validators.hpp>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -45,6 +46,13 @@ enum class ComputeFlags { kUsed, kWithoutEffect };
 void add_compute_flags(CLI::App& app, CommonOptions& options,
                        ComputeFlags flags = ComputeFlags::kUsed);
 
+/// A flag's integer, as text, before it is converted: CLI11 takes one that is too large for the
+/// largest there is.
+CLI::Validator integer_in(int64_t least, uint64_t most);
+inline CLI::Validator integer_from(int64_t least) {
+  return integer_in(least, uint64_t{INT64_MAX});
+}
+
 /// The checkpoint to open: `options.model`, or the bundled model. Errors: not_found.
 std::string model_path(const CommonOptions& options);
 /// Folder of the bundled model; looks beside the program, in the install prefix, in QIANWEN_HOME.
@@ -63,12 +71,16 @@ void print_result(std::string_view text);
 /// One JSON value and a newline, numbers with all their digits. Strings must be valid UTF-8.
 void print_json(const nlohmann::ordered_json& value);
 
-/// Set by SIGINT and SIGTERM once install_signal_handlers() was called; a second SIGINT kills. An
-/// interactive program resets it after Ctrl-C stopped an answer.
+/// Set by SIGINT, SIGTERM and SIGHUP (unless it is ignored, as by nohup) once
+/// install_signal_handlers() was called; a second SIGINT kills. An interactive program resets it
+/// after Ctrl-C stopped an answer.
 CancelFlag& interrupted();
-/// Whether SIGTERM came: the program is to end, interactive or not. Never reset.
+/// Whether SIGTERM or SIGHUP came: the program is to end, interactive or not. Never reset.
 bool termination_asked() noexcept;
 void install_signal_handlers();
+/// Standard streams that were closed before the program began stay unusable: without this the next
+/// file opened would take a stream's number, and be read as input or overwritten by results.
+void occupy_standard_streams();
 
 // One per subcommand, each in cmd_<name>.cpp.
 Command register_bench(CLI::App& root);

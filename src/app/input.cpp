@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -76,7 +77,7 @@ bool read_line(std::istream& in, std::string& line, const std::string& path) {
   for (char c = 0; in.get(c);) {
     if (c == '\n') return true;
     if (line.size() == kMaxStreamBytes) {
-      fail(ErrorKind::kCorrupt, "input", "line: expected at most {} bytes, got more ({})",
+      fail(ErrorKind::kInvalidArgument, "input", "line: expected at most {} bytes, got more ({})",
            kMaxStreamBytes, printable(path, 4096));
     }
     line.push_back(c);
@@ -86,8 +87,15 @@ bool read_line(std::istream& in, std::string& line, const std::string& path) {
 
 }  // namespace
 
+void check_stdin() {
+  if (std::ferror(stdin) == 0) return;
+  interrupted().check("input");
+  fail(ErrorKind::kIo, "input", "file: expected to read it, got an error (standard input)");
+}
+
 void for_each_json_line(const std::string& path,
-                        const std::function<void(const nlohmann::ordered_json&, size_t)>& body) {
+                        const std::function<void(const nlohmann::ordered_json&, size_t)>& body,
+                        const std::function<void(const Error&)>& on_bad_line) {
   std::ifstream file;
   if (path != "-") {
     std::error_code ignored;
@@ -104,9 +112,18 @@ void for_each_json_line(const std::string& path,
   for (std::string line; read_line(in, line, path);) {
     ++number;
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    body(parse_user_json(line, fmt::format("{}, line {}", path, number)), number);
+    nlohmann::ordered_json row;
+    try {
+      row = parse_user_json(line, fmt::format("{}, line {}", path, number));
+    } catch (const Error& error) {
+      if (!on_bad_line) throw;
+      on_bad_line(error);
+      continue;
+    }
+    body(row, number);
   }
   interrupted().check("input");
+  if (path == "-") check_stdin();
   if (in.bad())
     fail(ErrorKind::kIo, "input", "file: expected to read to its end, got an error ({})",
          printable(path, 4096));

@@ -11,9 +11,11 @@
 #include <string_view>
 #include <vector>
 
+#include "base/error.h"
+
 namespace qw::app {
 
-/// The whole of standard input. Errors: io, corrupt (too large), cancelled.
+/// The whole of standard input. Errors: io, invalid_argument (too large), cancelled.
 std::string read_stdin();
 /// The whole of a file or stream; "-" is standard input. Errors: as read_input_file.
 std::string read_input(const std::string& path, size_t max_bytes = size_t{1} << 30);
@@ -24,12 +26,17 @@ nlohmann::ordered_json parse_user_json(std::string_view text, std::string_view w
 /// "[1, 2, 3]" -> ids. Errors: invalid_argument.
 std::vector<int32_t> parse_ids(std::string_view text, std::string_view flag);
 
+/// Throws Error{kIo} when reading standard input by the streams failed: a descriptor that was never
+/// open looks to them like an empty input. Errors: io, cancelled (a signal ended the reading).
+void check_stdin();
+
 /// Lines of a JSON-lines file or stream ("-": standard input), as they come, with their numbers
-/// for messages; empty lines skipped.
-/// Errors: not_found, io, corrupt (a line too long), invalid_argument (not JSON), cancelled.
-void for_each_json_line(
-    const std::string& path,
-    const std::function<void(const nlohmann::ordered_json&, size_t line)>& body);
+/// for messages; empty lines skipped. A line that is no JSON is given to `on_bad_line`, and the
+/// next one follows; without it that is an error.
+/// Errors: not_found, io, invalid_argument (not JSON, a line too long), cancelled.
+void for_each_json_line(const std::string& path,
+                        const std::function<void(const nlohmann::ordered_json&, size_t line)>& body,
+                        const std::function<void(const Error&)>& on_bad_line = {});
 
 /// Runs the work of one line; an Error of it is thrown on with the line's number added.
 void name_line(size_t line, const std::function<void()>& work);

@@ -10,6 +10,7 @@
 #include <iostream>
 
 #include "app/command.h"
+#include "app/input.h"
 
 namespace qw::app {
 
@@ -62,6 +63,7 @@ LineEditor::Result LineEditor::read(const std::string& prompt) {
   std::string line;
   if (!interactive_) {
     if (!std::getline(std::cin, line)) {
+      if (!interrupted().cancelled()) check_stdin();
       return {interrupted().cancelled() ? Status::kInterrupted : Status::kEnd, ""};
     }
     if (!line.empty() && line.back() == '\r') line.pop_back();

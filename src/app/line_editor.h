@@ -19,12 +19,13 @@ class LineEditor {
 
   bool interactive() const noexcept { return interactive_; }
 
-  /// kInterrupted: Ctrl-C, and SIGTERM, after which termination_asked().
+  /// kInterrupted: Ctrl-C, and SIGTERM or SIGHUP, after which termination_asked().
   enum class Status { kLine, kInterrupted, kEnd };
   struct Result {
     Status status;
     std::string text;  // without the newline
   };
+  /// Errors: io, when a pipe cannot be read.
   Result read(const std::string& prompt);
   void remember(const std::string& line);
 

@@ -33,6 +33,11 @@ int report_parse(const CLI::App& root, const CLI::ParseError& error) {
     qw::app::print_result(out.str());
     return 0;
   }
+  if (dynamic_cast<const CLI::ValidationError*>(&error) != nullptr) {
+    // Of a validator of ours, which says what it expected.
+    return report(ErrorKind::kInvalidArgument,
+                  std::string("[command line] ") + qw::printable(error.what(), 400));
+  }
   return report(ErrorKind::kInvalidArgument,
                 "[command line] arguments: expected those of qianwen help COMMAND, got: " +
                     qw::printable(error.what(), 400));
@@ -101,6 +106,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
+    qw::app::occupy_standard_streams();
     qw::init_logging("info");
     qw::app::install_signal_handlers();
     return run(argc, argv);

@@ -29,6 +29,11 @@ void retry_or_fail(std::string_view name, std::string_view action, const CancelF
        printable(name, 4096));
 }
 
+[[noreturn]] void fail_too_large(std::string_view name, size_t max_bytes) {
+  fail(ErrorKind::kInvalidArgument, "input", "size: expected at most {} bytes, got more ({})",
+       max_bytes, printable(name, 4096));
+}
+
 }  // namespace
 
 std::string read_stream(int descriptor, std::string_view name, const CancelFlag* cancel,
@@ -43,8 +48,7 @@ std::string read_stream(int descriptor, std::string_view name, const CancelFlag*
       continue;
     }
     if (static_cast<size_t>(n) > max_bytes - text.size()) {
-      fail(ErrorKind::kCorrupt, "input", "size: expected at most {} bytes, got more ({})",
-           max_bytes, printable(name, 4096));
+      fail_too_large(name, max_bytes);
     }
     text.append(buffer.data(), static_cast<size_t>(n));
   }
@@ -56,8 +60,10 @@ std::string read_input_file(const std::string& path, const CancelFlag* cancel, s
     retry_or_fail(path, "open", cancel);
   const Descriptor file(fd);
   struct stat status {};
-  if (fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode))
+  if (fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode)) {
+    if (static_cast<uint64_t>(status.st_size) > max_bytes) fail_too_large(path, max_bytes);
     return read_text_file(path, max_bytes);
+  }
   return read_stream(file.get(), path, cancel, std::min(max_bytes, kMaxStreamBytes));
 }
 

@@ -64,7 +64,7 @@ TEST_F(InputFile, AStreamHasACap) {
     read_stream(ends[0], "pipe", nullptr, 4);
     ADD_FAILURE() << "5 bytes were accepted where 4 are the limit";
   } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kCorrupt);
+    EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
   }
   ::close(ends[0]);
 }

@@ -45,11 +45,13 @@ void read(std::string_view name, const Json& value, int64_t& out) {
 void read(std::string_view name, const Json& value, uint64_t& out) {
   if (value.is_number_unsigned()) {
     out = value.get<uint64_t>();
-  } else {
-    const int64_t v = read_integer(name, value);
-    if (v < 0) fail_type(name, "an integer from 0", value);
-    out = static_cast<uint64_t>(v);
+    return;
   }
+  // A float is a whole number below 2^53 (4.0), or a number that no integer holds (2^64).
+  const bool whole = value.is_number_float() && value.get<double>() < 0x1p53;
+  const int64_t v = value.is_number_integer() || whole ? read_integer(name, value) : -1;
+  if (v < 0) fail_type(name, "an integer from 0 to 18446744073709551615", value);
+  out = static_cast<uint64_t>(v);
 }
 
 void read(std::string_view name, const Json& value, double& out) {

@@ -46,7 +46,7 @@ bool edits_lines(int terminal) {
 Ran run_on_terminal(const std::string& program, const std::vector<std::string>& args,
                     const std::vector<TerminalStep>& steps,
                     const std::vector<std::string>& environment, int timeout_s) {
-  const int person = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+  int person = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
   if (person < 0 || grantpt(person) != 0 || unlockpt(person) != 0)
     throw std::runtime_error("terminal");
   const std::string terminal = ptsname(person);
@@ -65,7 +65,7 @@ Ran run_on_terminal(const std::string& program, const std::vector<std::string>& 
       waitpid(child, &status, 0);
       break;
     }
-    pollfd readable{person, POLLIN, 0};
+    pollfd readable{person, POLLIN, 0};  // a terminal that is gone is -1: poll only waits
     std::array<char, 4096> buffer;
     if (poll(&readable, 1, 20) > 0 && (readable.revents & POLLIN) != 0) {
       const ssize_t n = read(person, buffer.data(), buffer.size());
@@ -78,10 +78,13 @@ Ran run_on_terminal(const std::string& program, const std::vector<std::string>& 
       const std::string& typed = steps[step].typed;
       if (write(person, typed.data(), typed.size()) < 0) throw std::runtime_error("typing");
       if (steps[step].signal != 0) kill(child, steps[step].signal);
-      ++step;
+      if (steps[step++].hang_up) {
+        ::close(person);
+        person = -1;
+      }
     }
   }
-  ::close(person);
+  if (person >= 0) ::close(person);
   ran.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return ran;
 }

@@ -15,7 +15,8 @@ namespace qw::test {
 struct TerminalStep {
   std::string shown;
   std::string typed = {};
-  int signal = 0;  // 0: none
+  int signal = 0;        // 0: none
+  bool hang_up = false;  // then the terminal is gone, as when its window is closed; the last step
 };
 
 /// The program's terminal output comes back as `out`. Never hangs: it is killed at the time limit,
