@@ -40,7 +40,7 @@ TEST_P(GoldenLora, LogitsAndGreedyTokens) {
   auto tensors = read_tensors(*path + "/expected.safetensors");
   ModelRunner runner(*base_path, GetParam().variant);
   runner.adapter = runner.model().add_adapters({{*path, 1.0}});
-  const bool exact = GetParam().variant != "cpu";
+  const bool exact = is_exact(GetParam().variant);
   for (const json& prompt : expected["prompts"]) {
     const auto got = runner.logits(prompt["input_ids"], prompt["positions"]);
     const auto want = floats_of(tensors.at(prompt["logits"]));
@@ -68,7 +68,7 @@ TEST_P(GoldenLora, LogitsAndGreedyTokens) {
 std::vector<Case> cases() {
   std::vector<Case> out;
   for (const std::string& adapter : golden_names("models/lora")) {
-    for (const char* variant : {"reference", "cpu_f32", "cpu"})
+    for (const char* variant : {"reference", "cpu_f32", "cpu_f32kv", "cpu"})
       out.push_back({adapter, variant});
   }
   return out;

@@ -1,5 +1,6 @@
 // Every checkpoint of golden/models against the numbers that Transformers gives: logits, values
 // inside the layers, greedy tokens, log-probabilities, routing, inverse frequencies.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include "model/rope.h"
 #include "support/golden.h"
 #include "support/model_runner.h"
+#include "support/routing.h"
 #include "support/tiny_checkpoint.h"
 
 namespace qw::test {
@@ -40,7 +42,7 @@ class GoldenModel : public testing::TestWithParam<Case> {
     expected_ = read_json(path_ + "/expected.json");
     tensors_ = read_tensors(path_ + "/expected.safetensors");
     runner_ = std::make_unique<ModelRunner>(path_, GetParam().variant);
-    exact_ = GetParam().variant != "cpu";
+    exact_ = is_exact(GetParam().variant);
   }
 
   /// The part of expected.json that holds the prompts: sliding-window models are judged by the
@@ -72,18 +74,20 @@ class GoldenModel : public testing::TestWithParam<Case> {
 };
 
 TEST_P(GoldenModel, LogitsOfEveryPrompt) {
-  double worst = 0;
+  const std::string& variant = GetParam().variant;
+  const double bound = exact_ ? kLogitsRelative : logits_bound(runner_->model(), variant);
+  RoutingCheck routing(*runner_, variant);
+  Difference worst;
   for (const json& prompt : prompts()) {
-    const auto got = runner_->logits(prompt["input_ids"], prompt["positions"]);
-    const Difference d =
-        largest_difference(got, floats_of(tensors_.at(prompt["logits"])), runner_->vocab());
+    const Difference d = routing.difference(prompt["input_ids"], prompt["positions"],
+                                            floats_of(tensors_.at(prompt["logits"])));
     EXPECT_LE(d.absolute, logit_tolerance()) << prompt["name"];
-    if (exact_) {
-      EXPECT_LE(d.relative, kLogitsRelative) << prompt["name"];
-    }
-    worst = std::max(worst, d.absolute);
+    EXPECT_LE(d.relative, bound) << prompt["name"];
+    worst = {std::max(worst.absolute, d.absolute), std::max(worst.relative, d.relative)};
   }
-  RecordProperty("largest_difference", std::to_string(worst));
+  RecordProperty("largest_difference", fmt::format("{:.3g}", worst.absolute));
+  RecordProperty("relative_to_range", fmt::format("{:.3g}", worst.relative));
+  RecordProperty("flipped_choices", std::to_string(routing.n_flips()));
 }
 
 class GoldenTrace : public GoldenModel {};
@@ -251,7 +255,8 @@ const auto kCaseName = [](const auto& one) {
 };
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenModel,
-                         testing::ValuesIn(cases("", {"reference", "cpu_f32", "cpu"})), kCaseName);
+                         testing::ValuesIn(cases("", {"reference", "cpu_f32", "cpu_f32kv", "cpu"})),
+                         kCaseName);
 INSTANTIATE_TEST_SUITE_P(All, GoldenTrace,
                          testing::ValuesIn(cases("trace", {"reference", "cpu_f32"})), kCaseName);
 INSTANTIATE_TEST_SUITE_P(All, GoldenRouting,

@@ -12,6 +12,7 @@
 
 #include "support/golden.h"
 #include "support/model_runner.h"
+#include "support/routing.h"
 
 namespace qw::test {
 
@@ -28,7 +29,7 @@ struct Case {
 std::vector<Case> cases_of(const std::vector<std::string>& names) {
   std::vector<Case> out;
   for (const std::string& name : names) {
-    for (const char* variant : {"reference", "cpu_f32", "cpu"})
+    for (const char* variant : {"reference", "cpu_f32", "cpu_f32kv", "cpu"})
       out.push_back({name, variant});
   }
   return out;
@@ -48,9 +49,14 @@ Difference larger_of(const Difference& a, const Difference& b) {
 }
 
 /// For docs/accuracy.md: what was measured, in the test's report (--gtest_output=json:FILE).
-void record(const Difference& worst) {
+void record(const Difference& worst, const RoutingCheck& routing) {
   testing::Test::RecordProperty("largest_difference", fmt::format("{:.3g}", worst.absolute));
   testing::Test::RecordProperty("relative_to_range", fmt::format("{:.3g}", worst.relative));
+  if (routing.n_flips() == 0) return;
+  testing::Test::RecordProperty("flipped_choices", std::to_string(routing.n_flips()));
+  testing::Test::RecordProperty("flipped_margin", fmt::format("{:.3g}", routing.largest_margin()));
+  testing::Test::RecordProperty("flipped_relative",
+                                fmt::format("{:.3g}", routing.of_flipped_rows().relative));
 }
 
 /// Steps whose margin is larger than this must give the golden's token: both logits may move by
@@ -74,22 +80,23 @@ TEST_P(GoldenGrouped, LogitsGreedyTokensAndPerplexity) {
   auto tensors = read_tensors(*find_golden(name + "/expected.safetensors"));
   const auto config = find_golden(name + "/config.json");
   ModelRunner runner(std::filesystem::path(*config).parent_path().string(), GetParam().variant);
-  const bool exact = GetParam().variant != "cpu";
-  const double bound = exact ? kLogitsRelative : logits_bound(runner.model());
+  const bool exact = is_exact(GetParam().variant);
+  const double bound = exact ? kLogitsRelative : logits_bound(runner.model(), GetParam().variant);
+  RoutingCheck routing(runner, GetParam().variant);
   Difference worst;
   for (const auto& [input_name, input] : expected["inputs"].items()) {
     const std::vector<int32_t> ids = input;
     std::vector<int32_t> rows(ids.size());
     std::iota(rows.begin(), rows.end(), 0);
-    const Difference d = largest_difference(
-        runner.logits(ids, rows), floats_of(tensors.at("logits." + input_name)), runner.vocab());
+    const Difference d =
+        routing.difference(ids, rows, floats_of(tensors.at("logits." + input_name)));
     worst = larger_of(worst, d);
     EXPECT_LE(d.relative, bound) << input_name;
     if (exact) {
       EXPECT_LE(d.absolute, kLogits) << input_name;
     }
   }
-  record(worst);
+  record(worst, routing);
   const json& greedy = expected["greedy"];
   const std::vector<int32_t> tokens = greedy["tokens"];
   const GreedyCheck check = compare_greedy(runner.greedy(greedy["prompt"], tokens.size()), tokens,
@@ -138,7 +145,7 @@ class GoldenGguf : public testing::TestWithParam<Case> {
     if (!path_) GTEST_SKIP() << where << " is not here";
     runner_ = std::make_unique<ModelRunner>(*path_, GetParam().variant);
   }
-  bool exact() const { return GetParam().variant != "cpu"; }
+  bool exact() const { return is_exact(GetParam().variant); }
 
   json expected_;
   std::optional<std::string> path_;
@@ -149,13 +156,14 @@ TEST_P(GoldenGguf, LogitsAndGreedyTokens) {
   const auto values = find_golden("gguf/expected/" + GetParam().name + ".safetensors");
   ASSERT_TRUE(values);
   auto tensors = read_tensors(*values);
-  const double bound = exact() ? kLogitsRelative : logits_bound(runner_->model());
+  const double bound =
+      exact() ? kLogitsRelative : logits_bound(runner_->model(), GetParam().variant);
+  RoutingCheck routing(*runner_, GetParam().variant);
   Difference worst;
   for (const json& prompt : expected_["prompts"]) {
     const std::vector<int32_t> ids = prompt["ids"];
-    const auto got = runner_->logits(ids, {static_cast<int32_t>(ids.size() - 1)});
     const auto want = floats_of(tensors.at("logits_" + std::to_string(ids.size())));
-    const Difference d = largest_difference(got, want, runner_->vocab());
+    const Difference d = routing.difference(ids, {static_cast<int32_t>(ids.size() - 1)}, want);
     worst = larger_of(worst, d);
     EXPECT_LE(d.relative, bound) << ids.size() << " ids";
     if (exact()) {
@@ -166,7 +174,7 @@ TEST_P(GoldenGguf, LogitsAndGreedyTokens) {
                                              prompt["margins"], greedy_margin(worst, exact()));
     EXPECT_GE(check.agree, check.must_agree) << ids.size() << " ids";
   }
-  record(worst);
+  record(worst, routing);
 }
 
 // As llama-perplexity counts it: windows of 128 without overlap, the second half of each predicts.

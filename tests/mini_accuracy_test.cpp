@@ -130,8 +130,10 @@ Counts evaluate(const std::string& path, const std::string& activations) {
   OpenOptions options;
   options.quiet = true;
   options.engine.n_slots = 32;
-  options.engine.kv_type = "f32";
-  options.backend.activations = activations == "f32" ? ActivationMode::kF32 : ActivationMode::kAuto;
+  if (activations == "f32") {  // else everything as the program has it when no flag is given
+    options.engine.kv_type = "f32";
+    options.backend.activations = ActivationMode::kF32;
+  }
   const auto loaded = open_model(path, options);
   const auto engine = loaded->make_engine();
   const std::vector<Item> list = items();
@@ -207,6 +209,15 @@ std::string gguf_of_bundled(const char* name, DType dtype) {
   const auto path = std::filesystem::temp_directory_path() / (std::to_string(::getpid()) + name);
   test::write_gguf_from_hf(kRoot + "/models/qianwen-mini-chat", path.string(), dtype);
   return path.string();
+}
+
+// As users run it: activations rounded to bf16, the cache in f16. Near ties may turn.
+TEST(MiniAccuracy, TheDefaultStaysCloseToThePublishedCounts) {
+  const Total total = compare_with_published(evaluate(kRoot + "/models/qianwen-mini-chat", "auto"));
+  EXPECT_EQ(total.of, 1923);
+  EXPECT_NEAR(total.right, 1273, 20);  // 1 % of the items; measured: see docs/accuracy.md
+  EXPECT_LE(total.largest_skill_difference, 5);
+  testing::Test::RecordProperty("right", total.right);
 }
 
 // A BF16 GGUF holds the same numbers, so the same answers must come out, through another reader,

@@ -16,9 +16,15 @@
 
 namespace qw::test {
 
-/// A backend in one of the ways it is tested: "reference", "cpu_f32" (activations kept in f32),
-/// "cpu" (as users run it).
+/// A backend in one of the ways it is tested: "reference"; "cpu_f32", activations kept in f32;
+/// "cpu_f32kv", rounded activations; "cpu", as users run it. All but the last have an f32 cache.
 std::unique_ptr<Backend> make_test_backend(std::string_view variant);
+
+/// Type of the KV cache of a variant: the program's default for "cpu", else f32.
+DType kv_type_of(std::string_view variant);
+
+/// True for the variants that calculate in f32 (or f64) throughout.
+bool is_exact(std::string_view variant);
 
 struct GreedyStep {
   int32_t token = 0;
@@ -27,9 +33,12 @@ struct GreedyStep {
 
 class ModelRunner {
  public:
-  ModelRunner(const std::string& path, std::string_view variant, DType kv_type = DType::kF32);
+  ModelRunner(const std::string& path, std::string_view variant)
+      : ModelRunner(path, variant, kv_type_of(variant)) {}
+  ModelRunner(const std::string& path, std::string_view variant, DType kv_type);
 
   Model& model() { return *model_; }
+  const std::string& path() const { return path_; }
   int64_t vocab() const { return model_->config().vocab; }
 
   /// Starts the sequence anew.
@@ -49,6 +58,7 @@ class ModelRunner {
   int32_t adapter = -1;
 
  private:
+  std::string path_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<KvCache> kv_;
@@ -89,8 +99,9 @@ GreedyCheck compare_greedy(const std::vector<GreedyStep>& got, const std::vector
                            const std::vector<float>& margins, double tolerance);
 
 /// The largest difference of logits, relative to the range of a row, that docs/accuracy.md states
-/// for the default CPU backend on this model: the bound of its loosest weight format.
-double logits_bound(const Model& model);
+/// for the default CPU backend on this model: the bound of its loosest weight format, and of the
+/// variant's KV cache.
+double logits_bound(const Model& model, std::string_view variant);
 
 /// Names of the folders (or of the files NAME.json, without ending) below a golden folder that hold
 /// expected values, from the project and the shared folder, sorted.
