@@ -402,6 +402,9 @@ TEST_F(Cli, StdinClosedAndStdoutFull) {
            {"chat"}, {"generate"}, {"generate", "--file", "-"}, {"tokenize"}}) {
     expect_failure(qianwen(args, {.close_stdin = true}), 7, "standard input");
   }
+  for (const char* flag : {"--file", "--messages"}) {
+    expect_failure(qianwen({"render", flag, "/dev/stdin"}, {.close_stdin = true}), 7, "/dev/stdin");
+  }
   // A stream that is closed must not become the number of a file that is opened later.
   const std::string file = write("kept.json", "{\"prompts\": [[1, 2]]}");
   const std::string logits = (folder_ / "out.safetensors").string();

@@ -172,11 +172,10 @@ void install_signal_handlers() {
 void occupy_standard_streams() {
   for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
     if (fcntl(fd, F_GETFD) >= 0) continue;
-    // The lowest number that is free is this one. Reading from it fails, and writing to it.
-    const int mode = fd == STDIN_FILENO ? O_WRONLY : O_RDONLY;
-    if (open("/dev/null", mode) != fd)
-      fail(ErrorKind::kIo, "program", "/dev/null: expected to open it, got: {}",
-           std::strerror(errno));
+    // The lowest number that is free is this one. O_PATH: nothing can be read from it or written to
+    // it, and who opens /dev/stdin finds a directory.
+    if (open("/", O_PATH | O_DIRECTORY) != fd)
+      fail(ErrorKind::kIo, "program", "/: expected to open it, got: {}", std::strerror(errno));
   }
 }
 
