@@ -37,12 +37,21 @@ int64_t measure(const Options& options, const OpenOptions& open, int64_t ctx) {
   for (size_t i = 0; i < ids.size(); ++i)
     ids[i] = static_cast<int32_t>(static_cast<int64_t>(i * 7919) % usable);
   ScoreOptions score;
-  score.first_row = ctx - 1;
+  // As many rows of logits as a step may hold.
+  score.first_row = std::max<int64_t>(0, ctx - step_logit_rows(open.engine));
   score.cancel = &interrupted();
   score.adapter = loaded->adapter;
   const auto ignore = [](int64_t, int64_t, const float*) {};
   engine->score(ids, ignore, score);
   return peak_resident_bytes();
+}
+
+/// The tokenizer is opened, too: it is part of what the program takes.
+MemoryPlan make_plan(const std::string& path, const OpenOptions& open) {
+  const ModelFiles files = open_files(path, true);
+  const ModelConfig config = ModelConfig::from_checkpoint(*files.checkpoint);
+  const auto backend = make_backend(open.device, open.backend);
+  return plan_memory(*files.checkpoint, config, *backend, open, /*enforce=*/false);
 }
 
 std::string mib(int64_t bytes) {
@@ -53,17 +62,18 @@ void run(const Options& options) {
   init_logging(options.log_level);
   OpenOptions open = open_options(options);
   open.engine.n_slots = options.slots;
-  const ModelFiles files = open_files(model_path(options), true);
-  const ModelConfig config = ModelConfig::from_checkpoint(*files.checkpoint);
-  const auto backend = make_backend(open.device, open.backend);
-  const MemoryPlan plan = plan_memory(*files.checkpoint, config, *backend, open, /*enforce=*/false);
+  const MemoryPlan plan = make_plan(model_path(options), open);
   const int64_t peak = options.measure ? measure(options, open, plan.ctx) : 0;
   if (options.json) {
     nlohmann::ordered_json json = {{"weights_bytes", plan.weights_bytes},
                                    {"kv_bytes", plan.kv_bytes},
                                    {"activations_bytes", plan.activations_bytes},
                                    {"logits_bytes", plan.logits_bytes},
+                                   {"working_bytes", plan.working_bytes},
+                                   {"program_bytes", plan.program_bytes},
+                                   {"file_pages_bytes", plan.file_pages_bytes},
                                    {"total_bytes", plan.total_bytes},
+                                   {"needed_bytes", plan.needed_bytes},
                                    {"available_bytes", plan.available_bytes},
                                    {"ctx", plan.ctx},
                                    {"slots", options.slots},
@@ -71,17 +81,20 @@ void run(const Options& options) {
                                    {"kv_bytes_per_token", plan.kv_bytes_per_token},
                                    {"trained_ctx", plan.trained_ctx},
                                    {"largest_ctx", plan.largest_ctx},
-                                   {"fits", plan.total_bytes <= plan.available_bytes}};
+                                   {"fits", plan.needed_bytes <= plan.available_bytes}};
     if (options.measure) json["measured_peak_bytes"] = peak;
     print_json(json);
     return;
   }
   std::string text = fmt::format(
       "weights      {}\nKV cache     {}  ({} tokens x {} slots, {}, {} bytes a token)\nactivations "
-      " {}\nlogits       {}\n"
+      " {}\nlogits       {}\nworking      {}  (the backend's scratch)\n"
+      "program      {}  (code, libraries, tokenizer)\n"
+      "file pages   {}  (of the model; given back when memory is short)\n"
       "total        {}\navailable    {}\n",
       mib(plan.weights_bytes), mib(plan.kv_bytes), plan.ctx, options.slots, open.engine.kv_type,
       plan.kv_bytes_per_token, mib(plan.activations_bytes), mib(plan.logits_bytes),
+      mib(plan.working_bytes), mib(plan.program_bytes), mib(plan.file_pages_bytes),
       mib(plan.total_bytes), mib(plan.available_bytes));
   if (options.measure) text += fmt::format("measured peak{}\n", mib(peak));
   text += fmt::format("largest context that fits: {} tokens (trained on {})\n", plan.largest_ctx,

@@ -158,6 +158,16 @@ struct BackendOptions {
   void check() const;
 };
 
+/// Sizes of the largest step, for Backend::working_bytes.
+struct StepSizes {
+  int64_t rows = 0;     // tokens
+  int64_t columns = 0;  // widest input of a linear layer
+  int64_t hidden = 0, vocab = 0;
+  int64_t logit_rows = 0;
+  int64_t n_heads = 0, head_dim = 0;
+  int64_t ctx = 0;  // longest sequence
+};
+
 /// One thread at a time may call a backend, which then uses its own: it keeps scratch memory, and
 /// the state of the step under way.
 class Backend {
@@ -178,6 +188,14 @@ class Backend {
   /// Bytes that `source` will take once packed, for the memory plan. Default: as published.
   virtual int64_t packed_bytes(const LinearSource& source) const {
     return source.published_bytes();
+  }
+  /// Bytes that `source` will take as an embedding table; 0: its rows are read from the file where
+  /// they lie. Default: as a linear weight.
+  virtual int64_t embedding_bytes(const LinearSource& source) const { return packed_bytes(source); }
+  /// Scratch that a step of these sizes takes besides its activations (the memory plan). Default:
+  /// the logits and their inputs before they are downloaded.
+  virtual int64_t working_bytes(const StepSizes& step) const {
+    return step.logit_rows * (step.hidden + step.vocab) * int64_t{sizeof(float)};
   }
   virtual std::unique_ptr<DeviceVector> upload(std::span<const float> values) = 0;
   virtual std::unique_ptr<KvCache> make_kv(const KvSpec& spec) = 0;

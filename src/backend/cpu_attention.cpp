@@ -24,6 +24,13 @@ constexpr int kTileRows = 96;
 constexpr int kWidenRows = 12;
 /// At most this much for partial sums; otherwise spans of a tile are done one after the other.
 constexpr int64_t kMaxPartialFloats = int64_t{16} << 20;
+/// The same for each thread: decoding one sequence of 32,768 tokens with 64 heads of 128 takes
+/// about four megabytes, whatever is larger has tiles enough without a cut.
+constexpr int64_t kMaxPartialFloatsPerThread = int64_t{512} << 10;
+
+int64_t most_partial_floats(int n_threads) {
+  return std::min(kMaxPartialFloats, n_threads * kMaxPartialFloatsPerThread);
+}
 
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
@@ -331,6 +338,15 @@ int64_t CpuAttention::partial_floats(const CpuAttentionCall& call) const {
   return out * call.spec.n_kv_heads;
 }
 
+int64_t CpuAttention::working_bytes(const StepSizes& step) const {
+  if (pool_.size() == 1) return 0;
+  // run() splits fewer than eight tiles per thread, and no step has more rows than this.
+  const int64_t rows = std::min(step.rows * step.n_heads, 8 * pool_.size() * int64_t{kTileRows});
+  const int64_t n_spans = ceil_div(step.ctx, int64_t{kSpanPages} * kPage);
+  return std::min(most_partial_floats(pool_.size()), n_spans * state_floats(rows, step.head_dim)) *
+         int64_t{sizeof(float)};
+}
+
 int64_t CpuAttention::run(const CpuAttentionCall& call, const Rows& o) {
   make_tiles(call);
   if (tiles_.empty()) return -1;
@@ -342,7 +358,7 @@ int64_t CpuAttention::run(const CpuAttentionCall& call, const Rows& o) {
   // Few tiles (decoding) would leave threads idle, or busy for unequal times.
   const int64_t n_items = static_cast<int64_t>(tiles_.size()) * call.spec.n_kv_heads;
   const bool split = pool_.size() > 1 && n_items < int64_t{8} * pool_.size() &&
-                     partial_floats(call) <= kMaxPartialFloats;
+                     partial_floats(call) <= most_partial_floats(pool_.size());
   split ? run_split(call, o) : run_whole(call, o);
   return bad_row_.row();
 }

@@ -41,6 +41,9 @@ class CpuAttention {
   /// result that is not finite, -1 if there is none.
   int64_t run(const CpuAttentionCall& call, const Rows& o);
 
+  /// Partial sums that a step keeps at most where its sequences are cut into spans.
+  int64_t working_bytes(const StepSizes& step) const;
+
   const char* kernel_name() const noexcept { return ops_.name; }
 
  private:

@@ -86,6 +86,12 @@ std::unique_ptr<DeviceVector> CpuBackend::upload(std::span<const float> values) 
   return std::make_unique<CpuVector>(values);
 }
 
+int64_t CpuBackend::working_bytes(const StepSizes& step) const {
+  return step.logit_rows * step.hidden * int64_t{sizeof(float)} +
+         linear_working_bytes(step.rows, step.columns, n_threads()) +
+         attention_.working_bytes(step);
+}
+
 std::unique_ptr<KvCache> CpuBackend::make_kv(const KvSpec& spec) {
   return std::make_unique<CpuKv>(spec);
 }

@@ -39,6 +39,8 @@ class CpuBackend final : public Backend {
   std::unique_ptr<EmbeddingWeight> pack_embedding(const LinearSource& source) override;
   std::unique_ptr<LinearWeight> pack_tied(const LinearSource& source,
                                           const EmbeddingWeight& table) override;
+  int64_t embedding_bytes(const LinearSource& /*source*/) const override { return 0; }
+  int64_t working_bytes(const StepSizes& step) const override;
   std::unique_ptr<DeviceVector> upload(std::span<const float> values) override;
   std::unique_ptr<KvCache> make_kv(const KvSpec& spec) override;
   int kv_page_tokens() const override { return kernels::kKvPageTokens; }

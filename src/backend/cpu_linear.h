@@ -55,6 +55,10 @@ struct CpuLinearCall {
 /// Accumulation order depends on (layout, kernel, k) only.
 void run_cpu_linear(const CpuLinear& weight, const CpuLinearCall& call, CpuContext& context);
 
+/// Scratch that linear layers of up to m rows and k columns grow to, at most: the input reordered
+/// and rounded, and per thread an expanded chunk of weights and its sums.
+int64_t linear_working_bytes(int64_t m, int64_t k, int n_threads);
+
 /// gate[i] = silu(gate[i]) * up[i]; false if a result is not finite. kernels/elementwise.h.
 using SiluMulFn = bool (*)(float* gate, const float* up, int64_t n);
 

@@ -49,9 +49,10 @@ constexpr int64_t kSerialElems = 8192;
 struct Growing {
   AlignedBytes bytes;
   uint8_t* at_least(int64_t size) {
-    if (bytes.size() < size) bytes = AlignedBytes(size + size / 4, "activations");
+    if (bytes.size() < size) bytes = AlignedBytes(grown(size), "activations");
     return bytes.data();
   }
+  static int64_t grown(int64_t size) { return size + size / 4; }
 };
 
 }  // namespace
@@ -408,6 +409,18 @@ class Run {
 void run_cpu_linear(const CpuLinear& weight, const CpuLinearCall& call, CpuContext& context) {
   if (call.m == 0) return;
   Run(static_cast<const PackedLinear&>(weight), call, nullptr, context).all();
+}
+
+int64_t linear_working_bytes(int64_t m, int64_t k, int n_threads) {
+  const int64_t rows = round_up<int64_t>(m, kTileRows), n_blocks = ceil_div<int64_t>(k, kBlock);
+  // Blocks of 8-bit activations take at least what bf16 pairs take.
+  const int64_t gathered = m * k * int64_t{sizeof(float)},
+                rounded = rows * n_blocks * int64_t{sizeof(ActBlock)};
+  const int64_t lanes = int64_t{kernels::kMaxTilePanels} * kLanes * int64_t{sizeof(float)};
+  const int64_t per_thread = int64_t{sizeof(ExpandedChunk)} +
+                             Growing::grown(std::min(kTileJobRows, rows) * lanes) +
+                             Growing::grown(k * lanes);
+  return Growing::grown(gathered) + Growing::grown(rounded) + n_threads * per_thread;
 }
 
 bool can_run_gated(const CpuLinear& weight, int64_t m) {

@@ -57,6 +57,12 @@ class ProfiledBackend final : public Backend {
   int64_t packed_bytes(const LinearSource& source) const override {
     return inner_->packed_bytes(source);
   }
+  int64_t embedding_bytes(const LinearSource& source) const override {
+    return inner_->embedding_bytes(source);
+  }
+  int64_t working_bytes(const StepSizes& step) const override {
+    return inner_->working_bytes(step);
+  }
   std::unique_ptr<DeviceVector> upload(std::span<const float> values) override {
     return inner_->upload(values);
   }

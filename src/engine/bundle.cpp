@@ -32,6 +32,7 @@ MemoryRequest request_of(const OpenOptions& options, int64_t ctx) {
   request.logit_rows = step_logit_rows(options.engine);
   request.kv_type = *kv_type;
   request.adapters = options.adapters;
+  request.program_bytes = program_memory_bytes();
   request.limit_bytes = options.memory_bytes;
   return request;
 }
@@ -86,7 +87,11 @@ MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelConfig& config,
   plan.kv_bytes = forecast.kv;
   plan.activations_bytes = forecast.activations;
   plan.logits_bytes = forecast.logits;
+  plan.working_bytes = forecast.working;
+  plan.program_bytes = forecast.program;
+  plan.file_pages_bytes = forecast.file_pages;
   plan.total_bytes = forecast.total();
+  plan.needed_bytes = forecast.needed();
   plan.available_bytes = forecast.available;
   plan.kv_tokens = plan.ctx * options.engine.n_slots;
   plan.largest_ctx = forecast.largest_ctx;
@@ -111,7 +116,7 @@ std::unique_ptr<LoadedModel> open_model(const std::string& path, const OpenOptio
   loaded->engine_options = options.engine;
   loaded->engine_options.ctx = loaded->plan.ctx;
   if (options.memory_bytes > 0)
-    loaded->engine_options.spare_bytes = options.memory_bytes - loaded->plan.total_bytes;
+    loaded->engine_options.spare_bytes = options.memory_bytes - loaded->plan.needed_bytes;
 
   LoadOptions load;
   load.quiet = options.quiet;

@@ -38,16 +38,20 @@ struct OpenOptions {
 
 /// Memory by kind, before anything is loaded. Bytes.
 struct MemoryPlan {
-  int64_t weights_bytes = 0;      // tensors as they lie in the file
+  int64_t weights_bytes = 0;      // as the backend packs them, adapters included
   int64_t kv_bytes = 0;           // of `kv_tokens` in the cache
   int64_t activations_bytes = 0;  // of a step of chunk_tokens
   int64_t logits_bytes = 0;
-  int64_t total_bytes = 0;
-  int64_t available_bytes = 0;
-  int64_t ctx = 0;          // the context in force
-  int64_t kv_tokens = 0;    // ctx * n_slots
-  int64_t trained_ctx = 0;  // the model's max_position_embeddings (rope scaling included)
-  int64_t largest_ctx = 0;  // that fits available_bytes with n_slots slots
+  int64_t working_bytes = 0;     // the backend's scratch
+  int64_t program_bytes = 0;     // code, libraries, tokenizer: what the process holds at planning
+  int64_t file_pages_bytes = 0;  // of the model files; the system takes them back when it must
+  int64_t total_bytes = 0;       // all of these: the resident peak
+  int64_t needed_bytes = 0;      // without file pages: refused if more than available_bytes
+  int64_t available_bytes = 0;   // to this process in all
+  int64_t ctx = 0;               // the context in force
+  int64_t kv_tokens = 0;         // ctx * n_slots
+  int64_t trained_ctx = 0;       // the model's max_position_embeddings (rope scaling included)
+  int64_t largest_ctx = 0;       // that fits available_bytes with n_slots slots
   int64_t kv_bytes_per_token = 0;
 };
 

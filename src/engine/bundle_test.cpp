@@ -123,7 +123,7 @@ TEST(Bundle, MemoryIsRefusedBeforeItIsTaken) {
   options.memory_bytes = int64_t{60} << 20;
   try {
     const auto loaded = open_model(kMini, options);
-    EXPECT_LE(loaded->plan.total_bytes, options.memory_bytes);
+    EXPECT_LE(loaded->plan.needed_bytes, options.memory_bytes);
     EXPECT_LE(loaded->plan.ctx, 2048);
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kOutOfMemory) << error.what();

@@ -94,6 +94,39 @@ int64_t activation_floats(const ModelConfig& c) {
   return 3 * c.hidden + 2 * q + 2 * kv + ffn;
 }
 
+/// The widest input of a linear layer.
+int64_t widest_input(const ModelConfig& c) {
+  int64_t out = std::max({int64_t{c.hidden}, int64_t{c.n_heads} * c.head_dim});
+  if (!c.moe) return std::max(out, int64_t{c.intermediate});
+  return std::max({out, int64_t{c.intermediate}, int64_t{c.moe->expert_intermediate},
+                   int64_t{c.moe->shared_intermediate}});
+}
+
+/// What is packed, and the pages of the files that packing and reading leave in memory.
+struct WeightBytes {
+  int64_t packed = 0;
+  int64_t load_peak = 0;  // packed so far and the source of the layer at hand, at most
+  int64_t table = 0;      // of the embedding, if its rows are read from the file; else 0
+};
+
+WeightBytes weight_bytes(const NetworkSources& sources, const Backend& backend) {
+  WeightBytes out;
+  const LinearSource& table = sources.embedding.parts.front();
+  const int64_t own = backend.embedding_bytes(table);
+  if (own == 0) out.table = table.published_bytes();
+  bool is_table = true;  // for_each begins with it
+  sources.for_each([&](const LinearParts& parts) {
+    const bool shared = is_table && sources.tied;  // the head's product is the table's, too
+    for (const LinearSource& part : parts.parts) {
+      const int64_t bytes = is_table && !shared ? own : backend.packed_bytes(part);
+      out.packed = checked_add(out.packed, bytes, "weights");
+    }
+    is_table = false;
+    out.load_peak = std::max(out.load_peak, out.packed + parts.published_bytes());
+  });
+  return out;
+}
+
 /// What an adapter adds: its low-rank matrices in f32, whole matrices as the backend packs them. A
 /// changed embedding becomes a table of its own, in f32.
 int64_t adapter_bytes(const AdapterFile& file, const ModelConfig& config, const Backend& backend) {
@@ -123,6 +156,12 @@ std::string mib(int64_t bytes) {
 
 }  // namespace
 
+int64_t program_memory_bytes(const std::string& proc) {
+  const std::string status = read_all(proc + "/self/status");
+  return (number_after(status, "VmRSS:").value_or(0) + number_after(status, "VmExe:").value_or(0)) *
+         1024;
+}
+
 int64_t available_memory_bytes(const std::string& proc, const std::string& cgroups) {
   const auto kib = number_after(read_all(proc + "/meminfo"), "MemAvailable:");
   const int64_t machine = kib ? checked_mul<int64_t>(*kib, 1024, "MemAvailable") : kNoLimit;
@@ -143,10 +182,8 @@ MemoryForecast forecast_memory(const Checkpoint& checkpoint, const ModelConfig& 
   check("rows of logits", request.logit_rows);
 
   MemoryForecast out;
-  open_network(checkpoint, config).for_each([&](const LinearParts& parts) {
-    for (const LinearSource& part : parts.parts)
-      out.weights = checked_add(out.weights, backend.packed_bytes(part), "weights");
-  });
+  const WeightBytes weights = weight_bytes(open_network(checkpoint, config), backend);
+  out.weights = weights.packed;
   for (const AdapterSpec& adapter : request.adapters) {
     const int64_t bytes = adapter_bytes(read_adapter(adapter.path), config, backend);
     out.weights = checked_add(out.weights, bytes, "weights");
@@ -164,10 +201,25 @@ MemoryForecast forecast_memory(const Checkpoint& checkpoint, const ModelConfig& 
   constexpr int64_t kFloat = sizeof(float);
   out.activations =
       checked_mul(activation_floats(config) * kFloat, request.chunk_tokens, "activations");
-  // Twice: the host's copy, and the backend's before it is read back.
-  out.logits = checked_mul(2 * config.vocab * kFloat, request.logit_rows, "logits");
-  out.available = request.limit_bytes > 0 ? request.limit_bytes : available_memory_bytes();
-  const int64_t room = out.available - out.weights - out.activations - out.logits;
+  out.logits = checked_mul(config.vocab * kFloat, request.logit_rows, "logits");
+  out.working = backend.working_bytes({.rows = request.chunk_tokens,
+                                       .columns = widest_input(config),
+                                       .hidden = config.hidden,
+                                       .vocab = config.vocab,
+                                       .logit_rows = request.logit_rows,
+                                       .n_heads = config.n_heads,
+                                       .head_dim = config.head_dim,
+                                       .ctx = request.ctx});
+  out.program = request.program_bytes;
+  // A token that was never met brings in the pages that the system reads around its row. What
+  // packing the largest matrix held counts where it was more than all that comes later.
+  constexpr int64_t kReadAround = 128 << 10;
+  const int64_t tokens = checked_mul(request.ctx, request.n_slots, "tokens");
+  out.file_pages = std::max(std::min(weights.table, checked_mul(tokens, kReadAround, "file pages")),
+                            weights.load_peak + out.program - out.needed());
+  out.available = request.limit_bytes > 0 ? request.limit_bytes
+                                          : available_memory_bytes() + request.program_bytes;
+  const int64_t room = out.available - (out.needed() - out.kv);
   out.largest_ctx = room <= 0 ? 0 : room / page_bytes / request.n_slots * page_tokens;
   return out;
 }
@@ -181,10 +233,10 @@ void require_memory(const MemoryForecast& forecast, const MemoryRequest& request
   fail(
       ErrorKind::kOutOfMemory, "memory",
       "{} tokens x {} slots: expected to need at most {} (available), got {} (weights {}, KV cache "
-      "{}, activations {}, logits {}; {})",
-      request.ctx, request.n_slots, mib(forecast.available), mib(forecast.total()),
+      "{}, activations {}, logits {}, working {}, program {}; {})",
+      request.ctx, request.n_slots, mib(forecast.available), mib(forecast.needed()),
       mib(forecast.weights), mib(forecast.kv), mib(forecast.activations), mib(forecast.logits),
-      advice);
+      mib(forecast.working), mib(forecast.program), advice);
 }
 
 }  // namespace qw

@@ -21,7 +21,8 @@ struct MemoryRequest {
   int64_t logit_rows = 1;      // rows of logits kept on the host
   DType kv_type = KvSpec{}.type;
   std::vector<AdapterSpec> adapters = {};
-  int64_t limit_bytes = 0;  // what may be used; 0: available_memory_bytes()
+  int64_t program_bytes = 0;  // what the process holds already, and its code; program_memory_bytes
+  int64_t limit_bytes = 0;    // of everything; 0: available_memory_bytes() and program_bytes
 };
 
 /// All in bytes.
@@ -30,12 +31,18 @@ struct MemoryForecast {
   int64_t kv = 0;           // ctx tokens (rounded up to pages) in every slot
   int64_t activations = 0;  // of a step of chunk_tokens
   int64_t logits = 0;
+  int64_t working = 0;  // the backend's scratch
+  int64_t program = 0;  // code, libraries, tokenizer, headers of the files
+  /// Pages of the model files in memory at the peak. They can be had back, so they count in total()
+  /// but are no reason to refuse.
+  int64_t file_pages = 0;
   int64_t available = 0;
   int64_t kv_per_token = 0;  // of one slot
   int64_t largest_ctx = 0;   // tokens per slot that fit beside everything else; may be 0
 
-  int64_t total() const { return weights + kv + activations + logits; }
-  bool fits() const { return total() <= available; }
+  int64_t total() const { return needed() + file_pages; }
+  int64_t needed() const { return weights + kv + activations + logits + working + program; }
+  bool fits() const { return needed() <= available; }
 };
 
 /// Opens every tensor (headers only) and adds up. Errors: as open_network and read_adapter;
@@ -45,6 +52,10 @@ MemoryForecast forecast_memory(const Checkpoint& checkpoint, const ModelConfig& 
 
 /// Errors: out_of_memory, naming every part, what is available and the largest context that fits.
 void require_memory(const MemoryForecast& forecast, const MemoryRequest& request);
+
+/// Memory that this process holds (resident), and all of its own code, which it may yet touch.
+/// `proc` is for tests. 0 where the system does not say.
+int64_t program_memory_bytes(const std::string& proc = "/proc");
 
 /// Memory that this process may still take: the smallest of MemAvailable, what is left of its
 /// control group's limit (v1 or v2, page cache counted as free) and what is left of RLIMIT_AS.
