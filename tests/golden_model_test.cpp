@@ -88,6 +88,8 @@ TEST_P(GoldenModel, LogitsOfEveryPrompt) {
   RecordProperty("largest_difference", fmt::format("{:.3g}", worst.absolute));
   RecordProperty("relative_to_range", fmt::format("{:.3g}", worst.relative));
   RecordProperty("flipped_choices", std::to_string(routing.n_flips()));
+  RecordProperty("flipped_margin", fmt::format("{:.3g}", routing.largest_margin()));
+  RecordProperty("flipped_relative", fmt::format("{:.3g}", routing.of_flipped_rows().relative));
 }
 
 class GoldenTrace : public GoldenModel {};

@@ -257,6 +257,24 @@ TEST(MemoryForecast, AddsUpAndRefusesWithTheNumbers) {
   }
 }
 
+TEST(MemoryForecast, CountsTheProgramAndWhatIsReadInPlace) {
+  TinyCheckpoint tiny;
+  const auto checkpoint = tiny.open();
+  const auto cpu = make_cpu_backend({});
+  const ModelConfig config = ModelConfig::from_checkpoint(*checkpoint);
+  MemoryRequest request{.ctx = 48, .chunk_tokens = 8, .limit_bytes = 1 << 20};
+  const MemoryForecast without = forecast_memory(*checkpoint, config, *cpu, request);
+  EXPECT_GT(without.working, 0);
+  EXPECT_GE(without.file_pages, 4 * 32 * 16) << "the table's rows are read from the file";
+  request.program_bytes = program_memory_bytes();
+  EXPECT_GT(request.program_bytes, 1 << 20);
+  const MemoryForecast with = forecast_memory(*checkpoint, config, *cpu, request);
+  EXPECT_EQ(with.needed(), without.needed() + request.program_bytes);
+  EXPECT_EQ(with.total(), without.total() + request.program_bytes);
+  EXPECT_TRUE(without.fits());
+  EXPECT_FALSE(with.fits());
+}
+
 TEST(MemoryForecast, AvailableIsTheTightestOfMachineAndGroups) {
   namespace fs = std::filesystem;
   const fs::path root = fs::path(testing::TempDir()) / "qw_memory_test";
