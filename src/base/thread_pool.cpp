@@ -24,6 +24,9 @@ void relax() noexcept {
 // serial gaps between operations of one token, shorter than what a user notices as a busy core.
 constexpr int kSpins = 4000;
 
+// What half a share's word can count.
+constexpr uint64_t kMaxChunks = 0xFFFFFFFF;
+
 /// The team whose job the calling thread is in, so that nesting is an error and not a deadlock.
 thread_local const ThreadPool* t_at_work = nullptr;
 
@@ -43,6 +46,7 @@ class AtWork {
 ThreadPool::ThreadPool(int n_threads) {
   QW_CHECK(n_threads >= 1, "a team needs a thread");
   try {
+    shares_ = std::vector<Share>(static_cast<size_t>(n_threads));
     workers_.reserve(static_cast<size_t>(n_threads - 1));
     for (int i = 1; i < n_threads; ++i)
       workers_.emplace_back([this, i] { worker_loop(i); });
@@ -66,11 +70,38 @@ void ThreadPool::stop_workers() noexcept {
     worker.join();
 }
 
-void ThreadPool::run_chunks(int thread) noexcept {
+int64_t ThreadPool::Share::take_first() noexcept {
+  uint64_t seen = chunks.load(std::memory_order_relaxed);
   for (;;) {
-    const int64_t begin = next_.fetch_add(job_.grain, std::memory_order_relaxed);
-    if (begin >= job_.n_items) return;
+    const uint64_t begin = seen >> 32, end = seen & 0xFFFFFFFF;
+    if (begin >= end) return -1;
+    if (chunks.compare_exchange_weak(seen, of(begin + 1, end), std::memory_order_relaxed))
+      return static_cast<int64_t>(begin);
+  }
+}
+
+int64_t ThreadPool::Share::take_last() noexcept {
+  uint64_t seen = chunks.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint64_t begin = seen >> 32, end = seen & 0xFFFFFFFF;
+    if (begin >= end) return -1;
+    if (chunks.compare_exchange_weak(seen, of(begin, end - 1), std::memory_order_relaxed))
+      return static_cast<int64_t>(end - 1);
+  }
+}
+
+int64_t ThreadPool::take(int thread) noexcept {
+  const size_t own = static_cast<size_t>(thread), count = shares_.size();
+  int64_t chunk = shares_[own].take_first();
+  for (size_t i = 1; chunk < 0 && i < count; ++i)
+    chunk = shares_[(own + i) % count].take_last();
+  return chunk;
+}
+
+void ThreadPool::run_chunks(int thread) noexcept {
+  for (int64_t chunk = take(thread); chunk >= 0; chunk = take(thread)) {
     if (failed_.load(std::memory_order_relaxed)) continue;
+    const int64_t begin = chunk * job_.grain;
     try {
       (*job_.body)(begin, std::min(begin + job_.grain, job_.n_items), thread);
     } catch (...) {
@@ -116,8 +147,14 @@ void ThreadPool::parallel_for(int64_t n_items, int64_t grain,
       body(begin, std::min(begin + grain, n_items), 0);
     return;
   }
+  const auto n_chunks = static_cast<uint64_t>((n_items - 1) / grain + 1);
+  const uint64_t n = shares_.size();
+  QW_CHECK(n_chunks <= kMaxChunks, "{} chunks", n_chunks);
   job_ = {&body, n_items, grain};
-  next_.store(0, std::memory_order_relaxed);
+  for (uint64_t t = 0; t < n; ++t) {
+    shares_[t].chunks.store(Share::of(n_chunks * t / n, n_chunks * (t + 1) / n),
+                            std::memory_order_relaxed);
+  }
   failed_.store(false, std::memory_order_relaxed);
   ticket_.fetch_add(1);
   ticket_.notify_all();

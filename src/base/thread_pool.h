@@ -1,8 +1,10 @@
 // A fixed team of threads for parallel loops, made to be called hundreds of times per token.
 //
-// Level 0 (base). Chunks are handed out dynamically, and the caller never waits for a worker that
+// Level 0 (base). Every thread begins with a contiguous share, so that it streams through memory,
+// and then takes chunks from the end of others' shares. The caller never waits for a worker that
 // has not begun: when a neighbour process holds a core, the rest of the team does all the work.
-// Results must not depend on who computes a chunk; kernels see to that.
+// Results must not depend on who computes a chunk; kernels see to that. Work stealing: Blumofe and
+// Leiserson 1999.
 #pragma once
 
 #include <atomic>
@@ -34,9 +36,20 @@ class ThreadPool {
   void parallel_for(int64_t n_items, int64_t grain, FunctionRef<void(int64_t, int64_t, int)> body);
 
  private:
+  /// Chunks [begin, end) of a share that nobody has taken, begin in the upper half: its owner takes
+  /// from the front, others from the back.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> chunks{0};
+    static uint64_t of(uint64_t begin, uint64_t end) noexcept { return begin << 32 | end; }
+    /// The chunk taken, or -1.
+    int64_t take_first() noexcept;
+    int64_t take_last() noexcept;
+  };
+
   void stop_workers() noexcept;
   void worker_loop(int thread);
   void run_chunks(int thread) noexcept;
+  int64_t take(int thread) noexcept;
 
   struct Job {
     const FunctionRef<void(int64_t, int64_t, int)>* body = nullptr;
@@ -49,7 +62,7 @@ class ThreadPool {
   std::exception_ptr error_;
   std::atomic<bool> failed_{false};
   alignas(64) std::atomic<uint64_t> ticket_{0};  // odd: a job is open
-  alignas(64) std::atomic<int64_t> next_{0};     // first item not handed out
+  std::vector<Share> shares_;                    // one per thread
   alignas(64) std::atomic<int> active_{0};       // workers that may touch the job
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;

@@ -60,6 +60,25 @@ TEST(ThreadPool, RethrowsAndGoesOn) {
   EXPECT_EQ(count.load(), 10);
 }
 
+TEST(ThreadPool, SharesAreContiguousAndStolenFromTheEnd) {
+  ThreadPool pool(3);
+  constexpr int64_t kItems = 3000;
+  std::vector<std::vector<int64_t>> taken(3);
+  pool.parallel_for(kItems, 1, [&](int64_t begin, int64_t, int thread) {
+    taken[static_cast<size_t>(thread)].push_back(begin);
+  });
+  for (int64_t thread = 0; thread < 3; ++thread) {
+    for (int64_t share = 0; share < 3; ++share) {
+      std::vector<int64_t> items;
+      for (const int64_t item : taken[static_cast<size_t>(thread)]) {
+        if (item / (kItems / 3) == share) items.push_back(item);
+      }
+      if (thread != share) std::reverse(items.begin(), items.end());
+      EXPECT_TRUE(std::is_sorted(items.begin(), items.end())) << thread << " of " << share;
+    }
+  }
+}
+
 TEST(ThreadPool, CallersTakeTurns) {
   ThreadPool pool(2);
   std::atomic<int64_t> sum{0};
