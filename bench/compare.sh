@@ -41,7 +41,7 @@ trap 'rm -rf "$work"' EXIT
 
 # Lines "ours|peer TEST DEPTH TOKENS_PER_SECOND" in $work/results.
 run_ours() {
-  "$ours" bench "$model" -t "$threads" -p "$prompts" -n "$generated" -d "$depths" -r 1 \
+  "$ours" bench "$model" --threads "$threads" -p "$prompts" -n "$generated" -d "$depths" -r 1 \
     > "$work/ours.txt"
   awk '$1 ~ /^(pp|tg)[0-9]+$/ { print "ours", $1, $2, $4 }' "$work/ours.txt" >> "$work/results"
 }
