@@ -1,6 +1,7 @@
 #include "base/thread_pool.h"
 
 #include <sched.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <fstream>
@@ -41,6 +42,26 @@ class AtWork {
   const ThreadPool* outer_;
 };
 
+/// While it lives, threads that are made take no signal that comes from outside: those are the
+/// application's, whose handlers (a line editor's, say) may not expect another thread. Faults of a
+/// thread's own stay its own.
+class NoSignals {
+ public:
+  NoSignals() noexcept {
+    sigset_t all;
+    sigfillset(&all);
+    for (const int own : {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS})
+      sigdelset(&all, own);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~NoSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  NoSignals(const NoSignals&) = delete;
+  NoSignals& operator=(const NoSignals&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
 }  // namespace
 
 ThreadPool::ThreadPool(int n_threads) {
@@ -48,6 +69,7 @@ ThreadPool::ThreadPool(int n_threads) {
   try {
     shares_ = std::vector<Share>(static_cast<size_t>(n_threads));
     workers_.reserve(static_cast<size_t>(n_threads - 1));
+    const NoSignals no_signals;
     for (int i = 1; i < n_threads; ++i)
       workers_.emplace_back([this, i] { worker_loop(i); });
   } catch (const std::exception& error) {  // of the system, or no memory for so many

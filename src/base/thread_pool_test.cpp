@@ -3,10 +3,13 @@
 
 #include <gtest/gtest.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <fstream>
 #include <stdexcept>
 #include <string>
@@ -77,6 +80,30 @@ TEST(ThreadPool, SharesAreContiguousAndStolenFromTheEnd) {
       EXPECT_TRUE(std::is_sorted(items.begin(), items.end())) << thread << " of " << share;
     }
   }
+}
+
+TEST(ThreadPool, WorkersLeaveSignalsToTheApplication) {
+  ThreadPool pool(2);
+  sigset_t caller;
+  pthread_sigmask(SIG_BLOCK, nullptr, &caller);
+  EXPECT_EQ(sigismember(&caller, SIGTERM), 0);
+  std::atomic<bool> seen{false};
+  for (int round = 0; round < 1000 && !seen; ++round) {
+    pool.parallel_for(2, 1, [&](int64_t, int64_t, int thread) {
+      if (thread == 0) {
+        usleep(100);
+        return;
+      }
+      sigset_t mine;
+      pthread_sigmask(SIG_BLOCK, nullptr, &mine);
+      for (const int outside : {SIGHUP, SIGINT, SIGTERM, SIGCONT, SIGWINCH})
+        EXPECT_EQ(sigismember(&mine, outside), 1) << outside;
+      for (const int own : {SIGBUS, SIGSEGV})
+        EXPECT_EQ(sigismember(&mine, own), 0) << own;
+      seen = true;
+    });
+  }
+  EXPECT_TRUE(seen);
 }
 
 TEST(ThreadPool, CallersTakeTurns) {

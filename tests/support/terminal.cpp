@@ -31,6 +31,9 @@ namespace {
   for (const std::string& arg : args)
     argv.push_back(const_cast<char*>(arg.c_str()));
   argv.push_back(nullptr);
+  // As a terminal starts it, whatever the tests themselves were told to ignore (nohup).
+  for (const int sent : {SIGHUP, SIGINT, SIGTERM})
+    signal(sent, SIG_DFL);
   execv(program.c_str(), argv.data());
   _exit(127);
 }
