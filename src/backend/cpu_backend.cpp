@@ -174,12 +174,7 @@ void CpuBackend::linear(const Rows& x, const Linear& layer, const Rows& y, Epilo
            "{}: [{}, {}] -> [{}, {}] by [{}, {}]", layer.name, x.rows, x.cols, y.rows, y.cols,
            weight.n, weight.k);
   if (x.rows == 0) return;
-  CpuLinearCall call;
-  call.x = row_of(x, 0);
-  call.ldx = x.stride;
-  call.m = x.rows;
-  call.y = row_of(y, 0);
-  call.ldy = y.stride;
+  CpuLinearCall call = product_of(x, y);
   call.bias = layer.bias == nullptr ? nullptr : values_of(*layer.bias);
   call.accumulate = epilogue.accumulate;
   run_cpu_linear(weight, call, context_);
@@ -250,13 +245,8 @@ Rows CpuBackend::gated_linear(const Rows& h, const Linear& gate_up,
   QW_CHECK(h.cols == weight.k, "{}: [{}, {}] by [{}, {}]", gate_up.name, h.rows, h.cols, weight.n,
            weight.k);
   const Rows out = gated_.rows(h.rows, weight.n / 2);
-  CpuLinearCall call;
-  call.x = row_of(h, 0);
-  call.ldx = h.stride;
-  call.m = h.rows;
-  call.y = row_of(out, 0);
-  call.ldy = out.stride;
-  note_fault(run_cpu_gated(weight, call, ops_.silu_mul, context_), "gated activation");
+  note_fault(run_cpu_gated(weight, product_of(h, out), ops_.silu_mul, context_),
+             "gated activation");
   return out;
 }
 

@@ -27,6 +27,11 @@ class CpuScratch {
   std::unique_ptr<CpuRows> buffer_;
 };
 
+/// The call of a plain product that takes rows of x to rows of y.
+inline CpuLinearCall product_of(const Rows& x, const Rows& y) {
+  return {row_of(x, 0), x.stride, x.rows, row_of(y, 0), y.stride};
+}
+
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const BackendOptions& options);

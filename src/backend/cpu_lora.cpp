@@ -56,13 +56,7 @@ void CpuBackend::add_delta(const Rows& x, const LoraDelta& delta, std::span<cons
            n, delta.b->k, y.cols, x.cols);
   const Rows low = delta_rank_.rows(x.rows, delta.a->n), high = delta_out_.rows(x.rows, n);
   const auto product = [&](const LinearWeight& weight, const Rows& from, const Rows& to) {
-    CpuLinearCall call;
-    call.x = row_of(from, 0);
-    call.ldx = from.stride;
-    call.m = from.rows;
-    call.y = row_of(to, 0);
-    call.ldy = to.stride;
-    run_cpu_linear(static_cast<const CpuLinear&>(weight), call, context_);
+    run_cpu_linear(static_cast<const CpuLinear&>(weight), product_of(from, to), context_);
   };
   product(*delta.a, x, low);
   product(*delta.b, low, high);

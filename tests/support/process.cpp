@@ -41,20 +41,25 @@ struct Pipe {
   }
   dup2(out.ends[1], STDOUT_FILENO);
   dup2(err.ends[1], STDERR_FILENO);
-  for (const std::string& entry : options.environment)
+  become_program(program, args, options.environment);
+}
+
+}  // namespace
+
+void become_program(const std::string& program, const std::vector<std::string>& args,
+                    const std::vector<std::string>& environment) {
+  for (const std::string& entry : environment)
     putenv(const_cast<char*>(entry.c_str()));
   std::vector<char*> argv = {const_cast<char*>(program.c_str())};
   for (const std::string& arg : args)
     argv.push_back(const_cast<char*>(arg.c_str()));
   argv.push_back(nullptr);
-  // Whatever the tests themselves were told to ignore (nohup).
+  // Signals as a terminal gives them, whatever the tests themselves were told to ignore (nohup).
   for (const int sent : {SIGHUP, SIGINT, SIGTERM})
     signal(sent, SIG_DFL);
   execv(program.c_str(), argv.data());
   _exit(127);
 }
-
-}  // namespace
 
 std::string Ran::last_error_line() const {
   size_t end = err.find_last_not_of('\n');

@@ -25,6 +25,10 @@ struct RunOptions {
   int timeout_s = 120;
 };
 
+/// What a forked child does last: its environment and signals, then the program in its place.
+[[noreturn]] void become_program(const std::string& program, const std::vector<std::string>& args,
+                                 const std::vector<std::string>& environment);
+
 /// Runs `program` (a path). Never hangs: it is killed at the time limit.
 Ran run_program(const std::string& program, const std::vector<std::string>& args,
                 const RunOptions& options = {});

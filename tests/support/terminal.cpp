@@ -25,17 +25,7 @@ namespace {
   ioctl(end, TIOCSCTTY, 0);
   for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
     dup2(end, stream);
-  for (const std::string& entry : environment)
-    putenv(const_cast<char*>(entry.c_str()));
-  std::vector<char*> argv = {const_cast<char*>(program.c_str())};
-  for (const std::string& arg : args)
-    argv.push_back(const_cast<char*>(arg.c_str()));
-  argv.push_back(nullptr);
-  // As a terminal starts it, whatever the tests themselves were told to ignore (nohup).
-  for (const int sent : {SIGHUP, SIGINT, SIGTERM})
-    signal(sent, SIG_DFL);
-  execv(program.c_str(), argv.data());
-  _exit(127);
+  become_program(program, args, environment);
 }
 
 /// Whether the program takes keys one by one, not lines from the terminal's own editor.
