@@ -160,8 +160,10 @@ struct BackendOptions {
 
 /// Sizes of the largest step, for Backend::working_bytes.
 struct StepSizes {
-  int64_t rows = 0;     // tokens
-  int64_t columns = 0;  // widest input of a linear layer
+  int64_t rows = 0;                              // tokens
+  int64_t columns = 0;                           // widest input of a linear layer
+  int64_t n_experts = 0, experts_per_token = 0;  // mixture of experts, and the widest input of one
+  int64_t expert_columns = 0;
   int64_t hidden = 0, vocab = 0;
   int64_t logit_rows = 0;
   int64_t n_heads = 0, head_dim = 0;

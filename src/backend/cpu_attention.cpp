@@ -201,12 +201,16 @@ void CpuAttention::attend_page(const CpuAttentionCall& call, const Tile& tile, i
       page < tile.last_page ? call.kv.page(call.layer, table[page + 1], kv_head) : bytes;
   PageMatrix k{bytes, layout.type, kPage, next - bytes};
   PageMatrix v{bytes + layout.v_codes, layout.type, layout.v_stride, next - bytes};
-  const bool plain = layout.n_blocks == 0;
-  if (!plain || (layout.type != kernels::KvType::kF32 && sight.n_rows >= kWidenRows)) {
+  if (layout.type != kernels::KvType::kF32 && sight.n_rows >= kWidenRows) {
     kv_ops_.widen_k(layout, bytes, sight.end_token, k.ahead, scratch.k.data());
     kv_ops_.widen_v(layout, bytes, sight.first_token, sight.end_token, v.ahead, scratch.v.data());
     k = {scratch.k.data(), kernels::KvType::kF32, kPage};
     v = {scratch.v.data(), kernels::KvType::kF32, layout.v_stride};
+  } else if (layout.n_blocks != 0) {
+    kv_ops_.widen_scales(layout, bytes, k.ahead, scratch.k.data(), scratch.v.data());
+    k.scales = scratch.k.data();
+    v.scales = scratch.v.data();
+    k.n_blocks = v.n_blocks = layout.n_blocks;
   }
   const int hd = layout.head_dim, n_tokens = round_up(sight.end_token, 16);
   const SoftmaxRows state = rows_from(part, sight.first_row);

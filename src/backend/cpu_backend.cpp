@@ -9,6 +9,7 @@
 #include "backend/profile.h"
 #include "base/checked.h"
 #include "base/error.h"
+#include "kernels/linear_kernel.h"
 
 namespace qw {
 
@@ -87,8 +88,12 @@ std::unique_ptr<DeviceVector> CpuBackend::upload(std::span<const float> values) 
 }
 
 int64_t CpuBackend::working_bytes(const StepSizes& step) const {
+  // The inputs of all experts are rounded together, each to whole groups of rows.
+  const int64_t expert_rows =
+      step.rows * step.experts_per_token + step.n_experts * kernels::kTileRows;
   return step.logit_rows * step.hidden * int64_t{sizeof(float)} +
-         linear_working_bytes(step.rows, step.columns, n_threads()) +
+         std::max(linear_working_bytes(step.rows, step.columns, n_threads()),
+                  linear_working_bytes(expert_rows, step.expert_columns, n_threads())) +
          attention_.working_bytes(step);
 }
 
@@ -233,7 +238,7 @@ void CpuBackend::silu_mul(const Rows& gate_up) {
       if (!ops_.silu_mul(gate, gate + inter, std::min(piece, inter - first))) bad.note(r);
     }
   });
-  note_fault(bad.row(), "gated activation");
+  note_fault(bad.row(), kGatedActivation);
 }
 
 Rows CpuBackend::gated_linear(const Rows& h, const Linear& gate_up,
@@ -245,8 +250,9 @@ Rows CpuBackend::gated_linear(const Rows& h, const Linear& gate_up,
   QW_CHECK(h.cols == weight.k, "{}: [{}, {}] by [{}, {}]", gate_up.name, h.rows, h.cols, weight.n,
            weight.k);
   const Rows out = gated_.rows(h.rows, weight.n / 2);
-  note_fault(run_cpu_gated(weight, product_of(h, out), ops_.silu_mul, context_),
-             "gated activation");
+  const CpuLinearProduct product{&weight, product_of(h, out)};
+  if (const auto bad = run_cpu_gated({&product, 1}, ops_.silu_mul, context_))
+    note_fault(bad->row, kGatedActivation);
   return out;
 }
 

@@ -100,9 +100,15 @@ class CpuBackend final : public Backend {
   std::vector<ExpertRows> route(const MoeWeights& moe, const Rows& scores);
   void add_expert(const Rows& h, const Linear& gate_up, const Linear& down, const ExpertRows& share,
                   const Rows& y);
+  struct ExpertBatch;
+  Rows gate_experts(const Rows& in, const MoeWeights& moe, const ExpertBatch& batch);
+  void sum_experts(const Rows& h, const MoeWeights& moe, const std::vector<ExpertRows>& shares,
+                   const Rows& y);
   void add_shared_expert(const Rows& h, const MoeWeights& moe, const Rows& y);
   /// out row i = in row rows[i].
   void gather(const Rows& in, std::span<const int32_t> rows, const Rows& out);
+
+  static constexpr std::string_view kGatedActivation = "gated activation";  // of a fault
 
   CpuContext context_;
   const kernels::ElementwiseOps& ops_;

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -55,6 +56,16 @@ struct CpuLinearCall {
 /// Accumulation order depends on (layout, kernel, k) only.
 void run_cpu_linear(const CpuLinear& weight, const CpuLinearCall& call, CpuContext& context);
 
+struct CpuLinearProduct {
+  const CpuLinear* weight;
+  CpuLinearCall call;
+};
+
+/// Several products at once (a grouped GEMM: the experts of a layer): their inputs are rounded in
+/// one loop over the threads, and computed in another. The same bits as one after the other. All
+/// weights have one k; no product reads what another writes.
+void run_cpu_linears(std::span<const CpuLinearProduct> products, CpuContext& context);
+
 /// Scratch that linear layers of up to m rows and k columns grow to, at most: the input reordered
 /// and rounded, and per thread an expanded chunk of weights and its sums.
 int64_t linear_working_bytes(int64_t m, int64_t k, int n_threads);
@@ -65,10 +76,16 @@ using SiluMulFn = bool (*)(float* gate, const float* up, int64_t n);
 /// True if run_cpu_gated can take m rows: two matrices of one layout, and rows enough for tiles.
 bool can_run_gated(const CpuLinear& weight, int64_t m);
 
-/// y [m, n / 2] = silu(x W_gate^T) * (x W_up^T) for the two matrices of `weight`, the same bits as
-/// run_cpu_linear and silu_mul one after the other, without the n columns in between. The call has
-/// neither bias nor accumulate. Returns the first row with a result that is not finite, or -1.
-int64_t run_cpu_gated(const CpuLinear& weight, const CpuLinearCall& call, SiluMulFn silu_mul,
-                      CpuContext& context);
+struct BadProductRow {
+  size_t product;
+  int64_t row;  // of its x
+};
+
+/// y [m, n / 2] = silu(x W_gate^T) * (x W_up^T) for the two matrices of each weight, the same bits
+/// as run_cpu_linear and silu_mul one after the other, without the n columns in between. The calls
+/// have neither bias nor accumulate. Returns the first product and row with a result that is not
+/// finite.
+std::optional<BadProductRow> run_cpu_gated(std::span<const CpuLinearProduct> products,
+                                           SiluMulFn silu_mul, CpuContext& context);
 
 }  // namespace qw

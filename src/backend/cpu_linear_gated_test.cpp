@@ -31,8 +31,8 @@ TEST_P(CpuGatedFormat, IsTheTwoProductsAndTheActivationOneAfterTheOther) {
     for (int n_threads : {1, 2}) {
       CpuContext context = make_context(level, ActivationMode::kAuto, n_threads);
       std::vector<float> y(static_cast<size_t>(m * inter), -7.0F);
-      const CpuLinearCall call{x.data(), k, m, y.data(), inter};
-      ASSERT_EQ(run_cpu_gated(*weight, call, silu_mul, context), -1);
+      const CpuLinearProduct product{weight.get(), {x.data(), k, m, y.data(), inter}};
+      ASSERT_FALSE(run_cpu_gated({&product, 1}, silu_mul, context));
       for (int64_t r = 0; r < m; ++r) {
         std::vector<float> gate(products.begin() + r * 2 * inter,
                                 products.begin() + (r * 2 + 1) * inter);
@@ -43,8 +43,13 @@ TEST_P(CpuGatedFormat, IsTheTwoProductsAndTheActivationOneAfterTheOther) {
       std::vector<float> broken = x;
       for (int64_t r : {60, 13})
         broken[static_cast<size_t>(r * k)] = std::numeric_limits<float>::infinity();
-      EXPECT_EQ(run_cpu_gated(*weight, {broken.data(), k, m, y.data(), inter}, silu_mul, context),
-                13);
+      std::vector<float> y2 = y;
+      const CpuLinearProduct two[] = {product,
+                                      {weight.get(), {broken.data(), k, m, y2.data(), inter}}};
+      const auto bad = run_cpu_gated(two, silu_mul, context);
+      ASSERT_TRUE(bad);
+      EXPECT_EQ(bad->product, 1);
+      EXPECT_EQ(bad->row, 13);
     }
   }
 }

@@ -279,6 +279,37 @@ TEST(CpuLinear, StacksPartsOfDifferentFormatsWithBiasAndAccumulates) {
   }
 }
 
+TEST(CpuLinear, ProductsDoneTogetherAreThoseDoneAlone) {
+  const int64_t k = 512;
+  const std::vector<int64_t> rows = {3, 0, 50, 1, 67, 9};
+  std::vector<std::unique_ptr<CpuLinear>> weights;
+  CpuContext alone = make_context(kernels::detect_isa().level, ActivationMode::kAuto, 1);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::vector<LinearSource> parts;  // forms that take turns, in another order each
+    const std::vector<Format> formats = all_formats();
+    for (size_t f = i % 3; f < formats.size(); f += 2) {
+      if (k % formats[f].k_step() == 0) parts.push_back(make_source(formats[f], 21, k, 10 * i + f));
+    }
+    std::rotate(parts.begin(), parts.begin() + static_cast<std::ptrdiff_t>(i), parts.end());
+    weights.push_back(pack_cpu_linear(parts, alone));
+  }
+  for (int n_threads : {1, 2}) {
+    CpuContext context =
+        make_context(kernels::detect_isa().level, ActivationMode::kAuto, n_threads);
+    std::vector<std::vector<float>> x, y;
+    std::vector<CpuLinearProduct> products;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      x.push_back(make_x(rows[i], k, i));
+      y.emplace_back(static_cast<size_t>(rows[i] * weights[i]->n), -7.0F);
+    }
+    for (size_t i = 0; i < rows.size(); ++i)
+      products.push_back({weights[i].get(), {x[i].data(), k, rows[i], y[i].data(), weights[i]->n}});
+    run_cpu_linears(products, context);
+    for (size_t i = 0; i < rows.size(); ++i)
+      ASSERT_EQ(y[i], run(*weights[i], x[i], rows[i], alone)) << "product " << i;
+  }
+}
+
 TEST(CpuLinear, OddSizesOfPlainTypes) {
   for (DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
     for (int64_t k : {1, 2, 31, 33, 257, 300}) {

@@ -15,14 +15,17 @@ namespace qw::kernels {
 
 struct Isa;  // kernels/isa.h
 
-/// b [k, n] of a product: plain KV bytes of a page, or widened to f32.
+/// b [k, n] of a product: KV bytes of a page, or widened to f32.
 struct PageMatrix {
   const void* data;
-  KvType type;  // kF32, kF16 or kBF16
-  int ld;       // elements between rows
-  int64_t ahead =
-      0;  // bytes from here to the same place of the page that will be read next, to be
-          // fetched meanwhile; 0: none. Pages lie anywhere, hardware cannot foresee them
+  KvType type;
+  int ld;  // elements between rows; quantised keys: 64, quantised values: v_stride
+  /// Bytes from here to the same place of the page that will be read next, to be fetched meanwhile;
+  /// 0: none. Pages lie anywhere, hardware cannot foresee them.
+  int64_t ahead = 0;
+  /// Quantised types: KvOps::widen_scales, and the layout's n_blocks.
+  const float* scales = nullptr;
+  int n_blocks = 0;
 };
 
 /// The rows of online softmax in progress. o has `ld_o` elements between rows.

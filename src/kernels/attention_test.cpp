@@ -146,6 +146,7 @@ struct OnePage {
   int rows, head_dim;
   KvType type;
   std::vector<int> begin, end;
+  bool widened = false;  // widen the page first, whatever its type
 
   std::vector<float> run(const Path& path, const std::vector<float>& q, const std::vector<float>& k,
                          const std::vector<float>& v, int first_row, int n_rows) const {
@@ -159,13 +160,26 @@ struct OnePage {
         out(static_cast<size_t>(n_rows * head_dim));
     const SoftmaxRows state{m.data(), l.data(), o.data(), layout.v_stride};
     const AttentionOps& ops = *path.attention;
-    ops.scores(q.data() + first_row * head_dim, head_dim, n_rows, head_dim, {page.data(), type, P},
-               P, s.data());
+    PageMatrix keys{page.data(), type, P},
+        values{page.data() + layout.v_codes, type, layout.v_stride};
+    std::vector<float> wide_k(static_cast<size_t>(head_dim * P)),
+        wide_v(static_cast<size_t>(layout.v_stride * P));
+    if (widened) {
+      path.kv->widen_k(layout, page.data(), P, 0, wide_k.data());
+      path.kv->widen_v(layout, page.data(), 0, P, 0, wide_v.data());
+      keys = {wide_k.data(), KvType::kF32, P};
+      values = {wide_v.data(), KvType::kF32, layout.v_stride};
+    } else if (layout.n_blocks != 0) {
+      path.kv->widen_scales(layout, page.data(), 0, wide_k.data(), wide_v.data());
+      keys.scales = wide_k.data();
+      values.scales = wide_v.data();
+      keys.n_blocks = values.n_blocks = layout.n_blocks;
+    }
+    ops.scores(q.data() + first_row * head_dim, head_dim, n_rows, head_dim, keys, P, s.data());
     EXPECT_EQ(ops.softmax(s.data(), n_rows, P, begin.data() + first_row, end.data() + first_row,
                           state, correction.data()),
               -1);
-    ops.values(s.data(), n_rows, 0, P, {page.data() + layout.v_codes, type, layout.v_stride},
-               correction.data(), state);
+    ops.values(s.data(), n_rows, 0, P, values, correction.data(), state);
     for (int r = 0; r < n_rows; ++r) {
       if (begin[static_cast<size_t>(first_row + r)] >= end[static_cast<size_t>(first_row + r)])
         continue;
@@ -216,6 +230,24 @@ TEST_P(AttentionKernelTest, OnePageMatchesTheFormulaForEveryNumberOfRows) {
                     0)
               << r;
         }
+      }
+    }
+  }
+}
+
+TEST_P(AttentionKernelTest, WideningWhereItIsReadChangesNoBit) {
+  for (const KvType type : {KvType::kF16, KvType::kBF16, KvType::kQ8_0, KvType::kQ4_0}) {
+    for (const int head_dim : {6, 16, 48, 80, 128}) {
+      for (const int rows : {1, 2, 4, 6, 11}) {
+        const std::vector<int> begin(static_cast<size_t>(rows), 0),
+            end(static_cast<size_t>(rows), P);
+        const OnePage read{rows, head_dim, type, begin, end},
+            widened{rows, head_dim, type, begin, end, true};
+        const auto n = static_cast<size_t>(P * head_dim);
+        const std::vector<float> q = normals(static_cast<size_t>(rows * head_dim), 1),
+                                 k = normals(n, 2), v = normals(n, 3);
+        ASSERT_EQ(read.run(GetParam(), q, k, v, 0, rows), widened.run(GetParam(), q, k, v, 0, rows))
+            << rows << " rows of " << head_dim;
       }
     }
   }

@@ -51,6 +51,10 @@ struct KvOps {
   /// out[t * v_stride + c] = V of tokens [begin, end); columns past head_dim are 0.
   void (*widen_v)(const KvLayout& layout, const std::byte* page, int begin, int end, int64_t ahead,
                   float* out);
+  /// The scales of a quantised page as f32, laid out as they are: of keys [n_blocks][64], of values
+  /// [64][n_blocks].
+  void (*widen_scales)(const KvLayout& layout, const std::byte* page, int64_t ahead, float* k,
+                       float* v);
 };
 
 const KvOps& kv_ops(const Isa& isa) noexcept;

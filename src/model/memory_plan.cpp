@@ -202,14 +202,19 @@ MemoryForecast forecast_memory(const Checkpoint& checkpoint, const ModelConfig& 
   out.activations =
       checked_mul(activation_floats(config) * kFloat, request.chunk_tokens, "activations");
   out.logits = checked_mul(config.vocab * kFloat, request.logit_rows, "logits");
-  out.working = backend.working_bytes({.rows = request.chunk_tokens,
-                                       .columns = widest_input(config),
-                                       .hidden = config.hidden,
-                                       .vocab = config.vocab,
-                                       .logit_rows = request.logit_rows,
-                                       .n_heads = config.n_heads,
-                                       .head_dim = config.head_dim,
-                                       .ctx = request.ctx});
+  const MoeConfig moe = config.moe.value_or(MoeConfig{});
+  out.working = backend.working_bytes(
+      {.rows = request.chunk_tokens,
+       .columns = widest_input(config),
+       .n_experts = moe.n_experts,
+       .experts_per_token = moe.top_k,
+       .expert_columns = config.moe ? std::max<int64_t>(config.hidden, moe.expert_intermediate) : 0,
+       .hidden = config.hidden,
+       .vocab = config.vocab,
+       .logit_rows = request.logit_rows,
+       .n_heads = config.n_heads,
+       .head_dim = config.head_dim,
+       .ctx = request.ctx});
   out.program = request.program_bytes;
   // A token that was never met brings in the pages that the system reads around its row. What
   // packing the largest matrix held counts where it was more than all that comes later.

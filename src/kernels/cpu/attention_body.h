@@ -18,27 +18,88 @@ struct AttentionBody {
   static constexpr int P = kKvPageTokens;
   static constexpr int kTileRows = 6;
 
-  struct LoadF32 {
-    using T = float;
-    static F load(const T* p) { return V::load(p); }
+  // What a product multiplies by: element (k, j) of a matrix b, W columns at a time from j on, and
+  // where the same place of the page that is read next lies.
+  template <class Element>
+  struct Plain {
+    const Element* data;
+    int64_t ld;
+
+    explicit Plain(const PageMatrix& b) : data(static_cast<const Element*>(b.data)), ld(b.ld) {}
+    const Element* place(int k, int64_t j) const { return data + k * ld + j; }
+    template <int n>
+    void fetch(int k, int64_t j, int64_t ahead) const {
+      fetch_lines<n* static_cast<int>(sizeof(Element))>(place(k, j), ahead);
+    }
   };
-  struct LoadF16 {
-    using T = uint16_t;
-    static F load(const T* p) { return V::load_f16(p); }
+  struct PlainF32 : Plain<float> {
+    using Plain<float>::Plain;
+    F load(int k, int64_t j) const { return V::load(this->place(k, j)); }
   };
-  struct LoadBF16 {
-    using T = uint16_t;
-    static F load(const T* p) { return V::load_bf16(p); }
+  struct PlainF16 : Plain<uint16_t> {
+    using Plain<uint16_t>::Plain;
+    F load(int k, int64_t j) const { return V::load_f16(this->place(k, j)); }
+  };
+  struct PlainBf16 : Plain<uint16_t> {
+    using Plain<uint16_t>::Plain;
+    F load(int k, int64_t j) const { return V::load_bf16(this->place(k, j)); }
   };
 
+  /// Codes with scales, widened where they are used: d * q, the same product as KvOps::widen_k.
+  /// kKeys: k runs along head_dim, which shares scales in blocks, and j along tokens; otherwise
+  /// (values) the other way round.
+  template <KvType kType, bool kKeys>
+  struct Quantised {
+    const uint8_t* codes;
+    const float* scales;
+    int64_t ld;
+    int n_blocks;
+
+    explicit Quantised(const PageMatrix& b)
+        : codes(static_cast<const uint8_t*>(b.data)),
+          scales(b.scales),
+          ld(b.ld),
+          n_blocks(b.n_blocks) {}
+    F load(int k, int64_t j) const {
+      const F scale = kKeys ? V::load(scales + k / kKvBlock * P + j)
+                            : V::set1(scales[k * n_blocks + j / kKvBlock]);
+      return V::mul(scale, code(k, j));
+    }
+    F code(int k, int64_t j) const {
+      if constexpr (kType == KvType::kQ8_0) {
+        return V::load_i8(reinterpret_cast<const int8_t*>(codes) + k * ld + j);
+      } else {
+        const uint8_t* pairs = place(k, j);
+        const bool high = kKeys ? k % 2 != 0 : j >= ld / 2;
+        return V::sub(high ? V::load_high4(pairs) : V::load_low4(pairs), V::set1(8.0F));
+      }
+    }
+    const uint8_t* place(int k, int64_t j) const {
+      if constexpr (kType == KvType::kQ8_0) return codes + k * ld + j;
+      if constexpr (kKeys) return codes + k / 2 * ld + j;
+      return codes + k * (ld / 2) + (j >= ld / 2 ? j - ld / 2 : j);
+    }
+    template <int n>
+    void fetch(int k, int64_t j, int64_t ahead) const {
+      fetch_lines<n>(place(k, j), ahead);
+    }
+  };
+
+  /// Asks for n_bytes that lie `ahead` bytes from p.
+  template <int n_bytes>
+  static void fetch_lines(const void* p, int64_t ahead) {
+    for (int i = 0; i < n_bytes; i += 64)
+      __builtin_prefetch(static_cast<const char*>(p) + ahead + i);
+  }
+
   /// c[r, j] = c[r, j] * factor[r] (0 if factor is null) + sum over k in [begin, end) of
-  /// a[r, k] * b[k, j].
-  template <class T>
+  /// a[r, k] * b[k, j], for the rows from a, c and factor and the columns from `column` on.
+  template <class B>
   struct Product {
     const float* a;
     int64_t lda;
-    const T* b;
-    int64_t ldb;
+    B b;
+    int64_t column;
     int begin, end;
     const float* factor;
     float* c;
@@ -54,22 +115,14 @@ struct AttentionBody {
     }
     Product cols_from(int j) const {
       Product out = *this;
-      out.b += j;
+      out.column += j;
       out.c += j;
       return out;
     }
   };
 
-  /// Asks for the n elements that lie `ahead` bytes from p.
-  template <int n, class T>
-  static void fetch(const T* p, int64_t ahead) {
-    constexpr int kLineElems = 64 / static_cast<int>(sizeof(T));
-    for (int i = 0; i < n; i += kLineElems)
-      __builtin_prefetch(reinterpret_cast<const char*>(p + i) + ahead);
-  }
-
-  template <class Load, int R, int N>
-  static void tile(const Product<typename Load::T>& p) {
+  template <class B, int R, int N>
+  static void tile(const Product<B>& p) {
     F sum[R][N];
     for (int r = 0; r < R; ++r) {
       for (int j = 0; j < N; ++j) {
@@ -81,8 +134,8 @@ struct AttentionBody {
     for (int k = p.begin; k < p.end; ++k) {
       F b[N];
       for (int j = 0; j < N; ++j)
-        b[j] = Load::load(p.b + k * p.ldb + j * W);
-      if (p.ahead != 0) fetch<N * W>(p.b + k * p.ldb, p.ahead);
+        b[j] = p.b.load(k, p.column + j * W);
+      if (p.ahead != 0) p.b.template fetch<N * W>(k, p.column, p.ahead);
       for (int r = 0; r < R; ++r) {
         const F a = V::set1(p.a[r * p.lda + k]);
         for (int j = 0; j < N; ++j)
@@ -96,13 +149,13 @@ struct AttentionBody {
   }
 
   /// R rows, n columns (a multiple of W): the widest tiles that the registers hold, then narrower.
-  template <class Load, int R, int N>
-  static void columns(const Product<typename Load::T>& p, int n) {
+  template <class B, int R, int N>
+  static void columns(const Product<B>& p, int n) {
     int j = 0;
     for (; j + N * W <= n; j += N * W)
-      tile<Load, R, N>(p.cols_from(j));
+      tile<B, R, N>(p.cols_from(j));
     if constexpr (N > 1) {
-      if (j < n) columns<Load, R, N / 2>(p.cols_from(j), n - j);
+      if (j < n) columns<B, R, N / 2>(p.cols_from(j), n - j);
     }
   }
 
@@ -113,39 +166,50 @@ struct AttentionBody {
     return n;
   }
 
-  template <class Load, int R = kTileRows>
-  static void all_rows(const Product<typename Load::T>& p, int rows, int n) {
+  template <class B, int R = kTileRows>
+  static void all_rows(const Product<B>& p, int rows, int n) {
     int r = 0;
     for (; r + R <= rows; r += R)
-      columns<Load, R, widest(R)>(p.rows_from(r), n);
+      columns<B, R, widest(R)>(p.rows_from(r), n);
     if constexpr (R > 1) {
-      if (r < rows) all_rows<Load, R - 1>(p.rows_from(r), rows - r, n);
+      if (r < rows) all_rows<B, R - 1>(p.rows_from(r), rows - r, n);
     }
   }
 
-  template <class Load>
+  template <class B>
   static void product(const float* a, int64_t lda, int rows, const PageMatrix& b, int begin,
                       int end, const float* factor, float* c, int64_t ldc, int n) {
-    using T = typename Load::T;
-    all_rows<Load>(Product<T>{a, lda, static_cast<const T*>(b.data), b.ld, begin, end, factor, c,
-                              ldc, b.ahead},
-                   rows, n);
+    all_rows<B>(Product<B>{a, lda, B(b), 0, begin, end, factor, c, ldc, b.ahead}, rows, n);
+  }
+
+  using ProductFn = void (*)(const float*, int64_t, int, const PageMatrix&, int, int, const float*,
+                             float*, int64_t, int);
+
+  template <bool kKeys>
+  static ProductFn product_of(KvType type) {
+    switch (type) {
+      case KvType::kF32:
+        return product<PlainF32>;
+      case KvType::kF16:
+        return product<PlainF16>;
+      case KvType::kBF16:
+        return product<PlainBf16>;
+      case KvType::kQ8_0:
+        return product<Quantised<KvType::kQ8_0, kKeys>>;
+      case KvType::kQ4_0:
+        return product<Quantised<KvType::kQ4_0, kKeys>>;
+    }
+    return nullptr;
   }
 
   static void scores(const float* q, int64_t ld_q, int rows, int head_dim, const PageMatrix& k,
                      int n_tokens, float* s) {
-    const auto run = k.type == KvType::kF32   ? product<LoadF32>
-                     : k.type == KvType::kF16 ? product<LoadF16>
-                                              : product<LoadBF16>;
-    run(q, ld_q, rows, k, 0, head_dim, nullptr, s, P, n_tokens);
+    product_of<true>(k.type)(q, ld_q, rows, k, 0, head_dim, nullptr, s, P, n_tokens);
   }
 
   static void values(const float* s, int rows, int begin, int end, const PageMatrix& v,
                      const float* correction, const SoftmaxRows& state) {
-    const auto run = v.type == KvType::kF32   ? product<LoadF32>
-                     : v.type == KvType::kF16 ? product<LoadF16>
-                                              : product<LoadBF16>;
-    run(s, P, rows, v, begin, end, correction, state.o, state.ld_o, v.ld);
+    product_of<false>(v.type)(s, P, rows, v, begin, end, correction, state.o, state.ld_o, v.ld);
   }
 
   static int softmax(float* s, int rows, int n_tokens, const int* begin, const int* end,

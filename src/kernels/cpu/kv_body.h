@@ -230,6 +230,16 @@ struct KvBody {
     }
   }
 
+  static void widen_scales(const KvLayout& layout, const std::byte* page, int64_t ahead, float* k,
+                           float* v) {
+    const int n = P * layout.n_blocks;
+    const std::byte *k_scales = page + layout.k_scales, *v_scales = page + layout.v_scales;
+    fetch(k_scales, 2 * n, ahead);
+    fetch(v_scales, 2 * n, ahead);
+    widen_plain(KvType::kF16, k_scales, 0, n, k);
+    widen_plain(KvType::kF16, v_scales, 0, n, v);
+  }
+
   /// n elements (a multiple of 16) from element `first` of plain rows.
   static void widen_plain(KvType type, const std::byte* rows, int first, int n, float* out) {
     for (int i = 0; i < n; i += W) {
@@ -247,7 +257,7 @@ struct KvBody {
 
   static uint8_t pack(int8_t low, int8_t high) { return static_cast<uint8_t>(low | high << 4); }
 
-  static constexpr KvOps table() { return {store_k, store_v, widen_k, widen_v}; }
+  static constexpr KvOps table() { return {store_k, store_v, widen_k, widen_v, widen_scales}; }
 };
 
 }  // namespace qw::kernels

@@ -13,6 +13,47 @@
 namespace qw::kernels {
 namespace {
 
+// ---- sums in 16 bits ---------------------------------------------------------------------------
+
+/// Whether a vector type adds products in pairs of 16 bits (Pairs, pair_products, add_pairs)
+/// because it has no instruction that sums four products in 32 bits: then widening costs as much as
+/// multiplying, and as many groups as fit are added before.
+template <class V>
+constexpr bool kSumsPairs = requires {
+  requires V::kSumsPairs;
+};
+
+template <class L>
+constexpr int largest_code() {
+  if (!L::kTable) return (1 << L::kBits) - 1;
+  int largest = 0;
+  for (int i = 0; i < 16; ++i)
+    largest = L::table[i] > largest ? L::table[i] : largest;
+  return largest;
+}
+/// |code - zero|, the zero point being any code where each lane has its own.
+template <class L>
+constexpr int largest_value() {
+  const int code = largest_code<L>(), zero = L::kZeroPerLane ? code : L::kZero;
+  return code - zero > zero ? code - zero : zero;
+}
+
+/// How many groups of products of magnitudes up to `a` and `b` fit a sum of 16 bits, of `groups`.
+constexpr int groups_in_16_bits(int a, int b, int groups) {
+  while (groups > 1 && groups * 2 * a * b > 32767)
+    groups /= 2;
+  return groups;
+}
+template <class V, class L>
+constexpr int kCodeRun =
+    kSumsPairs<V> && !L::kWide ? groups_in_16_bits(largest_code<L>(), 127, 4) : 1;
+/// 0: values so large that dot_values must be told.
+template <class V, class L>
+constexpr int kValueRun = L::kWide ? 0
+                          : kSumsPairs<V>
+                              ? groups_in_16_bits(largest_value<L>(), 255, 8 / L::kHalves)
+                              : 1;
+
 // ---- gemv: few rows, codes used straight from the load
 // -----------------------------------------------
 
@@ -41,9 +82,21 @@ inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, in
       } else {
         dots[h] = V::splat_int((kBias - kIntZero<L>)*total);
       }
+      if constexpr (kSumsPairs<V> && !L::kWide) {
+        constexpr int kRun = kCodeRun<V, L>;
 #pragma GCC unroll 4
-      for (int j = 4 * h; j < 4 * h + 4; ++j) {
-        dots[h] = V::template dot_codes<L::kWide>(dots[h], codes[j], V::splat4(a.codes + 4 * j));
+        for (int j = 4 * h; j < 4 * h + 4; j += kRun) {
+          auto pairs = V::pair_products(codes[j], V::splat4(a.codes + 4 * j));
+#pragma GCC unroll 4
+          for (int i = j + 1; i < j + kRun; ++i)
+            pairs = V::add(pairs, V::pair_products(codes[i], V::splat4(a.codes + 4 * i)));
+          dots[h] = V::add_pairs(dots[h], pairs);
+        }
+      } else {
+#pragma GCC unroll 4
+        for (int j = 4 * h; j < 4 * h + 4; ++j) {
+          dots[h] = V::template dot_codes<L::kWide>(dots[h], codes[j], V::splat4(a.codes + 4 * j));
+        }
       }
     }
     if constexpr (L::kHalves == 1) dots[0] = V::add(dots[0], dots[1]);
@@ -164,11 +217,65 @@ void expand_int8(const ExpandArgs& args) noexcept {
 // ---- tile: many rows against an expanded chunk
 // -----------------------------------------------------
 
+/// dots[r][p] = start[p] + the products of kGroups groups of kRows rows with V::kPassPanels panels.
+/// start: kStartStride between panels.
+template <class V, int kGroups, int kStartStride, int kRun, int kRows>
+inline void tile_dots(const int32_t* start, const uint8_t* values, const uint8_t* const (&x)[kRows],
+                      typename V::Ints (&dots)[kRows][V::kPassPanels]) {
+  constexpr int kPanels = V::kPassPanels;
+#pragma GCC unroll 4
+  for (int p = 0; p < kPanels; ++p) {
+    const auto first = V::load_ints(start + p * kStartStride);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r)
+      dots[r][p] = first;
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kGroups; ++j) {
+    typename V::Bytes group[kPanels];
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p)
+      group[p] = V::load(values + (j * V::kTilePanels + p) * 64);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const auto a = V::splat4(x[r] + 4 * j);
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p)
+        dots[r][p] = V::template dot_values<kRun == 0>(dots[r][p], a, group[p]);
+    }
+  }
+}
+
+/// The same with products added in 16 bits, kRun groups at a time: one panel, whose 6 rows of two
+/// registers leave four of 16 for weights, activations and the ones that widen.
+template <class V, int kGroups, int kRun, int kRows>
+inline void tile_dots_of_pairs(const int32_t* start, const uint8_t* values,
+                               const uint8_t* const (&x)[kRows],
+                               typename V::Ints (&dots)[kRows][1]) {
+  static_assert(V::kPassPanels == 1 && V::kTilePanels == 1);
+#pragma GCC unroll 4
+  for (int first = 0; first < kGroups; first += kRun) {
+    typename V::Pairs pairs[kRows];
+#pragma GCC unroll 8
+    for (int j = first; j < first + kRun; ++j) {
+      const auto group = V::load(values + j * 64);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const auto products = V::pair_products(V::splat4(x[r] + 4 * j), group);
+        pairs[r] = j == first ? products : V::add(pairs[r], products);
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r)
+      dots[r][0] = V::add_pairs(first == 0 ? V::load_ints(start) : dots[r][0], pairs[r]);
+  }
+}
+
 /// One block of columns of kRows rows and V::kPassPanels panels, of which `first` is the first:
 /// sums[r][p] += W . x. The integer sums of one half at a time and the sums over blocks stay in
 /// registers where the instruction set has enough of them: with 6 rows and 2 panels, 12 + 12 of 32
 /// beside 2 weights and 1 activation, so that 12 dot products cost 8 loads.
-template <class V, int kHalves, bool kMinimum, bool kWide, int kRows>
+template <class V, int kHalves, bool kMinimum, int kRun, int kRows>
 inline void tile_block(const ExpandedChunk& w, int64_t b, int first, const ActBlock* x,
                        typename V::Floats (&sums)[kRows][V::kPassPanels]) {
   constexpr int kPanels = V::kPassPanels, kGroups = 8 / kHalves;
@@ -177,27 +284,16 @@ inline void tile_block(const ExpandedChunk& w, int64_t b, int first, const ActBl
 #pragma GCC unroll 2
   for (int h = 0; h < kHalves; ++h) {
     typename V::Ints dots[kRows][kPanels];
-#pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p) {
-      const auto start = V::load_ints(w.start + lane + (p * kHalves + h) * kLanes);
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r)
-        dots[r][p] = start;
-    }
+    const int32_t* start = w.start + lane + h * kLanes;
     const uint8_t* values = w.values + ((b * 8 + h * kGroups) * V::kTilePanels + first) * 64;
-#pragma GCC unroll 8
-    for (int j = 0; j < kGroups; ++j) {
-      typename V::Bytes group[kPanels];
-#pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p)
-        group[p] = V::load(values + (j * V::kTilePanels + p) * 64);
+    const uint8_t* codes[kRows];
 #pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
-        const auto a = V::splat4(x[r].codes + 4 * (h * kGroups + j));
-#pragma GCC unroll 4
-        for (int p = 0; p < kPanels; ++p)
-          dots[r][p] = V::template dot_values<kWide>(dots[r][p], a, group[p]);
-      }
+    for (int r = 0; r < kRows; ++r)
+      codes[r] = x[r].codes + 4 * h * kGroups;
+    if constexpr (kSumsPairs<V> && kRun > 0) {
+      tile_dots_of_pairs<V, kGroups, kRun>(start, values, codes, dots);
+    } else {
+      tile_dots<V, kGroups, kHalves * kLanes, kRun>(start, values, codes, dots);
     }
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
@@ -231,7 +327,7 @@ inline void tile_block(const ExpandedChunk& w, int64_t b, int first, const ActBl
 
 /// All blocks of a chunk for kRows rows of a group, a pass of panels at a time: the group's
 /// activations come from L1 from the second pass on.
-template <class V, int kHalves, bool kMinimum, bool kWide, int kRows>
+template <class V, int kHalves, bool kMinimum, int kRun, int kRows>
 void tile_rows(const TileArgs& args, const ActBlock* x, float* out) {
   constexpr int kPanels = V::kPassPanels;
   const int64_t n_blocks = (args.n_columns + kBlock - 1) / kBlock;
@@ -245,7 +341,7 @@ void tile_rows(const TileArgs& args, const ActBlock* x, float* out) {
         sums[r][p] = V::load_floats(at(r, p));
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
-      tile_block<V, kHalves, kMinimum, kWide, kRows>(*args.w, b, first, x + b * kTileRows, sums);
+      tile_block<V, kHalves, kMinimum, kRun, kRows>(*args.w, b, first, x + b * kTileRows, sums);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
@@ -256,7 +352,7 @@ void tile_rows(const TileArgs& args, const ActBlock* x, float* out) {
   }
 }
 
-template <class V, int kHalves, bool kMinimum, bool kWide>
+template <class V, int kHalves, bool kMinimum, int kRun>
 void tile_int8(const TileArgs& args) noexcept {
   constexpr int64_t kRowSums = V::kTilePanels * kLanes;
   const auto* group =
@@ -269,10 +365,10 @@ void tile_int8(const TileArgs& args) noexcept {
       tile(args, group + r, sums + r * kRowSums);
       r += step;
     };
-    if (rows == kTileRows) run(tile_rows<V, kHalves, kMinimum, kWide, kTileRows>, kTileRows);
-    if (rows - r >= 4) run(tile_rows<V, kHalves, kMinimum, kWide, 4>, 4);
-    if (rows - r >= 2) run(tile_rows<V, kHalves, kMinimum, kWide, 2>, 2);
-    if (rows - r >= 1) run(tile_rows<V, kHalves, kMinimum, kWide, 1>, 1);
+    if (rows == kTileRows) run(tile_rows<V, kHalves, kMinimum, kRun, kTileRows>, kTileRows);
+    if (rows - r >= 4) run(tile_rows<V, kHalves, kMinimum, kRun, 4>, 4);
+    if (rows - r >= 2) run(tile_rows<V, kHalves, kMinimum, kRun, 2>, 2);
+    if (rows - r >= 1) run(tile_rows<V, kHalves, kMinimum, kRun, 1>, 1);
   }
 }
 

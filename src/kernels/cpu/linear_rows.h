@@ -19,7 +19,7 @@ constexpr LinearKernel int8_row(LinearLayout layout, int level) {
           V::kTilePanels,
           gemv_int8<V, L>,
           expand_int8<V, L>,
-          tile_int8<V, L::kHalves, kIntMinimum<L>, L::kWide>,
+          tile_int8<V, L::kHalves, kIntMinimum<L>, kValueRun<V, L>>,
           decode_quantised<V, L>,
           quantize_row<V>};
 }

@@ -24,11 +24,15 @@ struct SimdAvx2 {
   struct Floats {
     __m256 a, b;
   };
+  struct Pairs {  // 16-bit sums of two products each
+    __m256i a, b;
+  };
 
   static constexpr int kTilePanels = 1;  // 12 sums, 2 weights, 1 activation in 16 registers
   static constexpr int kPassPanels = 1;
   static constexpr bool kBf16Dot = false;
   static constexpr bool kSignedWide = !kVnni;
+  static constexpr bool kSumsPairs = !kVnni;
 
   static Bytes load(const uint8_t* p) { return {ints(p), ints(p + 32)}; }
   static void store(uint8_t* p, Bytes x) {
@@ -109,6 +113,19 @@ struct SimdAvx2 {
   static Ints dot_values(Ints sum, Bytes x, Bytes values) {
     return {dot_values_half<kWide>(sum.a, x.a, values.a),
             dot_values_half<kWide>(sum.b, x.b, values.b)};
+  }
+  /// Unsigned by signed. Whoever adds Pairs sees to it that none exceeds 16 bits.
+  static Pairs pair_products(Bytes u, Bytes s) {
+    return {_mm256_maddubs_epi16(u.a, s.a), _mm256_maddubs_epi16(u.b, s.b)};
+  }
+  /// One after the other: compilers would make trees of long sums, and have too few registers then.
+  static Pairs add(Pairs x, Pairs y) {
+    Pairs sum{_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)};
+    __asm__("" : "+x"(sum.a), "+x"(sum.b));
+    return sum;
+  }
+  static Ints add_pairs(Ints sum, Pairs x) {
+    return {add_pairs(sum.a, x.a), add_pairs(sum.b, x.b)};
   }
 
   static Floats zero_floats() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }

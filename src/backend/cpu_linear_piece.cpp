@@ -1,0 +1,336 @@
+#include "backend/cpu_linear_piece.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/half.h"
+
+namespace qw {
+
+using kernels::ActBlock;
+using kernels::ActivationForm;
+using kernels::ActRows;
+using kernels::kBlock;
+using kernels::kChunk;
+using kernels::kLanes;
+using kernels::kTileRows;
+
+namespace {
+
+/// Rows of x that a tile job takes: enough that expanding the weights is a small part of the work,
+/// few enough that their activations stay in L2.
+constexpr int64_t kTileJobRows = 264;
+/// Rows that a tile job takes at least, however many threads wait.
+constexpr int64_t kLeastTileJobRows = 24;
+/// Panels that a gemv job takes at least; 16 rows of 1,024 columns at 4 bits are 9 KiB. Small, so
+/// that threads end together; Zen 5, November 2026: 64 KiB decode 4 % slower, 8 KiB no faster.
+constexpr int64_t kGemvJobBytes = 32 << 10;
+constexpr int64_t kGemvJobPanels = 64;
+/// Panels that a gemv of many rows takes at a time: those that L1 keeps from pass to pass.
+constexpr int64_t kGemvPassBytes = 32 << 10;
+/// Rows that a gemv takes in one pass (kernels/cpu/linear_int8.h, linear_float.h).
+constexpr int64_t kGemvPassRows = 4;
+/// Rows of x whose results a tile job writes at a time.
+constexpr int64_t kStoreRows = 4 * kTileRows;
+
+/// x without its first `r` rows; r is a multiple of kTileRows, so that it begins a group where
+/// activations lie in groups.
+ActRows rows_from(const ActRows& x, int64_t r, bool grouped) {
+  const int64_t bytes = grouped ? r / kTileRows * x.stride * int64_t{sizeof(ActBlock)}
+                                : r * x.stride * int64_t{sizeof(float)};
+  return {static_cast<const uint8_t*>(x.rows) + bytes, x.stride, x.m - r};
+}
+
+/// Asks for the weights that will be expanded next: those behind `column`, or the beginning of the
+/// next panels. Hardware does not foresee them: the tile between takes too long.
+void fetch_weights(const kernels::PanelMatrix& w, int64_t panel, int64_t n_panels, int64_t column) {
+  const bool same = column / kBlock < w.n_blocks;
+  const int64_t unit = same ? column / kBlock / w.unit_blocks : 0;
+  const int64_t bytes =
+      std::min(ceil_div<int64_t>(kernels::kChunkBlocks, w.unit_blocks) * w.unit_bytes,
+               w.panel_bytes - unit * w.unit_bytes);
+  const int64_t first = same ? panel : panel + n_panels,
+                end = std::min(first + n_panels, w.n_panels);
+  for (int64_t p = first; p < end; ++p) {
+    const uint8_t* from = w.data + p * w.panel_bytes + unit * w.unit_bytes;
+    for (int64_t i = 0; i < bytes; i += 64)
+      __builtin_prefetch(from + i, 0, 2);
+  }
+}
+
+}  // namespace
+
+int64_t TileScratch::working_bytes(int64_t m, int64_t k) {
+  const int64_t rows = round_up<int64_t>(m, kTileRows);
+  const int64_t lanes = int64_t{kernels::kMaxTilePanels} * kLanes * int64_t{sizeof(float)};
+  return int64_t{sizeof(kernels::ExpandedChunk)} +
+         Growing::grown(std::min(kTileJobRows, rows) * lanes) + Growing::grown(k * lanes);
+}
+
+LinearPiece::InputForm LinearPiece::form_of(const PackedPart& part) {
+  return {part.kernel->form, part.round_to_bf16, part.columns.get(), part.kernel->quantize};
+}
+
+/// gemv keeps the codes of a block in registers for eight rows, floats for four. Measured on Zen 5,
+/// November 2026: equal at about 50 rows (int8) and 12 (floats).
+int64_t LinearPiece::few_rows(ActivationForm form) {
+  return form == ActivationForm::kInt8 ? 40 : 8;
+}
+
+LinearPiece::LinearPiece(const PackedLinear& weight, std::span<const PackedPart> parts,
+                         const CpuLinearCall& call, LinearGate gate)
+    : parts_(parts),
+      call_(call),
+      gate_(gate),
+      form_(form_of(parts.front())),
+      k_(weight.k),
+      few_(!is_gated() && call.m <= few_rows(form_.form) &&
+           std::all_of(parts.begin(), parts.end(),
+                       [](const PackedPart& part) { return part.kernel->gemv != nullptr; })) {
+  x_ = {call.x, call.ldx, call.m};
+}
+
+// ---- input ------------------------------------------------------------------------------------
+
+int64_t LinearPiece::n_blocks() const noexcept {
+  return ceil_div<int64_t>(k_, kBlock);
+}
+
+int64_t LinearPiece::gathered_bytes() const noexcept {
+  return gathers() ? call_.m * k_ * int64_t{sizeof(float)} : 0;
+}
+
+int64_t LinearPiece::rounded_bytes() const noexcept {
+  switch (form_.form) {
+    case ActivationForm::kF32:
+      return 0;
+    case ActivationForm::kBf16:
+      return call_.m * ceil_div<int64_t>(k_, 2) * 4;
+    case ActivationForm::kInt8:
+      return (few_ ? call_.m : round_up<int64_t>(call_.m, kTileRows)) * n_blocks() *
+             int64_t{sizeof(ActBlock)};
+  }
+  return 0;
+}
+
+void LinearPiece::place_input(uint8_t* gathered, uint8_t* rounded) {
+  gathered_ = reinterpret_cast<float*>(gathered);
+  rounded_ = rounded;
+  if (gathers()) x_ = {gathered, k_, call_.m};
+  if (form_.form == ActivationForm::kBf16) x_ = {rounded, ceil_div<int64_t>(k_, 2), call_.m};
+  if (form_.form == ActivationForm::kInt8)
+    x_ = {rounded, few_ ? n_blocks() : kTileRows * n_blocks(), call_.m};
+}
+
+void LinearPiece::prepare_row(int64_t r) const {
+  const float* x = call_.x + r * call_.ldx;
+  if (gathers()) {
+    float* to = gathered_ + r * k_;
+    for (int64_t i = 0; i < k_; ++i) {
+      const float value =
+          x[form_.columns != nullptr ? (*form_.columns)[static_cast<size_t>(i)] : i];
+      to[i] = form_.round_to_bf16 ? bf16_to_f32(f32_to_bf16(value)) : value;
+    }
+    x = to;
+  }
+  if (form_.form == ActivationForm::kBf16) {
+    auto* to = reinterpret_cast<uint16_t*>(rounded_) + r * 2 * x_.stride;
+    for (int64_t i = 0; i < k_; ++i)
+      to[i] = f32_to_bf16(x[i]);
+    if (k_ % 2 != 0) to[k_] = 0;
+  } else if (form_.form == ActivationForm::kInt8) {
+    auto* out = reinterpret_cast<ActBlock*>(rounded_);
+    if (few_) {
+      form_.quantize({x, k_, 0, out + r * x_.stride, 1});
+    } else {
+      form_.quantize({x, k_, 128, out + r / kTileRows * x_.stride + r % kTileRows, kTileRows});
+    }
+  }
+}
+
+// ---- jobs -------------------------------------------------------------------------------------
+
+int64_t LinearPiece::panels_of_group(const PackedPart& part) const noexcept {
+  return part.kernel->tile_panels / (is_gated() ? 2 : 1);
+}
+
+int64_t LinearPiece::groups_of(const PackedPart& part) const noexcept {
+  return ceil_div(part.matrix.n_panels, panels_of_group(part));
+}
+
+void LinearPiece::plan_jobs(int64_t wanted_jobs) {
+  if (few_) {
+    int64_t n_panels = 0, n_bytes = 0;
+    for (const PackedPart& part : parts_) {
+      n_panels += part.matrix.n_panels;
+      n_bytes += part.matrix.n_panels * part.matrix.panel_bytes;
+    }
+    const int64_t per_panel = std::max<int64_t>(1, n_bytes / n_panels);
+    grain_ = std::clamp<int64_t>(kGemvJobBytes / per_panel, 1, kGemvJobPanels);
+    span_ = call_.m <= kGemvPassRows ? grain_
+                                     : std::clamp<int64_t>(kGemvPassBytes / per_panel, 1, grain_);
+    n_jobs_ = ceil_div(n_panels, grain_);
+    return;
+  }
+  n_groups_ = 0;
+  for (const PackedPart& part : parts_) {
+    n_groups_ += groups_of(part);
+    if (is_gated()) break;  // the other part goes along
+  }
+  // On many cores, cut the rows finer, so that everybody has work.
+  int64_t n_cuts = ceil_div(call_.m, kTileJobRows);
+  if (n_groups_ * n_cuts < wanted_jobs)
+    n_cuts = std::min(ceil_div(wanted_jobs, n_groups_), ceil_div(call_.m, kLeastTileJobRows));
+  job_rows_ = round_up(ceil_div(call_.m, n_cuts), int64_t{kTileRows});
+  n_jobs_ = n_groups_ * ceil_div(call_.m, job_rows_);
+}
+
+void LinearPiece::run_job(int64_t job, TileScratch& scratch) const {
+  if (few_) {
+    gemv_job(job, scratch);
+  } else {
+    tile_job(job, scratch);
+  }
+}
+
+/// Panels of all parts in one row, grain_ of them.
+void LinearPiece::gemv_job(int64_t job, TileScratch& scratch) const {
+  int64_t begin = job * grain_, end = begin + grain_;
+  auto* out = reinterpret_cast<float*>(scratch.sums.at_least(call_.m * span_ * kLanes * 4));
+  for (const PackedPart& part : parts_) {
+    const int64_t last = std::min(end, part.matrix.n_panels);
+    for (int64_t first = std::max<int64_t>(begin, 0); first < last; first += span_) {
+      const int64_t count = std::min(span_, last - first), row = first * kLanes;
+      part.kernel->gemv({part.matrix, first, count, x_, out, span_ * kLanes});
+      store(out, span_ * kLanes, 0, call_.m, part.first_row + row,
+            std::min((first + count) * kLanes, part.n) - row);
+    }
+    begin -= part.matrix.n_panels;
+    end -= part.matrix.n_panels;
+  }
+}
+
+/// A group of panels by a range of rows. Gated: half the panels of a tile are of the gate, half the
+/// same ones of the other matrix.
+void LinearPiece::tile_job(int64_t job, TileScratch& scratch) const {
+  int64_t group = job % n_groups_;
+  const int64_t first = job / n_groups_ * job_rows_;
+  const RowRange rows{first, std::min(job_rows_, call_.m - first)};
+  const PackedPart* part = parts_.data();
+  for (; group >= groups_of(*part); ++part)
+    group -= groups_of(*part);
+  const int64_t panels = panels_of_group(*part);
+  const int64_t panel = group * panels, n = std::min(panels, part->matrix.n_panels - panel);
+  const int64_t row = panel * kLanes, outputs = std::min((panel + n) * kLanes, part->n) - row;
+  const Slice slices[] = {{part, panel, n, 0}, {part + 1, panel, n, panels}};
+  if (is_gated()) {
+    tile(slices, rows, row, outputs, scratch);
+  } else {
+    tile({slices, 1}, rows, part->first_row + row, outputs, scratch);
+  }
+}
+
+/// Outputs [first_out, first_out + n_out) of some rows.
+void LinearPiece::tile(std::span<const Slice> slices, const RowRange& rows, int64_t first_out,
+                       int64_t n_out, TileScratch& scratch) const {
+  const kernels::LinearKernel& kernel = *slices.front().part->kernel;
+  const int64_t stride = kernel.tile_panels * kLanes;
+  auto* sums = reinterpret_cast<float*>(scratch.sums.at_least(rows.count * stride * 4));
+  std::memset(sums, 0, static_cast<size_t>(rows.count * stride * 4));
+  const bool grouped = kernel.form == ActivationForm::kInt8;
+  ActRows x = rows_from(x_, rows.first, grouped);
+  x.m = rows.count;
+  const int64_t last = (k_ - 1) / kChunk * kChunk;
+  for (int64_t column = 0; column < last; column += kChunk) {
+    expand(slices, column, scratch);
+    kernel.tile({scratch.chunk.get(), column, kChunk, x, sums});
+  }
+  // The last chunk goes some rows at a time, so that the place of their results is fetched while
+  // they are computed, and their sums are still in L1 when they are written there.
+  expand(slices, last, scratch);
+  fetch_results({rows.first, std::min(kStoreRows, rows.count)}, first_out, n_out);
+  for (int64_t r = 0; r < rows.count; r += kStoreRows) {
+    const int64_t count = std::min(kStoreRows, rows.count - r), next = r + count;
+    fetch_results({rows.first + next, std::min(kStoreRows, rows.count - next)}, first_out, n_out);
+    ActRows some = rows_from(x, r, grouped);
+    some.m = count;
+    kernel.tile({scratch.chunk.get(), last, k_ - last, some, sums + r * stride});
+    if (is_gated()) gate_rows(sums + r * stride, stride, rows.first + r, count, n_out);
+    store(sums + r * stride, stride, rows.first + r, count, first_out, n_out);
+  }
+}
+
+/// The first half of each row of sums = silu(first half) * second half.
+void LinearPiece::gate_rows(float* sums, int64_t stride, int64_t first_x, int64_t rows,
+                            int64_t n) const {
+  for (int64_t r = 0; r < rows; ++r) {
+    float* row = sums + r * stride;
+    if (!gate_.silu_mul(row, row + stride / 2, n)) gate_.bad->note(first_x + r);
+  }
+}
+
+/// y = sums + bias (+ y) for `n` outputs from row `row` of the weight, `rows` rows of x.
+void LinearPiece::store(const float* sums, int64_t stride, int64_t first_x, int64_t rows,
+                        int64_t row, int64_t n) const {
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* from = sums + r * stride;
+    float* y = call_.y + (first_x + r) * call_.ldy + row;
+    const float* bias = call_.bias != nullptr ? call_.bias + row : nullptr;
+    for (int64_t i = 0; i < n; ++i) {
+      float value = from[i];
+      if (bias != nullptr) value += bias[i];
+      y[i] = call_.accumulate ? y[i] + value : value;
+    }
+  }
+}
+
+void LinearPiece::expand(std::span<const Slice> slices, int64_t column,
+                         TileScratch& scratch) const {
+  const int64_t n_columns = std::min<int64_t>(kChunk, k_ - column);
+  for (const Slice& slice : slices) {
+    if (slice.part->kernel->expand == nullptr) {
+      expand_rows(*slice.part, slice.panel, column, n_columns, scratch);
+      continue;
+    }
+    slice.part->kernel->expand({slice.part->matrix, slice.panel, slice.n_panels, column / kBlock,
+                                ceil_div<int64_t>(n_columns, kBlock), slice.slot,
+                                scratch.chunk.get()});
+    fetch_weights(slice.part->matrix, slice.panel, slice.n_panels, column + n_columns);
+  }
+}
+
+/// Published rows to the f32 chunk. Formats in blocks are decoded a chunk at a time; a GroupAffine
+/// gives whole rows only, which are decoded at the first chunk and kept.
+void LinearPiece::expand_rows(const PackedPart& part, int64_t panel, int64_t column,
+                              int64_t n_columns, TileScratch& scratch) const {
+  const int64_t panels = part.kernel->tile_panels;
+  const int64_t first = panel * kLanes, n_rows = std::min(panels * kLanes, part.n - first);
+  const bool whole = std::holds_alternative<std::shared_ptr<const GroupAffine>>(part.source.data);
+  const int64_t stride = whole ? k_ : n_columns;
+  auto* rows = reinterpret_cast<float*>(scratch.rows.at_least(n_rows * stride * 4));
+  if (!whole) {
+    decode_columns(part.source, first, n_rows, column, n_columns, rows);
+  } else if (column == 0) {
+    part.source.decode_rows(first, n_rows, rows);
+  }
+  const float* from = whole ? rows + column : rows;
+  auto* values = reinterpret_cast<float*>(scratch.chunk->values);
+  for (int64_t c = 0; c < n_columns; ++c) {
+    float* to = values + c * panels * kLanes;
+    for (int64_t r = 0; r < n_rows; ++r)
+      to[r] = from[r * stride + c];
+    std::fill(to + n_rows, to + panels * kLanes, 0.0F);
+  }
+}
+
+/// Asks for the cache lines of y that `n` outputs of some rows will be written to.
+void LinearPiece::fetch_results(const RowRange& rows, int64_t first_row, int64_t n) const {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const float* y = call_.y + (rows.first + r) * call_.ldy + first_row;
+    for (int64_t i = 0; i < n; i += kLanes)
+      __builtin_prefetch(y + i, 1, 2);
+  }
+}
+
+}  // namespace qw
