@@ -341,8 +341,12 @@ TEST(CpuLinear, ExtremeCodesAreExact) {
       std::vector<float> row(static_cast<size_t>(k));
       auto* bytes = const_cast<std::byte*>(std::get<BlockRows>(source.data).data);
       for (int64_t r = 0; r < n; ++r) {
-        for (size_t i = 0; i < row.size(); ++i)
-          row[i] = r % 3 == 0 ? 1.0F : r % 3 == 1 ? -1.0F : i % 2 != 0 ? 1.0F : -1.0F;
+        // An encoder gives the largest value the lowest code; where a larger one of the other sign
+        // takes that, all others get the highest.
+        for (size_t i = 0; i < row.size(); ++i) {
+          const float other = r % 2 == 0 ? 1.0F : -1.0F;
+          row[i] = r % 3 == 0 ? other : i % (r % 3 == 1 ? 2 : 16) != 0 ? other : -1.05F * other;
+        }
         encode_row(*format.dtype, row.data(), k,
                    bytes + r * std::get<BlockRows>(source.data).row_bytes);
       }
@@ -354,15 +358,14 @@ TEST(CpuLinear, ExtremeCodesAreExact) {
       source.data = std::shared_ptr<const GroupAffine>(groups);
     }
     for (float value : {1.0F, -1.0F}) {
-      const std::vector<float> x(static_cast<size_t>(6 * k), value);
-      for (IsaLevel level : levels_here()) {
-        CpuContext context = make_context(level, ActivationMode::kAuto);
-        const auto weight = pack_cpu_linear(std::span(&source, 1), context);
-        ASSERT_EQ(mismatch(run(*weight, x, 6, context), decoded(source), x, 6, n, k), "")
-            << weight->kernel;
-        const std::vector<float> one(static_cast<size_t>(k), value);
-        ASSERT_EQ(mismatch(run(*weight, one, 1, context), decoded(source), one, 1, n, k), "")
-            << weight->kernel;
+      for (const int64_t m : {1, 8, 48}) {  // one row, several, and tiles
+        const std::vector<float> x(static_cast<size_t>(m * k), value);
+        for (IsaLevel level : levels_here()) {
+          CpuContext context = make_context(level, ActivationMode::kAuto);
+          const auto weight = pack_cpu_linear(std::span(&source, 1), context);
+          ASSERT_EQ(mismatch(run(*weight, x, m, context), decoded(source), x, m, n, k), "")
+              << weight->kernel << ", " << m << " rows";
+        }
       }
     }
   }
