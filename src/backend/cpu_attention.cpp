@@ -201,7 +201,8 @@ void CpuAttention::attend_page(const CpuAttentionCall& call, const Tile& tile, i
       page < tile.last_page ? call.kv.page(call.layer, table[page + 1], kv_head) : bytes;
   PageMatrix k{bytes, layout.type, kPage, next - bytes};
   PageMatrix v{bytes + layout.v_codes, layout.type, layout.v_stride, next - bytes};
-  if (layout.type != kernels::KvType::kF32 && sight.n_rows >= kWidenRows) {
+  if (layout.type == kernels::KvType::kQ4_0 ||
+      (layout.type != kernels::KvType::kF32 && sight.n_rows >= kWidenRows)) {
     kv_ops_.widen_k(layout, bytes, sight.end_token, k.ahead, scratch.k.data());
     kv_ops_.widen_v(layout, bytes, sight.first_token, sight.end_token, v.ahead, scratch.v.data());
     k = {scratch.k.data(), kernels::KvType::kF32, kPage};

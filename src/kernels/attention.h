@@ -15,7 +15,7 @@ namespace qw::kernels {
 
 struct Isa;  // kernels/isa.h
 
-/// b [k, n] of a product: KV bytes of a page, or widened to f32.
+/// b [k, n] of a product: KV bytes of a page, or widened to f32. Not q4_0, which must be widened.
 struct PageMatrix {
   const void* data;
   KvType type;
@@ -23,7 +23,7 @@ struct PageMatrix {
   /// Bytes from here to the same place of the page that will be read next, to be fetched meanwhile;
   /// 0: none. Pages lie anywhere, hardware cannot foresee them.
   int64_t ahead = 0;
-  /// Quantised types: KvOps::widen_scales, and the layout's n_blocks.
+  /// q8_0: KvOps::widen_scales, and the layout's n_blocks.
   const float* scales = nullptr;
   int n_blocks = 0;
 };

@@ -18,8 +18,8 @@ struct AttentionBody {
   static constexpr int P = kKvPageTokens;
   static constexpr int kTileRows = 6;
 
-  // What a product multiplies by: element (k, j) of a matrix b, W columns at a time from j on, and
-  // where the same place of the page that is read next lies.
+  // What a product multiplies by: row k of a matrix b, W columns from column + offset on, and where
+  // the same place of the page that is read next lies. `column` is where a tile begins.
   template <class Element>
   struct Plain {
     const Element* data;
@@ -34,54 +34,51 @@ struct AttentionBody {
   };
   struct PlainF32 : Plain<float> {
     using Plain<float>::Plain;
-    F load(int k, int64_t j) const { return V::load(this->place(k, j)); }
+    F load(int k, int64_t column, int offset) const {
+      return V::load(this->place(k, column + offset));
+    }
   };
   struct PlainF16 : Plain<uint16_t> {
     using Plain<uint16_t>::Plain;
-    F load(int k, int64_t j) const { return V::load_f16(this->place(k, j)); }
+    F load(int k, int64_t column, int offset) const {
+      return V::load_f16(this->place(k, column + offset));
+    }
   };
   struct PlainBf16 : Plain<uint16_t> {
     using Plain<uint16_t>::Plain;
-    F load(int k, int64_t j) const { return V::load_bf16(this->place(k, j)); }
+    F load(int k, int64_t column, int offset) const {
+      return V::load_bf16(this->place(k, column + offset));
+    }
   };
 
-  /// Codes with scales, widened where they are used: d * q, the same product as KvOps::widen_k.
-  /// kKeys: k runs along head_dim, which shares scales in blocks, and j along tokens; otherwise
-  /// (values) the other way round.
-  template <KvType kType, bool kKeys>
+  /// Codes of q8_0 with scales, widened where they are used: d * q, the same product as
+  /// KvOps::widen_k. kKeys: k runs along head_dim, which shares scales in blocks, and columns are
+  /// tokens; otherwise (values) the other way round. Codes of q4_0 take more work than is saved by
+  /// not widening them first.
+  template <bool kKeys>
   struct Quantised {
-    const uint8_t* codes;
+    const int8_t* codes;
     const float* scales;
     int64_t ld;
     int n_blocks;
 
     explicit Quantised(const PageMatrix& b)
-        : codes(static_cast<const uint8_t*>(b.data)),
+        : codes(static_cast<const int8_t*>(b.data)),
           scales(b.scales),
           ld(b.ld),
           n_blocks(b.n_blocks) {}
-    F load(int k, int64_t j) const {
-      const F scale = kKeys ? V::load(scales + k / kKvBlock * P + j)
-                            : V::set1(scales[k * n_blocks + j / kKvBlock]);
-      return V::mul(scale, code(k, j));
+    F load(int k, int64_t column, int offset) const {
+      return V::mul(scale(k, column, offset), V::load_i8(codes + k * ld + column + offset));
     }
-    F code(int k, int64_t j) const {
-      if constexpr (kType == KvType::kQ8_0) {
-        return V::load_i8(reinterpret_cast<const int8_t*>(codes) + k * ld + j);
-      } else {
-        const uint8_t* pairs = place(k, j);
-        const bool high = kKeys ? k % 2 != 0 : j >= ld / 2;
-        return V::sub(high ? V::load_high4(pairs) : V::load_low4(pairs), V::set1(8.0F));
-      }
-    }
-    const uint8_t* place(int k, int64_t j) const {
-      if constexpr (kType == KvType::kQ8_0) return codes + k * ld + j;
-      if constexpr (kKeys) return codes + k / 2 * ld + j;
-      return codes + k * (ld / 2) + (j >= ld / 2 ? j - ld / 2 : j);
+    F scale(int k, int64_t column, int offset) const {
+      if constexpr (kKeys) return V::load(scales + k / kKvBlock * P + column + offset);
+      // A tile that is wider than a block begins with one, so that its vectors share what they
+      // load.
+      return V::set1(scales[k * n_blocks + column / kKvBlock + offset / kKvBlock]);
     }
     template <int n>
-    void fetch(int k, int64_t j, int64_t ahead) const {
-      fetch_lines<n>(place(k, j), ahead);
+    void fetch(int k, int64_t column, int64_t ahead) const {
+      fetch_lines<n>(codes + k * ld + column, ahead);
     }
   };
 
@@ -134,7 +131,7 @@ struct AttentionBody {
     for (int k = p.begin; k < p.end; ++k) {
       F b[N];
       for (int j = 0; j < N; ++j)
-        b[j] = p.b.load(k, p.column + j * W);
+        b[j] = p.b.load(k, p.column, j * W);
       if (p.ahead != 0) p.b.template fetch<N * W>(k, p.column, p.ahead);
       for (int r = 0; r < R; ++r) {
         const F a = V::set1(p.a[r * p.lda + k]);
@@ -195,9 +192,9 @@ struct AttentionBody {
       case KvType::kBF16:
         return product<PlainBf16>;
       case KvType::kQ8_0:
-        return product<Quantised<KvType::kQ8_0, kKeys>>;
+        return product<Quantised<kKeys>>;
       case KvType::kQ4_0:
-        return product<Quantised<KvType::kQ4_0, kKeys>>;
+        return nullptr;  // widened first
     }
     return nullptr;
   }
