@@ -244,10 +244,10 @@ TEST_F(CliErrors, OfAdapters) {
 
 TEST_F(CliErrors, CommonFlagsAreTakenByEveryCommand) {
   const std::vector<std::string> common = {
-      "--threads",     "1",       "--seed",    "1",   "--device",        "cpu",
-      "--isa",         "generic", "--ctx",     "0",   "--chunk",         "0",
-      "--activations", "auto",    "--kv-type", "f16", "--deterministic", "--no-prefix-cache",
-      "--log-level",   "error"};
+      "--threads",      "1",       "--seed",      "1",    "--device",        "cpu",
+      "--isa",          "generic", "--ctx",       "0",    "--chunk",         "0",
+      "--activations",  "auto",    "--kv-type",   "f16",  "--deterministic", "--no-prefix-cache",
+      "--packed-cache", "",        "--log-level", "error"};
   const std::string messages = write("m.json", R"([{"role": "user", "content": "hi"}])");
   for (std::vector<std::string> args :
        std::vector<std::vector<std::string>>{{"tokenize", "-p", "hi"},

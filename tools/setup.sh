@@ -13,6 +13,7 @@ qw_packages=(
   "nlohmann-json3-dev:/usr/include/nlohmann/json.hpp"
   "libcli11-dev:/usr/include/CLI/CLI.hpp"
   "libicu-dev:/usr/include/unicode/unorm2.h"
+  "libxxhash-dev:/usr/include/xxhash.h"
   "libedit-dev:/usr/include/editline/readline.h"
   "libgtest-dev:/usr/include/gtest/gtest.h"
   "libgmock-dev:/usr/include/gmock/gmock.h"

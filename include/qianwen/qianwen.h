@@ -39,6 +39,7 @@ struct LoadSettings {
   std::string kv_type;         // f16, bf16, f32, q8_0, q4_0; "": f16, or f32 where all else is f32
   int64_t context = 0;         // tokens; 0: the model's own, or the largest that fits
   int64_t chunk = 0;           // prompt tokens per step, which change no result; 0: 512
+  std::string packed_cache;    // directory that keeps weights as they are packed; "": none
   bool prefix_cache = true;    // keep prompts, so that what begins like them is computed faster
   bool deterministic = false;  // refuse kernels whose bits could depend on the batch
   std::vector<std::pair<std::string, double>> adapters;  // LoRA path and scale

@@ -43,6 +43,7 @@ OpenOptions open_options(const LoadSettings& settings) {
   open.backend.n_threads = settings.threads;
   open.backend.isa = settings.isa;
   open.backend.activations = activation_mode_from_name(settings.activations);
+  open.backend.packed_cache = settings.packed_cache;
   open.backend.deterministic = settings.deterministic;
   open.backend.check();
   open.engine.ctx = settings.context;

@@ -56,6 +56,8 @@ void add_compute_flags(CLI::App& app, CommonOptions& options, ComputeFlags flags
           ->capture_default_str(),
       app.add_option("--adapter", options.adapters, "LoRA adapter, PATH[:scale]; may be repeated")
           ->allow_extra_args(false),
+      app.add_option("--packed-cache", load.packed_cache,
+                     "Directory that keeps weights as they are packed: the next start maps them"),
       app.add_flag("--deterministic", load.deterministic,
                    "Refuse kernels whose bits could depend on the batch"),
       app.add_flag_callback(

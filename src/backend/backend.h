@@ -151,6 +151,7 @@ struct BackendOptions {
   int n_threads = 0;  // 0: physical cores; at most kMaxThreads
   std::string isa;    // "": the best this CPU has (or QIANWEN_ISA); else a cap
   ActivationMode activations = ActivationMode::kAuto;
+  std::string packed_cache;    // directory for packed weights, "": none (backend/packed_store.h)
   bool deterministic = false;  // refuse kernels that break the numeric contract
   Profile* profile = nullptr;  // where to note every operation (backend/profile.h); null: nowhere
 
@@ -243,7 +244,8 @@ class Backend {
   /// out [rows.size(), n] on the host = h[rows] W^T.
   virtual void logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,
                       float* out);
-  /// Waits until everything asked for is done.
+  /// Waits until everything asked for is done. Errors: io, when weights that lie in a file of the
+  /// packed cache could not be read.
   virtual void sync() {}
 
   /// The first non-finite value seen since the last call, if any; clears it.

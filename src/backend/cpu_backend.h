@@ -69,6 +69,9 @@ class CpuBackend final : public Backend {
   void moe_ffn(const Rows& h, const MoeWeights& moe, const Rows& y, float* router_logits) override;
   void logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,
               float* out) override;
+  void sync() override {
+    if (context_.store != nullptr) context_.store->check_readable();
+  }
 
   std::optional<NumericFault> take_fault() override { return std::exchange(fault_, std::nullopt); }
   std::vector<std::string> describe() const override;

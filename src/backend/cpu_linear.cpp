@@ -85,14 +85,39 @@ void keep_rows(const LinearSource& source, PackedPart& part, ThreadPool& pool) {
   part.source = source;
 }
 
+/// Panels of a part, from the store of packed weights where it has them. What was packed is stored.
+PackStatus fill_part(const LinearSource& source, const PackPlan& plan, PackedPart& part,
+                     CpuContext& context) {
+  PackedStore* store = context.store.get();
+  std::string name;
+  if (store != nullptr && PackedStore::can_name(source)) {
+    AlignedBytes first(plan.matrix.panel_bytes, source.name);
+    const PackStatus status = kernels::pack_panels(source, plan, 0, 1, first.data());
+    if (status != PackStatus::kOk) return status;
+    const std::span<const uint8_t> panel(first.data(), static_cast<size_t>(first.size()));
+    name = store->name_of(source, plan, panel, context.pool);
+    part.stored = store->find(name, plan.bytes());
+    if (part.stored != nullptr) {
+      part.matrix.data = PackedStore::panels_of(*part.stored);
+      return PackStatus::kOk;
+    }
+  }
+  part.bytes = AlignedBytes(plan.bytes(), source.name);
+  part.matrix.data = part.bytes.data();
+  const PackStatus status = pack_all(source, plan, part.bytes.data(), context.pool);
+  if (status == PackStatus::kOk && !name.empty())
+    store->put(name, {part.bytes.data(), static_cast<size_t>(part.bytes.size())});
+  return status;
+}
+
 PackedPart pack_part(const LinearSource& source, CpuContext& context) {
   PackedPart part;
   part.n = source.n;
   part.source.name = source.name;
   PackPlan plan = kernels::plan_pack(source);
+  part.matrix = plan.matrix;
   if (plan.layout != LinearLayout::kRows) {
-    part.bytes = AlignedBytes(plan.bytes(), source.name);
-    switch (pack_all(source, plan, part.bytes.data(), context.pool)) {
+    switch (fill_part(source, plan, part, context)) {
       case PackStatus::kOk:
         break;
       case PackStatus::kNotFinite:
@@ -102,6 +127,7 @@ PackedPart pack_part(const LinearSource& source, CpuContext& context) {
         plan.why_rows = "scales or zeros outside f16";
         plan.columns.clear();
         part.bytes = {};
+        part.matrix.data = nullptr;
         break;
     }
   }
@@ -111,8 +137,6 @@ PackedPart pack_part(const LinearSource& source, CpuContext& context) {
     keep_rows(source, part, context.pool);
   }
   part.kernel = choose_kernel(plan.layout, context, &part.round_to_bf16);
-  part.matrix = plan.matrix;
-  part.matrix.data = part.bytes.data();
   if (!plan.columns.empty()) {
     part.columns = std::make_shared<const std::vector<int32_t>>(std::move(plan.columns));
   }
@@ -132,7 +156,9 @@ std::unique_ptr<CpuLinear> pack_cpu_linear(std::span<const LinearSource> parts,
     PackedPart part = pack_part(source, context);
     part.first_row = out->n;
     out->n += source.n;
-    const int64_t bytes = part.bytes.size() != 0 ? part.bytes.size() : source.published_bytes();
+    const int64_t bytes = part.matrix.data != nullptr
+                              ? part.matrix.n_panels * part.matrix.panel_bytes
+                              : source.published_bytes();
     out->resident_bytes += bytes;
     out->read_bytes += bytes;
     for (const PackedPart& other : out->parts) {

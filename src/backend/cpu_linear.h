@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/packed_store.h"
 #include "base/thread_pool.h"
 #include "kernels/isa.h"
 #include "quant/linear_source.h"
@@ -28,6 +29,7 @@ struct CpuContext {
   kernels::Isa isa;                               // the cap in force: features that kernels may use
   ActivationMode activations;                     // as asked
   std::unique_ptr<LinearScratch> linear_scratch;  // one linear layer at a time
+  std::unique_ptr<PackedStore> store;  // null: weights are packed whenever they are opened
 };
 
 /// Several matrices stacked along n, each with its own kernel, sharing their input.

@@ -8,6 +8,7 @@
 
 #include "backend/cpu_linear.h"
 #include "backend/cpu_linear_memory.h"
+#include "base/mapped_file.h"
 #include "kernels/linear_pack.h"
 #include "kernels/registry.h"
 
@@ -18,6 +19,7 @@ struct PackedPart {
   int64_t n = 0, first_row = 0;
   kernels::PanelMatrix matrix{};
   AlignedBytes bytes;
+  std::shared_ptr<const MappedFile> stored;  // instead of bytes (PackedStore)
   const kernels::LinearKernel* kernel = nullptr;
   std::shared_ptr<const std::vector<int32_t>>
       columns;  // null: as published; parts share equal ones

@@ -60,7 +60,9 @@ CpuContext::CpuContext(const BackendOptions& options)
     : pool(options.n_threads > 0 ? options.n_threads : physical_cores()),
       isa(kernels::choose_isa(options.isa)),
       activations(options.activations),
-      linear_scratch(std::make_unique<LinearScratch>()) {
+      linear_scratch(std::make_unique<LinearScratch>()),
+      store(options.packed_cache.empty() ? nullptr
+                                         : std::make_unique<PackedStore>(options.packed_cache)) {
   linear_scratch->threads.resize(static_cast<size_t>(pool.size()));
 }
 

@@ -180,6 +180,9 @@ void set_sizes(AwqSource& source, const AwqConfig& config, const AwqTensors& ten
   source.qweight = tensors.qweight->bytes.data();
   source.qweight_owner = tensors.qweight->owner;
   source.scale_tensor = packed::require_floats(tensors.scales, tensors.module, "scales", 2);
+  for (const RawTensor* tensor : {tensors.qweight, tensors.qzeros, tensors.scales}) {
+    if (tensor != nullptr) source.published.push_back(tensor->bytes);
+  }
 }
 
 std::shared_ptr<const GroupAffine> open_gemm(const AwqConfig& config, const AwqTensors& tensors) {

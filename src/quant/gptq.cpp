@@ -230,6 +230,7 @@ std::shared_ptr<const GroupAffine> open_gptq(const GptqConfig& config, const Gpt
 
   source->n = n;
   source->k = k;
+  source->published = {qweight.bytes, qzeros.bytes, tensors.scales->bytes};
   source->bits = config.bits;
   source->group_size = grouping.size;
   source->n_groups = grouping.count;

@@ -49,6 +49,8 @@ class GroupAffine {
   Form form = Form::kZeroPoint;
   /// Group of column i is group_of[i]; empty: i / group_size. (act-order, g_idx)
   std::vector<int32_t> group_of;
+  /// The published tensors that all this is read from; empty: not told.
+  std::vector<std::span<const std::byte>> published;
 
   /// q of rows [row, row + n_rows), column order of the file: out[r * k + i].
   virtual void codes(int64_t row, int64_t n_rows, uint8_t* out) const = 0;

@@ -1,0 +1,146 @@
+// Weights from the store of packed weights against weights that are packed.
+#include "backend/packed_store.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "backend/cpu_linear_packed.h"
+#include "backend/cpu_linear_test_support.h"
+
+namespace qw {
+namespace {
+
+using namespace test;  // NOLINT(google-build-using-namespace): one test program
+
+class PackedStoreTest : public testing::Test {
+ protected:
+  void SetUp() override { std::filesystem::remove_all(directory_); }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+
+  CpuContext context(int n_threads = 2) const {
+    BackendOptions options;
+    options.n_threads = n_threads;
+    options.packed_cache = directory_;
+    return CpuContext(options);
+  }
+  static bool is_stored(const CpuLinear& weight) {
+    return static_cast<const PackedLinear&>(weight).parts.front().stored != nullptr;
+  }
+  std::vector<std::string> files() const {
+    std::vector<std::string> out;
+    for (const auto& entry : std::filesystem::directory_iterator(directory_)) {
+      if (entry.path().extension() == ".packed") out.push_back(entry.path());
+    }
+    return out;
+  }
+
+  const std::string directory_ = testing::TempDir() + "packed_store_" +
+                                 testing::UnitTest::GetInstance()->current_test_info()->name();
+  const Format q4_k_{"q4_k", DType::kQ4_K};
+};
+
+TEST_F(PackedStoreTest, WeightsOfASecondStartAreMappedAndTheSame) {
+  for (const Format& format : all_formats()) {
+    const int64_t k = format.k_step() * 2, n = 53;
+    const LinearSource source = make_source(format, n, k, 7);
+    CpuContext plain = make_context(kernels::detect_isa().level, ActivationMode::kAuto),
+               first = context(), second = context();
+    const auto packed = pack_cpu_linear({&source, 1}, plain);
+    const auto kept = pack_cpu_linear({&source, 1}, first);
+    EXPECT_FALSE(is_stored(*kept));
+    const auto mapped = pack_cpu_linear({&source, 1}, second);
+    const auto& part = static_cast<const PackedLinear&>(*packed).parts.front();
+    // Codes in memory of the test do not tell their bytes; what stays in rows is not packed.
+    EXPECT_EQ(is_stored(*mapped), part.matrix.data != nullptr && PackedStore::can_name(source))
+        << format.name;
+    EXPECT_EQ(mapped->resident_bytes, packed->resident_bytes);
+    for (int64_t m : {1, 50}) {
+      const std::vector<float> x = make_x(m, k, 3);
+      ASSERT_EQ(run(*mapped, x, m, second), run(*packed, x, m, plain)) << format.name;
+    }
+    second.store->check_readable();
+  }
+}
+
+TEST_F(PackedStoreTest, OneChangedByteIsAnotherWeight) {
+  LinearSource source = make_source(q4_k_, 64, 512, 7);
+  CpuContext one = context();
+  pack_cpu_linear({&source, 1}, one);
+  auto& rows = std::get<BlockRows>(source.data);
+  const_cast<std::byte&>(rows.data[63 * rows.row_bytes + 100]) ^= std::byte{1};
+  EXPECT_FALSE(is_stored(*pack_cpu_linear({&source, 1}, one)));
+  EXPECT_TRUE(is_stored(*pack_cpu_linear({&source, 1}, one)));
+  EXPECT_EQ(files().size(), 2);
+}
+
+TEST_F(PackedStoreTest, SizesAndSecretAreInTheName) {
+  const LinearSource source = make_source(q4_k_, 64, 512, 7);
+  const kernels::PackPlan plan = kernels::plan_pack(source);
+  const std::vector<uint8_t> panel(static_cast<size_t>(plan.matrix.panel_bytes), 5);
+  ThreadPool one(1), two(2);
+  const PackedStore store(directory_), other(directory_ + "/other");
+  const std::string name = store.name_of(source, plan, panel, one);
+  EXPECT_EQ(name.size(), 32);
+  EXPECT_EQ(store.name_of(source, plan, panel, two), name);
+  EXPECT_EQ(PackedStore(directory_).name_of(source, plan, panel, two), name);
+  EXPECT_NE(other.name_of(source, plan, panel, one), name);
+  EXPECT_NE(store.name_of(source.slice_rows(0, 48), plan, panel, one), name);
+  std::vector<uint8_t> otherwise = panel;
+  otherwise.back() ^= 1;
+  EXPECT_NE(store.name_of(source, plan, otherwise, one), name);
+  kernels::PackPlan as_q5 = plan;
+  as_q5.layout = kernels::LinearLayout::kQ5_K;
+  EXPECT_NE(store.name_of(source, as_q5, panel, one), name);
+}
+
+TEST_F(PackedStoreTest, FilesThatAreNotWholeArePackedAgain) {
+  const LinearSource source = make_source(q4_k_, 64, 512, 7);
+  CpuContext one = context();
+  pack_cpu_linear({&source, 1}, one);
+  const std::string path = files().at(0);
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) - 1);
+  EXPECT_FALSE(is_stored(*pack_cpu_linear({&source, 1}, one)));
+  EXPECT_TRUE(is_stored(*pack_cpu_linear({&source, 1}, one)));
+  std::fstream(path, std::ios::in | std::ios::out | std::ios::binary) << "something else";
+  EXPECT_FALSE(is_stored(*pack_cpu_linear({&source, 1}, one)));
+  EXPECT_TRUE(is_stored(*pack_cpu_linear({&source, 1}, one)));
+}
+
+TEST_F(PackedStoreTest, AFileThatIsCutInUseIsAnError) {
+  const LinearSource source = make_source(q4_k_, 64, 512, 7);
+  CpuContext one = context();
+  pack_cpu_linear({&source, 1}, one);
+  const auto weight = pack_cpu_linear({&source, 1}, one);
+  ASSERT_TRUE(is_stored(*weight));
+  std::filesystem::resize_file(files().at(0), 4096);
+  run(*weight, make_x(1, 512, 1), 1, one);
+  EXPECT_THROW(one.store->check_readable(), Error);
+}
+
+TEST_F(PackedStoreTest, WorksOnWhereItCannotWrite) {
+  const LinearSource source = make_source(q4_k_, 64, 512, 7);
+  CpuContext one = context();
+  std::filesystem::remove_all(directory_);
+  EXPECT_FALSE(is_stored(*pack_cpu_linear({&source, 1}, one)));
+  EXPECT_FALSE(is_stored(*pack_cpu_linear({&source, 1}, one)));
+}
+
+TEST_F(PackedStoreTest, DirectoriesThatCannotBeAreRefusedByName) {
+  std::ofstream(directory_) << "a file";
+  try {
+    PackedStore store(directory_);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kIo);
+    EXPECT_NE(std::string(error.what()).find(directory_), std::string::npos);
+  }
+  std::filesystem::remove(directory_);
+  PackedStore store(directory_);
+  std::filesystem::resize_file(directory_ + "/secret", 7);
+  EXPECT_THROW(PackedStore again(directory_), Error);
+}
+
+}  // namespace
+}  // namespace qw
