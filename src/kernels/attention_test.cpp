@@ -11,6 +11,7 @@
 
 #include "base/half.h"
 #include "base/rng.h"
+#include "kernels/elementwise.h"
 #include "kernels/isa.h"
 
 namespace qw::kernels {
@@ -23,13 +24,17 @@ struct Path {
   const char* name;
   const AttentionOps* attention;
   const KvOps* kv;
+  const ElementwiseOps* elementwise;
 };
 
 std::vector<Path> paths() {
   const Isa isa = detect_isa();
-  std::vector<Path> out = {{"generic", &generic::kAttentionOps, &generic::kKvOps}};
-  if (isa.avx2) out.push_back({"avx2", &avx2::kAttentionOps, &avx2::kKvOps});
-  if (isa.avx512) out.push_back({"avx512", &avx512::kAttentionOps, &avx512::kKvOps});
+  std::vector<Path> out = {
+      {"generic", &generic::kAttentionOps, &generic::kKvOps, &generic::kElementwiseOps}};
+  if (isa.avx2)
+    out.push_back({"avx2", &avx2::kAttentionOps, &avx2::kKvOps, &avx2::kElementwiseOps});
+  if (isa.avx512)
+    out.push_back({"avx512", &avx512::kAttentionOps, &avx512::kKvOps, &avx512::kElementwiseOps});
   return out;
 }
 
@@ -251,6 +256,37 @@ TEST_P(AttentionKernelTest, WideningWhereItIsReadChangesNoBit) {
       }
     }
   }
+}
+
+TEST_P(AttentionKernelTest, WeightsAreTheExponentialsOfTheElementwiseKernel) {
+  // Softmax takes fewer steps, since its arguments are not positive; no bit may differ. The first
+  // score is the largest, so that the argument is the score itself.
+  std::vector<float> s(P, 0.0F), wanted(P);
+  const auto check = [&] {
+    GetParam().elementwise->exp(s.data(), P, wanted.data());
+    for (const int end : {P, P - 3}) {
+      std::vector<float> got = s, m{-kInfinity}, l{0}, correction{0}, o(16);
+      const int begin = 0;
+      ASSERT_EQ(
+          GetParam().attention->softmax(got.data(), 1, P, &begin, &end,
+                                        {m.data(), l.data(), o.data(), 16}, correction.data()),
+          -1);
+      for (int t = 0; t < P; ++t)
+        ASSERT_EQ(got[static_cast<size_t>(t)], t < end ? wanted[static_cast<size_t>(t)] : 0.0F)
+            << s[static_cast<size_t>(t)];
+    }
+  };
+  for (uint64_t round = 0; round < 2000; ++round) {
+    for (size_t t = 1; t < s.size(); ++t)  // -2^-16 to -2^8: the edge is among them
+      s[t] = -std::exp2(static_cast<float>(random_uniform(5, round, t)) * 24.0F - 16.0F);
+    check();
+  }
+  float edge = -87.33654F;  // below this the result is 0
+  for (size_t t = 32; t > 0; --t)
+    edge = std::nextafter(edge, 0.0F);
+  for (size_t t = 1; t < s.size(); ++t)
+    s[t] = edge = std::nextafter(edge, -100.0F);
+  check();
 }
 
 TEST_P(AttentionKernelTest, SoftmaxNamesTheFirstRowWithABadScore) {

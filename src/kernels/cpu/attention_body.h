@@ -128,15 +128,24 @@ struct AttentionBody {
                         : V::mul(V::load(p.c + r * p.ldc + j * W), V::set1(p.factor[r]));
       }
     }
-    for (int k = p.begin; k < p.end; ++k) {
+    const auto step = [&](int k) {
       F b[N];
       for (int j = 0; j < N; ++j)
         b[j] = p.b.load(k, p.column, j * W);
-      if (p.ahead != 0) p.b.template fetch<N * W>(k, p.column, p.ahead);
       for (int r = 0; r < R; ++r) {
         const F a = V::set1(p.a[r * p.lda + k]);
         for (int j = 0; j < N; ++j)
           sum[r][j] = V::fma(a, b[j], sum[r][j]);
+      }
+    };
+    if (p.ahead == 0) {
+#pragma GCC unroll 4
+      for (int k = p.begin; k < p.end; ++k)
+        step(k);
+    } else {
+      for (int k = p.begin; k < p.end; ++k) {
+        p.b.template fetch<N * W>(k, p.column, p.ahead);
+        step(k);
       }
     }
     for (int r = 0; r < R; ++r) {
@@ -222,35 +231,43 @@ struct AttentionBody {
     return bad;
   }
 
-  static bool softmax_row(float* s, int n_tokens, int begin, int end, float& m, float& l,
-                          float& correction) {
+  /// Masked: only tokens [begin, end) count; otherwise all n_tokens do.
+  template <bool kMasked>
+  static bool softmax_tokens(float* s, int n_tokens, int begin, int end, float& m, float& l,
+                             float& correction) {
     const F none = V::set1(-__builtin_huge_valf()), zero = V::set1(0.0F);
-    bool finite = true;
-    F top = none;
-    for (int t = 0; t < n_tokens; t += W) {
+    const auto load = [&](int t, F other) {
       const F v = V::load(s + t);
-      finite &= V::all_finite(V::keep(v, begin - t, end - t, zero));
-      top = V::max(top, V::keep(v, begin - t, end - t, none));
+      return kMasked ? V::keep(v, begin - t, end - t, other) : v;
+    };
+    F top = none, poison = zero;  // poison: 0, or NaN as soon as a score is not finite
+    for (int t = 0; t < n_tokens; t += W) {
+      poison = V::fma(load(t, zero), zero, poison);
+      top = V::max(top, load(t, none));
     }
     const float page_top = V::reduce_max(top);
     const float new_m = page_top > m ? page_top : m;
-    correction = 1.0F;
-    if (begin >= end) {
-      for (int t = 0; t < n_tokens; t += W)
-        V::store(s + t, zero);
-      return true;
-    }
     F sum = zero;
     for (int t = 0; t < n_tokens; t += W) {
-      const F v = V::keep(V::load(s + t), begin - t, end - t, none);
-      const F e = exp_lanes<V>(V::sub(v, V::set1(new_m)));
+      const F e = exp_lanes<V, true>(V::sub(load(t, none), V::set1(new_m)));
       sum = V::add(sum, e);
       V::store(s + t, e);
     }
-    correction = V::first(exp_lanes<V>(V::set1(m - new_m)));
+    correction = V::first(exp_lanes<V, true>(V::set1(m - new_m)));
     l = l * correction + V::reduce_add(sum);
     m = new_m;
-    return finite;
+    return V::all_finite(poison);
+  }
+
+  static bool softmax_row(float* s, int n_tokens, int begin, int end, float& m, float& l,
+                          float& correction) {
+    if (begin <= 0 && end >= n_tokens)
+      return softmax_tokens<false>(s, n_tokens, begin, end, m, l, correction);
+    if (begin < end) return softmax_tokens<true>(s, n_tokens, begin, end, m, l, correction);
+    correction = 1.0F;
+    for (int t = 0; t < n_tokens; t += W)
+      V::store(s + t, V::set1(0.0F));
+    return true;
   }
 
   static void merge(int rows, const SoftmaxRows& part, const SoftmaxRows& total) {

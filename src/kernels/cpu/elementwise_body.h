@@ -12,7 +12,10 @@ namespace qw::kernels {
 
 /// e^x. Argument reduction x = n ln 2 + r with ln 2 in two parts (Cody and Waite 1980) and the
 /// degree-5 polynomial of Cephes expf (Moshier). NaN stays NaN; subnormal results become 0.
-template <class V>
+///
+/// kNonPositive: x <= 0 (or NaN), so that nothing overflows and 2^n is a normal number wherever the
+/// result is not 0: the same bits in fewer steps.
+template <class V, bool kNonPositive = false>
 inline typename V::F exp_lanes(typename V::F x) {
   using F = typename V::F;
   const F lowest = V::set1(-87.33654F), highest = V::set1(88.72283F);
@@ -26,8 +29,9 @@ inline typename V::F exp_lanes(typename V::F x) {
   p = V::fma(p, r, V::set1(1.6666665459e-1F));
   p = V::fma(p, r, V::set1(5.0000001201e-1F));
   p = V::fma(p, V::mul(r, r), V::add(r, V::set1(1.0F)));
-  F out = V::scale_by_power(p, n);
-  out = V::where_less(x, lowest, V::set1(0.0F), out);
+  if constexpr (kNonPositive)
+    return V::where_less(x, lowest, V::set1(0.0F), V::scale_by_normal_power(p, n));
+  const F out = V::where_less(x, lowest, V::set1(0.0F), V::scale_by_power(p, n));
   return V::where_less(highest, x, V::set1(__builtin_huge_valf()), out);
 }
 

@@ -44,6 +44,7 @@ struct Vec {
     const __m256i half = _mm256_srai_epi32(whole, 1);
     return mul(mul(x, power(half)), power(_mm256_sub_epi32(whole, half)));
   }
+  static F scale_by_normal_power(F x, F n) { return mul(x, power(_mm256_cvtps_epi32(n))); }
   static F where_less(F a, F b, F x, F y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
   }

@@ -40,6 +40,7 @@ struct Vec {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
   static F scale_by_power(F x, F n) { return _mm512_scalef_ps(x, n); }
+  static F scale_by_normal_power(F x, F n) { return scale_by_power(x, n); }
   static F where_less(F a, F b, F x, F y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
   }

@@ -58,6 +58,11 @@ struct Vec {
     const I half = whole >> 1;
     return x * (F)((half + 127) << 23) * (F)((whole - half + 127) << 23);
   }
+  /// The same where neither the result nor 2^n is subnormal or overflows.
+  static F scale_by_normal_power(F x, F n) {
+    const I whole = (I)(n + set1(12582912.0F)) - (I)set1(12582912.0F);
+    return x * (F)((whole + 127) << 23);
+  }
   /// a < b ? x : y in each lane; y where a or b is NaN.
   static F where_less(F a, F b, F x, F y) { return select(a < b, x, y); }
   /// x in lanes [begin, end), `other` elsewhere.
