@@ -1,17 +1,26 @@
 // Tokenizer speed in bytes per second of one core: English, Chinese, code, mixed, hostile texts.
 //
 // Run with --benchmark_filter=... ; the vocabulary is the real one where QIANWEN_SHARED (default:
-// ../shared) has it, otherwise the bundled model's. Texts are made here from fixed word lists, so
-// figures can be compared between machines.
+// ../shared) has it, otherwise the bundled model's; QIANWEN_BENCH_TOKENIZER names another
+// directory. Texts are made here from fixed word lists, so figures can be compared between
+// machines. With QIANWEN_BENCH_TEXT=FILE the benchmarks BM_File... run on a text of your own: as
+// one document, and as messages, which are its lines of 50 to 500 bytes. Their label is the SHA-256
+// of all ids (int32, little-endian), so that other tokenizers can be compared
+// (compare_tokenizer.sh).
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "base/sha256.h"
 #include "text/detokenizer.h"
 #include "text/tokenizer_files.h"
 
@@ -20,6 +29,7 @@ namespace {
 constexpr size_t kTextBytes = 1'000'000;
 
 std::string vocabulary_directory() {
+  if (const char* named = std::getenv("QIANWEN_BENCH_TOKENIZER")) return named;
   const char* shared = std::getenv("QIANWEN_SHARED");
   const std::string root = QIANWEN_SOURCE_DIR;
   const std::string real = (shared ? shared : root + "/../shared") + std::string("/tokenizer/hf");
@@ -122,6 +132,76 @@ void BM_StreamDecode(benchmark::State& state) {
 }
 BENCHMARK(BM_StreamDecode)->Unit(benchmark::kMillisecond);
 
+// ---- a file of the user's ----------------------------------------------------------------------
+
+/// The text of QIANWEN_BENCH_TEXT, read once; null after telling the benchmark to be left out.
+const std::string* file_text(benchmark::State& state) {
+  const char* path = std::getenv("QIANWEN_BENCH_TEXT");
+  if (path == nullptr) {
+    state.SkipWithError("QIANWEN_BENCH_TEXT is not set");
+    return nullptr;
+  }
+  static const std::string text = [path] {
+    std::ifstream file(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  }();
+  if (!text.empty()) return &text;
+  state.SkipWithError("QIANWEN_BENCH_TEXT is no file with text");
+  return nullptr;
+}
+
+std::vector<std::string_view> messages_of(std::string_view text) {
+  constexpr size_t kMinBytes = 50, kMaxBytes = 500;
+  std::vector<std::string_view> messages;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const std::string_view line = text.substr(begin, end - begin);
+    if (line.size() >= kMinBytes && line.size() <= kMaxBytes) messages.push_back(line);
+    begin = end + 1;
+  }
+  return messages;
+}
+
+/// Encodes `texts` one by one; bytes and tokens a second, and the hash of the ids.
+void encode_all(benchmark::State& state, const std::vector<std::string_view>& texts) {
+  const auto t = tokenizer();
+  qw::Sha256 hash;
+  int64_t n_bytes = 0, n_tokens = 0;
+  for (const std::string_view text : texts) {
+    const std::vector<int32_t> ids = t->encode(text);
+    hash.update(std::as_bytes(std::span(ids)));
+    n_bytes += std::ssize(text);
+    n_tokens += std::ssize(ids);
+  }
+  for (auto _ : state) {
+    for (const std::string_view text : texts)
+      benchmark::DoNotOptimize(t->encode(text));
+  }
+  state.SetBytesProcessed(state.iterations() * n_bytes);
+  state.SetItemsProcessed(state.iterations() * n_tokens);
+  state.SetLabel(qw::to_hex(hash.finish()));
+}
+
+void BM_FileDocument(benchmark::State& state) {
+  if (const std::string* text = file_text(state)) encode_all(state, {*text});
+}
+void BM_FileMessages(benchmark::State& state) {
+  if (const std::string* text = file_text(state)) encode_all(state, messages_of(*text));
+}
+void BM_FileDecode(benchmark::State& state) {
+  const std::string* const text = file_text(state);
+  if (text == nullptr) return;
+  const auto t = tokenizer();
+  const std::vector<int32_t> ids = t->encode(*text);
+  for (auto _ : state)
+    benchmark::DoNotOptimize(t->decode(ids));
+  state.SetBytesProcessed(state.iterations() * std::ssize(*text));
+  state.SetItemsProcessed(state.iterations() * std::ssize(ids));
+}
+BENCHMARK(BM_FileDocument)->Unit(benchmark::kMillisecond);
+BENCHMARK(BM_FileMessages)->Unit(benchmark::kMillisecond);
+BENCHMARK(BM_FileDecode)->Unit(benchmark::kMillisecond);
+
 void BM_Load(benchmark::State& state) {
   for (auto _ : state)
     benchmark::DoNotOptimize(qw::load_tokenizer_directory(vocabulary_directory()));
@@ -129,4 +209,3 @@ void BM_Load(benchmark::State& state) {
 BENCHMARK(BM_Load)->Unit(benchmark::kMillisecond);
 
 }  // namespace
-

@@ -71,6 +71,19 @@ TEST(Utf8, ReplacesMaximalSubparts) {
   EXPECT_FALSE(decode_utf8("\xF0\x28").truncated);
 }
 
+// Passes over ASCII go by eight bytes: what stands before, in and behind such a step is all found.
+TEST(Utf8, AsciiPrefixAtEveryOffset) {
+  for (size_t n = 0; n < 40; ++n) {
+    const std::string ascii(n, '~');
+    EXPECT_EQ(ascii_prefix(ascii), n);
+    EXPECT_EQ(find_invalid_utf8(ascii), std::string_view::npos);
+    for (const char first : {'\x80', '\xFF'}) {
+      EXPECT_EQ(ascii_prefix(ascii + first + std::string(20, 'a')), n);
+      EXPECT_EQ(find_invalid_utf8(ascii + "\u00e9" + ascii + first + ascii), 2 * n + 2);
+    }
+  }
+}
+
 TEST(Half, WideningAndNarrowingAreInverse) {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
     const auto half = static_cast<uint16_t>(bits);

@@ -57,11 +57,9 @@ void append_utf8(std::string& out, uint32_t code_point) {
 }
 
 size_t find_invalid_utf8(std::string_view text) noexcept {
-  for (size_t i = 0; i < text.size();) {
-    if (static_cast<unsigned char>(text[i]) < 0x80) {
-      ++i;
-      continue;
-    }
+  for (size_t i = 0;;) {
+    i += ascii_prefix(text.substr(i));
+    if (i == text.size()) break;
     const Utf8Step step = decode_utf8(text.substr(i));
     if (!step.valid) return i;
     i += step.length;

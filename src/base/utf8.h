@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <string_view>
 
@@ -23,6 +24,19 @@ struct Utf8Step {
 
 /// Decodes the first character of `text` (not empty).
 Utf8Step decode_utf8(std::string_view text) noexcept;
+
+/// The number of ASCII bytes at the start of `text`: where they are most of it, passes over it go
+/// eight bytes at a time.
+inline size_t ascii_prefix(std::string_view text) noexcept {
+  size_t i = 0;
+  for (uint64_t word = 0; i + sizeof word <= text.size(); i += sizeof word) {
+    std::memcpy(&word, text.data() + i, sizeof word);
+    if ((word & 0x8080808080808080u) != 0) break;
+  }
+  while (i < text.size() && static_cast<unsigned char>(text[i]) < 0x80)
+    ++i;
+  return i;
+}
 
 /// Appends the UTF-8 form of `code_point` (at most 0x10FFFF, not a surrogate).
 void append_utf8(std::string& out, uint32_t code_point);

@@ -60,11 +60,27 @@ void AddedTokenFinder::add(std::string_view text, const AddedToken& token) {
     const uint64_t edge = uint64_t{node} << 8 | static_cast<unsigned char>(c);
     const auto [it, fresh] = edges_.try_emplace(edge, static_cast<uint32_t>(token_at_.size()));
     if (fresh) token_at_.push_back(-1);
-    if (node == kRoot) nodes_by_first_byte_[static_cast<unsigned char>(c)] = it->second;
+    if (node == kRoot && fresh) {
+      nodes_by_first_byte_[static_cast<unsigned char>(c)] = it->second;
+      ++n_first_bytes_;
+      first_byte_ = c;
+    }
     node = it->second;
   }
   token_at_[node] = static_cast<int32_t>(tokens_.size());
   tokens_.push_back({token.id, token.special, token.lstrip, token.rstrip, token.single_word});
+}
+
+/// The first place from `begin` on where a token may begin; text.size() if there is none.
+size_t AddedTokenFinder::next_candidate(std::string_view text, size_t begin) const noexcept {
+  // The tokens of most vocabularies begin alike ("<|im_start|>"), and finding a byte is fast.
+  if (n_first_bytes_ <= 1) {
+    return n_first_bytes_ == 0 ? text.size() : std::min(text.find(first_byte_, begin), text.size());
+  }
+  while (begin < text.size() &&
+         nodes_by_first_byte_[static_cast<unsigned char>(text[begin])] == kRoot)
+    ++begin;
+  return begin;
 }
 
 AddedTokenFinder::Match AddedTokenFinder::longest_match(std::string_view text,
@@ -83,9 +99,8 @@ AddedTokenFinder::Match AddedTokenFinder::longest_match(std::string_view text,
 void AddedTokenFinder::split(std::string_view text, const Options& options,
                              FunctionRef<void(std::string_view part, int32_t id)> visit) const {
   size_t done = 0;
-  for (size_t i = 0; i < text.size();) {
-    const auto first = static_cast<unsigned char>(text[i]);
-    const Match match = nodes_by_first_byte_[first] == kRoot ? Match{} : longest_match(text, i);
+  for (size_t i = 0; (i = next_candidate(text, i)) < text.size();) {
+    const Match match = longest_match(text, i);
     if (match.token == nullptr) {
       ++i;
       continue;

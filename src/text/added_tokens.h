@@ -48,6 +48,7 @@ class AddedTokenFinder {
     const Token* token = nullptr;
     size_t end = 0;
   };
+  size_t next_candidate(std::string_view text, size_t begin) const noexcept;
   Match longest_match(std::string_view text, size_t begin) const noexcept;
   static constexpr uint32_t kRoot = 0;
 
@@ -55,6 +56,8 @@ class AddedTokenFinder {
   std::unordered_map<uint64_t, uint32_t> edges_;  // (node << 8 | byte) -> node
   std::vector<int32_t> token_at_{-1};             // by node; index into tokens_
   std::array<uint32_t, 256> nodes_by_first_byte_;
+  int n_first_bytes_ = 0;  // distinct ones
+  char first_byte_ = 0;    // the last of them
 };
 
 }  // namespace qw

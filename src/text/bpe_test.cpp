@@ -51,13 +51,60 @@ TEST(Bpe, EqualsTheNaiveRule) {
       if (!rules.try_emplace(pair, Merge{ranks[i], id}).second) continue;
       table.insert(pair.first, pair.second, {ranks[i], id});
     }
-    for (const size_t length : {0u, 1u, 2u, 3u, 17u, 100u, 199u, 200u, 201u, 202u, 300u, 700u}) {
+    // Around the blocks that short pieces are searched by, and some lengths of sentences.
+    for (const size_t length : {0u, 1u, 2u, 3u, 17u, 31u, 32u, 33u, 64u, 65u, 100u, 300u, 700u}) {
       Symbols symbols(length);
       for (auto& s : symbols)
         s = draw(n_letters);
       const Symbols expected = merge_naively(rules, symbols);
-      bpe_merge(table, symbols, scratch);
-      EXPECT_EQ(symbols, expected) << round << " " << length;
+      for (const size_t longest_short : {kShortPiece, size_t{0}}) {
+        Symbols merged = symbols;
+        bpe_merge(table, merged, scratch, longest_short);
+        EXPECT_EQ(merged, expected) << round << " " << length << " " << longest_short;
+      }
+    }
+  }
+}
+
+TEST(Bpe, BothWaysAgreeOnEitherSideOfTheBorder) {
+  std::mt19937 generator(5);
+  MergeTable table(300);
+  for (uint32_t i = 0; i < 300; ++i)
+    table.insert(generator() % (3 + i), generator() % (3 + i), {i, 3 + i});
+  BpeScratch scratch;
+  for (const size_t length : {kShortPiece, kShortPiece + 1}) {
+    Symbols by_search(length);
+    for (auto& s : by_search)
+      s = generator() % 3;
+    Symbols by_queues = by_search, by_default = by_search;
+    bpe_merge(table, by_search, scratch, length);
+    bpe_merge(table, by_queues, scratch, 0);
+    bpe_merge(table, by_default, scratch);
+    EXPECT_LT(by_search.size(), length);
+    EXPECT_EQ(by_search, by_queues);
+    EXPECT_EQ(by_search, by_default);
+  }
+}
+
+// Ids on either side of what the square table holds, and enough pairs for collisions in the hash
+// table and in its bitmap.
+TEST(Bpe, TableFindsWhatItWasGivenAndNothingElse) {
+  std::mt19937 generator(7);
+  constexpr uint32_t kIds = 600, kMerges = 30'000;
+  Rules rules;
+  MergeTable table(kMerges);
+  for (uint32_t rank = 0; rank < kMerges; ++rank) {
+    const std::pair<uint32_t, uint32_t> pair{generator() % kIds, generator() % kIds};
+    rules[pair] = {rank, rank + kIds};
+    table.insert(pair.first, pair.second, {rank, rank + kIds});
+  }
+  for (uint32_t left = 0; left < kIds; ++left) {
+    for (uint32_t right = 0; right < kIds; ++right) {
+      const auto it = rules.find({left, right});
+      const Merge expected = it == rules.end() ? Merge{} : it->second;
+      const Merge found = table.find(left, right);
+      ASSERT_EQ(found.rank, expected.rank) << left << " " << right;
+      ASSERT_EQ(found.id, expected.id) << left << " " << right;
     }
   }
 }

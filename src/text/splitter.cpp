@@ -23,26 +23,34 @@ size_t contraction_length(std::string_view text, size_t begin, bool fold_case) n
   return 0;
 }
 
-}  // namespace
+/// A text and the classes of its characters. Here, and not in the class of the header, so that
+/// compilers inline it.
+struct Scanner {
+  std::string_view text;
+  const CharTable& table;
 
-CharClass Splitter::class_at(std::string_view text, size_t at, size_t& length) const noexcept {
-  const Char c = decode_valid_utf8(text.data() + at);
-  length = c.length;
-  return table_.class_of(c.code_point);
-}
+  CharClass class_at(size_t at, size_t& length) const noexcept {
+    const Char c = decode_valid_utf8(text.data() + at);
+    length = c.length;
+    return table.class_of(c.code_point);
+  }
 
-size_t Splitter::run_end(std::string_view text, size_t begin, CharClass wanted) const noexcept {
-  size_t length = 0;
-  while (begin < text.size() && class_at(text, begin, length) == wanted)
-    begin += length;
-  return begin;
-}
+  size_t run_end(size_t begin, CharClass wanted) const noexcept {
+    size_t length = 0;
+    while (begin < text.size() && class_at(begin, length) == wanted)
+      begin += length;
+    return begin;
+  }
 
-size_t Splitter::white_space_end(std::string_view text, size_t begin,
-                                 bool newlines_first) const noexcept {
+  size_t white_space_end(size_t begin, bool newlines_first) const noexcept;
+  size_t qwen_end(size_t begin, int max_digits) const noexcept;
+  size_t gpt2_end(size_t begin) const noexcept;
+};
+
+size_t Scanner::white_space_end(size_t begin, bool newlines_first) const noexcept {
   size_t end = begin, last_begin = begin, after_newline = 0, length = 0;
   while (end < text.size()) {
-    const CharClass c = class_at(text, end, length);
+    const CharClass c = class_at(end, length);
     if (c != CharClass::kSpace && c != CharClass::kNewline) break;
     last_begin = end;
     end += length;
@@ -54,54 +62,56 @@ size_t Splitter::white_space_end(std::string_view text, size_t begin,
   return end == text.size() || last_begin == begin ? end : last_begin;
 }
 
-size_t Splitter::qwen_end(std::string_view text, size_t begin, int max_digits) const noexcept {
+size_t Scanner::qwen_end(size_t begin, int max_digits) const noexcept {
   size_t length = 0, next_length = 0;
-  const CharClass first = class_at(text, begin, length);
+  const CharClass first = class_at(begin, length);
   const size_t next = begin + length;
-  if (first == CharClass::kLetter) return run_end(text, next, CharClass::kLetter);
+  if (first == CharClass::kLetter) return run_end(next, CharClass::kLetter);
   if (const size_t n = contraction_length(text, begin, true)) return begin + n;
   if (first == CharClass::kNumber) {
     size_t end = next;
     for (int n = 1; n < max_digits && end < text.size(); ++n) {
-      if (class_at(text, end, next_length) != CharClass::kNumber) break;
+      if (class_at(end, next_length) != CharClass::kNumber) break;
       end += next_length;
     }
     return end;
   }
-  const CharClass second =
-      next < text.size() ? class_at(text, next, next_length) : CharClass::kNewline;
+  const CharClass second = next < text.size() ? class_at(next, next_length) : CharClass::kNewline;
   if (second == CharClass::kLetter && first != CharClass::kNewline) {
-    return run_end(text, next + next_length, CharClass::kLetter);
+    return run_end(next + next_length, CharClass::kLetter);
   }
   if (first == CharClass::kOther || (text[begin] == ' ' && second == CharClass::kOther)) {
-    return run_end(text, run_end(text, next, CharClass::kOther), CharClass::kNewline);
+    return run_end(run_end(next, CharClass::kOther), CharClass::kNewline);
   }
-  return white_space_end(text, begin, true);
+  return white_space_end(begin, true);
 }
 
-size_t Splitter::gpt2_end(std::string_view text, size_t begin) const noexcept {
+size_t Scanner::gpt2_end(size_t begin) const noexcept {
   if (const size_t n = contraction_length(text, begin, false)) return begin + n;
   size_t length = 0;
-  CharClass kind = class_at(text, begin, length);
+  CharClass kind = class_at(begin, length);
   size_t body = begin + length;
   if (text[begin] == ' ' && body < text.size()) {
-    kind = class_at(text, body, length);
+    kind = class_at(body, length);
     if (kind != CharClass::kSpace && kind != CharClass::kNewline) body += length;
   }
   if (kind == CharClass::kSpace || kind == CharClass::kNewline) {
-    return white_space_end(text, begin, false);
+    return white_space_end(begin, false);
   }
-  return run_end(text, body, kind);
+  return run_end(body, kind);
 }
 
+}  // namespace
+
 size_t Splitter::piece_end(std::string_view text, size_t begin) const noexcept {
+  const Scanner scanner{text, table_};
   switch (pattern_) {
     case SplitPattern::kQwen2:
-      return qwen_end(text, begin, 1);
+      return scanner.qwen_end(begin, 1);
     case SplitPattern::kCl100k:
-      return qwen_end(text, begin, 3);
+      return scanner.qwen_end(begin, 3);
     case SplitPattern::kGpt2:
-      return gpt2_end(text, begin);
+      return scanner.gpt2_end(begin);
     case SplitPattern::kNone:
       break;
   }

@@ -31,12 +31,6 @@ class Splitter {
   static std::optional<SplitPattern> from_regex(std::string_view regex);
 
  private:
-  size_t qwen_end(std::string_view text, size_t begin, int max_digits) const noexcept;
-  size_t gpt2_end(std::string_view text, size_t begin) const noexcept;
-  size_t white_space_end(std::string_view text, size_t begin, bool newlines_first) const noexcept;
-  size_t run_end(std::string_view text, size_t begin, CharClass wanted) const noexcept;
-  CharClass class_at(std::string_view text, size_t at, size_t& length) const noexcept;
-
   SplitPattern pattern_;
   const CharTable& table_;
 };

@@ -365,10 +365,12 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, const EncodeOption
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
   std::string bytes;
+  bytes.reserve(ids.size() * 4);  // about what natural text needs
   for (const int32_t id : ids) {
     if (!(skip_special_tokens && is_special(id))) bytes.append(token_bytes(id));
   }
   if (strip_first_space_ && bytes.starts_with(' ')) bytes.erase(0, 1);
+  if (find_invalid_utf8(bytes) == std::string::npos) return bytes;
   return replace_invalid_utf8(bytes);
 }
 

@@ -190,6 +190,11 @@ bool normalize_nfc(std::string_view text, std::string& out) {
   size_t copied = 0;         // text before this is in `out` already
   size_t segment_begin = 0;  // the last character that could begin a segment
   for (size_t i = 0; i < text.size();) {
+    if (const size_t n_ascii = ascii_prefix(text.substr(i)); n_ascii != 0) {
+      i += n_ascii;
+      segment_begin = i - 1;
+      continue;
+    }
     const Char c = decode_valid_utf8(text.data() + i);
     if (c.code_point < 0x300 || !table.needs_nfc_check(c.code_point)) {
       segment_begin = i;

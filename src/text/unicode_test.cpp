@@ -54,6 +54,15 @@ TEST(Nfc, ComposesOrdersAndReplaces) {
   EXPECT_EQ(nfc("a\u0305\u0301"), "a\u0305\u0301");  // blocked: same class between
 }
 
+TEST(Nfc, AMarkComposesWithTheLastOfManyLetters) {
+  for (size_t n = 0; n < 40; ++n) {
+    const std::string letters(n, 'b');
+    EXPECT_EQ(nfc(letters + "e\u0301" + letters + "e\u0301"),
+              letters + "\u00e9" + letters + "\u00e9");
+    EXPECT_EQ(nfc(letters + "\u00e9" + letters), letters + "\u00e9" + letters);
+  }
+}
+
 TEST(Nfc, IsThatOfUnicode9) {
   // Marks of later versions count as starters, so they are not reordered ...
   EXPECT_EQ(nfc("a\u0301\u08d3"), "\u00e1\u08d3");  // U+08D3: Unicode 11, class 220
