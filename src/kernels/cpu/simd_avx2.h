@@ -206,8 +206,10 @@ struct SimdAvx2 {
   static __m256i nearest_half(__m256 x) {
     return _mm256_cvttps_epi32(_mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  static __m256i add_pairs(__m256i sum, __m256i pairs) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  static __m256i add_pairs(__m256i sum, __m256i pairs) {  // one after the other, as add(Pairs)
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    __asm__("" : "+x"(sum));
+    return sum;
   }
   /// Signed by signed: |w| * (x with w's sign); at most 128 * 127 * 2, so nothing saturates.
   static __m256i dot_signed(__m256i sum, __m256i w, __m256i x) {
