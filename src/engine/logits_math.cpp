@@ -12,12 +12,44 @@ namespace {
 
 constexpr size_t kBlock = 256;  // values per vectorised block; fits a few cache lines of scratch
 
-/// Whether any value of the block exceeds `threshold` (a branch-free reduction, so it vectorises).
-bool any_above(const float* values, size_t n, float threshold) noexcept {
+/// Whether `is` holds for any value of the block (a branch-free reduction, so it vectorises).
+template <typename Predicate>
+bool any_of_block(const float* values, size_t n, Predicate is) noexcept {
   int any = 0;
   for (size_t i = 0; i < n; ++i)
-    any |= static_cast<int>(values[i] > threshold);
+    any |= static_cast<int>(is(values[i]));
   return any != 0;
+}
+
+bool any_above(const float* values, size_t n, float threshold) noexcept {
+  return any_of_block(values, n, [threshold](float v) { return v > threshold; });
+}
+
+template <typename Predicate>
+std::vector<uint32_t> indices_where(std::span<const float> values, Predicate is) {
+  std::vector<uint32_t> out;
+  std::array<uint32_t, kBlock + 1> found;
+  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
+    const size_t n = std::min(kBlock, values.size() - begin);
+    if (!any_of_block(values.data() + begin, n, is)) continue;
+    // Without a branch, which a flat row would make the processor guess wrongly all the time.
+    size_t count = 0;
+    for (size_t i = begin; i < begin + n; ++i) {
+      found[count] = static_cast<uint32_t>(i);
+      count += static_cast<size_t>(is(values[i]));
+    }
+    out.insert(out.end(), found.begin(), found.begin() + static_cast<std::ptrdiff_t>(count));
+  }
+  return out;
+}
+
+/// The number of values for which `is` holds; counted in 32 bits, which vectorises.
+template <typename Predicate>
+int64_t count_where(std::span<const float> values, Predicate is) noexcept {
+  int32_t count = 0;
+  for (const float v : values)
+    count += static_cast<int32_t>(is(v));
+  return count;
 }
 
 /// Orders candidates best first: larger value, then lower index.
@@ -129,20 +161,17 @@ void remove_not_finite(std::span<float> values) noexcept {
 }
 
 std::vector<uint32_t> indices_above(std::span<const float> values, float threshold) {
-  std::vector<uint32_t> out;
-  std::array<uint32_t, kBlock + 1> found;
-  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
-    const size_t n = std::min(kBlock, values.size() - begin);
-    if (!any_above(values.data() + begin, n, threshold)) continue;
-    // Without a branch, which a flat row would make the processor guess wrongly all the time.
-    size_t count = 0;
-    for (size_t i = begin; i < begin + n; ++i) {
-      found[count] = static_cast<uint32_t>(i);
-      count += static_cast<size_t>(values[i] > threshold);
-    }
-    out.insert(out.end(), found.begin(), found.begin() + static_cast<std::ptrdiff_t>(count));
-  }
-  return out;
+  return indices_where(values, [threshold](float v) { return v > threshold; });
+}
+
+std::vector<uint32_t> indices_from(std::span<const float> values, float threshold) {
+  return indices_where(values, [threshold](float v) { return v >= threshold; });
+}
+
+int64_t rank_of(std::span<const float> values, size_t i) noexcept {
+  const float value = values[i];
+  return count_where(values.first(i), [value](float v) { return v >= value; }) +
+         count_where(values.subspan(i), [value](float v) { return v > value; });
 }
 
 std::vector<int32_t> top_indices(std::span<const float> values, int64_t k) {

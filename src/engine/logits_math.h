@@ -64,8 +64,12 @@ int64_t find_no_score(std::span<const float> values) noexcept;
 /// NaN becomes 0, an infinity the float that is largest in its direction (torch.nan_to_num).
 void remove_not_finite(std::span<float> values) noexcept;
 
-/// Indices of the values above `threshold`, ascending.
+/// Indices of the values above `threshold`, or from it on, ascending.
 std::vector<uint32_t> indices_above(std::span<const float> values, float threshold);
+std::vector<uint32_t> indices_from(std::span<const float> values, float threshold);
+
+/// How many values come before values[i] in descending order, ties by lower index.
+int64_t rank_of(std::span<const float> values, size_t i) noexcept;
 
 /// Indices of the k largest values, descending, ties by lower index; fewer when there are fewer.
 /// One pass with a heap of k: a row of 152k values and k = 20 takes some ten microseconds.

@@ -89,7 +89,10 @@ void add_suppressions(const GenerationConfig& config, int64_t prompt_len, Proces
 }
 
 void add_warpers(const GenerationConfig& config, int64_t keep, ProcessorList& out) {
-  if (config.temperature != 1) out.push_back(std::make_shared<Temperature>(config.temperature));
+  if (config.temperature != 1) {
+    const int64_t top_k = config.top_k > 0 ? std::max(config.top_k, keep) : 0;
+    out.push_back(std::make_shared<Temperature>(config.temperature, top_k));
+  }
   if (config.top_k > 0) out.push_back(std::make_shared<TopK>(config.top_k, keep));
   if (config.top_p < 1) out.push_back(std::make_shared<TopP>(config.top_p, keep));
   if (config.min_p > 0) out.push_back(std::make_shared<MinP>(config.min_p, keep));

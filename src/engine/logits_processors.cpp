@@ -1,6 +1,7 @@
 #include "engine/logits_processors.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <unordered_map>
@@ -22,6 +23,35 @@ bool ends_with(std::span<const int32_t> ids, std::span<const int32_t> tail) {
          std::equal(tail.begin(), tail.end(), ids.end() - static_cast<std::ptrdiff_t>(tail.size()));
 }
 
+/// How often each token occurs, in one pass: open addressing, never more than half full.
+class TokenCounts {
+ public:
+  explicit TokenCounts(std::span<const int32_t> ids) : slots_(std::bit_ceil(ids.size() * 2 + 1)) {
+    const size_t mask = slots_.size() - 1;
+    for (const int32_t id : ids) {
+      size_t i = static_cast<uint32_t>(id) * size_t{0x9E3779B1} & mask;
+      while (slots_[i].count != 0 && slots_[i].id != id)
+        i = (i + 1) & mask;
+      slots_[i].id = id;
+      ++slots_[i].count;
+    }
+  }
+
+  /// visit(id, count) for every token that occurs, in no particular order.
+  template <typename Visit>
+  void for_each(Visit visit) const {
+    for (const Slot& slot : slots_) {
+      if (slot.count != 0) visit(slot.id, slot.count);
+    }
+  }
+
+ private:
+  struct Slot {
+    int32_t id = 0, count = 0;
+  };
+  std::vector<Slot> slots_;
+};
+
 void scale_against_sign(float& value, float penalty) {
   value = value < 0 ? value * penalty : value / penalty;
 }
@@ -29,8 +59,12 @@ void scale_against_sign(float& value, float penalty) {
 }  // namespace
 
 void RepetitionPenalty::process(const TokenHistory& history, LogitsRow& row) const {
-  for (const int32_t id : distinct(history.ids))
+  std::vector<bool> seen(row.values().size());
+  for (const int32_t id : history.ids) {
+    if (seen[static_cast<size_t>(id)]) continue;
+    seen[static_cast<size_t>(id)] = true;
     scale_against_sign(row[id], penalty_);
+  }
 }
 
 EncoderRepetitionPenalty::EncoderRepetitionPenalty(double penalty, std::vector<int32_t> prompt)
@@ -42,16 +76,9 @@ void EncoderRepetitionPenalty::process(const TokenHistory&, LogitsRow& row) cons
 }
 
 void PresenceFrequencyPenalty::process(const TokenHistory& history, LogitsRow& row) const {
-  std::vector<int32_t> sorted(history.generated().begin(), history.generated().end());
-  std::sort(sorted.begin(), sorted.end());
-  for (size_t begin = 0; begin < sorted.size();) {
-    const auto end =
-        static_cast<size_t>(std::upper_bound(sorted.begin() + static_cast<std::ptrdiff_t>(begin),
-                                             sorted.end(), sorted[begin]) -
-                            sorted.begin());
-    row[sorted[begin]] -= frequency_ * static_cast<float>(end - begin) + presence_;
-    begin = end;
-  }
+  TokenCounts(history.generated()).for_each([&](int32_t id, int32_t count) {
+    row[id] -= frequency_ * static_cast<float>(count) + presence_;
+  });
 }
 
 void NoRepeatNgram::process(const TokenHistory& history, LogitsRow& row) const {

@@ -1,9 +1,11 @@
 #include "engine/logits_warpers.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
 
 #include "base/error.h"
 #include "engine/logits_math.h"
@@ -27,13 +29,10 @@ struct Probabilities {
   double largest = 0;
 };
 
-/// The elements 0 .. n-1 in an order, sorted only as far as they are asked for.
+/// Elements in an order, sorted only as far as they are asked for.
 template <typename Before>
 class LazyOrder {
  public:
-  LazyOrder(size_t n, Before before) : order_(n), before_(before) {
-    std::iota(order_.begin(), order_.end(), 0u);
-  }
   LazyOrder(std::vector<uint32_t> elements, Before before)
       : order_(std::move(elements)), before_(before) {}
   size_t size() const { return order_.size(); }
@@ -56,6 +55,55 @@ class LazyOrder {
   std::vector<uint32_t> order_;
   Before before_;
   size_t sorted_ = 0;
+};
+
+/// The elements 0 .. n-1 in ascending order of keys >= 0, ties by lower index. They are dealt into
+/// ranges of keys in two passes, and a range is sorted when it is reached: cheaper than LazyOrder
+/// where the elements are a whole vocabulary.
+class RangeOrder {
+ public:
+  explicit RangeOrder(std::span<const float> keys) : keys_(keys), order_(keys.size()) {
+    float largest = 0;
+    for (const float key : keys)
+      largest = std::max(largest, std::min(key, kLargest));
+    const float scale = static_cast<float>(kRanges) / std::max(largest, 1e-6f);
+    std::vector<uint16_t> range_of(keys.size());
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const float range = std::min(keys[i], kLargest) * scale;
+      range_of[i] = static_cast<uint16_t>(std::min(range, static_cast<float>(kRanges - 1)));
+      ++ends_[range_of[i] + 1u];
+    }
+    std::partial_sum(ends_.begin(), ends_.end(), ends_.begin());
+    // ends_[r] is where range r begins; dealing its elements moves it to where the range ends.
+    for (size_t i = 0; i < keys.size(); ++i)
+      order_[ends_[range_of[i]]++] = static_cast<uint32_t>(i);
+  }
+
+  size_t size() const { return order_.size(); }
+  uint32_t operator[](size_t rank) {
+    QW_CHECK(rank < order_.size(), "rank {} of {}", rank, order_.size());
+    while (rank >= sorted_)
+      sort_next_range();
+    return order_[rank];
+  }
+
+ private:
+  static constexpr size_t kRanges = 4096;
+  static constexpr float kLargest = 100;  // keys beyond share the last range
+
+  void sort_next_range() {
+    const size_t end = ends_[range_++];
+    std::sort(order_.begin() + static_cast<std::ptrdiff_t>(sorted_),
+              order_.begin() + static_cast<std::ptrdiff_t>(end), [this](uint32_t a, uint32_t b) {
+                return keys_[a] != keys_[b] ? keys_[a] < keys_[b] : a < b;
+              });
+    sorted_ = end;
+  }
+
+  std::span<const float> keys_;
+  std::vector<uint32_t> order_;
+  std::array<uint32_t, kRanges + 1> ends_{};
+  size_t range_ = 0, sorted_ = 0;
 };
 
 /// softmax of single values, for rules that look at few of them.
@@ -118,6 +166,16 @@ Crossing find_crossing(const std::vector<uint32_t>& elements, std::span<const fl
   return crossing;
 }
 
+/// Keeps `elements`, ascending indices into `compact`.
+void keep(LogitsRow& row, const LogitsRow::Compact& compact,
+          const std::vector<uint32_t>& elements) {
+  std::vector<int32_t> ids;
+  ids.reserve(elements.size());
+  for (const uint32_t i : elements)
+    ids.push_back(compact.id(i));
+  row.keep_only(std::move(ids));
+}
+
 /// Keeps the elements (indices into `compact`) for which keep(i) holds.
 template <typename Keep>
 void keep_if(LogitsRow& row, const LogitsRow::Compact& compact, Keep keep) {
@@ -129,13 +187,11 @@ void keep_if(LogitsRow& row, const LogitsRow::Compact& compact, Keep keep) {
 }
 
 /// Keeps the first n elements of an order.
-template <typename Order>
-void keep_first(LogitsRow& row, const LogitsRow::Compact& compact, Order& order, size_t n) {
-  std::vector<int32_t> ids(n);
+void keep_first(LogitsRow& row, const LogitsRow::Compact& compact, RangeOrder& order, size_t n) {
+  std::vector<bool> kept(order.size());
   for (size_t rank = 0; rank < n; ++rank)
-    ids[rank] = compact.id(order[rank]);
-  std::sort(ids.begin(), ids.end());
-  row.keep_only(std::move(ids));
+    kept[order[rank]] = true;
+  keep_if(row, compact, [&kept](size_t i) { return kept[i]; });
 }
 
 double entropy_of(std::span<const float> values, double log_sum) {
@@ -149,12 +205,36 @@ double entropy_of(std::span<const float> values, double log_sum) {
 
 }  // namespace
 
+/// Cuts a dense row to a superset of what dividing and TopK leave of it, where that is few values
+/// and certain.
+void Temperature::cut_for_top_k(LogitsRow& row) const {
+  const std::span<const float> values = row.values();
+  constexpr float kTame = 1e4f;  // neither over- nor underflow comes near
+  if (next_top_k_ <= 0 || row.is_sparse() || next_top_k_ > std::ssize(values) / 16 ||
+      !(temperature_ <= kTame && temperature_ >= 1 / kTame)) {
+    return;
+  }
+  const std::vector<int32_t> top = top_indices(values, next_top_k_);
+  const float kth = values[static_cast<size_t>(top.back())];
+  if (!(std::abs(values[static_cast<size_t>(top.front())]) < 1e30f)) return;
+  // Rounding can make quotients equal, and TopK keeps all that are equal to the k-th. Two quotients
+  // of normal size differ if the dividends do by 2^-22 of theirs; of others, by much less than the
+  // constant.
+  const float slack = std::abs(kth) * 0x1p-20f + 1e-30f;
+  const std::vector<uint32_t> candidates = kth == kMinusInfinity
+                                               ? indices_above(values, kMinusInfinity)
+                                               : indices_from(values, kth - slack);
+  row.keep_only({candidates.begin(), candidates.end()});
+}
+
 void Temperature::process(const TokenHistory&, LogitsRow& row) const {
+  cut_for_top_k(row);
+  const LogitsRow::Compact compact = row.compact();
+  const int32_t best = argmax(compact.values);
+  if (best < 0) return;  // every token is banned
   // A shift of all values changes no probability. It is made where a huge bias over a small
   // temperature would leave the floats: relative to the largest value nothing can.
-  const int32_t best = argmax(row.values());
-  if (best < 0) return;  // every token is banned
-  const float max = row[best];
+  const float max = compact.values[static_cast<size_t>(best)];
   const float shift = std::isfinite(max / temperature_) ? 0 : max;
   const auto warp = [&](float& v) { v = (v - shift) / temperature_; };
   if (row.is_sparse()) {
@@ -170,9 +250,9 @@ void TopK::process(const TokenHistory&, LogitsRow& row) const {
   const LogitsRow::Compact compact = row.compact();
   if (k_ >= static_cast<int64_t>(compact.values.size())) return;
   const float threshold = kth_largest(compact.values, k_);
-  keep_if(row, compact, [&](size_t i) {
-    return compact.values[i] >= threshold && compact.values[i] != kMinusInfinity;
-  });
+  keep(row, compact,
+       threshold == kMinusInfinity ? indices_above(compact.values, threshold)
+                                   : indices_from(compact.values, threshold));
 }
 
 void TopP::process(const TokenHistory&, LogitsRow& row) const {
@@ -209,10 +289,25 @@ void TopP::process(const TokenHistory&, LogitsRow& row) const {
 
 void MinP::process(const TokenHistory&, LogitsRow& row) const {
   const LogitsRow::Compact compact = row.compact();
-  const Probabilities p(compact.values);
-  const float always = kth_largest(compact.values, min_keep_);
-  const double threshold = min_p_ * p.largest;
-  keep_if(row, compact, [&](size_t i) { return p[i] >= threshold || compact.values[i] >= always; });
+  const std::span<const float> values = compact.values;
+  const int32_t best = argmax(values);
+  if (best < 0) return row.keep_only({});  // every token is banned
+  const float max = values[static_cast<size_t>(best)];
+  const float always = kth_largest(values, min_keep_);
+  // p >= min_p * p_max says e^(x - max) >= min_p: both sides have the same factor, 1 / sum. Only
+  // where they are nearly equal can rounding by that factor tell, and the sum over all is needed.
+  std::optional<double> scale;
+  const auto is_likely = [&](float value) {
+    const auto ratio = static_cast<double>(fast_exp(value - max));
+    if (std::abs(ratio - min_p_) > 1e-12 * min_p_) return ratio > min_p_;
+    if (!scale) scale = 1 / sum_exp(values, max);
+    return ratio * *scale >= min_p_ * *scale;
+  };
+  // A generous bound first: few values pass it.
+  const float bound = max + static_cast<float>(std::log(min_p_)) - 0.01f - 1e-6f * std::abs(max);
+  std::vector<uint32_t> elements = indices_from(values, std::min(bound, always));
+  std::erase_if(elements, [&](uint32_t i) { return values[i] < always && !is_likely(values[i]); });
+  keep(row, compact, elements);
 }
 
 void TypicalP::process(const TokenHistory&, LogitsRow& row) const {
@@ -225,9 +320,7 @@ void TypicalP::process(const TokenHistory&, LogitsRow& row) const {
   for (size_t i = 0; i < values.size(); ++i) {
     distance[i] = static_cast<float>(std::abs(log_sum - static_cast<double>(values[i]) - entropy));
   }
-  LazyOrder order(values.size(), [&distance](uint32_t a, uint32_t b) {
-    return distance[a] != distance[b] ? distance[a] < distance[b] : a < b;
-  });
+  RangeOrder order(distance);
   size_t last = 0;  // how many cumulated masses stay below
   for (double mass = 0; last + 1 < order.size(); ++last) {
     mass += std::exp(static_cast<double>(values[order[last]]) - log_sum);

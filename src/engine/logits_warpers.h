@@ -11,15 +11,21 @@
 
 namespace qw {
 
-/// x / temperature; (x - max) / temperature where that would overflow.
+/// x / temperature; (x - max) / temperature where that would overflow. With next_top_k, the k of a
+/// TopK that comes next, values which that cannot keep may be cut already: the outcome of both is
+/// the same, but few values are left to divide.
 class Temperature : public LogitsProcessor {
  public:
-  explicit Temperature(double temperature) : temperature_(static_cast<float>(temperature)) {}
+  explicit Temperature(double temperature, int64_t next_top_k = 0)
+      : temperature_(static_cast<float>(temperature)), next_top_k_(next_top_k) {}
   void process(const TokenHistory& history, LogitsRow& row) const override;
   std::string_view name() const override { return "temperature"; }
 
  private:
+  void cut_for_top_k(LogitsRow& row) const;
+
   float temperature_;
+  int64_t next_top_k_;
 };
 
 /// Keeps every value >= the k-th largest (ties at the boundary all stay).

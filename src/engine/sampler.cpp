@@ -72,11 +72,7 @@ TokenLogprobs token_logprobs(std::span<const float> logits, int32_t chosen, int6
   };
   TokenLogprobs out;
   out.chosen = {chosen, logprob(chosen)};
-  const float value = logits[static_cast<size_t>(chosen)];
-  for (size_t i = 0; i < logits.size(); ++i) {
-    out.rank += static_cast<int64_t>(logits[i] > value ||
-                                     (logits[i] == value && static_cast<int32_t>(i) < chosen));
-  }
+  out.rank = rank_of(logits, static_cast<size_t>(chosen));
   for (const int32_t id : top_indices(logits, n_top))
     out.top.push_back({id, logprob(id)});
   return out;

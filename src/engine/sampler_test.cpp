@@ -54,6 +54,24 @@ TEST(LogitsMath, TopIndicesAgreeWithSorting) {
   }
 }
 
+TEST(LogitsMath, RankAndIndicesFrom) {
+  std::vector<float> row = random_row(1000, 4);
+  for (float& v : row)
+    v = std::round(v);  // many ties
+  const std::vector<int32_t> order = top_indices(row, 1000);
+  for (size_t rank = 0; rank < order.size(); ++rank)
+    ASSERT_EQ(rank_of(row, static_cast<size_t>(order[rank])), static_cast<int64_t>(rank));
+  for (const float threshold : {-3.0f, 0.0f, 2.0f, 99.0f}) {
+    std::vector<uint32_t> from, above;
+    for (uint32_t i = 0; i < row.size(); ++i) {
+      if (row[i] >= threshold) from.push_back(i);
+      if (row[i] > threshold) above.push_back(i);
+    }
+    EXPECT_EQ(indices_from(row, threshold), from);
+    EXPECT_EQ(indices_above(row, threshold), above);
+  }
+}
+
 TEST(Sampler, GreedyTakesTheLowestIdOnTies) {
   std::vector<float> values = {1, 5, 5, 2};
   EXPECT_EQ(choose_greedy(LogitsRow(values)), 1);
@@ -219,6 +237,131 @@ TEST(Sampler, TopPAgreesWithSorting) {
       }
     }
   }
+}
+
+/// Neighbours that dividing may round to the same number.
+std::vector<float> row_of_near_ties(int64_t n, uint64_t seed, float scale) {
+  std::vector<float> row = random_row(n, seed, scale);
+  for (size_t i = 0; i + 2 < row.size(); i += 3) {
+    row[i + 1] = std::nextafter(row[i], 1e38f);
+    row[i + 2] = std::nextafter(row[i], -1e38f);
+  }
+  return row;
+}
+
+TEST(Sampler, TemperatureMayCutWhatTopKWouldAndNothingElse) {
+  uint64_t seed = 0;
+  for (const float scale : {0.0f, 1e-38f, 1e-6f, 1.0f, 30.0f, 1e30f, 1e37f}) {
+    for (const double temperature : {1e-38, 1e-4, 0.3, 0.7, 1.7, 9e3, 1e38}) {
+      for (const int64_t k : {1, 2, 3, 20, 700}) {
+        std::vector<float> plain = row_of_near_ties(1500, ++seed, scale);
+        if (seed % 4 == 0) std::fill(plain.begin() + 2, plain.end(), kMinusInfinity);
+        if (seed % 4 == 1) std::fill(plain.begin() + 2, plain.end(), -3e38f);
+        std::vector<float> cut = plain;
+        LogitsRow plain_row(plain), cut_row(cut);
+        Temperature(temperature).process({}, plain_row);
+        TopK(k, 1).process({}, plain_row);
+        Temperature(temperature, k).process({}, cut_row);
+        TopK(k, 1).process({}, cut_row);
+        ASSERT_EQ(cut, plain) << scale << " " << temperature << " " << k;
+      }
+    }
+  }
+  std::vector<float> values = random_row(40000, 1);
+  LogitsRow row(values);
+  Temperature(0.7, 20).process({}, row);
+  ASSERT_TRUE(row.is_sparse());
+  EXPECT_LT(row.live().size(), 30u);
+}
+
+TEST(Sampler, PenaltiesCountTheHistory) {
+  std::vector<int32_t> ids = {7, 7, 9};  // the prompt
+  for (uint64_t i = 0; i < 3000; ++i)
+    ids.push_back(static_cast<int32_t>(random_bits(1, 0, i) % 1000));
+  const std::vector<float> raw = random_row(1200, 2);
+  std::vector<float> expected = raw, repeated = raw, values = raw, penalised = raw;
+  std::map<int32_t, int> counts;
+  for (size_t i = 3; i < ids.size(); ++i)
+    ++counts[ids[i]];
+  for (const auto& [id, count] : counts)
+    expected[static_cast<size_t>(id)] -= 0.3f * static_cast<float>(count) + 0.7f;
+  LogitsRow row(values);
+  PresenceFrequencyPenalty(0.7, 0.3).process({ids, 3}, row);
+  EXPECT_EQ(values, expected);
+
+  for (int32_t id = 0; id < 1200; ++id) {
+    float& v = repeated[static_cast<size_t>(id)];
+    if (std::find(ids.begin(), ids.end(), id) != ids.end()) v = v < 0 ? v * 1.5f : v / 1.5f;
+  }
+  LogitsRow penalised_row(penalised);
+  RepetitionPenalty(1.5).process({ids, 3}, penalised_row);
+  EXPECT_EQ(penalised, repeated);
+}
+
+TEST(Sampler, MinPIsItsDefinition) {
+  for (const uint64_t seed : {1, 2, 3, 4, 5, 6}) {
+    const std::vector<float> raw = random_row(5000, seed);
+    const float max = *std::max_element(raw.begin(), raw.end());
+    std::vector<float> e(raw.size());
+    const double scale = 1 / exp_all(raw, max, e.data());
+    // Also a limit that some token just reaches, and its neighbours.
+    const auto reached = static_cast<double>(e[seed * 31]);
+    for (const double min_p :
+         {1e-6, 0.1, 1.0, reached, std::nextafter(reached, 1), std::nextafter(reached, 0)}) {
+      for (const int64_t min_keep : {1, 40}) {
+        std::vector<float> want = raw, got = raw;
+        const float always = kth_largest(raw, min_keep);
+        for (size_t i = 0; i < raw.size(); ++i) {
+          if (static_cast<double>(e[i]) * scale < min_p * scale && raw[i] < always)
+            want[i] = kMinusInfinity;
+        }
+        LogitsRow row(got);
+        MinP(min_p, min_keep).process({}, row);
+        ASSERT_EQ(got, want) << seed << " " << min_p << " " << min_keep;
+      }
+    }
+  }
+}
+
+TEST(Sampler, TypicalPIsItsDefinition) {
+  uint64_t seed = 0;
+  for (const float scale : {0.0f, 1.0f, 5.0f, 80.0f}) {
+    for (const double mass : {0.05, 0.5, 0.9, 0.999}) {
+      for (const int64_t min_keep : {1, 5}) {
+        const std::vector<float> raw = row_of_near_ties(3000, ++seed, scale);
+        const double log_sum = log_sum_exp(raw);
+        double entropy = 0;
+        for (const float v : raw)
+          entropy -=
+              (static_cast<double>(v) - log_sum) * std::exp(static_cast<double>(v) - log_sum);
+        std::vector<std::pair<float, size_t>> order;
+        for (size_t i = 0; i < raw.size(); ++i) {
+          const double surprise = log_sum - static_cast<double>(raw[i]);
+          order.push_back({static_cast<float>(std::abs(surprise - entropy)), i});
+        }
+        std::sort(order.begin(), order.end());
+        std::vector<float> want(raw.size(), kMinusInfinity), got = raw;
+        double sum = 0;
+        float limit = kMinusInfinity;  // of the distances once the mass is reached
+        int64_t n = 0;
+        for (const auto& [distance, i] : order) {
+          if (sum >= mass && distance > limit && n >= min_keep) break;
+          if (sum < mass) limit = distance;
+          sum += std::exp(static_cast<double>(raw[i]) - log_sum);
+          want[i] = raw[i];
+          ++n;
+        }
+        LogitsRow row(got);
+        TypicalP(mass, min_keep).process({}, row);
+        ASSERT_EQ(got, want) << scale << " " << mass << " " << min_keep;
+      }
+    }
+  }
+  // Of equally typical ones that only min_keep asks for, the lower ids.
+  std::vector<float> values = {0, 0, 9, 0};
+  LogitsRow row(values);
+  TypicalP(0.1, 3).process({}, row);
+  EXPECT_EQ(values, (std::vector<float>{0, 0, 9, kMinusInfinity}));
 }
 
 // Not a check of speed, which depends on the machine: the numbers are printed for whoever looks.
