@@ -89,15 +89,21 @@ inline void PrintTo(const Format& format, std::ostream* out) {
   *out << format.name;
 }
 
+inline std::vector<DType> all_block_types() {
+  std::vector<DType> out;
+  for (int64_t id = 0; id < 64; ++id) {
+    const std::optional<DType> type = dtype_from_ggml_id(id);
+    if (type && is_block(*type)) out.push_back(*type);
+  }
+  return out;
+}
+
 inline std::vector<Format> all_formats() {
   std::vector<Format> out;
-  for (DType type :
-       {DType::kF32,   DType::kF16,   DType::kBF16,   DType::kF64,    DType::kQ4_0,  DType::kQ4_1,
-        DType::kQ5_0,  DType::kQ5_1,  DType::kQ8_0,   DType::kQ2_K,   DType::kQ3_K,  DType::kQ4_K,
-        DType::kQ5_K,  DType::kQ6_K,  DType::kIQ4_NL, DType::kIQ4_XS, DType::kTQ1_0, DType::kTQ2_0,
-        DType::kMXFP4, DType::kNVFP4, DType::kQ1_0,   DType::kQ2_0}) {
+  for (DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kF64})
     out.push_back({std::string(name_of(type)), type});
-  }
+  for (DType type : all_block_types())
+    out.push_back({std::string(name_of(type)), type});
   for (int bits : {2, 3, 4, 8}) {
     const std::string name = "int" + std::to_string(bits);
     out.push_back({name + "_g32", {}, bits, 32});
@@ -108,6 +114,32 @@ inline std::vector<Format> all_formats() {
   out.push_back({"int4_g40_act_order", {}, 4, 40, false, true});
   out.push_back({"int4_g128_offset", {}, 4, 128, true});
   return out;
+}
+
+/// n rows of k columns in zeroed blocks.
+inline LinearSource empty_blocks(DType type, int64_t n, int64_t k) {
+  const int64_t bytes_per_row = row_bytes(type, k, "test");
+  auto bytes = std::make_shared<std::vector<std::byte>>(static_cast<size_t>(n * bytes_per_row));
+  return {.name = "test." + std::string(name_of(type)),
+          .n = n,
+          .k = k,
+          .data = BlockRows{type, bytes->data(), bytes_per_row},
+          .owner = bytes};
+}
+
+/// The bytes of a source of blocks.
+inline std::byte* block_bytes(const LinearSource& source) {
+  return const_cast<std::byte*>(std::get<BlockRows>(source.data).data);
+}
+
+/// Random codes under scales of about `size`, of both signs, now and then 0.
+inline void random_codes(Random& random, DType type, float size, int64_t n_bytes, std::byte* out) {
+  for (int64_t i = 0; i < n_bytes; ++i)
+    out[i] = static_cast<std::byte>(random.below(256));
+  for (int64_t at = 0; at < n_bytes; at += info(type).block_bytes) {
+    const float scale = random.below(9) == 0 ? 0.0F : size * random.normal();
+    set_block_scale(type, f32_to_f16(scale), out + at);
+  }
 }
 
 inline LinearSource make_source(const Format& format, int64_t n, int64_t k, uint64_t seed) {
@@ -129,6 +161,11 @@ inline LinearSource make_source(const Format& format, int64_t n, int64_t k, uint
   for (int64_t r = 0; r < n; ++r) {
     // Mixed magnitudes from row to row and along the row, and a few zeros.
     const float size = std::exp2(static_cast<float>(random.below(12)) - 8.0F);
+    if (!can_encode(*format.dtype)) {
+      random_codes(random, *format.dtype, size / 32, bytes_per_row,
+                   bytes->data() + r * bytes_per_row);
+      continue;
+    }
     for (auto& value : row)
       value = random.below(9) == 0 ? 0.0F
                                    : size * random.normal() * (random.below(40) == 0 ? 8.0F : 1.0F);

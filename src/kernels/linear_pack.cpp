@@ -20,56 +20,19 @@ struct Geometry {
   int64_t unit_blocks, unit_bytes;
 };
 
-template <class L>
-Geometry geometry_of(int64_t group_blocks) {
-  const int64_t blocks = L::kUnitBlocks != 0 ? L::kUnitBlocks : group_blocks;
-  return {blocks, L::kHeader + blocks * 64 * L::kBits};
+template <class... Named>
+Geometry find_geometry(LayoutList<Named...>, LinearLayout layout, int64_t group_blocks) {
+  Geometry out{1, 0};  // rows and dense layouts have no units
+  const auto look_at = [&]<class L>(LinearLayout name, const L*) {
+    if (name != layout) return;
+    out.unit_blocks = L::kUnitBlocks != 0 ? L::kUnitBlocks : group_blocks;
+    out.unit_bytes = L::kHeader + out.unit_blocks * 64 * L::kBits;
+  };
+  (look_at(Named::kName, static_cast<const typename Named::Layout*>(nullptr)), ...);
+  return out;
 }
 
-Geometry geometry(LinearLayout layout, int64_t group_blocks) {
-  switch (layout) {
-    case LinearLayout::kQ4_0:
-      return geometry_of<LayoutQ4_0>(0);
-    case LinearLayout::kQ4_1:
-      return geometry_of<LayoutQ4_1>(0);
-    case LinearLayout::kQ5_0:
-      return geometry_of<LayoutQ5_0>(0);
-    case LinearLayout::kQ5_1:
-      return geometry_of<LayoutQ5_1>(0);
-    case LinearLayout::kQ8_0:
-      return geometry_of<LayoutQ8_0>(0);
-    case LinearLayout::kQ2_K:
-      return geometry_of<LayoutQ2_K>(0);
-    case LinearLayout::kQ3_K:
-      return geometry_of<LayoutQ3_K>(0);
-    case LinearLayout::kQ4_K:
-      return geometry_of<LayoutQ4_K>(0);
-    case LinearLayout::kQ5_K:
-      return geometry_of<LayoutQ5_K>(0);
-    case LinearLayout::kQ6_K:
-      return geometry_of<LayoutQ6_K>(0);
-    case LinearLayout::kIq4Nl:
-      return geometry_of<LayoutIq4Nl>(0);
-    case LinearLayout::kIq4Xs:
-      return geometry_of<LayoutIq4Xs>(0);
-    case LinearLayout::kMxfp4:
-      return geometry_of<LayoutMxfp4>(0);
-    case LinearLayout::kGroup2:
-      return geometry_of<Group<2>>(group_blocks);
-    case LinearLayout::kGroup3:
-      return geometry_of<Group<3>>(group_blocks);
-    case LinearLayout::kGroup4:
-      return geometry_of<Group<4>>(group_blocks);
-    case LinearLayout::kGroup8:
-      return geometry_of<Group<8>>(group_blocks);
-    case LinearLayout::kGroup4Offset:
-      return geometry_of<LayoutGroup4Offset>(group_blocks);
-    default:
-      return {1, 0};  // rows and dense layouts have no units
-  }
-}
-
-LinearLayout layout_of(DType dtype) {
+LinearLayout dense_layout_of(DType dtype) {
   switch (dtype) {
     case DType::kF32:
       return LinearLayout::kF32;
@@ -77,32 +40,6 @@ LinearLayout layout_of(DType dtype) {
       return LinearLayout::kF16;
     case DType::kBF16:
       return LinearLayout::kBf16;
-    case DType::kQ4_0:
-      return LinearLayout::kQ4_0;
-    case DType::kQ4_1:
-      return LinearLayout::kQ4_1;
-    case DType::kQ5_0:
-      return LinearLayout::kQ5_0;
-    case DType::kQ5_1:
-      return LinearLayout::kQ5_1;
-    case DType::kQ8_0:
-      return LinearLayout::kQ8_0;
-    case DType::kQ2_K:
-      return LinearLayout::kQ2_K;
-    case DType::kQ3_K:
-      return LinearLayout::kQ3_K;
-    case DType::kQ4_K:
-      return LinearLayout::kQ4_K;
-    case DType::kQ5_K:
-      return LinearLayout::kQ5_K;
-    case DType::kQ6_K:
-      return LinearLayout::kQ6_K;
-    case DType::kIQ4_NL:
-      return LinearLayout::kIq4Nl;
-    case DType::kIQ4_XS:
-      return LinearLayout::kIq4Xs;
-    case DType::kMXFP4:
-      return LinearLayout::kMxfp4;
     default:
       return LinearLayout::kRows;
   }
@@ -171,8 +108,7 @@ PackStatus pack_block_panel(const LinearSource& source, const BlockRows& rows, c
   const DTypeInfo& type = info(rows.dtype);
   const int64_t n_blocks = source.k / type.block_elems;
   const int64_t per_unit = plan.matrix.unit_blocks * kBlock / type.block_elems;
-  const PackRow pack_row = pack_row_of(rows.dtype);
-  QW_CHECK(pack_row != nullptr, "{} has no panel layout", type.name);
+  const PackRow pack_row = block_packing_of(rows.dtype).pack_row;
   bool finite = true;
   const int64_t end = std::min<int64_t>(kLanes, source.n - panel * kLanes);
   for (int lane = 0; lane < end; ++lane) {
@@ -276,41 +212,6 @@ bool groups_are_finite(const GroupAffine& groups, int64_t row, int64_t n_rows) {
   return all_finite();
 }
 
-/// Whether the scale of one published block is finite.
-using ScaleCheck = bool (*)(const std::byte* block) noexcept;
-
-template <size_t kOffset>
-bool f16_is_finite(const std::byte* block) noexcept {
-  F16Bits bits;
-  std::memcpy(&bits, block + kOffset, 2);
-  return is_finite(bits);
-}
-
-ScaleCheck scale_check_of(DType dtype) noexcept {
-  switch (dtype) {
-    case DType::kTQ1_0:
-      return f16_is_finite<offsetof(BlockTQ1_0, d)>;
-    case DType::kTQ2_0:
-      return f16_is_finite<offsetof(BlockTQ2_0, d)>;
-    case DType::kIQ1_M:
-      return [](const std::byte* bytes) noexcept {
-        BlockIQ1_M block;
-        std::memcpy(&block, bytes, sizeof block);
-        return is_finite(iq1_m_scale(block));
-      };
-    case DType::kQ8_K:
-      return [](const std::byte* block) noexcept {
-        float scale;
-        std::memcpy(&scale, block + offsetof(BlockQ8_K, d), 4);
-        return std::isfinite(scale * kLargestCode);
-      };
-    case DType::kNVFP4:  // every code of its scales is a number
-      return [](const std::byte*) noexcept { return true; };
-    default:
-      return f16_is_finite<0>;
-  }
-}
-
 }  // namespace
 
 PackPlan plan_pack(const LinearSource& source) {
@@ -322,11 +223,11 @@ PackPlan plan_pack(const LinearSource& source) {
   if (const auto* groups = std::get_if<std::shared_ptr<const GroupAffine>>(&source.data)) {
     plan_groups(**groups, plan);
   } else if (const auto* blocks = std::get_if<BlockRows>(&source.data)) {
-    plan.layout = layout_of(blocks->dtype);
+    plan.layout = block_packing_of(blocks->dtype).layout;
   } else {
-    plan.layout = layout_of(std::get<DenseRows>(source.data).dtype);
+    plan.layout = dense_layout_of(std::get<DenseRows>(source.data).dtype);
   }
-  const Geometry units = geometry(plan.layout, plan.matrix.unit_blocks);
+  const Geometry units = find_geometry(QuantisedLayouts{}, plan.layout, plan.matrix.unit_blocks);
   plan.matrix.unit_blocks = units.unit_blocks;
   plan.matrix.unit_bytes = units.unit_bytes;
   const int64_t even_columns = round_up<int64_t>(source.k, 2);
@@ -372,16 +273,6 @@ PackStatus pack_panels(const LinearSource& source, const PackPlan& plan, int64_t
 bool scales_are_finite(const LinearSource& source, int64_t row, int64_t n_rows) {
   if (const auto* groups = std::get_if<std::shared_ptr<const GroupAffine>>(&source.data)) {
     return groups_are_finite(**groups, source.row_begin + row, n_rows);
-  }
-  const auto* rows = std::get_if<BlockRows>(&source.data);
-  if (rows == nullptr) return true;
-  const ScaleCheck scale_is_finite = scale_check_of(rows->dtype);
-  const int64_t block_bytes = info(rows->dtype).block_bytes;
-  for (int64_t r = row; r < row + n_rows; ++r) {
-    const std::byte* bytes = rows->data + r * rows->row_bytes;
-    for (int64_t i = 0; i < rows->row_bytes; i += block_bytes) {
-      if (!scale_is_finite(bytes + i)) return false;
-    }
   }
   return true;
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/linear_kernel.h"
 #include "quant/ggml_blocks_layout.h"
 #include "tensor/dtype.h"
 
@@ -30,7 +31,11 @@ void put_codes(int bits, const uint8_t* codes, int lane, uint8_t* block) noexcep
 using PackRow = bool (*)(const std::byte* row, int64_t n_blocks, int64_t per_unit, int lane,
                          int64_t unit_bytes, uint8_t* panel) noexcept;
 
-/// Null where the type has no panel layout.
-PackRow pack_row_of(DType dtype) noexcept;
+/// How a type of blocks is packed.
+struct BlockPacking {
+  LinearLayout layout;
+  PackRow pack_row;
+};
+BlockPacking block_packing_of(DType dtype);
 
 }  // namespace qw::kernels

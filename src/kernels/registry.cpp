@@ -10,10 +10,12 @@ namespace qw::kernels {
 namespace {
 
 constexpr std::array<std::string_view, kLinearLayouts> kLayoutNames = {
-    "rows",      "f32_16",    "f16_16",    "bf16_16",         "q4_0_16",  "q4_1_16",
-    "q5_0_16",   "q5_1_16",   "q8_0_16",   "q2_k_16",         "q3_k_16",  "q4_k_16",
-    "q5_k_16",   "q6_k_16",   "iq4_nl_16", "iq4_xs_16",       "mxfp4_16", "group2_16",
-    "group3_16", "group4_16", "group8_16", "group4_offset_16"};
+    "rows",      "f32_16",     "f16_16",          "bf16_16",   "q4_0_16",   "q4_1_16",
+    "q5_0_16",   "q5_1_16",    "q8_0_16",         "q2_k_16",   "q3_k_16",   "q4_k_16",
+    "q5_k_16",   "q6_k_16",    "q8_k_16",         "iq1_s_16",  "iq1_m_16",  "iq2_xxs_16",
+    "iq2_xs_16", "iq3_xxs_16", "iq3_s_16",        "iq4_nl_16", "iq4_xs_16", "ternary_16",
+    "mxfp4_16",  "nvfp4_16",   "q1_0_16",         "q2_0_16",   "group2_16", "group3_16",
+    "group4_16", "group8_16",  "group4_offset_16"};
 
 }  // namespace
 

@@ -269,4 +269,18 @@ void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes)
   if (most > kMaxF16) check_scales(dtype, bytes, n_elems);
 }
 
+void set_block_scale(DType dtype, uint16_t d, std::byte* block) {
+  QW_CHECK(!can_encode(dtype) && is_block(dtype), "{}", name_of(dtype));
+  if (dtype != DType::kIQ1_M) {
+    std::memcpy(block, &d, sizeof d);
+    return;
+  }
+  auto fields = load_block<BlockIQ1_M>(block);
+  for (size_t i = 0; i < 4; ++i) {
+    fields.scales[i] =
+        static_cast<uint16_t>((fields.scales[i] & 0x0FFF) | (d >> (4 * i) & 15) << 12);
+  }
+  std::memcpy(block, &fields, sizeof fields);
+}
+
 }  // namespace qw

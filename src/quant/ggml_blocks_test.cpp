@@ -124,6 +124,22 @@ TEST(GgmlBlocks, SmallFloatScales) {
   EXPECT_EQ(ue4m3_half(0x7F), 0.0F);
 }
 
+TEST(GgmlBlocks, ScalesOfRandomBlocksAreSetWithoutTouchingCodes) {
+  using enum DType;
+  for (DType dtype : {kIQ1_S, kIQ1_M, kIQ2_XXS, kIQ2_XS, kIQ2_S, kIQ3_XXS, kIQ3_S}) {
+    std::vector<std::byte> bytes(static_cast<size_t>(info(dtype).block_bytes));
+    for (size_t i = 0; i < bytes.size(); ++i)
+      bytes[i] = static_cast<std::byte>(i * 89 + 7);
+    std::vector<float> one(256), other(256);
+    set_block_scale(dtype, 0x3C00, bytes.data());  // 1
+    decode_row(dtype, bytes.data(), 256, one.data());
+    set_block_scale(dtype, 0xB555, bytes.data());  // all digits: -0x1.554p-2
+    decode_row(dtype, bytes.data(), 256, other.data());
+    for (size_t i = 0; i < 256; ++i)
+      ASSERT_EQ(other[i], one[i] * -0x1.554p-2F) << name_of(dtype) << " " << i;
+  }
+}
+
 TEST(GgmlBlocks, SignIndicesGiveAnEvenNumberOfSigns) {
   for (unsigned index = 0; index < 128; ++index) {
     EXPECT_EQ(iq_signs(index) & 127u, index);

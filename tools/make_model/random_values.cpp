@@ -14,24 +14,9 @@ namespace {
 
 constexpr int kPoolRows = 61;  // prime, so that neighbouring rows of a tensor differ
 
-/// The super-scale of every block.
-void set_scale(DType dtype, int64_t cols, float scale, std::byte* out) {
-  const uint16_t d = f32_to_f16(scale);
-  const DTypeInfo& type = info(dtype);
-  for (int64_t block = 0; block < cols / type.block_elems; ++block) {
-    std::byte* at = out + block * type.block_bytes;
-    if (dtype == DType::kIQ1_M) {
-      // The f16 scale is spread over the top nibbles of the last four 16-bit words.
-      for (int word = 0; word < 4; ++word) {
-        uint16_t bits;
-        std::memcpy(&bits, at + 48 + 2 * word, 2);
-        bits = static_cast<uint16_t>((bits & 0x0FFF) | (((d >> (4 * word)) & 0xF) << 12));
-        std::memcpy(at + 48 + 2 * word, &bits, 2);
-      }
-    } else {
-      std::memcpy(at, &d, 2);  // the other IQ types begin with d
-    }
-  }
+void set_scales(DType dtype, int64_t bytes, float scale, std::byte* out) {
+  for (int64_t at = 0; at < bytes; at += info(dtype).block_bytes)
+    set_block_scale(dtype, f32_to_f16(scale), out + at);
 }
 
 /// Types without an encoder: random codes under a scale found by decoding once with d = 1.
@@ -39,14 +24,14 @@ void random_blocks(uint64_t seed, uint64_t stream, DType dtype, int64_t cols, do
                    std::byte* out, int64_t bytes) {
   for (int64_t i = 0; i < bytes; ++i)
     out[i] = static_cast<std::byte>(random_bits(seed, stream, static_cast<uint64_t>(i)));
-  set_scale(dtype, cols, 1.0f, out);
+  set_scales(dtype, bytes, 1.0f, out);
   std::vector<float> values(static_cast<size_t>(cols));
   decode_row(dtype, out, cols, values.data());
   double squares = 0;
   for (const float value : values)
     squares += static_cast<double>(value) * static_cast<double>(value);
-  set_scale(dtype, cols, static_cast<float>(std / std::sqrt(squares / static_cast<double>(cols))),
-            out);
+  set_scales(dtype, bytes, static_cast<float>(std / std::sqrt(squares / static_cast<double>(cols))),
+             out);
 }
 
 }  // namespace

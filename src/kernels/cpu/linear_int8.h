@@ -25,7 +25,8 @@ constexpr bool kSumsPairs = requires {
 
 template <class L>
 constexpr int largest_code() {
-  if (!L::kTable) return (1 << L::kBits) - 1;
+  if (!L::kTable)
+    return L::kLargestCode != 0 ? L::kLargestCode : ((1 << L::kBits) - 1) << L::kCodeTo;
   int largest = 0;
   for (int i = 0; i < 16; ++i)
     largest = L::table[i] > largest ? L::table[i] : largest;
@@ -37,6 +38,11 @@ constexpr int largest_value() {
   const int code = largest_code<L>(), zero = L::kZeroPerLane ? code : L::kZero;
   return code - zero > zero ? code - zero : zero;
 }
+
+/// What kWide promises of the others: no sum of two products exceeds 16 bits.
+template <class L>
+constexpr bool kFits16Bits = L::kWide || (2 * largest_code<L>() * 127 <= 32767 &&
+                                          2 * largest_value<L>() * 255 <= 32767);
 
 /// How many groups of products of magnitudes up to `a` and `b` fit a sum of 16 bits, of `groups`.
 constexpr int groups_in_16_bits(int a, int b, int groups) {
@@ -60,6 +66,7 @@ constexpr int kValueRun = L::kWide ? 0
 template <class V, class L, int kRows>
 inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, int64_t stride,
                        typename V::Floats (&sums)[kRows]) {
+  static_assert(kFits16Bits<L>);
   typename V::Bytes codes[8];
   unit_codes<L, V>(unit, block, codes);
   constexpr int kBias = L::kWide && V::kSignedWide ? 128 : 0;
@@ -253,7 +260,7 @@ inline void tile_dots_of_pairs(const int32_t* start, const uint8_t* values,
                                const uint8_t* const (&x)[kRows],
                                typename V::Ints (&dots)[kRows][1]) {
   static_assert(V::kPassPanels == 1 && V::kTilePanels == 1);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int first = 0; first < kGroups; first += kRun) {
     typename V::Pairs pairs[kRows];
 #pragma GCC unroll 8

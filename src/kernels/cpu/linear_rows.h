@@ -80,58 +80,25 @@ constexpr LinearKernel bf16_row(int level) {
           nullptr};
 }
 
-/// All quantised layouts with 8-bit activations.
-template <class V, int kLevel>
-struct Int8Rows {
+/// Every quantised layout with 8-bit activations.
+template <class V, int kLevel, class List = QuantisedLayouts>
+struct Int8Rows;
+template <class V, int kLevel, class... Named>
+struct Int8Rows<V, kLevel, LayoutList<Named...>> {
   static constexpr LinearKernel rows[] = {
-      int8_row<V, LayoutQ4_0>(LinearLayout::kQ4_0, kLevel),
-      int8_row<V, LayoutQ4_1>(LinearLayout::kQ4_1, kLevel),
-      int8_row<V, LayoutQ5_0>(LinearLayout::kQ5_0, kLevel),
-      int8_row<V, LayoutQ5_1>(LinearLayout::kQ5_1, kLevel),
-      int8_row<V, LayoutQ8_0>(LinearLayout::kQ8_0, kLevel),
-      int8_row<V, LayoutQ2_K>(LinearLayout::kQ2_K, kLevel),
-      int8_row<V, LayoutQ3_K>(LinearLayout::kQ3_K, kLevel),
-      int8_row<V, LayoutQ4_K>(LinearLayout::kQ4_K, kLevel),
-      int8_row<V, LayoutQ5_K>(LinearLayout::kQ5_K, kLevel),
-      int8_row<V, LayoutQ6_K>(LinearLayout::kQ6_K, kLevel),
-      int8_row<V, LayoutIq4Nl>(LinearLayout::kIq4Nl, kLevel),
-      int8_row<V, LayoutIq4Xs>(LinearLayout::kIq4Xs, kLevel),
-      int8_row<V, LayoutMxfp4>(LinearLayout::kMxfp4, kLevel),
-      int8_row<V, Group<2>>(LinearLayout::kGroup2, kLevel),
-      int8_row<V, Group<3>>(LinearLayout::kGroup3, kLevel),
-      int8_row<V, Group<4>>(LinearLayout::kGroup4, kLevel),
-      int8_row<V, Group<8>>(LinearLayout::kGroup8, kLevel),
-      int8_row<V, LayoutGroup4Offset>(LinearLayout::kGroup4Offset, kLevel),
-  };
+      int8_row<V, typename Named::Layout>(Named::kName, kLevel)...};
 };
 
 /// Everything with f32 activations.
-template <class V, int kLevel>
-struct FloatRows {
+template <class V, int kLevel, class List = QuantisedLayouts>
+struct FloatRows;
+template <class V, int kLevel, class... Named>
+struct FloatRows<V, kLevel, LayoutList<Named...>> {
   static constexpr LinearKernel rows[] = {
-      rows_row<V>(kLevel),
-      dense_row<V, DenseF32>(LinearLayout::kF32, kLevel),
+      rows_row<V>(kLevel), dense_row<V, DenseF32>(LinearLayout::kF32, kLevel),
       dense_row<V, DenseF16>(LinearLayout::kF16, kLevel),
       dense_row<V, DenseBf16>(LinearLayout::kBf16, kLevel),
-      f32_row<V, LayoutQ4_0>(LinearLayout::kQ4_0, kLevel),
-      f32_row<V, LayoutQ4_1>(LinearLayout::kQ4_1, kLevel),
-      f32_row<V, LayoutQ5_0>(LinearLayout::kQ5_0, kLevel),
-      f32_row<V, LayoutQ5_1>(LinearLayout::kQ5_1, kLevel),
-      f32_row<V, LayoutQ8_0>(LinearLayout::kQ8_0, kLevel),
-      f32_row<V, LayoutQ2_K>(LinearLayout::kQ2_K, kLevel),
-      f32_row<V, LayoutQ3_K>(LinearLayout::kQ3_K, kLevel),
-      f32_row<V, LayoutQ4_K>(LinearLayout::kQ4_K, kLevel),
-      f32_row<V, LayoutQ5_K>(LinearLayout::kQ5_K, kLevel),
-      f32_row<V, LayoutQ6_K>(LinearLayout::kQ6_K, kLevel),
-      f32_row<V, LayoutIq4Nl>(LinearLayout::kIq4Nl, kLevel),
-      f32_row<V, LayoutIq4Xs>(LinearLayout::kIq4Xs, kLevel),
-      f32_row<V, LayoutMxfp4>(LinearLayout::kMxfp4, kLevel),
-      f32_row<V, Group<2>>(LinearLayout::kGroup2, kLevel),
-      f32_row<V, Group<3>>(LinearLayout::kGroup3, kLevel),
-      f32_row<V, Group<4>>(LinearLayout::kGroup4, kLevel),
-      f32_row<V, Group<8>>(LinearLayout::kGroup8, kLevel),
-      f32_row<V, LayoutGroup4Offset>(LinearLayout::kGroup4Offset, kLevel),
-  };
+      f32_row<V, typename Named::Layout>(Named::kName, kLevel)...};
 };
 
 template <int kCount>

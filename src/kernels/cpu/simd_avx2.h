@@ -88,6 +88,22 @@ struct SimdAvx2 {
   static Ints multiply(Ints x, Ints y) {
     return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)};
   }
+  static Ints maximum(Ints x, Ints y) {
+    return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)};
+  }
+  static Ints shift_right(Ints x, int bits) {
+    const __m128i count = _mm_cvtsi32_si128(bits);
+    return {_mm256_srl_epi32(x.a, count), _mm256_srl_epi32(x.b, count)};
+  }
+  template <int kBits>
+  static Ints shift_left(Ints x) {
+    return {_mm256_slli_epi32(x.a, kBits), _mm256_slli_epi32(x.b, kBits)};
+  }
+  static Bytes repeat_low_byte(Ints x) {
+    const __m256i places =
+        _mm256_broadcastsi128_si256(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0C0C0C0C));
+    return {_mm256_shuffle_epi8(x.a, places), _mm256_shuffle_epi8(x.b, places)};
+  }
   template <int kByte>
   static Ints byte_of_lane(Bytes x) {
     const __m256i mask = _mm256_set1_epi32(255);

@@ -63,6 +63,18 @@ struct SimdAvx512 {
   static Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
   static Ints subtract(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
   static Ints multiply(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+  static Ints maximum(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
+  static Ints shift_right(Ints a, int bits) {
+    return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(bits))};
+  }
+  template <int kBits>
+  static Ints shift_left(Ints a) {
+    return {_mm512_slli_epi32(a.v, kBits)};
+  }
+  static Bytes repeat_low_byte(Ints a) {
+    return {_mm512_shuffle_epi8(
+        a.v, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0C0C0C0C)))};
+  }
   template <int kByte>
   static Ints byte_of_lane(Bytes a) {
     return {_mm512_and_si512(_mm512_srli_epi32(a.v, 8 * kByte), _mm512_set1_epi32(255))};

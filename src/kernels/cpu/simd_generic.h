@@ -127,6 +127,31 @@ struct SimdGeneric {
       r.v[i] = a.v[i] * b.v[i];
     return r;
   }
+  static Ints maximum(const Ints& a, const Ints& b) {
+    Ints r;
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return r;
+  }
+  static Ints shift_right(const Ints& a, int bits) {  // of unsigned words
+    Ints r;
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> bits);
+    return r;
+  }
+  template <int kBits>
+  static Ints shift_left(const Ints& a) {
+    Ints r;
+    for (int i = 0; i < 16; ++i)
+      r.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << kBits);
+    return r;
+  }
+  static Bytes repeat_low_byte(const Ints& a) {  // the lowest byte of a lane in all four
+    Bytes r;
+    for (int i = 0; i < 64; ++i)
+      r.v[i] = static_cast<uint8_t>(a.v[i / 4]);
+    return r;
+  }
   template <int kByte>
   static Ints byte_of_lane(const Bytes& a) {  // byte kByte of each lane, unsigned
     Ints r;
@@ -162,7 +187,7 @@ struct SimdGeneric {
       r.v[i] = p[2 * i] | p[2 * i + 1] << 8;
     return r;
   }
-  /// Sums of four products per lane, exact: codes are unsigned, at most 63 unless kWide.
+  /// Sums of four products per lane, exact: codes are unsigned, at most 129 unless kWide.
   /// With kWide and kSignedWide, codes count as code - 128.
   template <bool kWide>
   static Ints dot_codes(Ints sum, const Bytes& codes, const Bytes& x) {
@@ -170,7 +195,7 @@ struct SimdGeneric {
       sum.v[i / 4] += codes.v[i] * static_cast<int8_t>(x.v[i]);
     return sum;
   }
-  /// As above with signed values, at most 63 in magnitude unless kWide, and unsigned x.
+  /// As above with signed values, at most 64 in magnitude unless kWide, and unsigned x.
   /// With kWide and kSignedWide, x counts as x - 128.
   template <bool kWide>
   static Ints dot_values(Ints sum, const Bytes& x, const Bytes& values) {
