@@ -225,21 +225,27 @@ TEST_P(Equalities, APrefixFromTheCacheDoesNotChangeABit) {
 }
 
 /// A prompt that says the same several times, so that there is something to look up.
-TEST_P(Equalities, GuessingAheadDoesNotChangeABit) {
+Request request_to_guess(uint64_t seed, int64_t vocab) {
+  Request request;
+  const std::vector<int32_t> phrase = some_ids(3 + static_cast<int64_t>(seed), vocab, seed);
+  for (int i = 0; i < 6; ++i)
+    request.prompt.insert(request.prompt.end(), phrase.begin(), phrase.end());
+  request.config.max_new_tokens = 60;
+  request.config.do_sample = seed % 2 == 0;
+  request.config.temperature = 0.1;
+  request.config.seed = seed;
+  request.config.ignore_eos = true;
+  request.config.logprobs = 3;
+  request.config.num_assistant_tokens_schedule = AssistantSchedule::kConstant;
+  return request;
+}
+
+TEST_P(Equalities, LookingUpDoesNotChangeABit) {
   const auto loaded = open(path_, setting());
   const int64_t vocab = loaded->config().vocab;
   int64_t drafted = 0, accepted = 0;
   for (uint64_t seed = 1; seed <= 4; ++seed) {
-    Request request;
-    const std::vector<int32_t> phrase = some_ids(3 + static_cast<int64_t>(seed), vocab, seed);
-    for (int i = 0; i < 6; ++i)
-      request.prompt.insert(request.prompt.end(), phrase.begin(), phrase.end());
-    request.config.max_new_tokens = 60;
-    request.config.do_sample = seed % 2 == 0;
-    request.config.temperature = 0.1;
-    request.config.seed = seed;
-    request.config.ignore_eos = true;
-    request.config.logprobs = 3;
+    Request request = request_to_guess(seed, vocab);
     const Completion plain = loaded->make_engine()->generate(request).completions[0];
     for (const int64_t n_draft : {2, 8}) {
       request.config.prompt_lookup_num_tokens = n_draft;
@@ -254,6 +260,76 @@ TEST_P(Equalities, GuessingAheadDoesNotChangeABit) {
   }
   EXPECT_GT(accepted, 0) << "the test must reach right guesses";
   EXPECT_GT(drafted, accepted) << "and wrong ones";
+}
+
+/// The same checkpoint as its own draft model, but with other arithmetic, so that it is right
+/// mostly and not always; alone and together, with any number of threads and any chunks.
+TEST_P(Equalities, ADraftModelDoesNotChangeABit) {
+  const auto loaded = open(path_, setting());
+  const int64_t vocab = loaded->config().vocab;
+  std::vector<RequestResult> plain;
+  for (uint64_t seed = 1; seed <= 4; ++seed)
+    plain.push_back(loaded->make_engine()->generate(request_to_guess(seed, vocab)));
+
+  int64_t drafted = 0, accepted = 0;
+  for (const int threads : {1, 3}) {
+    Setting other = setting();
+    other.threads = threads;
+    const auto answering = open(path_, other);
+    other.device = other.device == "cpu" ? "reference" : "cpu";
+    const auto draft = open(path_, other);
+    for (const int64_t chunk : {5, 64}) {
+      for (const int64_t slots : {1, 4}) {
+        EngineOptions options = answering->engine_options;
+        options.chunk_tokens = chunk;
+        options.n_slots = slots;
+        options.kv_tokens = 0;
+        Engine engine(*answering->model, nullptr, options, draft->model.get());
+        for (uint64_t seed = 1; seed <= 4; ++seed) {
+          Request request = request_to_guess(seed, vocab);
+          request.config.num_assistant_tokens = 1 + static_cast<int64_t>(seed);
+          if (seed == 4) request.config.prompt_lookup_num_tokens = 3;
+          engine.submit(std::move(request));
+        }
+        while (!engine.idle()) {
+          for (const Event& event : engine.step()) {
+            if (event.kind != Event::Kind::kRequest) continue;
+            expect_same_bits(plain[event.request - 1].completions[0], event.result->completions[0],
+                             fmt::format("request {}, {} threads, chunks of {}, {} slots",
+                                         event.request, threads, chunk, slots));
+            drafted += event.result->timings.n_drafted;
+            accepted += event.result->timings.n_accepted;
+          }
+        }
+        EXPECT_EQ(engine.free_pages(), engine.n_pages());
+      }
+    }
+  }
+  EXPECT_GT(accepted, 400) << "the test must reach right guesses";
+  RecordProperty("drafted", static_cast<int>(drafted));
+  RecordProperty("accepted", static_cast<int>(accepted));
+}
+
+/// Another network of the same vocabulary, which guesses nothing right.
+TEST(EqualitiesOfDrafts, AStrangerChangesNothing) {
+  const auto target = test::find_golden("models/dense-gqa-untied-sharded");
+  const auto stranger = test::find_golden("models/moe");
+  if (!target || !stranger) GTEST_SKIP() << "no goldens";
+  const auto loaded = open(*target, {}), draft = open(*stranger, {});
+  const int64_t vocab = loaded->config().vocab;
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    Request request = request_to_guess(seed, vocab);
+    request.config.temperature = 0.7;
+    const Completion plain = loaded->make_engine()->generate(request).completions[0];
+    for (const int64_t n_draft : {1, 4}) {
+      request.config.num_assistant_tokens = n_draft;
+      Engine engine(*loaded->model, nullptr, loaded->engine_options, draft->model.get());
+      const RequestResult got = engine.generate(request);
+      expect_same_bits(plain, got.completions[0], fmt::format("seed {}", seed));
+      EXPECT_GT(got.timings.n_drafted, 50);
+      EXPECT_LT(got.timings.n_accepted, got.timings.n_drafted / 2);
+    }
+  }
 }
 
 std::vector<Case> cases() {

@@ -43,7 +43,8 @@ struct LoadSettings {
   bool prefix_cache = true;    // keep prompts, so that what begins like them is computed faster
   bool deterministic = false;  // refuse kernels whose bits could depend on the batch
   std::vector<std::pair<std::string, double>> adapters;  // LoRA path and scale
-  bool quiet = true;                                     // no progress on stderr
+  std::string draft_model;  // a smaller checkpoint that guesses ahead: faster, the same tokens
+  bool quiet = true;        // no progress on stderr
 };
 
 /// A message of a conversation. role: "system", "user", "assistant" (or what the template knows).
@@ -63,6 +64,7 @@ struct GenerateSettings {
   std::optional<int64_t> top_k, no_repeat_ngram_size;
   std::optional<int64_t> num_beams;
   std::optional<int64_t> prompt_lookup_num_tokens;  // guesses per step: faster, the same tokens
+  std::optional<int64_t> num_assistant_tokens;      // the same of the draft model; 0: none
   std::optional<double> length_penalty;
   int64_t num_return_sequences = 1;
   std::vector<std::string> stop;  // generation ends before any of these texts
@@ -93,7 +95,8 @@ using StreamCallback = std::function<bool(std::string_view piece)>;
 class LanguageModel {
  public:
   /// Opens a checkpoint directory, .safetensors or .gguf file and packs its weights.
-  /// Throws kNotFound, kCorrupt, kUnsupported, kOutOfMemory, kIo, kInvalidArgument.
+  /// Throws kNotFound, kCorrupt, kUnsupported, kOutOfMemory, kIo, kInvalidArgument (settings; a
+  /// draft model with another vocabulary).
   static LanguageModel load(const std::string& path, const LoadSettings& settings = {});
   ~LanguageModel();
   LanguageModel(LanguageModel&&) noexcept;

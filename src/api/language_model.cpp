@@ -54,6 +54,7 @@ GenerationConfig config_of(GenerationConfig config, const GenerateSettings& sett
   apply(config, "num_beams", settings.num_beams);
   apply(config, "length_penalty", settings.length_penalty);
   apply(config, "prompt_lookup_num_tokens", settings.prompt_lookup_num_tokens);
+  apply(config, "num_assistant_tokens", settings.num_assistant_tokens);
   apply(config, "logprobs", settings.logprobs);
   apply(config, "num_return_sequences", std::optional(settings.num_return_sequences));
   for (const std::string& stop : settings.stop)

@@ -43,6 +43,24 @@ TEST(LanguageModel, GuessingAheadChangesNoToken) {
   EXPECT_THROW(model.complete("one two", settings), Error);
 }
 
+TEST(LanguageModel, ADraftModelChangesNoToken) {
+  LoadSettings with_draft;
+  with_draft.draft_model = std::string(QIANWEN_SOURCE_DIR) + "/models/qianwen-mini-chat";
+  auto model = bundled();
+  auto fast = LanguageModel::load(with_draft.draft_model, with_draft);
+  GenerateSettings settings = greedy();
+  settings.ignore_eos = true;
+  const auto plain = model.complete("The capital of", settings);
+  for (const int64_t n : {0, 3}) {
+    settings.num_assistant_tokens = n;
+    EXPECT_EQ(fast.complete("The capital of", settings).ids, plain.ids);
+  }
+  settings.num_assistant_tokens = -1;
+  EXPECT_THROW(fast.complete("The capital of", settings), Error);
+  with_draft.draft_model = "/nowhere";
+  EXPECT_THROW(LanguageModel::load(with_draft.draft_model, with_draft), Error);
+}
+
 TEST(LanguageModel, CancelsWhenTheCallbackSaysSo) {
   auto model = bundled();
   int pieces = 0;

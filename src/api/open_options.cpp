@@ -53,6 +53,7 @@ OpenOptions open_options(const LoadSettings& settings) {
   if (settings.chunk > 0) open.engine.chunk_tokens = settings.chunk;
   for (const auto& [path, scale] : settings.adapters)
     open.adapters.push_back({path, scale});
+  open.draft_model = settings.draft_model;
   open.quiet = settings.quiet;
   if (settings.quiet) open.on_warning = [](const std::string&) {};
   return open;

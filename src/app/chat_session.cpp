@@ -28,7 +28,8 @@ RequestResult ChatSession::answer(const std::function<void(std::string_view)>& o
   Request request;
   last_context_ = static_cast<int64_t>(chat.ids.size());
   if (total_.n_prompt == 0) {  // only now is the length known that some parameters are about
-    for (const std::string& note : config_.without_effect(last_context_))
+    for (const std::string& note :
+         config_.without_effect(last_context_, loaded_.draft_model != nullptr))
       spdlog::warn("{}", note);
   }
   request.prompt = std::move(chat.ids);
@@ -47,6 +48,8 @@ RequestResult ChatSession::answer(const std::function<void(std::string_view)>& o
   total_.n_prompt += result.timings.n_prompt;
   total_.n_cached += result.timings.n_cached;
   total_.n_generated += result.timings.n_generated;
+  total_.n_drafted += result.timings.n_drafted;
+  total_.n_accepted += result.timings.n_accepted;
   total_.prefill_s += result.timings.prefill_s;
   total_.decode_s += result.timings.decode_s;
   return result;

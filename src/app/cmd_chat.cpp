@@ -232,6 +232,7 @@ Command register_chat(CLI::App& root) {
   CLI::App* app = root.add_subcommand("chat", "Chat with a model (default: the bundled one)");
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options);
+  add_draft_flag(*app, *options);
   app->add_option("-p,--prompt", options->prompt, "Ask this one question and end");
   app->add_option("--system", options->system, "System message (default: the template's own)");
   options->generation = add_generation_flags(*app);

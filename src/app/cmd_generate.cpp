@@ -82,7 +82,9 @@ class Generate {
 
   void answer(Request request) {
     const GenerationConfig config = request.config;
-    for (const std::string& note : config.without_effect(std::ssize(request.prompt)))
+    const bool has_draft_model = loaded_->draft_model != nullptr;
+    for (const std::string& note :
+         config.without_effect(std::ssize(request.prompt), has_draft_model))
       spdlog::warn("{}", note);
     const bool stream = !options_.json && config.num_return_sequences == 1 && config.num_beams == 1;
     const RequestResult result = engine_->generate(
@@ -124,6 +126,7 @@ Command register_generate(CLI::App& root) {
   CLI::App* app = root.add_subcommand("generate", "Continue raw text or token ids");
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options);
+  add_draft_flag(*app, *options);
   auto* prompt = app->add_option("-p,--prompt", options->prompt,
                                  "The text to continue (default: standard input)");
   auto* ids =

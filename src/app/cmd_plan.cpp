@@ -46,12 +46,18 @@ int64_t measure(const Options& options, const OpenOptions& open, int64_t ctx) {
   return peak_resident_bytes();
 }
 
-/// The tokenizer is opened, too: it is part of what the program takes.
+/// The tokenizers are opened, too: they are part of what the program takes.
 MemoryPlan make_plan(const std::string& path, const OpenOptions& open) {
   const ModelFiles files = open_files(path, true);
   const ModelConfig config = ModelConfig::from_checkpoint(*files.checkpoint);
+  ModelFiles draft;
+  if (!open.draft_model.empty()) {
+    draft = open_files(open.draft_model, true);
+    check_draft_vocabulary(draft, ModelConfig::from_checkpoint(*draft.checkpoint), files, config);
+  }
   const auto backend = make_backend(open.device, open.backend);
-  return plan_memory(*files.checkpoint, config, *backend, open, /*enforce=*/false);
+  return plan_memory(*files.checkpoint, config, *backend, open, /*enforce=*/false,
+                     draft.checkpoint.get());
 }
 
 std::string mib(int64_t bytes) {
@@ -71,6 +77,7 @@ void run(const Options& options) {
                                    {"logits_bytes", plan.logits_bytes},
                                    {"working_bytes", plan.working_bytes},
                                    {"program_bytes", plan.program_bytes},
+                                   {"draft_bytes", plan.draft_bytes},
                                    {"file_pages_bytes", plan.file_pages_bytes},
                                    {"total_bytes", plan.total_bytes},
                                    {"needed_bytes", plan.needed_bytes},
@@ -86,15 +93,17 @@ void run(const Options& options) {
     print_json(json);
     return;
   }
+  const std::string draft =
+      open.draft_model.empty() ? "" : fmt::format("draft model  {}\n", mib(plan.draft_bytes));
   std::string text = fmt::format(
       "weights      {}\nKV cache     {}  ({} tokens x {} slots, {}, {} bytes a token)\nactivations "
       " {}\nlogits       {}\nworking      {}  (the backend's scratch)\n"
-      "program      {}  (code, libraries, tokenizer)\n"
+      "program      {}  (code, libraries, tokenizer)\n{}"
       "file pages   {}  (of the model; given back when memory is short)\n"
       "total        {}\navailable    {}\n",
       mib(plan.weights_bytes), mib(plan.kv_bytes), plan.ctx, options.slots, open.engine.kv_type,
       plan.kv_bytes_per_token, mib(plan.activations_bytes), mib(plan.logits_bytes),
-      mib(plan.working_bytes), mib(plan.program_bytes), mib(plan.file_pages_bytes),
+      mib(plan.working_bytes), mib(plan.program_bytes), draft, mib(plan.file_pages_bytes),
       mib(plan.total_bytes), mib(plan.available_bytes));
   if (options.measure) text += fmt::format("measured peak{}\n", mib(peak));
   text += fmt::format("largest context that fits: {} tokens (trained on {})\n", plan.largest_ctx,
@@ -109,6 +118,7 @@ Command register_plan(CLI::App& root) {
   CLI::App* app = root.add_subcommand("plan", "Memory needed, by kind, before loading");
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options);
+  add_draft_flag(*app, *options);
   app->add_option("--slots", options->slots, "Sequences at the same time")
       ->check(integer_in(1, 4096))
       ->capture_default_str();

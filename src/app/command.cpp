@@ -70,6 +70,11 @@ void add_compute_flags(CLI::App& app, CommonOptions& options, ComputeFlags flags
     option->group("Flags of every command; without effect in this one");
 }
 
+void add_draft_flag(CLI::App& app, CommonOptions& options) {
+  app.add_option("--draft-model,--assistant-model", options.load.draft_model,
+                 "A smaller checkpoint with the same vocabulary that guesses ahead; only faster");
+}
+
 CLI::Validator integer_in(int64_t least, uint64_t most) {
   return CLI::Validator(
       [least, most](const std::string& text) -> std::string {

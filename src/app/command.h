@@ -46,6 +46,9 @@ enum class ComputeFlags { kUsed, kWithoutEffect };
 void add_compute_flags(CLI::App& app, CommonOptions& options,
                        ComputeFlags flags = ComputeFlags::kUsed);
 
+/// Adds --draft-model, for commands that generate or plan for it.
+void add_draft_flag(CLI::App& app, CommonOptions& options);
+
 /// A flag's integer, as text, before it is converted: CLI11 takes one that is too large for the
 /// largest there is.
 CLI::Validator integer_in(int64_t least, uint64_t most);

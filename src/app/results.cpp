@@ -74,10 +74,14 @@ std::string timings_text(const Timings& timings) {
   const auto speed = [](double tokens_per_second) {  // of nothing computed there is none
     return tokens_per_second > 0 ? fmt::format(" ({:.1f} tok/s)", tokens_per_second) : "";
   };
-  return fmt::format("{} prompt tokens{}, {} generated{}", timings.n_prompt,
+  const std::string guesses =
+      timings.n_drafted == 0
+          ? ""
+          : fmt::format(", {} of {} guesses right", timings.n_accepted, timings.n_drafted);
+  return fmt::format("{} prompt tokens{}, {} generated{}{}", timings.n_prompt,
                      speed(per_second(timings.n_prompt - timings.n_cached, timings.prefill_s)),
                      timings.n_generated,
-                     speed(per_second(timings.n_generated - 1, timings.decode_s)));
+                     speed(per_second(timings.n_generated - 1, timings.decode_s)), guesses);
 }
 
 }  // namespace qw::app

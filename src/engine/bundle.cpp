@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "engine/model_drafter.h"
 #include "model/memory_plan.h"
 #include "text/tokenizer.h"
 
@@ -37,6 +38,57 @@ MemoryRequest request_of(const OpenOptions& options, int64_t ctx) {
   return request;
 }
 
+/// What a model takes, and a draft model beside it.
+struct Needs {
+  MemoryForecast model, draft;  // draft: all 0 where there is none
+  int64_t largest_ctx = 0;
+
+  /// The scratch is the backend's, so the larger one serves both.
+  int64_t draft_bytes() const {
+    return draft.needed() - draft.working + std::max<int64_t>(draft.working - model.working, 0);
+  }
+  bool fits() const { return model.needed() + draft_bytes() <= model.available; }
+  [[noreturn]] void refuse(int64_t ctx, int64_t n_slots) const {
+    const auto mib = [](int64_t bytes) {
+      return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20));
+    };
+    fail(ErrorKind::kOutOfMemory, "memory",
+         "draft model for {} tokens x {} slots: expected to need at most {} (what the model "
+         "leaves), got {} (weights {}, KV cache {}, activations {}, logits {}; {})",
+         ctx, n_slots, mib(model.available - model.needed()), mib(draft_bytes()),
+         mib(draft.weights), mib(draft.kv), mib(draft.activations), mib(draft.logits),
+         largest_ctx > 0 ? fmt::format("a context of {} tokens would fit", largest_ctx)
+                         : "no context would fit");
+  }
+};
+
+Needs needs_of(const Checkpoint& checkpoint, const ModelConfig& config, const Backend& backend,
+               const OpenOptions& options, int64_t ctx, const Checkpoint* draft) {
+  Needs out;
+  out.model = forecast_memory(checkpoint, config, backend, request_of(options, ctx));
+  out.largest_ctx = out.model.largest_ctx;
+  if (draft == nullptr) return out;
+  const ModelConfig draft_config = ModelConfig::from_checkpoint(*draft);
+  EngineOptions engine = options.engine;
+  engine.ctx = ctx;
+  MemoryRequest request = request_of(options, draft_context(draft_config, engine));
+  request.logit_rows = draft_logit_rows(engine);
+  request.adapters = {};
+  request.program_bytes = 0;
+  request.limit_bytes = 1;  // what is available is the model's affair
+  out.draft = forecast_memory(*draft, draft_config, backend, request);
+  // Both caches grow with the context, the draft's as far as it was made for.
+  const int64_t slots = options.engine.n_slots, page = backend.kv_page_tokens();
+  const int64_t room = out.model.available - (out.model.needed() - out.model.kv) -
+                       (out.draft_bytes() - out.draft.kv);
+  const int64_t most = trained_context(draft_config);
+  int64_t fits = room / (slots * (out.model.kv_per_token + out.draft.kv_per_token));
+  if (fits > most)
+    fits = (room - slots * most * out.draft.kv_per_token) / (slots * out.model.kv_per_token);
+  out.largest_ctx = std::max<int64_t>(fits / page * page, 0);
+  return out;
+}
+
 void check_vocabulary(const ModelFiles& files, const ModelConfig& config) {
   if (!files.tokenizer || files.tokenizer->size() <= config.vocab) return;
   fail(ErrorKind::kCorrupt, "checkpoint",
@@ -57,6 +109,13 @@ void check_generation(const ModelFiles& files, const ModelConfig& config,
   }
 }
 
+/// Its generation defaults and template are nobody's concern, what they warn of either.
+ModelFiles open_draft_files(const OpenOptions& options) {
+  ModelFiles files = open_files(options.draft_model);
+  check_vocabulary(files, ModelConfig::from_checkpoint(*files.checkpoint));
+  return files;
+}
+
 void warn_about_context(const MemoryPlan& plan, const OpenOptions& options) {
   if (options.engine.ctx == 0 && plan.ctx < plan.trained_ctx) {
     warn(options, fmt::format("context: {} tokens, the largest that fits the memory ({} MiB "
@@ -72,31 +131,34 @@ void warn_about_context(const MemoryPlan& plan, const OpenOptions& options) {
 }  // namespace
 
 MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelConfig& config,
-                       const Backend& backend, const OpenOptions& options, bool enforce) {
+                       const Backend& backend, const OpenOptions& options, bool enforce,
+                       const Checkpoint* draft) {
   MemoryPlan plan;
   plan.trained_ctx = trained_context(config);
   plan.ctx = options.engine.ctx == 0 ? plan.trained_ctx : options.engine.ctx;
-  MemoryRequest request = request_of(options, plan.ctx);
-  MemoryForecast forecast = forecast_memory(checkpoint, config, backend, request);
-  if (options.engine.ctx == 0 && !forecast.fits() && forecast.largest_ctx > 0) {
-    plan.ctx = std::min(plan.trained_ctx, forecast.largest_ctx);
-    request = request_of(options, plan.ctx);
-    forecast = forecast_memory(checkpoint, config, backend, request);
+  Needs needs = needs_of(checkpoint, config, backend, options, plan.ctx, draft);
+  if (options.engine.ctx == 0 && !needs.fits() && needs.largest_ctx > 0) {
+    plan.ctx = std::min(plan.trained_ctx, needs.largest_ctx);
+    needs = needs_of(checkpoint, config, backend, options, plan.ctx, draft);
   }
+  const MemoryForecast& forecast = needs.model;
   plan.weights_bytes = forecast.weights;
   plan.kv_bytes = forecast.kv;
   plan.activations_bytes = forecast.activations;
   plan.logits_bytes = forecast.logits;
   plan.working_bytes = forecast.working;
   plan.program_bytes = forecast.program;
-  plan.file_pages_bytes = forecast.file_pages;
-  plan.total_bytes = forecast.total();
-  plan.needed_bytes = forecast.needed();
+  plan.draft_bytes = needs.draft_bytes();
+  plan.file_pages_bytes = forecast.file_pages + needs.draft.file_pages;
+  plan.needed_bytes = forecast.needed() + plan.draft_bytes;
+  plan.total_bytes = plan.needed_bytes + plan.file_pages_bytes;
   plan.available_bytes = forecast.available;
   plan.kv_tokens = plan.ctx * options.engine.n_slots;
-  plan.largest_ctx = forecast.largest_ctx;
-  plan.kv_bytes_per_token = forecast.kv_per_token;
-  if (enforce) require_memory(forecast, request);
+  plan.largest_ctx = needs.largest_ctx;
+  plan.kv_bytes_per_token = forecast.kv_per_token + needs.draft.kv_per_token;
+  if (!enforce) return plan;
+  require_memory(forecast, request_of(options, plan.ctx));
+  if (!needs.fits()) needs.refuse(plan.ctx, options.engine.n_slots);
   return plan;
 }
 
@@ -109,9 +171,14 @@ std::unique_ptr<LoadedModel> open_model(const std::string& path, const OpenOptio
   const ModelConfig config = ModelConfig::from_checkpoint(*loaded->checkpoint);
   check_vocabulary(*loaded, config);
   check_generation(*loaded, config, options);
+  ModelFiles draft;
+  if (!options.draft_model.empty()) {
+    draft = open_draft_files(options);
+    check_draft_vocabulary(draft, ModelConfig::from_checkpoint(*draft.checkpoint), *loaded, config);
+  }
   loaded->backend = make_backend(options.device, options.backend);
-  loaded->plan =
-      plan_memory(*loaded->checkpoint, config, *loaded->backend, options, /*enforce=*/true);
+  loaded->plan = plan_memory(*loaded->checkpoint, config, *loaded->backend, options,
+                             /*enforce=*/true, draft.checkpoint.get());
   warn_about_context(loaded->plan, options);
   loaded->engine_options = options.engine;
   loaded->engine_options.ctx = loaded->plan.ctx;
@@ -123,12 +190,24 @@ std::unique_ptr<LoadedModel> open_model(const std::string& path, const OpenOptio
   load.cancel = options.cancel;
   load.on_warning = [&options](const std::string& sentence) { warn(options, sentence); };
   loaded->model = Model::load(loaded->checkpoint, *loaded->backend, load);
+  if (draft.checkpoint) {
+    const int64_t limit = trained_context(ModelConfig::from_checkpoint(*draft.checkpoint));
+    if (limit < loaded->plan.ctx) {
+      warn(options, fmt::format("draft model: guesses end at its context of {} tokens; the model's "
+                                "is {}",
+                                limit, loaded->plan.ctx));
+    }
+    load.on_warning = [&options](const std::string& sentence) {
+      warn(options, fmt::format("draft model: {}", sentence));
+    };
+    loaded->draft_model = Model::load(draft.checkpoint, *loaded->backend, load);
+  }
   if (!options.adapters.empty()) loaded->adapter = loaded->model->add_adapters(options.adapters);
   return loaded;
 }
 
 std::unique_ptr<Engine> LoadedModel::make_engine() const {
-  return std::make_unique<Engine>(*model, tokenizer, engine_options);
+  return std::make_unique<Engine>(*model, tokenizer, engine_options, draft_model.get());
 }
 
 }  // namespace qw

@@ -29,6 +29,7 @@ struct OpenOptions {
   BackendOptions backend;      // threads, ISA, activations, deterministic
   EngineOptions engine;        // ctx 0: the model's, or the largest that fits (said as a warning)
   std::vector<AdapterSpec> adapters;  // all of them together are the model's adapter
+  std::string draft_model;            // checkpoint of a model that guesses ahead; "": none
   int64_t memory_bytes = 0;           // what may be used in all. 0: the machine's available memory
   bool quiet = false;                 // no progress on stderr
   const CancelFlag* cancel = nullptr;
@@ -42,24 +43,26 @@ struct MemoryPlan {
   int64_t kv_bytes = 0;           // of `kv_tokens` in the cache
   int64_t activations_bytes = 0;  // of a step of chunk_tokens
   int64_t logits_bytes = 0;
-  int64_t working_bytes = 0;     // the backend's scratch
-  int64_t program_bytes = 0;     // code, libraries, tokenizer: what the process holds at planning
-  int64_t file_pages_bytes = 0;  // of the model files; the system takes them back when it must
-  int64_t total_bytes = 0;       // all of these: the resident peak
-  int64_t needed_bytes = 0;      // without file pages: refused if more than available_bytes
-  int64_t available_bytes = 0;   // to this process in all
-  int64_t ctx = 0;               // the context in force
-  int64_t kv_tokens = 0;         // ctx * n_slots
-  int64_t trained_ctx = 0;       // the model's max_position_embeddings (rope scaling included)
-  int64_t largest_ctx = 0;       // that fits available_bytes with n_slots slots
-  int64_t kv_bytes_per_token = 0;
+  int64_t working_bytes = 0;       // the backend's scratch
+  int64_t program_bytes = 0;       // code, libraries, tokenizer: what the process holds at planning
+  int64_t draft_bytes = 0;         // of a draft model: weights, cache, activations, logits, scratch
+  int64_t file_pages_bytes = 0;    // of the model files; the system takes them back when it must
+  int64_t total_bytes = 0;         // all of these: the resident peak
+  int64_t needed_bytes = 0;        // without file pages: refused if more than available_bytes
+  int64_t available_bytes = 0;     // to this process in all
+  int64_t ctx = 0;                 // the context in force
+  int64_t kv_tokens = 0;           // ctx * n_slots
+  int64_t trained_ctx = 0;         // the model's max_position_embeddings (rope scaling included)
+  int64_t largest_ctx = 0;         // that fits available_bytes with n_slots slots
+  int64_t kv_bytes_per_token = 0;  // with the draft model's
 };
 
-/// Plans without loading. options.engine.ctx 0: min(trained_ctx, largest_ctx). Errors:
-/// out_of_memory, with the numbers, when the context asked for (or the weights) cannot fit and
-/// `enforce` is set.
+/// Plans without loading. options.engine.ctx 0: min(trained_ctx, largest_ctx). draft: null, or the
+/// draft model's checkpoint. Errors: out_of_memory, with the numbers, when the context asked for
+/// (or the weights) cannot fit and `enforce` is set.
 MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelConfig& config,
-                       const Backend& backend, const OpenOptions& options, bool enforce);
+                       const Backend& backend, const OpenOptions& options, bool enforce,
+                       const Checkpoint* draft = nullptr);
 
 /// A conversation to render: the members of the `render` command's input. `messages` is an array of
 /// {"role", "content", ...}.
@@ -104,10 +107,16 @@ struct ModelFiles {
 /// Errors: not_found, corrupt, unsupported, io.
 ModelFiles open_files(const std::string& path, bool weights_required = true);
 
+/// Whether one model can guess what another says: their ids mean the same, up to padding behind the
+/// tokenizer's. Errors: invalid_argument, naming both checkpoints and the first difference.
+void check_draft_vocabulary(const ModelFiles& draft, const ModelConfig& draft_config,
+                            const ModelFiles& answering, const ModelConfig& answering_config);
+
 struct LoadedModel : ModelFiles {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Model> model;
-  int32_t adapter = -1;  // for Request::adapter: of OpenOptions::adapters
+  std::unique_ptr<Model> draft_model;  // null: none. On the same backend, so the same threads
+  int32_t adapter = -1;                // for Request::adapter: of OpenOptions::adapters
   MemoryPlan plan;
   EngineOptions engine_options;  // with the context that was planned
 

@@ -195,6 +195,29 @@ ModelFiles open_files(const std::string& path, bool weights_required) {
   return files;
 }
 
+void check_draft_vocabulary(const ModelFiles& draft, const ModelConfig& draft_config,
+                            const ModelFiles& answering, const ModelConfig& answering_config) {
+  const auto refuse = [&](std::string_view what, const auto& expected, const auto& got) {
+    fail(ErrorKind::kInvalidArgument, "draft model",
+         "{}: expected that of the model, {}, got {} ({}; model {})", what, expected, got,
+         printable(draft.checkpoint->path, 4096), printable(answering.checkpoint->path, 4096));
+  };
+  if (!draft.tokenizer || !answering.tokenizer) {
+    if (draft_config.vocab != answering_config.vocab)
+      refuse("vocabulary without a tokenizer", answering_config.vocab, draft_config.vocab);
+    return;
+  }
+  const Tokenizer &ours = *draft.tokenizer, &theirs = *answering.tokenizer;
+  if (ours.size() != theirs.size())
+    refuse("vocabulary", fmt::format("{} tokens", theirs.size()),
+           fmt::format("{} tokens", ours.size()));
+  for (int32_t id = 0; id < ours.size(); ++id) {
+    if (ours.token_bytes(id) == theirs.token_bytes(id)) continue;
+    refuse(fmt::format("token {}", id), fmt::format("'{}'", printable(theirs.token_bytes(id))),
+           fmt::format("'{}'", printable(ours.token_bytes(id))));
+  }
+}
+
 EncodedChat ModelFiles::encode_chat(const ChatInput& input) const {
   if (!tokenizer) {
     fail(ErrorKind::kNotFound, "chat", "tokenizer: expected one in the checkpoint, got none ({})",

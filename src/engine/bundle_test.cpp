@@ -106,6 +106,145 @@ TEST(Bundle, ChatsStreamsAndStops) {
   EXPECT_EQ(streamed, cut.completions[0].text);
 }
 
+OpenOptions quiet() {
+  OpenOptions options;
+  options.quiet = true;
+  options.on_warning = [](const std::string&) {};
+  return options;
+}
+
+TEST(Bundle, ADraftModelMayBeTheSameCheckpoint) {
+  OpenOptions options = quiet();
+  options.engine.ctx = 256;
+  const auto plain = open_model(kMini, options);
+  options.draft_model = kMini;
+  const auto loaded = open_model(kMini, options);
+  ASSERT_NE(loaded->draft_model, nullptr);
+  EXPECT_GT(loaded->plan.draft_bytes, loaded->plan.weights_bytes);
+  EXPECT_EQ(loaded->plan.needed_bytes - loaded->plan.draft_bytes,
+            loaded->plan.weights_bytes + loaded->plan.kv_bytes + loaded->plan.activations_bytes +
+                loaded->plan.logits_bytes + loaded->plan.working_bytes +
+                loaded->plan.program_bytes);
+  EXPECT_EQ(loaded->plan.kv_bytes_per_token, 2 * plain->plan.kv_bytes_per_token);
+  EXPECT_EQ(loaded->make_engine()->kv_bytes(), 2 * plain->make_engine()->kv_bytes());
+
+  Request request;
+  request.config = plain->chat_generation();
+  request.config.do_sample = false;
+  request.config.max_new_tokens = 40;
+  request.config.ignore_eos = true;
+  request.config.num_assistant_tokens_schedule = AssistantSchedule::kConstant;
+  request.prompt = plain->encode_chat(chat_of("Hello! Who are you?")).ids;
+  const auto want = plain->make_engine()->generate(request);
+  const auto got = loaded->make_engine()->generate(request);
+  EXPECT_EQ(got.completions[0].ids, want.completions[0].ids);
+  EXPECT_EQ(got.timings.n_accepted, got.timings.n_drafted);
+  EXPECT_GT(got.timings.n_accepted, 30);
+}
+
+std::string refusal_of_draft(const std::string& model, const std::string& draft) {
+  OpenOptions options = quiet();
+  options.engine.ctx = 64;
+  options.draft_model = draft;
+  try {
+    open_model(model, options);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+    return error.message();
+  }
+  return "no error";
+}
+
+TEST(Bundle, ADraftModelOfAnotherVocabularyIsRefused) {
+  const std::string goldens = kRoot + "/tests/golden/models/";
+  const std::string moe = goldens + "moe-variant", dense = goldens + "dense-f16";
+  // Without tokenizers the sizes are all that is known.
+  EXPECT_THAT(refusal_of_draft(moe, dense),
+              testing::AllOf(HasSubstr("expected that of the model, 512, got 768"), HasSubstr(moe),
+                             HasSubstr(dense)));
+  EXPECT_EQ(refusal_of_draft(goldens + "sliding-window", moe), "no error");
+}
+
+/// A tokenizer of the given tokens beside a config of `vocab` rows.
+struct Vocabulary {
+  Vocabulary(const std::string& path, std::vector<std::string> tokens, int64_t vocab) {
+    TokenizerSpec spec;
+    spec.source = path;
+    spec.alphabet = TokenAlphabet::kByteFallback;
+    spec.split = SplitPattern::kNone;
+    spec.tokens = std::move(tokens);
+    for (int byte = 0; byte < 256; ++byte)
+      spec.tokens.push_back(fmt::format("<0x{:02X}>", byte));
+    auto checkpoint = std::make_shared<Checkpoint>();
+    checkpoint->path = path;
+    files.checkpoint = std::move(checkpoint);
+    files.tokenizer = std::make_shared<const Tokenizer>(spec);
+    config.vocab = vocab;
+  }
+  ModelFiles files;
+  ModelConfig config;
+};
+
+TEST(Bundle, VocabulariesMayDifferInPaddingOnly) {
+  const Vocabulary model("big", {"a", "b", "c"}, 320);
+  const auto refusal = [&](const Vocabulary& draft) -> std::string {
+    try {
+      check_draft_vocabulary(draft.files, draft.config, model.files, model.config);
+    } catch (const Error& error) {
+      return error.message();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(refusal({"small", {"a", "b", "c"}, 320}), "no error");
+  EXPECT_EQ(refusal({"small", {"a", "b", "c"}, 259}), "no error");
+  EXPECT_EQ(refusal({"small", {"a", "b", "c"}, 1000}), "no error");
+  EXPECT_EQ(refusal({"small", {"a", "b", "c", "d"}, 320}),
+            "[draft model] vocabulary: expected that of the model, 259 tokens, got 260 tokens "
+            "(small; model big)");
+  EXPECT_EQ(refusal({"small", {"a", "x", "c"}, 320}),
+            "[draft model] token 1: expected that of the model, 'b', got 'x' (small; model big)");
+}
+
+TEST(Bundle, ADraftModelThatDoesNotFitIsRefused) {
+  OpenOptions options = quiet();
+  options.engine.ctx = 2048;
+  const auto fits = [&](int64_t memory_bytes) -> std::string {
+    options.memory_bytes = memory_bytes;
+    try {
+      open_model(kMini, options);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kOutOfMemory);
+      return error.message();
+    }
+    return "fits";
+  };
+  const ModelFiles files = open_files(kMini);
+  const auto backend = make_backend("cpu", {});
+  const auto plan = [&](const Checkpoint* draft) {
+    return plan_memory(*files.checkpoint, ModelConfig::from_checkpoint(*files.checkpoint), *backend,
+                       options, false, draft);
+  };
+  // What the process holds counts, and changes from call to call.
+  const auto between = [&] {
+    const int64_t alone = plan(nullptr).needed_bytes;
+    const int64_t both = plan(files.checkpoint.get()).needed_bytes;
+    EXPECT_GT(both, alone + (int64_t{24} << 20)) << "weights and cache twice";
+    return (alone + both) / 2;
+  };
+  EXPECT_EQ(fits(between()), "fits");
+  options.draft_model = kMini;
+  EXPECT_THAT(fits(between()),
+              HasSubstr("draft model for 2048 tokens x 1 slots: expected to need"));
+  EXPECT_EQ(fits(between() + (int64_t{40} << 20)), "fits");
+  // Where the context is free, it is the largest that both fit.
+  options.memory_bytes = between();
+  options.engine.ctx = 0;
+  const MemoryPlan shorter = plan(files.checkpoint.get());
+  EXPECT_LE(shorter.needed_bytes, options.memory_bytes);
+  EXPECT_LT(shorter.ctx, 2048);
+  EXPECT_GT(shorter.ctx, 64);
+}
+
 TEST(Bundle, MemoryIsRefusedBeforeItIsTaken) {
   OpenOptions options;
   options.quiet = true;

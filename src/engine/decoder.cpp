@@ -1,8 +1,10 @@
 #include "engine/decoder.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "base/error.h"
 #include "engine/logits_math.h"
-#include "engine/prompt_lookup.h"
 #include "engine/sampler.h"
 
 namespace qw {
@@ -52,22 +54,19 @@ std::vector<Completion> SingleAnswerDecoder::take_completions() {
 
 namespace {
 
-class SamplingDecoder : public SingleAnswerDecoder {
+class SamplingDecoder final : public SingleAnswerDecoder, private TokenChooser {
  public:
   SamplingDecoder(DecodeContext& context, int index) : SingleAnswerDecoder(context, index) {
     sequences_.push_back(add_sequence(context.request.prompt, prompt_lineage(context.request_id)));
-    const GenerationConfig& config = context.config();
-    if (config.guidance_scale != 1) {
-      std::vector<int32_t> negative = context.request.negative_prompt;
-      if (negative.empty()) negative.push_back(context.request.prompt.back());
-      sequences_.push_back(add_sequence(std::move(negative), negative_lineage(context.request_id)));
-    } else if (config.prompt_lookup_num_tokens > 0) {
-      lookup_.emplace(config.prompt_lookup_num_tokens, config.max_matching_ngram_size);
-    }
+    if (context.config().guidance_scale == 1) return;
+    std::vector<int32_t> negative = context.request.negative_prompt;
+    if (negative.empty()) negative.push_back(context.request.prompt.back());
+    sequences_.push_back(add_sequence(std::move(negative), negative_lineage(context.request_id)));
   }
 
   std::vector<SeqId> sequences() const override { return sequences_; }
   Guesses guesses() const override { return guesses_; }
+  TokenChooser* chooser() override { return sequences_.size() == 1 ? this : nullptr; }
 
   void advance(std::span<float* const> rows, EventSink& sink) override {
     // Every token is chosen from its own row as if there were no draft. A guess that proves right
@@ -86,15 +85,27 @@ class SamplingDecoder : public SingleAnswerDecoder {
         context_.scheduler.append(seq, id);
       if (!is_guessed) break;
     }
-    if (lookup_) guess(std::ssize(draft), static_cast<int64_t>(n_right));
-  }
-
-  void drop_draft(SeqId seq) override {
-    if (lookup_) lookup_->report(context_.scheduler.sequence(seq).n_draft(), 0);
-    context_.scheduler.drop_draft(seq);
   }
 
  private:
+  Choice choose(std::span<const float> logits, std::span<const int32_t> tokens) override {
+    const size_t n = std::min(logits.size(), static_cast<size_t>(context_.vocab));
+    others_scores_.assign(static_cast<size_t>(context_.vocab),
+                          -std::numeric_limits<float>::infinity());
+    std::copy_n(logits.begin(), n, others_scores_.begin());
+    admit_logits(std::span(others_scores_).first(n), context_.config(), std::ssize(tokens));
+    LogitsRow row(others_scores_);
+    const int32_t id = choose_among(row, tokens);
+    const bool asked = context_.config().assistant_confidence_threshold > 0;
+    return {id, asked ? probability_of(row, id) : 1};
+  }
+
+  int32_t choose_among(LogitsRow& row, std::span<const int32_t> tokens) const {
+    context_.pipeline.apply({tokens, context_.prompt_len()}, row);
+    return choose_token(row, context_.config(), static_cast<uint64_t>(answer_.index()),
+                        std::ssize(tokens));
+  }
+
   /// Chooses a token from a row, says so, and finishes if it ends the answer.
   int32_t choose_next(float* logits, float* negative, EventSink& sink) {
     const auto vocab = static_cast<size_t>(context_.vocab);
@@ -112,9 +123,7 @@ class SamplingDecoder : public SingleAnswerDecoder {
     }
 
     LogitsRow row(scores);
-    context_.pipeline.apply({sequence.tokens, context_.prompt_len()}, row);
-    const int32_t id =
-        choose_token(row, config, static_cast<uint64_t>(answer_.index()), sequence.size());
+    const int32_t id = choose_among(row, sequence.tokens);
     std::optional<TokenLogprobs> logprobs;
     if (config.logprobs) logprobs = token_logprobs(raw, id, *config.logprobs);
 
@@ -128,18 +137,9 @@ class SamplingDecoder : public SingleAnswerDecoder {
     return id;
   }
 
-  void guess(int64_t n_drafted, int64_t n_right) {
-    lookup_->report(n_drafted, n_right);
-    const Sequence& sequence = context_.scheduler.sequence(sequences_[0]);
-    // The last token of the answer follows from the one before it: there is no use in a draft of
-    // it.
-    const int64_t room = context_.max_len - sequence.size() - 1;
-    context_.scheduler.set_draft(sequences_[0], lookup_->propose(sequence.tokens, room));
-  }
-
-  std::vector<SeqId> sequences_;        // the answer's; with guidance also the negative prompt's
-  std::optional<PromptLookup> lookup_;  // null: no drafts
+  std::vector<SeqId> sequences_;  // the answer's; with guidance also the negative prompt's
   Guesses guesses_;
+  std::vector<float> others_scores_;  // of choose()
 };
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/answer.h"
+#include "engine/drafter.h"
 #include "engine/logits_process.h"
 #include "engine/scheduler.h"
 
@@ -59,8 +60,9 @@ class Decoder {
   virtual void on_hidden(SeqId, int64_t /*position*/, int64_t /*n*/, int64_t /*hidden*/,
                          const float* /*values*/) {}
 
-  /// What was guessed to follow a sequence cannot be computed: goes on without it.
-  virtual void drop_draft(SeqId /*seq*/) {}
+  /// How the next tokens are chosen from sequences()[0] alone, so that they can be guessed ahead;
+  /// null: they cannot.
+  virtual TokenChooser* chooser() { return nullptr; }
 
   /// Ends what is not finished; answers keep the tokens they have.
   virtual void stop(FinishReason reason, const Error* error, EventSink& sink) = 0;
@@ -96,7 +98,7 @@ class SingleAnswerDecoder : public Decoder {
   Answer answer_;
 };
 
-/// Greedy and sampling, with classifier-free guidance or prompt lookup when asked for: one answer.
+/// Greedy and sampling, with classifier-free guidance or guesses when asked for: one answer.
 std::unique_ptr<Decoder> make_sampling_decoder(DecodeContext& context, int index);
 /// Beam search, plain, sampled or diverse: num_return_sequences answers.
 std::unique_ptr<Decoder> make_beam_decoder(DecodeContext& context);

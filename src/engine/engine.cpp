@@ -44,8 +44,8 @@ int64_t step_logit_rows(const EngineOptions& options) {
 }
 
 Engine::Engine(Model& model, std::shared_ptr<const Tokenizer> tokenizer,
-               const EngineOptions& options)
-    : impl_(std::make_unique<Impl>(model, std::move(tokenizer), options)) {}
+               const EngineOptions& options, Model* draft)
+    : impl_(std::make_unique<Impl>(model, std::move(tokenizer), options, draft)) {}
 Engine::~Engine() = default;
 
 const EngineOptions& Engine::options() const {

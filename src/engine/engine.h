@@ -76,7 +76,7 @@ struct Timings {
   double queue_s = 0, prefill_s = 0, decode_s = 0;
   int64_t n_prompt = 0, n_generated = 0;  // tokens
   int64_t n_cached = 0;                   // of n_prompt, those that were in the KV cache already
-  int64_t n_drafted = 0, n_accepted = 0;  // guessed by prompt lookup, and of these proved right
+  int64_t n_drafted = 0, n_accepted = 0;  // guessed ahead, and of these proved right
 };
 
 struct RequestResult {
@@ -140,9 +140,11 @@ using RowsCallback = FunctionRef<void(int64_t row, int64_t n, const float* logit
 class Engine {
  public:
   /// tokenizer: null for a checkpoint without one (ids only: text stays empty, stop strings are
-  /// refused). The model must outlive the engine. Errors: invalid_argument,
-  /// out_of_memory.
-  Engine(Model& model, std::shared_ptr<const Tokenizer> tokenizer, const EngineOptions& options);
+  /// refused). draft: null, or a model with the same vocabulary that guesses ahead
+  /// (GenerationConfig::num_assistant_tokens), with a cache of its own for as many tokens. The
+  /// models must outlive the engine. Errors: invalid_argument, out_of_memory.
+  Engine(Model& model, std::shared_ptr<const Tokenizer> tokenizer, const EngineOptions& options,
+         Model* draft = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

@@ -203,6 +203,7 @@ TEST(Faults, AWrongGuessThatIsNotFiniteFailsNothing) {
   ASSERT_EQ(want.completions[0].ids[1], 4);
 
   request.config.prompt_lookup_num_tokens = 4;
+  request.config.num_assistant_tokens_schedule = AssistantSchedule::kConstant;
   for (const bool in_logits : {false, true}) {
     FakeModel model;
     model.broken_from = 6;

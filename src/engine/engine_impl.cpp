@@ -1,14 +1,16 @@
 #include "engine/engine_impl.h"
 
 #include <algorithm>
-#include <new>
 #include <set>
 #include <utility>
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "engine/current_error.h"
 #include "engine/generation_config_checks.h"
 #include "engine/logits_math.h"
+#include "engine/model_drafter.h"
+#include "engine/prompt_lookup.h"
 #include "engine/sampler.h"
 
 namespace qw {
@@ -23,23 +25,6 @@ void at_least_one(std::string_view name, int64_t value) {
   fail(ErrorKind::kInvalidArgument, "engine", "{}: expected a number from 1, got {}", name, value);
 }
 
-/// The exception in flight. Whatever a request's own processors throw ends that request, not the
-/// process.
-Error current_error() {
-  try {
-    throw;
-  } catch (const Error& error) {
-    return error;
-  } catch (const std::bad_alloc&) {
-    return Error(ErrorKind::kOutOfMemory, "[engine] step: expected memory for it, got none");
-  } catch (const std::exception& error) {
-    return Error(ErrorKind::kInternal,
-                 fmt::format("[engine] step: expected no exception, got {}", error.what()));
-  } catch (...) {
-    return Error(ErrorKind::kInternal, "[engine] step: expected no exception, got an unknown one");
-  }
-}
-
 /// Which of the element types a cache can hold is the backend's to say.
 DType kv_dtype(const std::string& name) {
   if (const std::optional<DType> type = dtype_from_name(name)) return *type;
@@ -50,13 +35,13 @@ DType kv_dtype(const std::string& name) {
 }  // namespace
 
 Engine::Impl::Impl(Model& model, std::shared_ptr<const Tokenizer> tokenizer,
-                   const EngineOptions& options)
+                   const EngineOptions& options, Model* draft)
     : model_(model),
       tokenizer_(std::move(tokenizer)),
       options_(options),
       vocab_(model.config().vocab),
-      usable_vocab_(vocab_) {
-  if (tokenizer_ != nullptr) usable_vocab_ = std::min<int64_t>(vocab_, tokenizer_->size());
+      usable_vocab_(tokenizer_ ? std::min<int64_t>(vocab_, tokenizer_->size()) : vocab_),
+      speculation_(usable_vocab_) {
   if (options_.ctx == 0) options_.ctx = trained_context(model.config());
   at_least_one("context", options_.ctx);
   at_least_one("slots", options_.n_slots);
@@ -73,7 +58,8 @@ Engine::Impl::Impl(Model& model, std::shared_ptr<const Tokenizer> tokenizer,
   options_.check_integrity = true;
 #endif
   const int64_t n_pages = ceil_div<int64_t>(options_.kv_tokens, page_tokens);
-  kv_ = model.make_kv(n_pages, kv_dtype(options_.kv_type));
+  const DType kv_type = kv_dtype(options_.kv_type);
+  kv_ = model.make_kv(n_pages, kv_type);
   scheduler_options_ = {n_pages,
                         page_tokens,
                         options_.chunk_tokens,
@@ -82,6 +68,12 @@ Engine::Impl::Impl(Model& model, std::shared_ptr<const Tokenizer> tokenizer,
                         model.config().rope.scaling == RopeScaling::kDynamic,
                         options_.prefix_cache};
   scheduler_ = std::make_unique<Scheduler>(scheduler_options_);
+  speculation_.add(std::make_unique<LookupDrafter>());
+  if (draft == nullptr) return;
+  auto drafter =
+      std::make_unique<ModelDrafter>(*draft, model, speculation_.step_times(), options_, kv_type);
+  draft_kv_bytes_ = drafter->kv_bytes();
+  speculation_.add(std::move(drafter));
 }
 
 // Decoders hold units of the scheduler: they go first.
@@ -99,6 +91,7 @@ std::vector<Event> Engine::Impl::step() {
 void Engine::Impl::run_step() {
   stop_cancelled();
   retire_finished();
+  guess_ahead();
   StepPlan step = scheduler_->schedule();
   if (step.chunks.empty()) {
     // Admission promised that the first request can always run: never wait for what never comes.
@@ -119,7 +112,27 @@ void Engine::Impl::run_step() {
     fail_step(step, current_error());
   }
   retire_finished();
-  if (options_.check_integrity) scheduler_->check_integrity();
+  speculation_.sweep(*scheduler_);
+  if (!options_.check_integrity) return;
+  scheduler_->check_integrity();
+  speculation_.check_integrity();
+}
+
+/// Asks for guesses of what answers say next, where a token is all that they wait for.
+void Engine::Impl::guess_ahead() {
+  std::vector<Speculation::Answer> answers;
+  for (auto& [id, active] : active_) {
+    for (auto& decoder : active->decoders) {
+      TokenChooser* chooser = decoder->finished() ? nullptr : decoder->chooser();
+      if (chooser == nullptr) continue;
+      const SeqId seq = decoder->sequences()[0];
+      const Sequence& sequence = scheduler_->sequence(seq);
+      if (sequence.n_pending() != 1 || sequence.n_computed == 0 || !sequence.draft.empty())
+        continue;
+      answers.push_back({seq, &active->request.config, chooser, active->context->max_len});
+    }
+  }
+  speculation_.guess(answers, *scheduler_);
 }
 
 void Engine::Impl::note_starts(const StepPlan& step) {
@@ -146,8 +159,10 @@ void Engine::Impl::compute(StepPlan& step) {
   }
   logits_.resize(std::max(logits_.size(), step.rows.size() * static_cast<size_t>(vocab_)));
   HiddenCapture capture;
+  const auto start = ActiveRequest::Clock::now();
   model_.forward(step.batch, *kv_, step.rows.empty() ? nullptr : logits_.data(),
                  hidden ? &capture : nullptr);
+  speculation_.note_step(step, seconds(ActiveRequest::Clock::now() - start));
   scheduler_->commit(step);
   if (hidden) give_hidden(step, capture);
   give_rows(step);
@@ -244,7 +259,11 @@ void Engine::Impl::advance(ActiveRequest& active, Decoder& decoder,
     }
     return;
   }
+  const Decoder::Guesses before = decoder.guesses();
   decoder.advance(pointers, *this);
+  const Decoder::Guesses after = decoder.guesses();
+  speculation_.note_outcome(seqs[0], after.n_drafted - before.n_drafted,
+                            after.n_accepted - before.n_accepted);
   for (const SeqId seq : seqs)
     active.held_rows.erase(seq);
 }
@@ -281,9 +300,11 @@ void Engine::Impl::drop_broken(const StepPlan& step, const NumericError& error) 
     }
     ActiveRequest* active = nullptr;
     const Sequence& sequence = scheduler_->sequence(chunk.seq);
-    Decoder* decoder = decoder_of(sequence.unit, &active);
+    decoder_of(sequence.unit, &active);
     if (chunk.begin + error.row() - first >= sequence.size()) {
-      decoder->drop_draft(chunk.seq);  // only guessed: without it the answer may never get there
+      // Only guessed: without it the answer may never get there.
+      speculation_.note_broken(chunk.seq, sequence.n_draft());
+      scheduler_->drop_draft(chunk.seq);
     } else {
       stop_request(*active, FinishReason::kError, &error);
     }

@@ -13,6 +13,7 @@
 #include "engine/decoder.h"
 #include "engine/engine.h"
 #include "engine/scheduler.h"
+#include "engine/speculation.h"
 
 namespace qw {
 
@@ -49,7 +50,8 @@ class HiddenCapture : public ForwardObserver {
 
 class Engine::Impl : private EventSink {
  public:
-  Impl(Model& model, std::shared_ptr<const Tokenizer> tokenizer, const EngineOptions& options);
+  Impl(Model& model, std::shared_ptr<const Tokenizer> tokenizer, const EngineOptions& options,
+       Model* draft);
   ~Impl() override;
 
   RequestId submit(Request request);
@@ -61,7 +63,7 @@ class Engine::Impl : private EventSink {
 
   const EngineOptions& options() const { return options_; }
   const Scheduler& scheduler() const { return *scheduler_; }
-  int64_t kv_bytes() const { return kv_->resident_bytes; }
+  int64_t kv_bytes() const { return kv_->resident_bytes + draft_kv_bytes_; }
   int64_t vocab() const { return vocab_; }
   int64_t usable_vocab() const { return usable_vocab_; }
 
@@ -81,6 +83,7 @@ class Engine::Impl : private EventSink {
   void make_decoders(ActiveRequest& active);
 
   void run_step();
+  void guess_ahead();
   void note_starts(const StepPlan& step);
   void compute(StepPlan& step);
   void give_hidden(const StepPlan& step, const HiddenCapture& capture);
@@ -103,6 +106,8 @@ class Engine::Impl : private EventSink {
   int64_t vocab_, usable_vocab_;
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<Scheduler> scheduler_;
+  Speculation speculation_;
+  int64_t draft_kv_bytes_ = 0;
   std::map<RequestId, std::unique_ptr<ActiveRequest>> active_;
   RequestId next_id_ = 1;
   /// What step() has yet to report, in order. An exception leaves it as it is: nothing is lost.

@@ -100,6 +100,7 @@ class FakeModel : public Model {
     config_.max_positions = 256;
   }
   const ModelConfig& config() const override { return config_; }
+  void set_max_positions(int64_t n) { config_.max_positions = n; }
   Backend& backend() const override { return backend_; }
   int32_t add_adapters(const std::vector<AdapterSpec>&) override { return 0; }
   int32_t n_adapters() const override { return 1; }
@@ -119,6 +120,7 @@ class FakeModel : public Model {
     max_rows = std::max(max_rows, plan.logit_rows.size());
     n_rows += std::ssize(plan.logit_rows);
     for (int64_t t = 0; t < plan.n_tokens(); ++t) {
+      largest_token = std::max(largest_token, plan.tokens[static_cast<size_t>(t)]);
       kv.tokens.at(static_cast<size_t>(plan.slots[static_cast<size_t>(t)])) =
           plan.tokens[static_cast<size_t>(t)];
       kv.positions.at(static_cast<size_t>(plan.slots[static_cast<size_t>(t)])) =
@@ -145,10 +147,11 @@ class FakeModel : public Model {
       const uint64_t h = hashes[static_cast<size_t>(plan.logit_rows[r])];
       for (int64_t v = 0; v < config_.vocab; ++v) {
         const auto row = static_cast<size_t>(plan.logit_rows[r]);
-        const uint64_t last = static_cast<uint64_t>(plan.tokens[row]);
-        logits[static_cast<int64_t>(r) * config_.vocab + v] =
-            static_cast<float>(random_normal(h, 0, static_cast<uint64_t>(v)) +
-                               habit * random_normal(last, 1, static_cast<uint64_t>(v)));
+        const auto token = static_cast<uint64_t>(v), last = static_cast<uint64_t>(plan.tokens[row]);
+        double value = random_normal(h, 0, token);
+        if (habit != 0) value += habit * random_normal(last, 1, token);
+        if (noise != 0) value += noise * random_normal(h, 2, token);
+        logits[static_cast<int64_t>(r) * config_.vocab + v] = static_cast<float>(value);
       }
       const bool is_nan = plan.tokens[static_cast<size_t>(plan.logit_rows[r])] == nan_token;
       if (is_nan || (broken_after >= 0 && n_forwards > broken_after))
@@ -165,6 +168,9 @@ class FakeModel : public Model {
   int64_t n_rows = 0;
   /// How much a token follows from the last one alone: text with a habit repeats itself.
   double habit = 0;
+  /// How much it differs from a model without, which it then guesses less well.
+  double noise = 0;
+  int32_t largest_token = -1;  // that was ever computed
 
  private:
   /// The hash of a row is over adapter and tokens 0 .. its position, read through the page table.

@@ -18,6 +18,12 @@ using Json = nlohmann::ordered_json;
 
 constexpr size_t kMaxListEntries = 1 << 20;  // of any list parameter
 
+using ScheduleName = std::pair<std::string_view, AssistantSchedule>;
+constexpr auto kSchedules =
+    std::to_array<ScheduleName>({{"constant", AssistantSchedule::kConstant},
+                                 {"heuristic", AssistantSchedule::kHeuristic},
+                                 {"heuristic_transient", AssistantSchedule::kHeuristicTransient}});
+
 // ---- reading a value of each type --------------------------------------------------------------
 
 [[noreturn]] void fail_type(std::string_view name, std::string_view expected, const Json& value) {
@@ -169,6 +175,14 @@ void read(std::string_view name, const Json& value, EarlyStopping& out) {
   }
 }
 
+void read(std::string_view name, const Json& value, AssistantSchedule& out) {
+  const auto* row = std::ranges::find_if(
+      kSchedules, [&](const auto& entry) { return value == Json(entry.first); });
+  if (row == kSchedules.end())
+    fail_type(name, "\"constant\", \"heuristic\" or \"heuristic_transient\"", value);
+  out = row->second;
+}
+
 // ---- writing -----------------------------------------------------------------------------------
 
 template <typename T>
@@ -191,6 +205,9 @@ Json write(const ForcedWord& value) {
 }
 Json write(const EarlyStopping& value) {
   return value == EarlyStopping::kNever ? Json("never") : Json(value == EarlyStopping::kTrue);
+}
+Json write(const AssistantSchedule& value) {
+  return Json(std::ranges::find(kSchedules, value, &ScheduleName::second)->first);
 }
 template <typename T>
 Json write(const std::vector<T>& value) {
@@ -239,6 +256,9 @@ constexpr auto kParameters = std::to_array<Parameter>({
     parameter<&C::guidance_scale>("guidance_scale"),
     parameter<&C::prompt_lookup_num_tokens>("prompt_lookup_num_tokens"),
     parameter<&C::max_matching_ngram_size>("max_matching_ngram_size"),
+    parameter<&C::num_assistant_tokens>("num_assistant_tokens"),
+    parameter<&C::num_assistant_tokens_schedule>("num_assistant_tokens_schedule"),
+    parameter<&C::assistant_confidence_threshold>("assistant_confidence_threshold"),
     parameter<&C::seed>("seed"),
     parameter<&C::temperature>("temperature"),
     parameter<&C::top_k>("top_k"),
@@ -275,28 +295,12 @@ constexpr auto kParameters = std::to_array<Parameter>({
 constexpr std::array<std::string_view, 2> kMetadata = {"transformers_version",
                                                        "_from_model_config"};
 /// Fields that Transformers knows and that change nothing here.
-constexpr auto kWithoutEffect = std::to_array<std::string_view>({"use_cache",
-                                                                 "cache_implementation",
-                                                                 "cache_config",
-                                                                 "return_legacy_cache",
-                                                                 "output_scores",
-                                                                 "output_logits",
-                                                                 "output_attentions",
-                                                                 "output_hidden_states",
-                                                                 "return_dict_in_generate",
-                                                                 "max_time",
-                                                                 "is_assistant",
-                                                                 "num_assistant_tokens",
-                                                                 "num_assistant_tokens_schedule",
-                                                                 "assistant_confidence_threshold",
-                                                                 "low_memory",
-                                                                 "decoder_start_token_id",
-                                                                 "token_healing",
-                                                                 "dola_layers",
-                                                                 "watermarking_config",
-                                                                 "prefill_chunk_size",
-                                                                 "generation_kwargs",
-                                                                 "assistant_early_exit"});
+constexpr auto kWithoutEffect = std::to_array<std::string_view>(
+    {"use_cache", "cache_implementation", "cache_config", "return_legacy_cache", "output_scores",
+     "output_logits", "output_attentions", "output_hidden_states", "return_dict_in_generate",
+     "max_time", "is_assistant", "low_memory", "decoder_start_token_id", "token_healing",
+     "dola_layers", "watermarking_config", "prefill_chunk_size", "generation_kwargs",
+     "assistant_early_exit"});
 
 const Parameter* find_parameter(std::string_view name) {
   const auto it = std::find_if(kParameters.begin(), kParameters.end(),

@@ -18,6 +18,10 @@ namespace qw {
 
 enum class EarlyStopping { kFalse, kTrue, kNever };
 
+/// How many guesses a step gets: always as many as there may be; as many as pay, by what earlier
+/// guesses were worth; or the same with each answer's own guesses only.
+enum class AssistantSchedule { kConstant, kHeuristic, kHeuristicTransient };
+
 /// Where the value of a parameter came from.
 enum class ParameterSource { kDefault, kFile, kUser };
 
@@ -58,6 +62,11 @@ struct GenerationConfig {
   /// speed, no token. The end that is looked up: Transformers takes 2 tokens; more guess better.
   int64_t prompt_lookup_num_tokens = 0;
   int64_t max_matching_ngram_size = 8;
+  /// The same by a draft model, where there is one and prompt lookup finds nothing. A guess that
+  /// the draft model gives less than assistant_confidence_threshold ends a draft.
+  int64_t num_assistant_tokens = 20;
+  AssistantSchedule num_assistant_tokens_schedule = AssistantSchedule::kHeuristic;
+  double assistant_confidence_threshold = 0;
   uint64_t seed = 0;
 
   // Warpers (do_sample only), in the order in which they apply. temperature 0 means greedy.
@@ -124,14 +133,19 @@ struct GenerationConfig {
 
   /// One sentence for each parameter that the user set and that cannot change the answer, given the
   /// others ("temperature 0.7 has no effect: do_sample is false") and the prompt's length, where it
-  /// is known. The file's values are not the user's.
-  std::vector<std::string> without_effect(std::optional<int64_t> prompt_len = std::nullopt) const;
+  /// is known. The file's values are not the user's; a draft model is.
+  std::vector<std::string> without_effect(std::optional<int64_t> prompt_len = std::nullopt,
+                                          bool has_draft_model = false) const;
 
   /// Whether tokens are drawn at random: do_sample and temperature != 0.
   bool samples() const { return do_sample && temperature != 0; }
   /// Whether the strategy is contrastive search.
   bool is_contrastive() const {
     return penalty_alpha > 0 && top_k > 1 && num_beams == 1 && !samples();
+  }
+  /// Whether tokens can be guessed ahead: they are chosen one after the other, from one sequence.
+  bool can_guess_ahead() const {
+    return num_beams == 1 && !is_contrastive() && guidance_scale == 1;
   }
   bool is_eos(int32_t id) const;
 

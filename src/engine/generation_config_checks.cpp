@@ -93,6 +93,7 @@ void check_lengths(const GenerationConfig& c) {
   in_range("num_return_sequences", c.num_return_sequences, 1, kMaxSequences);
   in_range("prompt_lookup_num_tokens", c.prompt_lookup_num_tokens, 0, 1024);
   in_range("max_matching_ngram_size", c.max_matching_ngram_size, 1, 1024);
+  in_range("num_assistant_tokens", c.num_assistant_tokens, 0, 1024);
   if (c.stop_strings.size() > kMaxStopStrings) {
     in_range("stop_strings (how many)", static_cast<int64_t>(c.stop_strings.size()), 0,
              static_cast<int64_t>(kMaxStopStrings));
@@ -114,6 +115,7 @@ void check_distribution(const GenerationConfig& c) {
   in_range("top_p", c.top_p, 0, 1);
   in_range("min_p", c.min_p, 0, 1);
   positive("typical_p", c.typical_p, 1);
+  in_range("assistant_confidence_threshold", c.assistant_confidence_threshold, 0, 1);
   in_range("epsilon_cutoff", c.epsilon_cutoff, 0, 1);
   in_range("eta_cutoff", c.eta_cutoff, 0, 1);
   factor("repetition_penalty", c.repetition_penalty);

@@ -28,6 +28,7 @@ class Notes {
         out_.push_back(fmt::format("{} {} has no effect: {}", name, value.dump(), why));
     }
   }
+  void add_sentence(std::string sentence) { out_.push_back(std::move(sentence)); }
   std::vector<std::string> take() { return std::move(out_); }
 
  private:
@@ -64,15 +65,32 @@ void note_strategy(const GenerationConfig& c, Notes& notes) {
   }
   if (c.num_beam_groups == 1) notes.add({"pad_token_id"}, "no answer is padded");
   notes.add({"bos_token_id"}, "the prompt is taken as it is");
-  const Names lookup = {"prompt_lookup_num_tokens", "max_matching_ngram_size"};
-  if (c.num_beams > 1) {
-    notes.add(lookup, "beam search does not guess ahead");
-  } else if (c.is_contrastive()) {
-    notes.add(lookup, "contrastive search does not guess ahead");
-  } else if (c.guidance_scale != 1) {
-    notes.add(lookup, "guidance does not guess ahead");
-  } else if (c.prompt_lookup_num_tokens == 0) {
+}
+
+/// What only makes it faster.
+void note_guesses(const GenerationConfig& c, bool has_draft_model, Notes& notes) {
+  const Names of_lookup = {"prompt_lookup_num_tokens", "max_matching_ngram_size"};
+  const Names of_draft = {"num_assistant_tokens", "assistant_confidence_threshold"};
+  if (!c.can_guess_ahead()) {
+    const std::string_view why = c.num_beams > 1      ? "beam search does not guess ahead"
+                                 : c.is_contrastive() ? "contrastive search does not guess ahead"
+                                                      : "guidance does not guess ahead";
+    notes.add(of_lookup, why);
+    notes.add(of_draft, why);
+    notes.add({"num_assistant_tokens_schedule"}, why);
+    if (has_draft_model) notes.add_sentence(fmt::format("draft model has no effect: {}", why));
+    return;
+  }
+  if (c.prompt_lookup_num_tokens == 0)
     notes.add({"max_matching_ngram_size"}, "prompt_lookup_num_tokens is 0");
+  if (!has_draft_model) {
+    notes.add(of_draft, "there is no draft model");
+    if (c.prompt_lookup_num_tokens == 0)
+      notes.add({"num_assistant_tokens_schedule"},
+                "there is no draft model, and prompt_lookup_num_tokens is 0");
+  } else if (c.num_assistant_tokens == 0) {
+    notes.add({"assistant_confidence_threshold"}, "num_assistant_tokens is 0");
+    notes.add_sentence("draft model has no effect: num_assistant_tokens is 0");
   }
 }
 
@@ -96,10 +114,12 @@ void note_lengths(const GenerationConfig& c, std::optional<int64_t> prompt_len, 
 
 }  // namespace
 
-std::vector<std::string> GenerationConfig::without_effect(std::optional<int64_t> prompt_len) const {
+std::vector<std::string> GenerationConfig::without_effect(std::optional<int64_t> prompt_len,
+                                                          bool has_draft_model) const {
   Notes notes(*this);
   note_warpers(*this, notes);
   note_strategy(*this, notes);
+  note_guesses(*this, has_draft_model, notes);
   note_lengths(*this, prompt_len, notes);
   return notes.take();
 }

@@ -126,6 +126,11 @@ TEST(GenerationConfig, EveryParameterWithoutEffectIsNamed) {
       {{}, {{"penalty_alpha", "0.6"}}, "prompt_lookup_num_tokens", "4", "contrastive"},
       {{}, {{"guidance_scale", "2"}}, "prompt_lookup_num_tokens", "4", "guidance"},
       {{{"prompt_lookup_num_tokens", "4"}}, {}, "max_matching_ngram_size", "3", "is 0"},
+      {{{"prompt_lookup_num_tokens", "4"}},
+       {},
+       "num_assistant_tokens_schedule",
+       "constant",
+       "no draft model, and"},
       {{}, {{"max_new_tokens", "5"}}, "max_length", "50", "max_new_tokens is set"},
       {{{"stop_strings", "x"}}, {}, "include_stop_str_in_output", "true", "no stop string"},
       {{{"eos_token_id", "7"}}, {}, "ignore_eos", "true", "no end token"},
@@ -157,6 +162,43 @@ TEST(GenerationConfig, EveryParameterWithoutEffectIsNamed) {
   EXPECT_THAT(notes_of({{"eos_token_id", "3"}, {"min_length", "4"}}, 4),
               ElementsAre(HasSubstr("the length of the prompt alone is 4")));
   EXPECT_THAT(notes_of({{"eos_token_id", "3"}, {"min_length", "5"}}, 4), ElementsAre());
+}
+
+TEST(GenerationConfig, KnowsWhenADraftModelHasNoEffect) {
+  const auto notes = [](const Settings& settings, bool has_draft_model) {
+    GenerationConfig config;
+    for (const auto& [name, value] : settings)
+      config.set_text(name, value, ParameterSource::kUser);
+    return config.without_effect(std::nullopt, has_draft_model);
+  };
+  const Settings all = {{"num_assistant_tokens", "5"},
+                        {"num_assistant_tokens_schedule", "constant"},
+                        {"assistant_confidence_threshold", "0.4"}};
+  EXPECT_THAT(notes(all, true), ElementsAre());
+  EXPECT_THAT(
+      notes(all, false),
+      ElementsAre(HasSubstr("num_assistant_tokens 5 has no effect: there is no draft model"),
+                  HasSubstr("assistant_confidence_threshold 0.4"),
+                  HasSubstr("num_assistant_tokens_schedule \"constant\"")));
+  EXPECT_THAT(notes({{"num_beams", "2"}}, true),
+              ElementsAre("draft model has no effect: beam search does not guess ahead"));
+  EXPECT_THAT(notes({{"num_assistant_tokens", "0"}}, true),
+              ElementsAre("draft model has no effect: num_assistant_tokens is 0"));
+  EXPECT_THAT(notes({}, true), ElementsAre());
+}
+
+TEST(GenerationConfig, ReadsTheAssistantsParametersOfAFile) {
+  GenerationConfig config;
+  const auto warnings = config.read_json(
+      R"({"num_assistant_tokens":7,"num_assistant_tokens_schedule":"heuristic_transient",
+          "assistant_confidence_threshold":0.4,"assistant_early_exit":2})",
+      "g.json");
+  EXPECT_THAT(warnings, ElementsAre(HasSubstr("assistant_early_exit has no effect here")));
+  EXPECT_EQ(config.num_assistant_tokens, 7);
+  EXPECT_EQ(config.num_assistant_tokens_schedule, AssistantSchedule::kHeuristicTransient);
+  EXPECT_EQ(config.assistant_confidence_threshold, 0.4);
+  EXPECT_EQ(config.get("num_assistant_tokens_schedule"), "heuristic_transient");
+  EXPECT_EQ(config.without_effect().size(), 0u) << "the file's values are not the user's";
 }
 
 TEST(GenerationConfig, EqualAnswersAreRefused) {
@@ -205,6 +247,10 @@ TEST(GenerationConfig, RefusesWhatIsOutOfRangeAndNamesIt) {
       {"guidance_scale", "0"},
       {"guidance_scale", "-1.5"},
       {"prompt_lookup_num_tokens", "-1"},
+      {"num_assistant_tokens", "-1"},
+      {"num_assistant_tokens", "1025"},
+      {"num_assistant_tokens_schedule", "always"},
+      {"assistant_confidence_threshold", "1.1"},
       {"max_matching_ngram_size", "0"},
       {"bad_words_ids", "[[]]"},
       {"stop_strings", ""},

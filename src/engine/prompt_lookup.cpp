@@ -28,24 +28,9 @@ std::vector<int32_t> look_up(std::span<const int32_t> history, int64_t max_ngram
   return guess;
 }
 
-std::vector<int32_t> PromptLookup::propose(std::span<const int32_t> history, int64_t room) {
-  if (wait_ > 0) {
-    --wait_;
-    return {};
-  }
-  return look_up(history, max_ngram_, std::min(size_, room));
-}
-
-void PromptLookup::report(int64_t n_drafted, int64_t n_right) {
-  if (n_drafted == 0) return;
-  if (n_right == 0) {
-    size_ = 1;
-    wait_ = next_pause_;
-    next_pause_ = std::min(2 * next_pause_, kMaxPause);
-    return;
-  }
-  size_ = std::min(n_right == n_drafted ? 2 * n_drafted : n_right + 1, max_draft_);
-  next_pause_ = std::max<int64_t>(next_pause_ >> std::min<int64_t>(n_right, 62), 1);
+void LookupDrafter::propose(std::span<DraftQuery> queries) {
+  for (DraftQuery& query : queries)
+    query.guess = look_up(query.tokens, query.config->max_matching_ngram_size, query.n);
 }
 
 }  // namespace qw

@@ -1,4 +1,4 @@
-// Speculation without a second model: guess that the sequence goes on as it did before.
+// Guesses without a second model: that the sequence goes on as it did before.
 //
 // Level 6 (engine). Pure functions of the tokens. Quotations, edits of code and lists repeat what
 // stands in the prompt or in the answer already, so what followed there is a good guess here.
@@ -9,6 +9,8 @@
 #include <span>
 #include <vector>
 
+#include "engine/drafter.h"
+
 namespace qw {
 
 /// n tokens that followed the longest end of `history`, of max_ngram tokens at most, where it stood
@@ -16,27 +18,16 @@ namespace qw {
 /// with itself, as a period does. Empty when the last token is new, or n is 0. O(history).
 std::vector<int32_t> look_up(std::span<const int32_t> history, int64_t max_ngram, int64_t n);
 
-/// Decides when to guess and how much, for one answer. A step with a draft costs more than one
-/// without, little more when the draft is short: guesses start with one token, double while they
-/// are right, and a wrong one is followed by a pause that doubles up to kMaxPause steps. Text that
-/// never repeats itself thus pays for one short draft in kMaxPause steps.
-class PromptLookup {
+class LookupDrafter final : public Drafter {
  public:
-  static constexpr int64_t kMaxPause = 64;
-
-  PromptLookup(int64_t max_draft, int64_t max_ngram)
-      : max_draft_(max_draft), max_ngram_(max_ngram) {}
-
-  /// The guess for the next step, of at most `room` tokens; empty: none this time.
-  std::vector<int32_t> propose(std::span<const int32_t> history, int64_t room);
-  /// What became of a step's draft: so many tokens were computed, the first n_right were right.
-  void report(int64_t n_drafted, int64_t n_right);
-
- private:
-  int64_t max_draft_, max_ngram_;
-  int64_t size_ = 1;        // of the next draft
-  int64_t wait_ = 0;        // steps until then
-  int64_t next_pause_ = 1;  // after the next wrong guess
+  std::string_view name() const override { return "prompt lookup"; }
+  /// A text quotes or it does not: what was just seen counts for more than all before.
+  Trust trust() const override { return {.acceptance = 0.5, .weight = 0.5}; }
+  int64_t limit(const GenerationConfig& config) const override {
+    return config.prompt_lookup_num_tokens;
+  }
+  Cost cost(const DraftQuery&, int64_t) const override { return {}; }
+  void propose(std::span<DraftQuery> queries) override;
 };
 
 }  // namespace qw

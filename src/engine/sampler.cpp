@@ -65,6 +65,12 @@ int32_t choose_token(const LogitsRow& row, const GenerationConfig& config, uint6
   return choose_sampled(row, random_uniform(config.seed, stream, static_cast<uint64_t>(position)));
 }
 
+double probability_of(const LogitsRow& row, int32_t id) {
+  const LogitsRow::Compact compact = row.compact();
+  const float value = row.values()[static_cast<size_t>(id)];
+  return std::exp(static_cast<double>(value) - log_sum_exp(compact.values));
+}
+
 TokenLogprobs token_logprobs(std::span<const float> logits, int32_t chosen, int64_t n_top) {
   const double log_sum = log_sum_exp(logits);
   const auto logprob = [&](int32_t id) {

@@ -32,6 +32,9 @@ int32_t choose_sampled(const LogitsRow& row, double u);
 int32_t choose_token(const LogitsRow& row, const GenerationConfig& config, uint64_t stream,
                      int64_t position);
 
+/// softmax(row)[id].
+double probability_of(const LogitsRow& row, int32_t id);
+
 /// log_softmax(logits)[chosen], its rank, and the n_top best. logits are raw.
 TokenLogprobs token_logprobs(std::span<const float> logits, int32_t chosen, int64_t n_top);
 

@@ -177,6 +177,15 @@ TEST(Sampler, PaddingIsNeverChosen) {
   }
 }
 
+TEST(Sampler, ProbabilityIsAmongTheLiveTokens) {
+  std::vector<float> values = {0, std::log(2.0f), std::log(5.0f), kMinusInfinity};
+  LogitsRow row(values);
+  EXPECT_NEAR(probability_of(row, 1), 2.0 / 8, 1e-6);
+  EXPECT_EQ(probability_of(row, 3), 0);
+  row.keep_only({1, 2});
+  EXPECT_NEAR(probability_of(row, 2), 5.0 / 7, 1e-6);
+}
+
 TEST(Sampler, TokenLogprobs) {
   const std::vector<float> values = {1, 3, 2, 3};
   const TokenLogprobs out = token_logprobs(values, 3, 2);

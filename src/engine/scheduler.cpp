@@ -79,10 +79,28 @@ void Scheduler::set_draft(SeqId id, std::vector<int32_t> draft) {
 void Scheduler::drop_draft(Sequence& sequence) {
   if (sequence.draft.empty()) return;
   sequence.draft.clear();
+  trim_pages(sequence);
+}
+
+/// Gives back the pages beyond the tokens that are computed.
+void Scheduler::trim_pages(Sequence& sequence) {
   while (static_cast<int64_t>(sequence.pages.size()) > pages_for(sequence.n_computed)) {
     pool_.release(sequence.pages.back());
     sequence.pages.pop_back();
   }
+}
+
+void Scheduler::replace_tokens(SeqId id, std::span<const int32_t> tokens) {
+  Sequence& sequence = at(id);
+  QW_CHECK(!tokens.empty() && !sequence.under_way);
+  sequence.draft.clear();
+  const auto [old, parting] =
+      std::mismatch(sequence.tokens.begin(), sequence.tokens.end(), tokens.begin(), tokens.end());
+  const int64_t common = parting - tokens.begin();
+  sequence.tokens.erase(old, sequence.tokens.end());
+  sequence.tokens.insert(sequence.tokens.end(), parting, tokens.end());
+  sequence.n_computed = std::min({sequence.n_computed, common, sequence.size() - 1});
+  trim_pages(sequence);
 }
 
 void Scheduler::remove_sequence(SeqId id) {
@@ -121,6 +139,24 @@ void Scheduler::drop_pages(Sequence& sequence) {
   sequence.draft.clear();
   sequence.n_computed = 0;
   sequence.under_way = false;
+}
+
+Scheduler::Demand Scheduler::demand() const {
+  Demand out;
+  for (const auto& [id, unit] : units_) {
+    if (!unit.running && !can_admit(unit)) break;  // nobody overtakes the first that has to wait
+    for (const SeqId seq : unit.sequences) {
+      const int64_t n = sequences_.at(seq).n_pending();
+      out.n_tokens += n;
+      out.n_sequences += n > 0 ? 1 : 0;
+    }
+  }
+  return out;
+}
+
+int64_t Scheduler::n_guesses_that_fit(const Demand& demand) const noexcept {
+  return std::max<int64_t>(
+      std::min(options_.max_tokens - demand.n_tokens, options_.max_rows - demand.n_sequences), 0);
 }
 
 // ---- one step ----------------------------------------------------------------------------------

@@ -116,6 +116,9 @@ class Scheduler {
   /// it is computed as far as the next step has tokens, rows and free pages left.
   void set_draft(SeqId id, std::vector<int32_t> draft);
   void drop_draft(SeqId id) { drop_draft(at(id)); }
+  /// The sequence has these tokens (at least one) from now on. What it had in common with them at
+  /// the start stays computed, but for the last token, whose row is wanted (again).
+  void replace_tokens(SeqId id, std::span<const int32_t> tokens);
   void set_logits_from(SeqId id, int64_t position) { at(id).logits_from = position; }
   void set_hidden_from(SeqId id, int64_t position) { at(id).hidden_from = position; }
   void remove_sequence(SeqId id);
@@ -134,8 +137,23 @@ class Scheduler {
 
   bool idle() const noexcept { return units_.empty(); }
   int64_t n_pages() const noexcept { return pool_.n_pages(); }
+  /// What running units, and those that can be admitted, want to have computed, guesses not
+  /// counted.
+  struct Demand {
+    int64_t n_tokens = 0;
+    int64_t n_sequences = 0;
+  };
+  Demand demand() const;
+  /// Guesses that a step has room for once it computes what is demanded.
+  int64_t n_guesses_that_fit(const Demand& demand) const noexcept;
+  /// Pages that a sequence of so many tokens holds.
+  int64_t pages_for(int64_t n_tokens) const;
   /// Pages without a holder, kept prefixes included: these make room when pages are wanted.
   int64_t n_free_pages() const noexcept { return pool_.n_free(); }
+  /// How many of these tokens, from the first on, a new sequence would find in kept pages.
+  int64_t n_kept_tokens(int32_t adapter, std::span<const int32_t> tokens) const {
+    return pool_.find_prefix(adapter, tokens).n_tokens;
+  }
   int64_t n_kept_pages() const noexcept { return pool_.n_unused_blocks(); }
   int64_t n_preemptions() const noexcept { return n_preemptions_; }
   int page_tokens() const noexcept { return options_.page_tokens; }
@@ -183,7 +201,7 @@ class Scheduler {
   std::optional<UnitId> youngest_running() const;
   void preempt(UnitId id, StepPlan& step);
   void drop_pages(Sequence& sequence);
-  int64_t pages_for(int64_t n_tokens) const;
+  void trim_pages(Sequence& sequence);
 
   SchedulerOptions options_;
   PagePool pool_;

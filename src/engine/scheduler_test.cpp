@@ -91,6 +91,7 @@ class Life {
   /// Tokens that units took over from those that had ended.
   int64_t n_taken_over() const { return taken_over_; }
   int64_t n_guessed_right() const { return guessed_right_; }
+  int64_t n_parted() const { return parted_; }
 
  private:
   static constexpr int64_t kUnits = 25;
@@ -171,7 +172,9 @@ class Life {
         load = loads_.erase(load);
         continue;
       }
-      if (ready && load->seqs.size() == 1 && load->drafts) {
+      if (ready && load->seqs.size() == 1 && random_.below(6) == 0) {
+        part(load->seqs[0]);
+      } else if (ready && load->seqs.size() == 1 && load->drafts) {
         go_on(load->seqs[0], load->end_len);
       } else if (ready) {
         fork(*load);
@@ -199,6 +202,24 @@ class Life {
     scheduler_.set_draft(seq, guess);
   }
 
+  /// As a draft model does when its guesses were wrong, or were not asked for: other tokens from
+  /// some place on, or the same again.
+  void part(SeqId seq) {
+    std::vector<int32_t> tokens = scheduler_.sequence(seq).tokens;
+    const auto size = ssize(tokens);
+    const int64_t common = size - random_.below(std::min<int64_t>(size, 9));
+    tokens.resize(static_cast<size_t>(common));
+    for (int64_t i = random_.below(size - common + 1); i > 0; --i)
+      tokens.push_back(static_cast<int32_t>(random_.below(2)));
+    scheduler_.replace_tokens(seq, tokens);
+    const Sequence& sequence = scheduler_.sequence(seq);
+    QW_CHECK(sequence.tokens == tokens && sequence.n_draft() == 0);
+    QW_CHECK(sequence.n_computed >= std::min(common, ssize(tokens) - 1), "what stays is known");
+    QW_CHECK(sequence.n_pending() > 0, "a row is wanted");
+    scheduler_.check_integrity();
+    ++parted_;
+  }
+
   /// As beams do: every sequence of the next step is a fork of one of this step.
   void fork(Load& load) {
     std::vector<SeqId> next;
@@ -218,19 +239,21 @@ class Life {
   ShadowCache cache_;
   std::vector<Load> loads_;
   std::set<UnitId> started_;
-  int64_t arrived_ = 0, ended_ = 0, taken_over_ = 0, guessed_right_ = 0;
+  int64_t arrived_ = 0, ended_ = 0, taken_over_ = 0, guessed_right_ = 0, parted_ = 0;
 };
 
 TEST(Scheduler, RandomLives) {
-  int64_t taken_over = 0, guessed_right = 0;
+  int64_t taken_over = 0, guessed_right = 0, parted = 0;
   for (uint64_t seed = 1; seed <= 400; ++seed) {
     Life life(seed);
     ASSERT_NO_THROW(life.run()) << "seed " << seed;
     taken_over += life.n_taken_over();
     guessed_right += life.n_guessed_right();
+    parted += life.n_parted();
   }
   EXPECT_GT(taken_over, 1000) << "the test must reach kept prefixes";
   EXPECT_GT(guessed_right, 500) << "and drafts";
+  EXPECT_GT(parted, 1000) << "and sequences that part from what they were";
 }
 
 TEST(PagePool, UnusedBlocksMakeRoomOldestFirst) {
@@ -303,6 +326,36 @@ TEST(Scheduler, DecodesComeBeforePrefill) {
   EXPECT_EQ(step.chunks[1].seq, second);
   EXPECT_EQ(step.chunks[2].seq, third);
   EXPECT_EQ(step.chunks[2].end, 6);
+}
+
+TEST(Scheduler, GuessesFitInWhatIsLeft) {
+  Scheduler scheduler(
+      {.n_pages = 100, .page_tokens = 4, .max_tokens = 10, .max_families = 4, .max_rows = 5});
+  const auto n_fit = [&] { return scheduler.n_guesses_that_fit(scheduler.demand()); };
+  EXPECT_EQ(n_fit(), 5);
+  Sequence spec;
+  spec.tokens = {1, 2, 3};
+  for (const int64_t n_left : {4, 3, 1, 0}) {
+    spec.lineage = n_left;
+    scheduler.add_sequence(scheduler.add_unit(n_left), spec);
+    EXPECT_EQ(n_fit(), n_left) << "rows, then tokens";
+  }
+  EXPECT_EQ(scheduler.demand().n_tokens, 12);
+  EXPECT_EQ(scheduler.demand().n_sequences, 4);
+  EXPECT_EQ(scheduler.pages_for(9), 3);
+}
+
+TEST(Scheduler, WhoCannotBeAdmittedDemandsNothing) {
+  Scheduler scheduler({.n_pages = 100, .page_tokens = 4, .max_tokens = 64, .max_families = 1});
+  Sequence spec;
+  spec.tokens = {1, 2, 3};
+  const SeqId first = scheduler.add_sequence(scheduler.add_unit(1), spec);
+  scheduler.commit(scheduler.schedule());
+  scheduler.append(first, 4);
+  spec.lineage = 1;
+  spec.tokens.assign(50, 7);
+  scheduler.add_sequence(scheduler.add_unit(2), spec);
+  EXPECT_EQ(scheduler.demand().n_tokens, 1) << "one family at a time";
 }
 
 TEST(Scheduler, DynamicRotationIsRecomputedTokenByToken) {
