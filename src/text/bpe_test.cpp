@@ -68,14 +68,17 @@ TEST(Bpe, EqualsTheNaiveRule) {
 
 TEST(Bpe, BothWaysAgreeOnEitherSideOfTheBorder) {
   std::mt19937 generator(5);
+  const auto below = [&](uint32_t n) { return static_cast<uint32_t>(generator() % n); };
   MergeTable table(300);
-  for (uint32_t i = 0; i < 300; ++i)
-    table.insert(generator() % (3 + i), generator() % (3 + i), {i, 3 + i});
+  for (uint32_t i = 0; i < 300; ++i) {
+    const uint32_t left = below(3 + i), right = below(3 + i);
+    table.insert(left, right, {i, 3 + i});
+  }
   BpeScratch scratch;
   for (const size_t length : {kShortPiece, kShortPiece + 1}) {
     Symbols by_search(length);
     for (auto& s : by_search)
-      s = generator() % 3;
+      s = below(3);
     Symbols by_queues = by_search, by_default = by_search;
     bpe_merge(table, by_search, scratch, length);
     bpe_merge(table, by_queues, scratch, 0);
