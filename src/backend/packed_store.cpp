@@ -24,7 +24,7 @@ namespace {
 constexpr size_t kHeaderBytes = 4096;
 constexpr size_t kSecretBytes = 192;
 /// A thread hashes so much at a time; the name is the hash of these hashes.
-constexpr int64_t kHashBytes = int64_t{4} << 20;
+constexpr int64_t kHashBytes = int64_t{512} << 10;
 
 std::string header_of(const std::string& name, int64_t n_bytes) {
   std::string header = fmt::format("qianwen packed weights 1\nname {}\nbytes {}\n", name, n_bytes);

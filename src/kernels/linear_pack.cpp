@@ -106,25 +106,27 @@ void plan_groups(const GroupAffine& source, PackPlan& plan) {
 PackStatus pack_block_panel(const LinearSource& source, const BlockRows& rows, const PackPlan& plan,
                             int64_t panel, uint8_t* out) {
   const DTypeInfo& type = info(rows.dtype);
-  const int64_t n_blocks = source.k / type.block_elems;
-  const int64_t per_unit = plan.matrix.unit_blocks * kBlock / type.block_elems;
-  const PackRow pack_row = block_packing_of(rows.dtype).pack_row;
-  bool finite = true;
-  const int64_t end = std::min<int64_t>(kLanes, source.n - panel * kLanes);
-  for (int lane = 0; lane < end; ++lane) {
-    finite &= pack_row(rows.data + (panel * kLanes + lane) * rows.row_bytes, n_blocks, per_unit,
-                       lane, plan.matrix.unit_bytes, out);
-  }
-  return finite ? PackStatus::kOk : PackStatus::kNotFinite;
+  const BlockPanel in{
+      .rows = rows.data + panel * kLanes * rows.row_bytes,
+      .row_bytes = rows.row_bytes,
+      .n_lanes = static_cast<int>(std::min<int64_t>(kLanes, source.n - panel * kLanes)),
+      .n_blocks = source.k / type.block_elems,
+      .blocks_per_unit = plan.matrix.unit_blocks * kBlock / type.block_elems,
+      .unit_bytes = plan.matrix.unit_bytes};
+  return block_packing_of(rows.dtype).pack_panel(in, out) ? PackStatus::kOk
+                                                          : PackStatus::kNotFinite;
 }
 
 /// Element size 2 or 4: column c of lane l goes to `place(c) + l`.
 void pack_dense_panel(const LinearSource& source, const DenseRows& rows, int64_t panel,
                       uint8_t* out) {
   const int64_t end = std::min<int64_t>(kLanes, source.n - panel * kLanes);
+  const int64_t bytes = rows.dtype == DType::kF32 ? 4 : 2;
   constexpr int64_t kColumns = 64;  // at a time, so that the lines written stay in L1
   for (int64_t begin = 0; begin < source.k; begin += kColumns) {
     const int64_t stop = std::min(source.k, begin + kColumns);
+    std::memset(out + begin * kLanes * bytes, 0,
+                static_cast<size_t>(round_up<int64_t>(stop - begin, 2) * kLanes * bytes));
     for (int64_t lane = 0; lane < end; ++lane) {
       const std::byte* row = rows.data + (panel * kLanes + lane) * rows.row_bytes;
       for (int64_t c = begin; c < stop; ++c) {
@@ -157,13 +159,29 @@ PackStatus pack_group_header(float scale, float zero, bool offset, int lane, uin
                                                               : PackStatus::kNotExact;
 }
 
+/// 32 codes of every row as a block's planes.
+void put_codes(int bits, const Rows& rows, uint8_t* planes) {
+  Words words[8];
+  read_words<8>(rows, 0, words);
+  switch (bits) {
+    case 2:
+      return put_planes<2>(words, planes);
+    case 3:
+      return put_planes<3>(words, planes);
+    case 4:
+      return put_planes<4>(words, planes);
+    default:
+      return put_planes<8>(words, planes);
+  }
+}
+
 PackStatus pack_group_panel(const LinearSource& source, const GroupAffine& groups,
                             const PackPlan& plan, int64_t panel, GroupScratch& scratch,
                             uint8_t* out) {
   const int64_t k = source.k, n_groups = groups.n_groups, per_unit = plan.matrix.unit_blocks;
   const int64_t end = std::min<int64_t>(kLanes, source.n - panel * kLanes);
   const int64_t row = source.row_begin + panel * kLanes;
-  scratch.codes.resize(static_cast<size_t>(kLanes * k));
+  scratch.codes.assign(static_cast<size_t>(kLanes * k), 0);
   scratch.scales.resize(static_cast<size_t>(kLanes * n_groups));
   scratch.zeros.resize(scratch.scales.size());
   groups.codes(row, end, scratch.codes.data());
@@ -171,19 +189,24 @@ PackStatus pack_group_panel(const LinearSource& source, const GroupAffine& group
   groups.zeros(row, end, scratch.zeros.data());
   const bool offset = groups.form == GroupAffine::Form::kOffset;
   PackStatus status = PackStatus::kOk;
-  for (int lane = 0; lane < end; ++lane) {
-    const uint8_t* codes = scratch.codes.data() + lane * k;
-    for (int64_t b = 0; b < k / kBlock; ++b) {
-      uint8_t* unit = out + b / per_unit * plan.matrix.unit_bytes;
-      uint8_t gathered[kBlock];
-      const uint8_t* block = codes + b * kBlock;
-      if (!plan.columns.empty()) {
+  for (int64_t b = 0; b < k / kBlock; ++b) {
+    uint8_t* unit = out + b / per_unit * plan.matrix.unit_bytes;
+    if (b % per_unit == 0) std::memset(unit, 0, static_cast<size_t>(plan.matrix.unit_bytes));
+    uint8_t* planes = unit + 64 + b % per_unit * 64 * groups.bits;
+    const auto* codes = reinterpret_cast<const std::byte*>(scratch.codes.data());
+    if (plan.columns.empty()) {
+      put_codes(groups.bits, {codes + b * kBlock, k}, planes);
+    } else {
+      std::byte gathered[kLanes * kBlock];
+      const int32_t* columns = plan.columns.data() + b * kBlock;
+      for (int lane = 0; lane < kLanes; ++lane) {
         for (int i = 0; i < kBlock; ++i)
-          gathered[i] = codes[plan.columns[static_cast<size_t>(b * kBlock + i)]];
-        block = gathered;
+          gathered[lane * kBlock + i] = codes[lane * k + columns[i]];
       }
-      put_codes(groups.bits, block, lane, unit + 64 + b % per_unit * 64 * groups.bits);
+      put_codes(groups.bits, {gathered, kBlock}, planes);
     }
+  }
+  for (int lane = 0; lane < end; ++lane) {
     for (int64_t g = 0; g < n_groups; ++g) {
       const auto i = static_cast<size_t>(lane * n_groups + g);
       const PackStatus one = pack_group_header(scratch.scales[i], scratch.zeros[i], offset, lane,
@@ -256,7 +279,6 @@ PackStatus pack_panels(const LinearSource& source, const PackPlan& plan, int64_t
   for (int64_t panel = first; panel < first + n_panels && status != PackStatus::kNotFinite;
        ++panel) {
     uint8_t* out = data + panel * plan.matrix.panel_bytes;
-    std::memset(out, 0, static_cast<size_t>(plan.matrix.panel_bytes));
     PackStatus one = PackStatus::kOk;
     if (const auto* groups = std::get_if<std::shared_ptr<const GroupAffine>>(&source.data)) {
       one = pack_group_panel(source, **groups, plan, panel, scratch, out);

@@ -27,8 +27,8 @@ PackPlan plan_pack(const LinearSource& source);
 enum class PackStatus { kOk, kNotFinite, kNotExact };
 
 /// Fills panels [first, first + n_panels) at `data` (64-byte aligned, plan.bytes() in all). Lanes
-/// past n are zero. kNotFinite: a scale is NaN or infinite; kNotExact: a scale is no f16, or a zero
-/// no integer, so that only kRows keeps the source exact. Thread safe for disjoint panels.
+/// past n add nothing. kNotFinite: a scale is NaN or infinite; kNotExact: a scale is no f16, or a
+/// zero no integer, so that only kRows keeps the source exact. Thread safe for disjoint panels.
 PackStatus pack_panels(const LinearSource& source, const PackPlan& plan, int64_t first,
                        int64_t n_panels, uint8_t* data);
 
