@@ -5,8 +5,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <chrono>
 #include <filesystem>
+#include <utility>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -22,12 +23,16 @@ namespace {
 /// What stands before the panels: a line of text that the file must begin with, padded with zeros
 /// to a page, so that panels begin on one.
 constexpr size_t kHeaderBytes = 4096;
+/// What stands behind them, so that a cut shows in the bytes.
+constexpr std::string_view kEnd = "end of weights.\n";
 constexpr size_t kSecretBytes = 192;
+/// What is this old and was never finished, nobody is writing any more.
+constexpr std::chrono::hours kAbandoned(1);
 /// A thread hashes so much at a time; the name is the hash of these hashes.
 constexpr int64_t kHashBytes = int64_t{512} << 10;
 
 std::string header_of(const std::string& name, int64_t n_bytes) {
-  std::string header = fmt::format("qianwen packed weights 1\nname {}\nbytes {}\n", name, n_bytes);
+  std::string header = fmt::format("qianwen packed weights 2\nname {}\nbytes {}\n", name, n_bytes);
   header.resize(kHeaderBytes);
   return header;
 }
@@ -59,18 +64,33 @@ std::vector<std::byte> secret_of(const std::string& directory) {
     if (::getrandom(secret.data(), secret.size(), 0) != static_cast<ssize_t>(secret.size()))
       fail(ErrorKind::kIo, "packed cache",
            "secret: expected random bytes from the system, got none");
-    write_file_atomically(path, secret);
-    std::filesystem::permissions(
-        path, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+    // Processes that start together get the same one.
+    AtomicFile out(path, 0600);
+    out.write(secret);
+    out.commit_unless_exists();
   }
   const auto file = MappedFile::open(path);
   if (file->bytes().size() != kSecretBytes) {
     fail(ErrorKind::kCorrupt, "packed cache", "secret: expected {} bytes, got {} ({})",
-         kSecretBytes, file->bytes().size(), printable(path));
+         kSecretBytes, file->bytes().size(), printable(path, 4096));
   }
   std::vector<std::byte> secret(file->bytes().begin(), file->bytes().end());
   file->check_readable();
   return secret;
+}
+
+/// Removes what processes left that ended while they wrote.
+void remove_abandoned(const std::string& directory) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const auto now = fs::file_time_type::clock::now();
+  for (fs::directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (entry->path().filename().string().find(".packed.tmp-") == std::string::npos) continue;
+    std::error_code unknown;
+    const auto written = fs::last_write_time(entry->path(), unknown);
+    if (!unknown && now - written > kAbandoned) fs::remove(entry->path(), unknown);
+  }
 }
 
 }  // namespace
@@ -80,9 +100,10 @@ PackedStore::PackedStore(const std::string& directory) : directory_(directory) {
   std::filesystem::create_directories(directory, error);
   if (error || !std::filesystem::is_directory(directory)) {
     fail(ErrorKind::kIo, "packed cache", "directory: expected to make or use it, got {} ({})",
-         error ? error.message() : "something else of that name", printable(directory));
+         error ? error.message() : "something else of that name", printable(directory, 4096));
   }
   secret_ = secret_of(directory);
+  remove_abandoned(directory);
 }
 
 bool PackedStore::can_name(const LinearSource& source) {
@@ -122,14 +143,26 @@ const uint8_t* PackedStore::panels_of(const MappedFile& file) {
   return reinterpret_cast<const uint8_t*>(file.bytes().data()) + kHeaderBytes;
 }
 
+/// Null where there is none, or none that can be opened.
+std::shared_ptr<const MappedFile> PackedStore::open(const std::string& path) {
+  try {
+    return path_exists(path) ? MappedFile::open_and_close(path) : nullptr;
+  } catch (const Error& error) {
+    if (std::exchange(can_read_, false))
+      spdlog::warn("packed cache: {}; packing what cannot be read", error.message());
+    return nullptr;
+  }
+}
+
 std::shared_ptr<const MappedFile> PackedStore::find(const std::string& name, int64_t n_bytes) {
   const std::string path = path_of(name);
-  if (!path_exists(path)) return nullptr;
-  const auto file = MappedFile::open(path);
+  const std::shared_ptr<const MappedFile> file = open(path);
+  if (file == nullptr) return nullptr;
   const std::string header = header_of(name, n_bytes);
-  if (file->bytes().size() != header.size() + static_cast<size_t>(n_bytes) ||
-      file->text().substr(0, header.size()) != header) {
-    spdlog::warn("packed cache: {} is not what its name says; packing again", printable(path));
+  if (file->bytes().size() != header.size() + static_cast<size_t>(n_bytes) + kEnd.size() ||
+      !file->text().starts_with(header) || !file->text().ends_with(kEnd)) {
+    spdlog::warn("packed cache: {} is not what its name says; packing again",
+                 printable(path, 4096));
     return nullptr;
   }
   file->will_need(file->bytes());
@@ -145,16 +178,25 @@ void PackedStore::put(const std::string& name, std::span<const uint8_t> panels) 
     const std::string header = header_of(name, static_cast<int64_t>(panels.size()));
     file.write(std::as_bytes(std::span(header)));
     file.write(std::as_bytes(panels));
+    file.write(std::as_bytes(std::span(kEnd)));
     file.commit();
   } catch (const Error& error) {
     can_write_ = false;
-    spdlog::warn("packed cache: {}; going on without keeping more", error.what());
+    spdlog::warn("packed cache: {}; going on without keeping more", error.message());
   }
 }
 
 void PackedStore::check_readable() const {
   for (const auto& each : in_use_) {
-    if (const auto file = each.lock()) file->check_readable();
+    const auto file = each.lock();
+    if (file == nullptr) continue;
+    const bool is_whole = file->text().ends_with(kEnd);
+    file->check_readable();
+    if (!is_whole) {
+      fail(ErrorKind::kIo, "packed cache",
+           "weights: expected {} bytes as when they were mapped, got a cut file ({})",
+           file->bytes().size(), printable(file->path(), 4096));
+    }
   }
 }
 

@@ -33,7 +33,8 @@ class PackedStore {
   std::string name_of(const LinearSource& source, const kernels::PackPlan& plan,
                       std::span<const uint8_t> first_panel, ThreadPool& pool) const;
 
-  /// The panels stored under a name; null: none, or a file that is not whole (it is said).
+  /// The panels stored under a name; null: none, or a file that is not whole or cannot be read (it
+  /// is said). A matrix is a file, and a mixture of experts has thousands: none is kept open.
   std::shared_ptr<const MappedFile> find(const std::string& name, int64_t n_bytes);
   /// Panels within a file that find() gave.
   static const uint8_t* panels_of(const MappedFile& file);
@@ -47,10 +48,11 @@ class PackedStore {
 
  private:
   std::string path_of(const std::string& name) const;
+  std::shared_ptr<const MappedFile> open(const std::string& path);
 
   std::string directory_;
   std::vector<std::byte> secret_;
-  bool can_write_ = true;
+  bool can_write_ = true, can_read_ = true;
   std::vector<std::weak_ptr<const MappedFile>> in_use_;
 };
 

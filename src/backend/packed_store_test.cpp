@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "backend/cpu_linear_packed.h"
 #include "backend/cpu_linear_test_support.h"
@@ -108,15 +110,94 @@ TEST_F(PackedStoreTest, FilesThatAreNotWholeArePackedAgain) {
   EXPECT_TRUE(is_stored(*pack_cpu_linear({&source, 1}, one)));
 }
 
-TEST_F(PackedStoreTest, AFileThatIsCutInUseIsAnError) {
+TEST_F(PackedStoreTest, FilesThatCannotBeReadArePackedAgain) {
   const LinearSource source = make_source(q4_k_, 64, 512, 7);
   CpuContext one = context();
   pack_cpu_linear({&source, 1}, one);
-  const auto weight = pack_cpu_linear({&source, 1}, one);
-  ASSERT_TRUE(is_stored(*weight));
-  std::filesystem::resize_file(files().at(0), 4096);
-  run(*weight, make_x(1, 512, 1), 1, one);
-  EXPECT_THROW(one.store->check_readable(), Error);
+  const std::string path = files().at(0);
+  std::filesystem::remove(path);
+  std::filesystem::create_directory(path);
+  CpuContext second = context();
+  EXPECT_FALSE(is_stored(*pack_cpu_linear({&source, 1}, second)));
+  EXPECT_FALSE(is_stored(*pack_cpu_linear({&source, 1}, second)));
+  std::filesystem::remove(path);
+  CpuContext third = context();
+  EXPECT_FALSE(is_stored(*pack_cpu_linear({&source, 1}, third)));
+  EXPECT_TRUE(is_stored(*pack_cpu_linear({&source, 1}, third)));
+}
+
+TEST_F(PackedStoreTest, AFileThatIsCutInUseIsAnError) {
+  const LinearSource source = make_source(q4_k_, 64, 512, 7);
+  for (const uint64_t n_left : {0u, 1u}) {
+    CpuContext one = context();
+    pack_cpu_linear({&source, 1}, one);
+    const auto weight = pack_cpu_linear({&source, 1}, one);
+    ASSERT_TRUE(is_stored(*weight));
+    EXPECT_NO_THROW(one.store->check_readable());
+    const auto size = std::filesystem::file_size(files().at(0));
+    ASSERT_NE(size % 4096, 1u) << "the second cut is to lie within the last page";
+    std::filesystem::resize_file(files().at(0), n_left == 0 ? 4096 : size - 1);
+    run(*weight, make_x(1, 512, 1), 1, one);
+    EXPECT_THROW(one.store->check_readable(), Error) << n_left;
+  }
+}
+
+TEST_F(PackedStoreTest, TakesNoFileDescriptors) {
+  const auto n_open = [] {
+    namespace fs = std::filesystem;
+    return std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator());
+  };
+  CpuContext one = context();
+  std::vector<std::unique_ptr<CpuLinear>> weights;
+  const auto before = n_open();
+  for (int pass = 0; pass < 2; ++pass) {
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+      const LinearSource source = make_source(q4_k_, 16, 256, seed);
+      weights.push_back(pack_cpu_linear({&source, 1}, one));
+      EXPECT_EQ(is_stored(*weights.back()), pass == 1);
+    }
+  }
+  EXPECT_EQ(n_open(), before);
+}
+
+TEST_F(PackedStoreTest, ProcessesThatStartTogetherShareASecret) {
+  const LinearSource source = make_source(q4_k_, 64, 512, 7);
+  const kernels::PackPlan plan = kernels::plan_pack(source);
+  const std::vector<uint8_t> panel(static_cast<size_t>(plan.matrix.panel_bytes), 5);
+  for (int round = 0; round < 20; ++round) {
+    std::filesystem::remove_all(directory_);
+    std::array<std::string, 4> names;
+    std::vector<std::thread> threads;
+    for (std::string& name : names) {
+      threads.emplace_back([&] {
+        ThreadPool pool(1);
+        name = PackedStore(directory_).name_of(source, plan, panel, pool);
+      });
+    }
+    for (std::thread& thread : threads)
+      thread.join();
+    for (const std::string& name : names)
+      EXPECT_EQ(name, names[0]);
+  }
+  using std::filesystem::perms;
+  EXPECT_EQ(std::filesystem::status(directory_ + "/secret").permissions(),
+            perms::owner_read | perms::owner_write);
+}
+
+TEST_F(PackedStoreTest, RemovesWhatEndedProcessesLeft) {
+  PackedStore{directory_};
+  const std::string old_file = directory_ + "/a.packed.tmp-1-0",
+                    fresh = directory_ + "/b.packed.tmp-1-1", other = directory_ + "/notes.txt";
+  for (const std::string& path : {old_file, fresh, other})
+    std::ofstream(path) << "half";
+  for (const std::string& path : {old_file, other}) {
+    std::filesystem::last_write_time(
+        path, std::filesystem::file_time_type::clock::now() - std::chrono::hours(2));
+  }
+  PackedStore{directory_};
+  EXPECT_FALSE(std::filesystem::exists(old_file));
+  EXPECT_TRUE(std::filesystem::exists(fresh));
+  EXPECT_TRUE(std::filesystem::exists(other));
 }
 
 TEST_F(PackedStoreTest, WorksOnWhereItCannotWrite) {

@@ -12,6 +12,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/half.h"
+#include "base/log.h"
 #include "quant/ggml_blocks.h"
 
 namespace qw {
@@ -523,6 +524,8 @@ void ReferenceBackend::moe_ffn(const Rows& h, const MoeWeights& moe, const Rows&
 
 std::unique_ptr<Backend> make_reference_backend(const BackendOptions& options) {
   options.check();
+  if (!options.packed_cache.empty())
+    spdlog::warn("packed cache has no effect: the reference device packs nothing");
   return std::make_unique<ReferenceBackend>();
 }
 

@@ -18,7 +18,7 @@ constexpr size_t kBufferBytes = size_t{1} << 20;
 constexpr int kMaxNames = 10'000;  // tried before giving up
 }  // namespace
 
-AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
+AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path)) {
   // Renaming would put a file where a device, a pipe or a link was: a link is followed to what it
   // names, anything else that is not a regular file is refused.
   namespace fs = std::filesystem;
@@ -37,7 +37,7 @@ AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
   static std::atomic<unsigned> counter{0};
   for (int i = 0; i < kMaxNames; ++i) {
     temporary_ = fmt::format("{}.tmp-{}-{}", path_, ::getpid(), counter.fetch_add(1));
-    fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
     if (fd_ >= 0 || errno != EEXIST) break;
   }
   if (fd_ < 0) fail_errno("create");
@@ -80,11 +80,26 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   }
 }
 
-void AtomicFile::commit() {
+void AtomicFile::sync() {
   QW_CHECK(fd_ >= 0, "commit twice");
   flush();
   if (::fsync(fd_) != 0) fail_errno("sync");
-  if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail_errno("rename");
+}
+
+void AtomicFile::commit() {
+  sync();
+  finish(std::rename(temporary_.c_str(), path_.c_str()) == 0);
+}
+
+void AtomicFile::commit_unless_exists() {
+  sync();
+  const bool has_file = ::link(temporary_.c_str(), path_.c_str()) == 0 || errno == EEXIST;
+  finish(has_file ? ::unlink(temporary_.c_str()) == 0
+                  : std::rename(temporary_.c_str(), path_.c_str()) == 0);
+}
+
+void AtomicFile::finish(bool renamed) {
+  if (!renamed) fail_errno("rename");
   ::close(fd_);
   fd_ = -1;
   sync_directory();

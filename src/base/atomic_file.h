@@ -14,8 +14,9 @@ namespace qw {
 /// A file written piece by piece, for what should never lie in memory as a whole.
 class AtomicFile {
  public:
-  /// Creates a temporary file beside `path`. Errors: io, not_found (no such directory).
-  explicit AtomicFile(std::string path);
+  /// Creates a temporary file beside `path`; mode: who may use it, as in open(2). Errors: io,
+  /// not_found (no such directory).
+  explicit AtomicFile(std::string path, unsigned mode = 0644);
   /// Removes the temporary file if commit() was not reached.
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
@@ -24,11 +25,17 @@ class AtomicFile {
   void write(std::span<const std::byte> bytes);  // buffered. Errors: io
   /// Flushes, syncs, renames over the path and syncs the directory. Errors: io
   void commit();
+  /// The same, but a file that is under the path by then stays: of several writers one wins, and
+  /// all find its bytes there. Where the file system knows no links,
+  /// the last may win.
+  void commit_unless_exists();
 
   const std::string& path() const noexcept { return path_; }
 
  private:
   void flush();
+  void sync();
+  void finish(bool renamed);
   void write_through(std::span<const std::byte> bytes);
   void sync_directory() const;
   [[noreturn]] void fail_errno(const char* action) const;

@@ -47,6 +47,20 @@ TEST_F(AtomicFileTest, ReplacesOrKeeps) {
   EXPECT_EQ(names(), std::vector<std::string>{"old"}) << "a temporary file was left behind";
 }
 
+TEST_F(AtomicFileTest, TheFirstOfSeveralStays) {
+  const auto write_unless = [&](const std::string& text) {
+    AtomicFile file(path("secret"), 0600);
+    file.write(std::as_bytes(std::span(text)));
+    file.commit_unless_exists();
+  };
+  write_unless("first");
+  write_unless("second");
+  EXPECT_EQ(read_text_file(path("secret")), "first");
+  EXPECT_EQ(names(), std::vector<std::string>{"secret"}) << "a temporary file was left behind";
+  EXPECT_EQ(fs::status(path("secret")).permissions(),
+            fs::perms::owner_read | fs::perms::owner_write);
+}
+
 TEST_F(AtomicFileTest, TemporaryFilesOfOthersAreLeftAlone) {
   // What a killed process of our own number would have left, for the numbers that come next.
   unsigned next = 0;

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -23,9 +24,10 @@ struct Slot {
   std::atomic<uintptr_t> end{0};
   std::atomic<bool> lost{false};
 };
-constexpr size_t kMaxMappings = 4096;
-std::array<Slot, kMaxMappings> g_slots;  // a process has one SIGBUS handler, so one table
+constexpr size_t kMaxMappings = size_t{1} << 16;  // what Linux allows a process by default
+std::array<Slot, kMaxMappings> g_slots;           // a process has one SIGBUS handler, so one table
 std::mutex g_slots_mutex;
+size_t g_first_free = 0;  // no slot before it is. Under the mutex
 struct sigaction g_previous_action;
 
 void on_sigbus(int signal, siginfo_t* info, void* context) {
@@ -63,7 +65,7 @@ int register_mapping(const std::byte* data, size_t size_bytes) {
   }();
   if (!installed) return -1;
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  for (size_t i = 0; i < g_slots.size(); ++i) {
+  for (size_t& i = g_first_free; i < g_slots.size(); ++i) {
     if (g_slots[i].begin.load() != 0) continue;
     g_slots[i].lost.store(false);
     const auto begin = reinterpret_cast<uintptr_t>(data);
@@ -102,11 +104,12 @@ MappedFile::~MappedFile() {
   if (slot_ >= 0) {
     const std::lock_guard lock(g_slots_mutex);
     g_slots[static_cast<size_t>(slot_)].begin.store(0, std::memory_order_release);
+    g_first_free = std::min(g_first_free, static_cast<size_t>(slot_));
   }
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_bytes_);
 }
 
-std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
+std::shared_ptr<MappedFile> MappedFile::map(const std::string& path) {
   Descriptor file = open_for_mapping(path);
   struct stat status {};
   if (fstat(file.get(), &status) != 0) fail_errno(path, "inspect");
@@ -127,6 +130,16 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
   return out;
 }
 
+std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
+  return map(path);
+}
+
+std::shared_ptr<const MappedFile> MappedFile::open_and_close(const std::string& path) {
+  const std::shared_ptr<MappedFile> out = map(path);
+  out->file_.reset();
+  return out;
+}
+
 void MappedFile::check_readable() const {
   if (slot_ >= 0 && g_slots[static_cast<size_t>(slot_)].lost.load(std::memory_order_acquire)) {
     fail(ErrorKind::kIo, "file",
@@ -134,6 +147,7 @@ void MappedFile::check_readable() const {
          "vanished ({})",
          printable(path_, 4096));
   }
+  if (file_.get() < 0) return;
   struct stat status {};
   if (fstat(file_.get(), &status) != 0) fail_errno(path_, "inspect");
   if (static_cast<size_t>(status.st_size) < size_bytes_) {

@@ -22,6 +22,10 @@ class MappedFile {
   /// Maps the whole file. Errors: not_found, io (permission, directory, not a regular file).
   /// An empty file gives an empty span.
   static std::shared_ptr<const MappedFile> open(const std::string& path);
+  /// The same without keeping the file open, for files by the thousand: a process may have only so
+  /// many open. check_readable() then misses a cut within the last page, which must show in the
+  /// bytes themselves.
+  static std::shared_ptr<const MappedFile> open_and_close(const std::string& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
@@ -45,8 +49,10 @@ class MappedFile {
 
  private:
   MappedFile(std::string path, Descriptor file, const std::byte* data, size_t size_bytes);
+  static std::shared_ptr<MappedFile> map(const std::string& path);
+
   std::string path_;
-  Descriptor file_;  // kept open: the path may lead to another file by now
+  Descriptor file_;  // kept open: the path may lead to another file by now. -1: it was closed
   const std::byte* data_ = nullptr;
   size_t size_bytes_ = 0;
   int slot_ = -1;  // in the table that the SIGBUS handler reads

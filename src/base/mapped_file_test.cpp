@@ -111,6 +111,24 @@ TEST_F(MappedFileTest, ACutWithinAPageIsNoticed) {
   EXPECT_NO_THROW(whole->check_readable());
 }
 
+TEST_F(MappedFileTest, ClosedFilesStayMapped) {
+  const auto n_open = [] {
+    return std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator());
+  };
+  const std::string path = write("many", std::string(5000, 'x'));
+  const auto before = n_open();
+  std::vector<std::shared_ptr<const MappedFile>> files;
+  for (int i = 0; i < 5000; ++i)
+    files.push_back(MappedFile::open_and_close(path));
+  EXPECT_EQ(n_open(), before);
+  EXPECT_NO_THROW(files.back()->check_readable());
+  fs::resize_file(path, 0);
+  for (const size_t i : {size_t{0}, files.size() - 1}) {
+    EXPECT_EQ(files[i]->text()[4999], '\0');
+    EXPECT_THROW(files[i]->check_readable(), Error);
+  }
+}
+
 int g_plain_calls = 0;
 jmp_buf g_before_fault;
 void plain_handler(int /*signal*/) {
