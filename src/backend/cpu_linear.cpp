@@ -173,8 +173,7 @@ std::unique_ptr<CpuLinear> pack_cpu_linear(std::span<const LinearSource> parts,
   return out;
 }
 
-// ---- decoding
-// -----------------------------------------------------------------------------------------
+// ---- decoding -----------------------------------------------------------------------------------
 
 namespace {
 

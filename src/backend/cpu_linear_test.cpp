@@ -22,8 +22,7 @@ namespace {
 
 using namespace test;  // NOLINT(google-build-using-namespace): one test program
 
-// ---- the reference
-// ----------------------------------------------------------------------------------------
+// ---- the reference ------------------------------------------------------------------------------
 
 /// What the kernel makes of its input, computed here anew: blocks of 32 in the kernel's column
 /// order.
@@ -109,8 +108,7 @@ std::vector<float> decoded(const LinearSource& source) {
   return w;
 }
 
-// ---- tests
-// -------------------------------------------------------------------------------------------------
+// ---- tests --------------------------------------------------------------------------------------
 
 struct CpuLinearFormat : testing::TestWithParam<Format> {};
 INSTANTIATE_TEST_SUITE_P(All, CpuLinearFormat, testing::ValuesIn(all_formats()),

@@ -100,8 +100,7 @@ void plan_groups(const GroupAffine& source, PackPlan& plan) {
   plan.matrix.unit_blocks = group / kBlock;
 }
 
-// ---- panels
-// -------------------------------------------------------------------------------------------
+// ---- panels -------------------------------------------------------------------------------------
 
 PackStatus pack_block_panel(const LinearSource& source, const BlockRows& rows, const PackPlan& plan,
                             int64_t panel, uint8_t* out) {

@@ -13,8 +13,7 @@ namespace qw::kernels {
 
 namespace {
 
-// ---- fields
-// ---------------------------------------------------------------------------------------
+// ---- fields -------------------------------------------------------------------------------------
 
 /// Every bit of four, of a word's lowest, into the lowest of a byte.
 Words spread_bits(const Words& w) noexcept {
@@ -84,8 +83,9 @@ uint8_t* block_at(uint8_t* unit, int64_t block) noexcept {
   return unit + L::kHeader + block * 64 * L::kBits;
 }
 
-// ---- one published block of 16 rows into a unit; false: a scale is not finite
-// ------------------------ `part` counts published blocks within the unit.
+// ---- one published block of 16 rows into a unit; false: a scale is not finite -------------------
+
+// `part` counts published blocks within the unit.
 
 template <class Block>
 struct Packer;  // static bool put(const Rows& rows, int64_t part, uint8_t* unit)
