@@ -14,6 +14,7 @@ namespace qw {
 namespace {
 
 constexpr int64_t kWords = 24;
+constexpr int64_t kPadding = 3;  // rows of our model behind the tokenizer's ids
 
 std::shared_ptr<const Tokenizer> tokenizer() {
   std::vector<std::string> texts;
@@ -33,7 +34,7 @@ struct Setting {
 struct Way {
   int64_t n_lookup = 0, n_draft = 0;  // guesses a step, at most
   double noise = 0;                   // of the draft model; negative: there is none
-  int64_t more_vocab = 0;             // padding rows that the draft model has and ours has not
+  int64_t padding = 0;                // rows of the draft model: more or fewer than ours
   const char* schedule = "constant";
 };
 void PrintTo(const Way& way, std::ostream* out) {
@@ -47,8 +48,8 @@ constexpr Way kPerfectDraft{0, 8, 0};
 /// A model whose text repeats itself, with words of two letters.
 struct Machine {
   Machine(const Setting& setting, const Way& way)
-      : model(kWords + 256, static_cast<int>(setting.page_tokens)),
-        draft(kWords + 256 + way.more_vocab, static_cast<int>(setting.page_tokens)) {
+      : model(kWords + 256 + kPadding, static_cast<int>(setting.page_tokens)),
+        draft(kWords + 256 + way.padding, static_cast<int>(setting.page_tokens)) {
     model.habit = draft.habit = 8;
     draft.noise = way.noise;
     EngineOptions options;
