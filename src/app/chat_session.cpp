@@ -30,7 +30,7 @@ RequestResult ChatSession::answer(const std::function<void(std::string_view)>& o
   if (total_.n_prompt == 0) {  // only now is the length known that some parameters are about
     for (const std::string& note :
          config_.without_effect(last_context_, loaded_.draft_model != nullptr))
-      spdlog::warn("{}", note);
+      logger().warn("{}", note);
   }
   request.prompt = std::move(chat.ids);
   request.config = config_;

@@ -64,7 +64,7 @@ class Bench {
     OpenOptions open = open_options(options_);
     open.engine.ctx = 1;  // the runner makes its own cache
     open.engine.n_slots = 1;
-    open.on_warning = [](const std::string& text) { spdlog::debug("{}", text); };
+    open.on_warning = [](const std::string& text) { logger().debug("{}", text); };
     if (options_.profile) open.backend.profile = &profile_;
     loaded_ = open_for_running(options_, open);
     limits_ = measure_host_limits(open.backend);

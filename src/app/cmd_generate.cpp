@@ -85,7 +85,7 @@ class Generate {
     const bool has_draft_model = loaded_->draft_model != nullptr;
     for (const std::string& note :
          config.without_effect(std::ssize(request.prompt), has_draft_model))
-      spdlog::warn("{}", note);
+      logger().warn("{}", note);
     const bool stream = !options_.json && config.num_return_sequences == 1 && config.num_beams == 1;
     const RequestResult result = engine_->generate(
         std::move(request),
@@ -110,7 +110,7 @@ class Generate {
             (loaded_->tokenizer ? completion.text : nlohmann::json(completion.ids).dump()) + "\n");
       }
     }
-    if (!options_.json) spdlog::info("{}", timings_text(result.timings));
+    if (!options_.json) logger().info("{}", timings_text(result.timings));
     interrupted().check("generate");
   }
 

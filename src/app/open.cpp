@@ -33,7 +33,7 @@ OpenOptions open_options(const CommonOptions& options) {
     settings.adapters.push_back(parse_adapter(adapter));
   OpenOptions open = open_options(settings);
   open.cancel = &interrupted();
-  open.on_warning = [](const std::string& text) { spdlog::warn("{}", text); };
+  open.on_warning = [](const std::string& text) { logger().warn("{}", text); };
   return open;
 }
 
@@ -52,7 +52,7 @@ ModelFiles open_for_reading(const CommonOptions& options, bool weights_required)
   open_options(options);  // flags that have no effect here must still be well formed
   ModelFiles files = open_files(model_path(options), weights_required);
   for (const std::string& warning : files.warnings)
-    spdlog::warn("{}", warning);
+    logger().warn("{}", warning);
   return files;
 }
 

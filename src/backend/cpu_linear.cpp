@@ -132,8 +132,8 @@ PackedPart pack_part(const LinearSource& source, CpuContext& context) {
     }
   }
   if (plan.layout == LinearLayout::kRows) {
-    spdlog::debug("{}: {} is decoded row by row: {}", source.name, source.format_name(),
-                  plan.why_rows);
+    logger().debug("{}: {} is decoded row by row: {}", source.name, source.format_name(),
+                   plan.why_rows);
     keep_rows(source, part, context.pool);
   }
   part.kernel = choose_kernel(plan.layout, context, &part.round_to_bf16);

@@ -149,7 +149,7 @@ std::shared_ptr<const MappedFile> PackedStore::open(const std::string& path) {
     return path_exists(path) ? MappedFile::open_and_close(path) : nullptr;
   } catch (const Error& error) {
     if (std::exchange(can_read_, false))
-      spdlog::warn("packed cache: {}; packing what cannot be read", error.message());
+      logger().warn("packed cache: {}; packing what cannot be read", error.message());
     return nullptr;
   }
 }
@@ -161,8 +161,8 @@ std::shared_ptr<const MappedFile> PackedStore::find(const std::string& name, int
   const std::string header = header_of(name, n_bytes);
   if (file->bytes().size() != header.size() + static_cast<size_t>(n_bytes) + kEnd.size() ||
       !file->text().starts_with(header) || !file->text().ends_with(kEnd)) {
-    spdlog::warn("packed cache: {} is not what its name says; packing again",
-                 printable(path, 4096));
+    logger().warn("packed cache: {} is not what its name says; packing again",
+                  printable(path, 4096));
     return nullptr;
   }
   file->will_need(file->bytes());
@@ -182,7 +182,7 @@ void PackedStore::put(const std::string& name, std::span<const uint8_t> panels) 
     file.commit();
   } catch (const Error& error) {
     can_write_ = false;
-    spdlog::warn("packed cache: {}; going on without keeping more", error.message());
+    logger().warn("packed cache: {}; going on without keeping more", error.message());
   }
 }
 

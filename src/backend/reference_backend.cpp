@@ -525,7 +525,7 @@ void ReferenceBackend::moe_ffn(const Rows& h, const MoeWeights& moe, const Rows&
 std::unique_ptr<Backend> make_reference_backend(const BackendOptions& options) {
   options.check();
   if (!options.packed_cache.empty())
-    spdlog::warn("packed cache has no effect: the reference device packs nothing");
+    logger().warn("packed cache has no effect: the reference device packs nothing");
   return std::make_unique<ReferenceBackend>();
 }
 

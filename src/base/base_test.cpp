@@ -1,4 +1,4 @@
-// Tests of the small pieces of base/: errors, UTF-8, 16-bit floats, checked sizes, random numbers.
+// Tests of small pieces of base/: errors, UTF-8, 16-bit floats, checked sizes, random numbers, log.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/half.h"
+#include "base/log.h"
 #include "base/rng.h"
 #include "base/utf8.h"
 
@@ -82,6 +83,16 @@ TEST(Utf8, AsciiPrefixAtEveryOffset) {
       EXPECT_EQ(find_invalid_utf8(ascii + "\u00e9" + ascii + first + ascii), 2 * n + 2);
     }
   }
+}
+
+TEST(Log, GoesToStderrFromTheFirstWarningOn) {
+  testing::internal::CaptureStdout();
+  testing::internal::CaptureStderr();
+  logger().info("nobody asked");
+  logger().warn("mind {}", 7);
+  EXPECT_EQ(testing::internal::GetCapturedStdout(), "");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "qianwen: warning: mind 7\n");
+  EXPECT_THROW(init_logging("loud"), Error);
 }
 
 TEST(Half, WideningAndNarrowingAreInverse) {

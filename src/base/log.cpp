@@ -9,6 +9,16 @@
 
 namespace qw {
 
+spdlog::logger& logger() {
+  static spdlog::logger ours = [] {
+    spdlog::logger out("qianwen", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+    out.set_pattern("qianwen: %^%l%$: %v");
+    out.set_level(spdlog::level::warn);
+    return out;
+  }();
+  return ours;
+}
+
 void init_logging(std::string_view level) {
   const auto parsed = spdlog::level::from_str(std::string(level));
   if (parsed == spdlog::level::off && level != "off") {
@@ -16,11 +26,7 @@ void init_logging(std::string_view level) {
          "log level: expected trace, debug, info, warning, error or off, got '{}'",
          printable(level));
   }
-  auto logger = std::make_shared<spdlog::logger>(
-      "qianwen", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
-  logger->set_pattern("qianwen: %^%l%$: %v");
-  logger->set_level(parsed);
-  spdlog::set_default_logger(std::move(logger));
+  logger().set_level(parsed);
 }
 
 }  // namespace qw

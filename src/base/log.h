@@ -1,6 +1,6 @@
 // Logging to stderr by spdlog: results go to stdout, everything else goes through here.
 //
-// Level 0 (base).
+// Level 0 (base). The logger is ours alone: a program that uses the library has its own.
 #pragma once
 
 #include <spdlog/spdlog.h>
@@ -9,7 +9,10 @@
 
 namespace qw {
 
-/// Sends spdlog's default logger to stderr with the project's line format.
+/// Where to log. Warnings and errors only, until init_logging() says otherwise.
+spdlog::logger& logger();
+
+/// Sets the level.
 /// level: trace, debug, info, warning, error, off; Error{kInvalidArgument} otherwise.
 void init_logging(std::string_view level);
 

@@ -15,7 +15,7 @@ void warn(const OpenOptions& options, const std::string& sentence) {
   if (options.on_warning) {
     options.on_warning(sentence);
   } else {
-    spdlog::warn("{}", sentence);
+    logger().warn("{}", sentence);
   }
 }
 

@@ -105,7 +105,7 @@ int64_t Engine::Impl::max_length_of(const Request& request) const {
          scheduler_->n_pages() * page, fits - prompt_len, pages_at_worst(request, max_len) * page,
          prompt_len, max_len - prompt_len, width_of(config));
   }
-  spdlog::warn(
+  logger().warn(
       "max_new_tokens: {}, the most that {} sequences leave room for in the KV cache of {} "
       "tokens",
       fits - prompt_len, width_of(config), scheduler_->n_pages() * scheduler_->page_tokens());

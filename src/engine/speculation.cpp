@@ -133,8 +133,8 @@ bool Speculation::propose(Source& source, std::span<DraftQuery> queries) {
   try {
     source.drafter->propose(queries);
   } catch (...) {
-    spdlog::warn("{}: {}; everything goes on without it", source.drafter->name(),
-                 current_error().message());
+    logger().warn("{}: {}; everything goes on without it", source.drafter->name(),
+                  current_error().message());
     source.drafter.reset();
     return false;
   }
@@ -147,8 +147,8 @@ bool Speculation::propose(Source& source, std::span<DraftQuery> queries) {
 void Speculation::take(size_t source, DraftQuery& query, Scheduler& scheduler) {
   AnswerState& state = answers_.at(query.seq);
   if (!query.fault.empty()) {
-    spdlog::warn("{}: {}; the answer goes on without it", sources_[source].drafter->name(),
-                 query.fault);
+    logger().warn("{}: {}; the answer goes on without it", sources_[source].drafter->name(),
+                  query.fault);
     state.paces[source].reset();
     return;
   }

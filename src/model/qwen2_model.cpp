@@ -46,7 +46,7 @@ std::unique_ptr<Model> Model::load(std::shared_ptr<const Checkpoint> checkpoint,
     if (options.on_warning) {
       options.on_warning(warning);
     } else {
-      spdlog::warn("{}", warning);
+      logger().warn("{}", warning);
     }
   }
   Network network = pack_network(sources, config, *checkpoint, backend, options);

@@ -181,8 +181,8 @@ void apply_tokenizer_config(std::string_view json, const std::string& source, To
     spec.config.tokenizer_class = field("tokenizer_class").get<std::string>();
   }
   if (flag_of(root, "clean_up_tokenization_spaces", source)) {
-    spdlog::warn("{}: clean_up_tokenization_spaces is not applied; text is decoded as it stands",
-                 source);
+    logger().warn("{}: clean_up_tokenization_spaces is not applied; text is decoded as it stands",
+                  source);
   }
   // Only Llama's classes build their post-processor from this flag; Qwen2's ignores it.
   const bool llama = spec.config.tokenizer_class.value_or("").starts_with("Llama");

@@ -213,8 +213,8 @@ TokenizerSpec read_tokenizer_directory(const std::string& directory) {
     s.config.chat_templates = {{"default", text}};
   });
   if (spec.added_tokens.empty() && spec.alphabet == TokenAlphabet::kByteLevel) {
-    spdlog::info("{}: names no special tokens; those of Qwen1.5 follow the vocabulary",
-                 printable(directory, 4096));
+    logger().info("{}: names no special tokens; those of Qwen1.5 follow the vocabulary",
+                  printable(directory, 4096));
     add_qwen_special_tokens(spec);
   }
   mark_named_tokens_special(spec);
