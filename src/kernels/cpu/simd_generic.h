@@ -96,6 +96,7 @@ struct SimdGeneric {
   static void forget(Floats& a) { __asm__ volatile("" : "+m"(a)); }
 
   // ---- 16 int32 ----
+  // Sums and products wrap, as those of instructions do: panels from a file may hold anything.
   static Ints zero_ints() { return Ints{}; }
   static Ints splat_int(int32_t x) {
     Ints r;
@@ -112,19 +113,19 @@ struct SimdGeneric {
   static Ints add(const Ints& a, const Ints& b) {
     Ints r;
     for (int i = 0; i < 16; ++i)
-      r.v[i] = a.v[i] + b.v[i];
+      r.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i]));
     return r;
   }
   static Ints subtract(const Ints& a, const Ints& b) {
     Ints r;
     for (int i = 0; i < 16; ++i)
-      r.v[i] = a.v[i] - b.v[i];
+      r.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i]));
     return r;
   }
   static Ints multiply(const Ints& a, const Ints& b) {
     Ints r;
     for (int i = 0; i < 16; ++i)
-      r.v[i] = a.v[i] * b.v[i];
+      r.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i]));
     return r;
   }
   static Ints maximum(const Ints& a, const Ints& b) {
