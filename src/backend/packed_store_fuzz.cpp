@@ -138,7 +138,7 @@ std::vector<float> decode(const CpuLinear& weight) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size < 4) return 0;
-  spdlog::set_level(spdlog::level::off);
+  init_logging("off");
   const Stored& one = stored(data[0]);
   if (one.path.empty()) return 0;
   const std::vector<IsaLevel> levels = levels_here();
