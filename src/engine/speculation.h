@@ -23,7 +23,7 @@ class Speculation {
  public:
   /// Trials whether guesses pay again may take such a share of the time, and at most as much as so
   /// many steps at a time.
-  static constexpr double kTrialShare = 0.02;
+  static constexpr double kTrialShare = 0.01;
   static constexpr double kMaxTrial = 32;
 
   /// Ids from usable_vocab on are never guessed.
