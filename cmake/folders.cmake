@@ -8,16 +8,24 @@
 set_property(GLOBAL PROPERTY QW_FOLDERS "")
 
 # Flags per ISA folder: code in kernels/cpu/<isa>/ is the only code compiled for
-# more than the baseline, and nothing outside may include its headers.
-set(QW_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi2)
-set(QW_ISA_FLAGS_avxvnni ${QW_ISA_FLAGS_avx2} -mavxvnni)
-# GCC 12 takes the deliberately undefined registers inside its own AVX-512 header for a mistake
-# (GCC bug 105593).
-set(QW_ISA_FLAGS_avx512 ${QW_ISA_FLAGS_avx2}
-    "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>"
-    -mavx512f -mavx512bw -mavx512dq -mavx512vl)
-set(QW_ISA_FLAGS_avx512vnni ${QW_ISA_FLAGS_avx512} -mavx512vnni -mavx512vbmi)
-set(QW_ISA_FLAGS_avx512bf16 ${QW_ISA_FLAGS_avx512vnni} -mavx512bf16)
+# more than the baseline, and nothing outside may include its headers. Folders
+# without flags here are for other processors than the one that is built for,
+# and are left out.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(QW_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi2)
+  set(QW_ISA_FLAGS_avxvnni ${QW_ISA_FLAGS_avx2} -mavxvnni)
+  # GCC 12 takes the deliberately undefined registers inside its own AVX-512 header for a mistake
+  # (GCC bug 105593).
+  set(QW_ISA_FLAGS_avx512 ${QW_ISA_FLAGS_avx2}
+      "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>"
+      -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+  set(QW_ISA_FLAGS_avx512vnni ${QW_ISA_FLAGS_avx512} -mavx512vnni -mavx512vbmi)
+  set(QW_ISA_FLAGS_avx512bf16 ${QW_ISA_FLAGS_avx512vnni} -mavx512bf16)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  # NEON is part of the baseline. Dot products came with 8.2, which the intrinsics ask for by name.
+  set(QW_ISA_FLAGS_neon "")
+  set(QW_ISA_FLAGS_neondot -march=armv8.2-a+dotprod)
+endif()
 
 # The generic path is the reference, not the fast one: -O3 doubles its compile time for nothing.
 set(QW_ISA_FLAGS_generic $<$<CONFIG:Release>:-O2>)
@@ -36,6 +44,18 @@ if(QIANWEN_SANITIZE MATCHES "address" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   list(APPEND QW_ISA_SANITIZE --param=asan-instrumentation-with-call-threshold=0)
 endif()
 
+# qw_drop_other_isas(LIST): removes sources of ISA folders that are for other processors.
+function(qw_drop_other_isas list)
+  foreach(source ${${list}})
+    if(source MATCHES "/kernels/cpu/([a-z0-9]+)/[^/]*$")
+      if(NOT DEFINED QW_ISA_FLAGS_${CMAKE_MATCH_1})
+        list(REMOVE_ITEM ${list} ${source})
+      endif()
+    endif()
+  endforeach()
+  set(${list} ${${list}} PARENT_SCOPE)
+endfunction()
+
 function(qw_apply_isa_flags)
   foreach(source ${ARGN})
     if(NOT source MATCHES "/kernels/cpu/([a-z0-9]+)/[^/]*$")
@@ -44,7 +64,7 @@ function(qw_apply_isa_flags)
     set(isa ${CMAKE_MATCH_1})
     if(isa STREQUAL "generic")
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${QW_ISA_FLAGS_generic}")
-    elseif(DEFINED QW_ISA_FLAGS_${isa})
+    else()
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
                                   "${QW_ISA_FLAGS_${isa}};${QW_ISA_SANITIZE}")
     endif()
@@ -57,6 +77,7 @@ function(qw_add_folder name)
   file(GLOB_RECURSE all CONFIGURE_DEPENDS ${dir}/*.cpp)
   set(sources ${all})
   list(FILTER sources EXCLUDE REGEX "(_(test|fuzz)|/main)\\.cpp$")
+  qw_drop_other_isas(sources)
   if(NOT sources)
     return()
   endif()

@@ -115,7 +115,8 @@ TEST(Layering, IntrinsicsStayInIsaFolders) {
     const bool isa_folder =
         path.rfind("kernels/cpu/", 0) == 0 && path.rfind("kernels/cpu/generic/", 0) != 0;
     if (isa_folder) continue;
-    EXPECT_EQ(read(entry.path()).find("<immintrin.h>"), std::string::npos) << path;
+    for (const char* header : {"<immintrin.h>", "<arm_neon.h>"})
+      EXPECT_EQ(read(entry.path()).find(header), std::string::npos) << path;
   }
 }
 

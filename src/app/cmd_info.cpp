@@ -60,6 +60,14 @@ std::string first_line_with(const std::string& path, const std::string& key) {
   return "";
 }
 
+/// What /proc/cpuinfo calls the CPU: a name on x86-64, numbers of implementer and part on AArch64.
+std::string cpu_name() {
+  const std::string file = "/proc/cpuinfo", name = first_line_with(file, "model name");
+  const std::string part = first_line_with(file, "CPU part");
+  if (!name.empty() || part.empty()) return name;
+  return fmt::format("implementer {}, part {}", first_line_with(file, "CPU implementer"), part);
+}
+
 std::string read_line(const std::string& path) {
   std::string line;
   std::getline(std::ifstream(path), line);
@@ -85,7 +93,7 @@ ordered_json machine_json(const BackendOptions& options, bool quick) {
   const kernels::Isa isa = kernels::choose_isa(options.isa);
   const int threads = options.n_threads > 0 ? options.n_threads : physical_cores();
   ordered_json out = {
-      {"cpu", first_line_with("/proc/cpuinfo", "model name")},
+      {"cpu", cpu_name()},
       {"logical_cpus", std::thread::hardware_concurrency()},
       {"physical_cores", physical_cores()},
       {"threads", threads},

@@ -1,6 +1,7 @@
 #include "app/command.h"
 
 #include <fcntl.h>
+#include <fmt/ranges.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -13,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "kernels/isa.h"
 
 namespace qw::app {
 
@@ -35,9 +37,9 @@ void add_compute_flags(CLI::App& app, CommonOptions& options, ComputeFlags flags
       app.add_option("--threads", load.threads,
                      "Threads (0, the default: physical cores this process may use)")
           ->check(integer_in(0, 1024)),
-      app.add_option(
-          "--isa", load.isa,
-          "Cap on the instruction set: generic, avx2, avxvnni, avx512, avx512vnni, avx512bf16"),
+      app.add_option("--isa", load.isa,
+                     fmt::format("Cap on the instruction set: {}",
+                                 fmt::join(kernels::built_isa_paths(), ", "))),
       app.add_option("--seed", options.seed, "Seed of everything random")
           ->check(integer_in(0, UINT64_MAX)),
       app.add_option(

@@ -11,7 +11,7 @@
 #include "backend/backend.h"
 #include "base/error.h"
 #include "base/rng.h"
-#include "kernels/isa.h"
+#include "kernels/isa_kernels.h"
 
 namespace qw {
 namespace {
@@ -207,10 +207,10 @@ double largest_difference(const std::vector<float>& got, const std::vector<doubl
 }
 
 std::vector<std::string> isa_paths() {
-  std::vector<std::string> out = {"generic"};
-  const kernels::Isa isa = kernels::detect_isa();
-  if (isa.avx2) out.emplace_back("avx2");
-  if (isa.avx512) out.emplace_back("avx512");
+  std::vector<std::string> out;
+  for (const kernels::IsaKernels* row : kernels::isa_kernels(kernels::detect_isa())) {
+    if (row->attention != nullptr) out.emplace_back(name_of(row->level));
+  }
   return out;
 }
 

@@ -16,7 +16,7 @@ TEST(CpuLimits, AreOfThisWorld) {
   EXPECT_GT(limits.f32_gflop_per_second, 0.01);
   EXPECT_LT(limits.f32_gflop_per_second, 1000);
   EXPECT_GT(limits.int8_gop_per_second, 0.01);
-  EXPECT_EQ(limits.bf16_gflop_per_second > 0, isa.avx512bf16);
+  EXPECT_EQ(limits.bf16_gflop_per_second > 0, has(isa, kernels::IsaLevel::kAvx512Bf16));
 }
 
 TEST(CpuLimits, TheReadProbeSeesEveryByte) {

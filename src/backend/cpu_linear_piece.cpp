@@ -72,12 +72,6 @@ LinearPiece::InputForm LinearPiece::form_of(const PackedPart& part) {
   return {part.kernel->form, part.round_to_bf16, part.columns.get(), part.kernel->quantize};
 }
 
-/// gemv keeps the codes of a block in registers for eight rows, floats for four. Measured on Zen 5,
-/// November 2026: equal at about 50 rows (int8) and 12 (floats).
-int64_t LinearPiece::few_rows(ActivationForm form) {
-  return form == ActivationForm::kInt8 ? 40 : 8;
-}
-
 LinearPiece::LinearPiece(const PackedLinear& weight, std::span<const PackedPart> parts,
                          const CpuLinearCall& call, LinearGate gate)
     : parts_(parts),
@@ -85,9 +79,9 @@ LinearPiece::LinearPiece(const PackedLinear& weight, std::span<const PackedPart>
       gate_(gate),
       form_(form_of(parts.front())),
       k_(weight.k),
-      few_(!is_gated() && call.m <= few_rows(form_.form) &&
-           std::all_of(parts.begin(), parts.end(),
-                       [](const PackedPart& part) { return part.kernel->gemv != nullptr; })) {
+      few_(!is_gated() && std::all_of(parts.begin(), parts.end(), [&](const PackedPart& part) {
+        return part.kernel->gemv != nullptr && call.m <= part.kernel->few_rows;
+      })) {
   x_ = {call.x, call.ldx, call.m};
 }
 

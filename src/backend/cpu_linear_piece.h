@@ -50,8 +50,6 @@ class LinearPiece {
     bool operator==(const InputForm&) const = default;
   };
   static InputForm form_of(const PackedPart& part);
-  /// Rows of x up to which gemv is faster than expanding the weights for tiles.
-  static int64_t few_rows(kernels::ActivationForm form);
 
   /// Outputs of `parts`, which all want one form. The weight and what `call` and `gate` point to
   /// must outlive this.

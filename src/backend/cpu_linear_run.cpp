@@ -171,8 +171,7 @@ bool can_run_gated(const CpuLinear& weight, int64_t m) {
   const kernels::LinearKernel& kernel = *parts[0].kernel;
   return parts[1].kernel == &kernel &&
          LinearPiece::form_of(parts[0]) == LinearPiece::form_of(parts[1]) &&
-         kernel.expand != nullptr && kernel.tile_panels % 2 == 0 &&
-         m > LinearPiece::few_rows(kernel.form);
+         kernel.expand != nullptr && kernel.tile_panels % 2 == 0 && m > kernel.few_rows;
 }
 
 std::optional<BadProductRow> run_cpu_gated(std::span<const CpuLinearProduct> products,

@@ -192,14 +192,7 @@ inline std::vector<float> make_x(int64_t m, int64_t k, uint64_t seed) {
 }
 
 inline std::vector<IsaLevel> levels_here() {
-  const kernels::Isa isa = kernels::detect_isa();
-  std::vector<IsaLevel> out{IsaLevel::kGeneric};
-  if (isa.avx2) out.push_back(IsaLevel::kAvx2);
-  if (isa.avxvnni) out.push_back(IsaLevel::kAvxVnni);
-  if (isa.avx512) out.push_back(IsaLevel::kAvx512);
-  if (isa.avx512vnni) out.push_back(IsaLevel::kAvx512Vnni);
-  if (isa.avx512bf16) out.push_back(IsaLevel::kAvx512Bf16);
-  return out;
+  return kernels::levels_of(kernels::detect_isa());
 }
 
 inline CpuContext make_context(IsaLevel level, ActivationMode mode, int n_threads = 1) {

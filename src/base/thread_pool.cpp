@@ -18,6 +18,8 @@ namespace {
 void relax() noexcept {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("isb");  // waits about as long as x86's pause; yield is a no-op on most cores
 #endif
 }
 

@@ -65,14 +65,4 @@ struct AttentionOps {
 
 const AttentionOps& attention_ops(const Isa& isa) noexcept;
 
-namespace generic {
-extern const AttentionOps kAttentionOps;
-}
-namespace avx2 {
-extern const AttentionOps kAttentionOps;
-}
-namespace avx512 {
-extern const AttentionOps kAttentionOps;
-}
-
 }  // namespace qw::kernels

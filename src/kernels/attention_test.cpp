@@ -11,8 +11,7 @@
 
 #include "base/half.h"
 #include "base/rng.h"
-#include "kernels/elementwise.h"
-#include "kernels/isa.h"
+#include "kernels/isa_kernels.h"
 
 namespace qw::kernels {
 namespace {
@@ -28,13 +27,11 @@ struct Path {
 };
 
 std::vector<Path> paths() {
-  const Isa isa = detect_isa();
-  std::vector<Path> out = {
-      {"generic", &generic::kAttentionOps, &generic::kKvOps, &generic::kElementwiseOps}};
-  if (isa.avx2)
-    out.push_back({"avx2", &avx2::kAttentionOps, &avx2::kKvOps, &avx2::kElementwiseOps});
-  if (isa.avx512)
-    out.push_back({"avx512", &avx512::kAttentionOps, &avx512::kKvOps, &avx512::kElementwiseOps});
+  std::vector<Path> out;
+  for (const IsaKernels* row : isa_kernels(detect_isa())) {
+    if (row->attention == nullptr) continue;
+    out.push_back({row->attention->name, row->attention, row->kv, row->elementwise});
+  }
   return out;
 }
 

@@ -12,7 +12,7 @@ namespace qw::kernels {
 struct Isa;  // kernels/isa.h
 
 struct ElementwiseOps {
-  const char* name;  // "generic", "avx2", "avx512"
+  const char* name;  // of the instruction set
 
   /// out[i] = exp(x[i]), relative error at most 2^-22; 0 below -87.33, infinity above 88.72.
   void (*exp)(const float* x, int64_t n, float* out);
@@ -42,15 +42,5 @@ struct ElementwiseOps {
 
 /// The best table that `isa` allows.
 const ElementwiseOps& elementwise_ops(const Isa& isa) noexcept;
-
-namespace generic {
-extern const ElementwiseOps kElementwiseOps;
-}
-namespace avx2 {
-extern const ElementwiseOps kElementwiseOps;
-}
-namespace avx512 {
-extern const ElementwiseOps kElementwiseOps;
-}
 
 }  // namespace qw::kernels

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/rng.h"
-#include "kernels/isa.h"
+#include "kernels/isa_kernels.h"
 
 namespace qw::kernels {
 namespace {
@@ -18,10 +18,10 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 std::vector<const ElementwiseOps*> tables() {
-  const Isa isa = detect_isa();
-  std::vector<const ElementwiseOps*> out = {&generic::kElementwiseOps};
-  if (isa.avx2) out.push_back(&avx2::kElementwiseOps);
-  if (isa.avx512) out.push_back(&avx512::kElementwiseOps);
+  std::vector<const ElementwiseOps*> out;
+  for (const IsaKernels* row : isa_kernels(detect_isa())) {
+    if (row->elementwise != nullptr) out.push_back(row->elementwise);
+  }
   return out;
 }
 

@@ -3,21 +3,69 @@
 #include <fmt/ranges.h>
 
 #include <array>
-#include <cstdint>
 #include <cstdlib>
 
 #include "base/error.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace qw::kernels {
 
 namespace {
 
-constexpr std::array<std::string_view, 6> kNames = {"generic", "avx2",       "avxvnni",
-                                                    "avx512",  "avx512vnni", "avx512bf16"};
+enum class Family { kAny, kX86_64, kAArch64 };
+
+#if defined(__x86_64__)
+constexpr Family kThisFamily = Family::kX86_64;
+#elif defined(__aarch64__)
+constexpr Family kThisFamily = Family::kAArch64;
+#else
+constexpr Family kThisFamily = Family::kAny;
+#endif
+
+struct LevelRow {
+  std::string_view name;
+  IsaLevel includes;  // whoever has this level runs the kernels of that one as well
+  Family family;
+};
+
+constexpr std::array<LevelRow, kIsaLevels> kLevels = {{
+    {"generic", IsaLevel::kGeneric, Family::kAny},
+    {"avx2", IsaLevel::kGeneric, Family::kX86_64},
+    {"avxvnni", IsaLevel::kAvx2, Family::kX86_64},
+    {"avx512", IsaLevel::kAvx2, Family::kX86_64},
+    {"avx512vnni", IsaLevel::kAvx512, Family::kX86_64},
+    {"avx512bf16", IsaLevel::kAvx512Vnni, Family::kX86_64},
+    {"neon", IsaLevel::kGeneric, Family::kAArch64},
+    {"neondot", IsaLevel::kNeon, Family::kAArch64},
+}};
+
+const LevelRow& row_of(IsaLevel level) noexcept {
+  return kLevels[static_cast<size_t>(level)];
+}
+
+constexpr uint32_t bit_of(IsaLevel level) noexcept {
+  return 1U << static_cast<int>(level);
+}
+
+bool built(const LevelRow& row) noexcept {
+  return row.family == Family::kAny || row.family == kThisFamily;
+}
+
+std::string_view name_of(Family family) noexcept {
+  return family == Family::kX86_64 ? "x86-64" : family == Family::kAArch64 ? "AArch64" : "any";
+}
+
+/// Adds a level whose own features the CPU has; it counts only with all that it includes.
+void offer(Isa& isa, IsaLevel level, bool features) noexcept {
+  if (!features || !has(isa, row_of(level).includes)) return;
+  isa.levels |= bit_of(level);
+  isa.level = level;
+}
 
 #if defined(__x86_64__)
 bool bit(uint32_t word, int index) noexcept {
@@ -30,78 +78,84 @@ uint64_t saved_state() noexcept {
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return uint64_t{high} << 32 | low;
 }
+
+void detect(Isa& isa) noexcept {
+  uint32_t a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0) return;
+  const bool osxsave = bit(c, 27), fma = bit(c, 12), f16c = bit(c, 29), avx = bit(c, 28);
+  if (!osxsave || !avx) return;
+  const uint64_t state = saved_state();
+  const bool ymm = (state & 0x06) == 0x06, zmm = (state & 0xE6) == 0xE6;
+  uint32_t b7 = 0, c7 = 0;
+  if (__get_cpuid_count(7, 0, &a, &b7, &c7, &d) == 0) return;
+  uint32_t a71 = 0;
+  if (a >= 1) __get_cpuid_count(7, 1, &a71, &b, &c, &d);
+  const bool avx2 = bit(b7, 5), bmi2 = bit(b7, 8);
+  const bool foundation = bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31);  // F DQ BW VL
+  offer(isa, IsaLevel::kAvx2, ymm && avx2 && bmi2 && fma && f16c);
+  offer(isa, IsaLevel::kAvxVnni, bit(a71, 4));
+  offer(isa, IsaLevel::kAvx512, zmm && foundation);
+  offer(isa, IsaLevel::kAvx512Vnni, bit(c7, 11) && bit(c7, 1));  // VNNI and VBMI
+  offer(isa, IsaLevel::kAvx512Bf16, bit(a71, 5));
+}
+#elif defined(__aarch64__)
+void detect(Isa& isa) noexcept {
+  const unsigned long features = getauxval(AT_HWCAP);
+  offer(isa, IsaLevel::kNeon, (features & HWCAP_ASIMD) != 0);
+  offer(isa, IsaLevel::kNeonDot, (features & HWCAP_ASIMDDP) != 0);
+}
+#else
+void detect(Isa&) noexcept {}
 #endif
 
 /// `isa` without what stands above `level`, or beside it.
-Isa capped(Isa isa, IsaLevel level) {
-  isa.avx2 = isa.avx2 && level >= IsaLevel::kAvx2;
-  isa.avxvnni = isa.avxvnni && level == IsaLevel::kAvxVnni;
-  isa.avx512 = isa.avx512 && level >= IsaLevel::kAvx512;
-  isa.avx512vnni = isa.avx512vnni && level >= IsaLevel::kAvx512Vnni;
-  isa.avx512bf16 = isa.avx512bf16 && level >= IsaLevel::kAvx512Bf16;
-  isa.level = level;
-  return isa;
+Isa capped(const Isa& isa, IsaLevel level) noexcept {
+  uint32_t kept = bit_of(IsaLevel::kGeneric);
+  for (IsaLevel at = level; at != IsaLevel::kGeneric; at = row_of(at).includes)
+    kept |= bit_of(at);
+  return {level, isa.levels & kept};
 }
 
-/// What choose_isa() would take on a CPU with these features. Not a ladder: a CPU with AVX-512 may
-/// lack AVX-VNNI.
+/// Names of what choose_isa() would take on a CPU with these features. Not a ladder: a CPU with
+/// AVX-512 may lack AVX-VNNI.
 std::vector<std::string_view> names_had(const Isa& isa) {
   std::vector<std::string_view> out;
-  for (size_t i = 0; i < kNames.size(); ++i) {
-    if (has(isa, static_cast<IsaLevel>(i))) out.push_back(kNames[i]);
-  }
+  for (IsaLevel level : levels_of(isa))
+    out.push_back(name_of(level));
   return out;
+}
+
+[[noreturn]] void fail_unknown(std::string_view source, std::string_view got) {
+  std::vector<std::string_view> names;
+  for (const LevelRow& row : kLevels)
+    names.push_back(row.name);
+  const std::string_view last = names.back();
+  names.pop_back();
+  fail(ErrorKind::kInvalidArgument, "isa", "{}: expected {} or {}, got \"{}\"", source,
+       fmt::join(names, ", "), last, printable(got));
 }
 
 }  // namespace
 
 std::string_view name_of(IsaLevel level) noexcept {
-  return kNames[static_cast<size_t>(level)];
+  return row_of(level).name;
 }
 
 bool has(const Isa& isa, IsaLevel level) noexcept {
-  switch (level) {
-    case IsaLevel::kGeneric:
-      return true;
-    case IsaLevel::kAvx2:
-      return isa.avx2;
-    case IsaLevel::kAvxVnni:
-      return isa.avxvnni;
-    case IsaLevel::kAvx512:
-      return isa.avx512;
-    case IsaLevel::kAvx512Vnni:
-      return isa.avx512vnni;
-    case IsaLevel::kAvx512Bf16:
-      return isa.avx512bf16;
+  return (isa.levels & bit_of(level)) != 0;
+}
+
+std::vector<IsaLevel> levels_of(const Isa& isa) {
+  std::vector<IsaLevel> out;
+  for (int i = 0; i < kIsaLevels; ++i) {
+    if (has(isa, static_cast<IsaLevel>(i))) out.push_back(static_cast<IsaLevel>(i));
   }
-  return false;
+  return out;
 }
 
 Isa detect_isa() {
   Isa isa;
-#if defined(__x86_64__)
-  uint32_t a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid(1, &a, &b, &c, &d) == 0) return isa;
-  const bool osxsave = bit(c, 27), fma = bit(c, 12), f16c = bit(c, 29), avx = bit(c, 28);
-  if (!osxsave || !avx) return isa;
-  const uint64_t state = saved_state();
-  const bool ymm = (state & 0x06) == 0x06, zmm = (state & 0xE6) == 0xE6;
-  uint32_t b7 = 0, c7 = 0;
-  if (__get_cpuid_count(7, 0, &a, &b7, &c7, &d) == 0) return isa;
-  uint32_t a71 = 0;
-  if (a >= 1) __get_cpuid_count(7, 1, &a71, &b, &c, &d);
-  const bool avx2 = bit(b7, 5), bmi2 = bit(b7, 8);
-  isa.avx2 = ymm && avx2 && bmi2 && fma && f16c;
-  isa.avxvnni = isa.avx2 && bit(a71, 4);
-  const bool foundation = bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31);  // F DQ BW VL
-  isa.avx512 = isa.avx2 && zmm && foundation;
-  isa.avx512vnni = isa.avx512 && bit(c7, 11) && bit(c7, 1);  // VNNI and VBMI
-  isa.avx512bf16 = isa.avx512vnni && bit(a71, 5);
-#endif
-  for (auto level : {IsaLevel::kAvx2, IsaLevel::kAvxVnni, IsaLevel::kAvx512, IsaLevel::kAvx512Vnni,
-                     IsaLevel::kAvx512Bf16}) {
-    if (has(isa, level)) isa.level = level;
-  }
+  detect(isa);
   return isa;
 }
 
@@ -113,26 +167,30 @@ Isa choose_isa(std::string_view cap) {
   }
   const Isa isa = detect_isa();
   if (cap.empty()) return isa;
-  for (size_t i = 0; i < kNames.size(); ++i) {
-    if (kNames[i] != cap) continue;
+  for (int i = 0; i < kIsaLevels; ++i) {
     const auto level = static_cast<IsaLevel>(i);
+    const LevelRow& row = row_of(level);
+    if (row.name != cap) continue;
+    if (!built(row)) {
+      fail(ErrorKind::kUnsupported, "isa",
+           "{}: expected one that this CPU has ({}), got {}, which is of {} processors", source,
+           fmt::join(names_had(isa), ", "), cap, name_of(row.family));
+    }
     if (!has(isa, level)) {
       fail(ErrorKind::kUnsupported, "isa", "{}: expected one that this CPU has ({}), got {}",
            source, fmt::join(names_had(isa), ", "), cap);
     }
     return capped(isa, level);
   }
-  fail(ErrorKind::kInvalidArgument, "isa",
-       "{}: expected generic, avx2, avxvnni, avx512, avx512vnni or avx512bf16, got \"{}\"", source,
-       printable(cap));
+  fail_unknown(source, cap);
 }
 
 std::vector<std::string> built_isa_paths() {
-#if defined(__x86_64__)
-  return {kNames.begin(), kNames.end()};
-#else
-  return {std::string(kNames[0])};
-#endif
+  std::vector<std::string> out;
+  for (const LevelRow& row : kLevels) {
+    if (built(row)) out.emplace_back(row.name);
+  }
+  return out;
 }
 
 }  // namespace qw::kernels

@@ -1,36 +1,40 @@
-// Instruction sets that kernels are written for, found by CPUID, capped by the user.
+// Instruction sets that kernels are written for, found by asking the CPU, capped by the user.
 //
 // Level 3 (kernels).
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
-namespace qw::kernels {
+#include "kernels/isa_level.h"
 
-/// Ordered: each includes what stands before it where the hardware does; kAvxVnni is AVX2 with
-/// 256-bit VNNI, beside the AVX-512 line.
-enum class IsaLevel { kGeneric, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16 };
+namespace qw::kernels {
 
 struct Isa {
   IsaLevel level = IsaLevel::kGeneric;  // the best allowed
-  bool avx2 = false, avxvnni = false, avx512 = false, avx512vnni = false, avx512bf16 = false;
+  uint32_t levels = 1;                  // bit i: kernels written for IsaLevel i may run
 };
 
-std::string_view name_of(IsaLevel level) noexcept;  // "generic", "avx2", "avxvnni", "avx512", ...
+std::string_view name_of(IsaLevel level) noexcept;  // "generic", "avx2", ..., "neon", "neondot"
 
 /// Whether kernels written for `level` may run under `isa`.
 bool has(const Isa& isa, IsaLevel level) noexcept;
 
-/// What this CPU and operating system offer (CPUID and XGETBV).
+/// Every level that `isa` has, in the order of IsaLevel.
+std::vector<IsaLevel> levels_of(const Isa& isa);
+
+/// What this CPU and operating system offer: CPUID and XGETBV on x86-64, the kernel's AT_HWCAP on
+/// AArch64.
 Isa detect_isa();
 
 /// detect_isa() capped at `cap`; "" takes QIANWEN_ISA from the environment, and no cap if that is
-/// unset. Errors: invalid_argument for an unknown name, unsupported when the CPU lacks it.
+/// unset. Errors: invalid_argument for an unknown name, unsupported when the CPU lacks it or is of
+/// another family.
 Isa choose_isa(std::string_view cap);
 
-/// Paths compiled into this binary, for --version.
+/// Paths compiled into this binary, for --version and --help.
 std::vector<std::string> built_isa_paths();
 
 }  // namespace qw::kernels

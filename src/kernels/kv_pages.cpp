@@ -1,7 +1,6 @@
 #include "kernels/kv_pages.h"
 
 #include "base/checked.h"
-#include "kernels/isa.h"
 
 namespace qw::kernels {
 
@@ -41,12 +40,6 @@ KvLayout kv_layout(KvType type, int head_dim) noexcept {
   out.v_scales = out.v_codes + int64_t{out.v_stride} * kKvPageTokens * bits / 8;
   out.head_bytes = round_up(out.v_scales + scale_bytes, kCacheLine);
   return out;
-}
-
-const KvOps& kv_ops(const Isa& isa) noexcept {
-  if (isa.avx512) return avx512::kKvOps;
-  if (isa.avx2) return avx2::kKvOps;
-  return generic::kKvOps;
 }
 
 }  // namespace qw::kernels

@@ -59,14 +59,4 @@ struct KvOps {
 
 const KvOps& kv_ops(const Isa& isa) noexcept;
 
-namespace generic {
-extern const KvOps kKvOps;
-}
-namespace avx2 {
-extern const KvOps kKvOps;
-}
-namespace avx512 {
-extern const KvOps kKvOps;
-}
-
 }  // namespace qw::kernels

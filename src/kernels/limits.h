@@ -23,23 +23,4 @@ struct LimitProbes {
 /// The probes of the best instruction set that `isa` allows.
 LimitProbes limit_probes(const Isa& isa) noexcept;
 
-namespace generic {
-LimitProbes limit_probes() noexcept;
-}
-namespace avx2 {
-LimitProbes limit_probes() noexcept;
-}
-namespace avxvnni {
-LimitProbes limit_probes() noexcept;
-}
-namespace avx512 {
-LimitProbes limit_probes() noexcept;
-}
-namespace avx512vnni {
-LimitProbes limit_probes() noexcept;
-}
-namespace avx512bf16 {
-LimitProbes limit_probes() noexcept;
-}
-
 }  // namespace qw::kernels

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 
+#include "kernels/isa_kernels.h"
+
 namespace qw::kernels {
 
 namespace {
@@ -36,28 +38,20 @@ std::string_view name_of(ActivationForm form) noexcept {
 }
 
 std::string name_of(const LinearKernel& kernel) {
-  return fmt::format("{}/{} ({})", name_of(kernel.layout),
-                     name_of(static_cast<IsaLevel>(kernel.level)), name_of(kernel.form));
+  return fmt::format("{}/{} ({})", name_of(kernel.layout), name_of(kernel.level),
+                     name_of(kernel.form));
 }
 
 std::vector<const LinearKernel*> linear_kernels(const Isa& isa) {
   std::vector<const LinearKernel*> out;
-  const auto add = [&](LinearKernelTable table) {
-    for (int i = 0; i < table.count; ++i) {
-      if (has(isa, static_cast<IsaLevel>(table.rows[i].level))) out.push_back(table.rows + i);
+  for (const IsaKernels* row : isa_kernels(isa)) {
+    for (const auto& kernels : {row->linear_int8, row->linear_float}) {
+      if (kernels == nullptr) continue;
+      const LinearKernelTable table = kernels();
+      for (int i = 0; i < table.count; ++i)
+        out.push_back(table.rows + i);
     }
-  };
-  add(generic::linear_int8_kernels());
-  add(generic::linear_float_kernels());
-#if defined(__x86_64__)
-  add(avx2::linear_int8_kernels());
-  add(avx2::linear_float_kernels());
-  add(avxvnni::linear_int8_kernels());
-  add(avx512::linear_int8_kernels());
-  add(avx512::linear_float_kernels());
-  add(avx512vnni::linear_int8_kernels());
-  add(avx512bf16::linear_bf16_kernels());
-#endif
+  }
   std::stable_sort(out.begin(), out.end(),
                    [](const LinearKernel* a, const LinearKernel* b) { return a->rank > b->rank; });
   return out;

@@ -1,7 +1,7 @@
 // The linear kernels of this build: one row per (layout, form of the activations, instruction set).
 //
 // Level 3 (kernels). The second seam: whoever packs a weight chooses a row once and keeps it. A new
-// instruction set is a folder under cpu/, its table, and a line in registry.cpp.
+// instruction set is a folder under cpu/ and a row of isa_kernels.cpp.
 #pragma once
 
 #include <string>

@@ -39,10 +39,10 @@ constexpr int largest_value() {
   return code - zero > zero ? code - zero : zero;
 }
 
-/// What kWide promises of the others: no sum of two products exceeds 16 bits.
+/// What kWide promises of the others: codes are signed bytes too, and no sum of two products
+/// exceeds 16 bits.
 template <class L>
-constexpr bool kFits16Bits = L::kWide || (2 * largest_code<L>() * 127 <= 32767 &&
-                                          2 * largest_value<L>() * 255 <= 32767);
+constexpr bool kIsNarrow = largest_code<L>() <= 127 && 2 * largest_value<L>() * 255 <= 32767;
 
 /// How many groups of products of magnitudes up to `a` and `b` fit a sum of 16 bits, of `groups`.
 constexpr int groups_in_16_bits(int a, int b, int groups) {
@@ -55,10 +55,10 @@ constexpr int kCodeRun =
     kSumsPairs<V> && !L::kWide ? groups_in_16_bits(largest_code<L>(), 127, 4) : 1;
 /// 0: values so large that dot_values must be told.
 template <class V, class L>
-constexpr int kValueRun = L::kWide ? 0
-                          : kSumsPairs<V>
-                              ? groups_in_16_bits(largest_value<L>(), 255, 8 / L::kHalves)
-                              : 1;
+constexpr int kValueRun = L::kWide        ? 0
+                          : kSumsPairs<V> ? groups_in_16_bits(largest_value<L>(),
+                                                              127 + V::kTileOffset, 8 / L::kHalves)
+                                          : 1;
 
 // ---- gemv: few rows, codes used straight from the load
 // -----------------------------------------------
@@ -66,7 +66,7 @@ constexpr int kValueRun = L::kWide ? 0
 template <class V, class L, int kRows>
 inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, int64_t stride,
                        typename V::Floats (&sums)[kRows]) {
-  static_assert(kFits16Bits<L>);
+  static_assert(L::kWide || kIsNarrow<L>);
   typename V::Bytes codes[8];
   unit_codes<L, V>(unit, block, codes);
   constexpr int kBias = L::kWide && V::kSignedWide ? 128 : 0;
@@ -93,16 +93,16 @@ inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, in
         constexpr int kRun = kCodeRun<V, L>;
 #pragma GCC unroll 4
         for (int j = 4 * h; j < 4 * h + 4; j += kRun) {
-          auto pairs = V::pair_products(codes[j], V::splat4(a.codes + 4 * j));
+          auto pairs = V::pair_products(codes[j], V::group(a.codes, j));
 #pragma GCC unroll 4
           for (int i = j + 1; i < j + kRun; ++i)
-            pairs = V::add(pairs, V::pair_products(codes[i], V::splat4(a.codes + 4 * i)));
+            pairs = V::add(pairs, V::pair_products(codes[i], V::group(a.codes, i)));
           dots[h] = V::add_pairs(dots[h], pairs);
         }
       } else {
 #pragma GCC unroll 4
         for (int j = 4 * h; j < 4 * h + 4; ++j) {
-          dots[h] = V::template dot_codes<L::kWide>(dots[h], codes[j], V::splat4(a.codes + 4 * j));
+          dots[h] = V::template dot_codes<L::kWide>(dots[h], codes[j], V::group(a.codes, j));
         }
       }
     }
@@ -147,7 +147,7 @@ void gemv_rows(const GemvArgs& args) {
   }
 }
 
-/// Any number of rows, eight at a time: eight codes, eight sums and two dots in flight.
+/// Any number of rows, V::kGemvRows at a time.
 template <class V, class L>
 void gemv_int8(const GemvArgs& args) noexcept {
   GemvArgs pass = args;
@@ -157,12 +157,21 @@ void gemv_int8(const GemvArgs& args) noexcept {
     pass.out += n * args.out_stride;
     pass.x.m -= n;
   };
-  while (pass.x.m >= 8)
-    take(gemv_rows<V, L, 8>, 8);
-  if (pass.x.m >= 4) take(gemv_rows<V, L, 4>, 4);
-  if (pass.x.m == 3) take(gemv_rows<V, L, 3>, 3);
-  if (pass.x.m == 2) take(gemv_rows<V, L, 2>, 2);
-  if (pass.x.m == 1) take(gemv_rows<V, L, 1>, 1);
+  constexpr int kRows = V::kGemvRows;
+  while (pass.x.m >= kRows)
+    take(gemv_rows<V, L, kRows>, kRows);
+  if constexpr (kRows > 4) {
+    if (pass.x.m >= 4) take(gemv_rows<V, L, 4>, 4);
+  }
+  if constexpr (kRows > 3) {
+    if (pass.x.m == 3) take(gemv_rows<V, L, 3>, 3);
+  }
+  if constexpr (kRows > 2) {
+    if (pass.x.m == 2) take(gemv_rows<V, L, 2>, 2);
+  }
+  if constexpr (kRows > 1) {
+    if (pass.x.m == 1) take(gemv_rows<V, L, 1>, 1);
+  }
 }
 
 // ---- expand: codes to signed values, once per tile
@@ -203,7 +212,10 @@ void expand_int8(const ExpandArgs& args) noexcept {
       for (int j = 0; j < 8; ++j) {
         const auto value = V::subtract(codes[j], zero);
         V::store(values + j * kPanels * 64, value);
-        sums[j / 4] = V::template dot_values<L::kWide>(sums[j / 4], V::splat(128), value);
+        if constexpr (V::kTileOffset != 0) {
+          const auto offset = V::splat(V::kTileOffset);
+          sums[j / 4] = V::template dot_values<L::kWide>(sums[j / 4], offset, value);
+        }
       }
       if constexpr (L::kHalves == 1) sums[0] = V::add(sums[0], sums[1]);
 #pragma GCC unroll 2
@@ -245,7 +257,7 @@ inline void tile_dots(const int32_t* start, const uint8_t* values, const uint8_t
       group[p] = V::load(values + (j * V::kTilePanels + p) * 64);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
-      const auto a = V::splat4(x[r] + 4 * j);
+      const auto a = V::group(x[r], j);
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p)
         dots[r][p] = V::template dot_values<kRun == 0>(dots[r][p], a, group[p]);
@@ -268,7 +280,7 @@ inline void tile_dots_of_pairs(const int32_t* start, const uint8_t* values,
       const auto group = V::load(values + j * 64);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
-        const auto products = V::pair_products(V::splat4(x[r] + 4 * j), group);
+        const auto products = V::pair_products(V::group(x[r], j), group);
         pairs[r] = j == first ? products : V::add(pairs[r], products);
       }
     }
@@ -372,9 +384,14 @@ void tile_int8(const TileArgs& args) noexcept {
       tile(args, group + r, sums + r * kRowSums);
       r += step;
     };
-    if (rows == kTileRows) run(tile_rows<V, kHalves, kMinimum, kRun, kTileRows>, kTileRows);
-    if (rows - r >= 4) run(tile_rows<V, kHalves, kMinimum, kRun, 4>, 4);
-    if (rows - r >= 2) run(tile_rows<V, kHalves, kMinimum, kRun, 2>, 2);
+    while (rows - r >= V::kPassRows)
+      run(tile_rows<V, kHalves, kMinimum, kRun, V::kPassRows>, V::kPassRows);
+    if constexpr (V::kPassRows > 4) {
+      if (rows - r >= 4) run(tile_rows<V, kHalves, kMinimum, kRun, 4>, 4);
+    }
+    if constexpr (V::kPassRows > 2) {
+      if (rows - r >= 2) run(tile_rows<V, kHalves, kMinimum, kRun, 2>, 2);
+    }
     if (rows - r >= 1) run(tile_rows<V, kHalves, kMinimum, kRun, 1>, 1);
   }
 }
@@ -481,8 +498,9 @@ void quantize_row(const QuantizeArgs& args) noexcept {
     out.scaled_sum[1] = out.scale * static_cast<float>(out.sum[1]);
     out.scaled_total = out.scale * static_cast<float>(out.total);
     out.unused = 0;
-    V::store_low_bytes(out.codes, V::add(first, V::splat_int(args.offset)));
-    V::store_low_bytes(out.codes + kLanes, V::add(second, V::splat_int(args.offset)));
+    const int32_t offset = args.offset == 0 ? 0 : V::kTileOffset;
+    V::store_low_bytes(out.codes, V::add(first, V::splat_int(offset)));
+    V::store_low_bytes(out.codes + kLanes, V::add(second, V::splat_int(offset)));
   }
 }
 

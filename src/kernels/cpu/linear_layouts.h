@@ -137,7 +137,7 @@ struct LayoutBase {
   static constexpr int kZero = 0;              // subtracted from every code
   static constexpr bool kZeroPerLane = false;  // ... or zero(unit) is
   static constexpr bool kMinimum = false;      // minimum() is added to every value
-  static constexpr bool kWide = false;         // the code may exceed 129, or |code - zero| 64
+  static constexpr bool kWide = false;         // the code may exceed 127, or |code - zero| 64
   static constexpr int kCodeTo = 0;          // the code is the stored one moved up by so many bits
   static constexpr int kLargestCode = 0;     // where its bits could hold more
   static constexpr bool kSharedBit = false;  // ... and bit 1 of it is added by add_shared_bit()

@@ -30,8 +30,12 @@ struct SimdAvx2 {
 
   static constexpr int kTilePanels = 1;  // 12 sums, 2 weights, 1 activation in 16 registers
   static constexpr int kPassPanels = 1;
+  static constexpr int kPassRows = 6;
+  static constexpr int kGemvRows = 8;
+  static constexpr int kFewRows = 40;
   static constexpr bool kBf16Dot = false;
   static constexpr bool kSignedWide = !kVnni;
+  static constexpr int kTileOffset = 128;
   static constexpr bool kSumsPairs = !kVnni;
 
   static Bytes load(const uint8_t* p) { return {ints(p), ints(p + 32)}; }
@@ -45,6 +49,7 @@ struct SimdAvx2 {
     __builtin_memcpy(&word, p, 4);
     return both<Bytes>(_mm256_set1_epi32(word));
   }
+  static Bytes group(const uint8_t* x, int j) { return splat4(x + 4 * j); }
   static Bytes repeat16(const uint8_t* p) {
     return both<Bytes>(_mm256_broadcastsi128_si256(half(p)));
   }

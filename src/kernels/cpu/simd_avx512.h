@@ -26,8 +26,12 @@ struct SimdAvx512 {
 
   static constexpr int kTilePanels = 4;  // floats: 24 sums, 4 weights, 1 activation in 32 registers
   static constexpr int kPassPanels = 2;  // int8: 12 dots, 12 sums, 2 weights, 1 activation
+  static constexpr int kPassRows = 6;
+  static constexpr int kGemvRows = 8;  // 8 codes, 8 sums, 2 dots
+  static constexpr int kFewRows = 40;
   static constexpr bool kBf16Dot = kBf16;
   static constexpr bool kSignedWide = !kVnni;
+  static constexpr int kTileOffset = 128;
 
   static Bytes load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
   static void store(uint8_t* p, Bytes a) { _mm512_storeu_si512(p, a.v); }
@@ -37,6 +41,7 @@ struct SimdAvx512 {
     __builtin_memcpy(&word, p, 4);
     return {_mm512_set1_epi32(word)};
   }
+  static Bytes group(const uint8_t* x, int j) { return splat4(x + 4 * j); }
   static Bytes repeat16(const uint8_t* p) {
     return {_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }

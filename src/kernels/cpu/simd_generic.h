@@ -24,8 +24,12 @@ struct SimdGeneric {
 
   static constexpr int kTilePanels = 1;  // panels of a tile: as many as keep all sums in registers
   static constexpr int kPassPanels = 1;  // of these, panels that a tile of integers takes at a time
+  static constexpr int kPassRows = 6;    // ... and rows: all of a group or half of them
+  static constexpr int kGemvRows = 8;    // rows that a gemv of integers takes at a time
+  static constexpr int kFewRows = 40;    // LinearKernel::few_rows of integers
   static constexpr bool kBf16Dot = false;
   static constexpr bool kSignedWide = false;  // see dot_codes, dot_values
+  static constexpr int kTileOffset = 128;     // added to activations for dot_values
 
   // ---- 64 bytes ----
   static Bytes load(const uint8_t* p) {
@@ -45,6 +49,8 @@ struct SimdGeneric {
       memcpy(r.v + 4 * i, p, 4);
     return r;
   }
+  /// Activations of group j, as dot_codes and dot_values take them.
+  static Bytes group(const uint8_t* x, int j) { return splat4(x + 4 * j); }
   static Bytes repeat16(const uint8_t* p) {  // a table for lookup
     Bytes r;
     for (int i = 0; i < 4; ++i)
@@ -188,7 +194,7 @@ struct SimdGeneric {
       r.v[i] = p[2 * i] | p[2 * i + 1] << 8;
     return r;
   }
-  /// Sums of four products per lane, exact: codes are unsigned, at most 129 unless kWide.
+  /// Sums of four products per lane, exact: codes are unsigned, at most 127 unless kWide.
   /// With kWide and kSignedWide, codes count as code - 128.
   template <bool kWide>
   static Ints dot_codes(Ints sum, const Bytes& codes, const Bytes& x) {
@@ -196,8 +202,8 @@ struct SimdGeneric {
       sum.v[i / 4] += codes.v[i] * static_cast<int8_t>(x.v[i]);
     return sum;
   }
-  /// As above with signed values, at most 64 in magnitude unless kWide, and unsigned x.
-  /// With kWide and kSignedWide, x counts as x - 128.
+  /// As above with signed values, at most 64 in magnitude unless kWide, and unsigned x, or signed x
+  /// if kTileOffset is 0. With kWide, kSignedWide and an offset, x counts as x - 128.
   template <bool kWide>
   static Ints dot_values(Ints sum, const Bytes& x, const Bytes& values) {
     for (int i = 0; i < 64; ++i)

@@ -1,6 +1,7 @@
 #include "kernels/cpu/attention_body.h"
 #include "kernels/cpu/avx2/elementwise_vec.h"
 #include "kernels/cpu/kv_body.h"
+#include "kernels/isa_exports.h"
 
 namespace qw::kernels::avx2 {
 

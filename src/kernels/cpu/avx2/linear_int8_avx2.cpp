@@ -3,11 +3,12 @@
 // Level 3 (kernels). The code is kernels/cpu/linear_*.h; only the vector type is chosen here.
 #include "kernels/cpu/linear_rows.h"
 #include "kernels/cpu/simd_avx2.h"
+#include "kernels/isa_exports.h"
 
 namespace qw::kernels::avx2 {
 
 LinearKernelTable linear_int8_kernels() noexcept {
-  return table_of(Int8Rows<SimdAvx2<false>, 1>::rows);
+  return table_of(Int8Rows<SimdAvx2<false>, IsaLevel::kAvx2>::rows);
 }
 
 }  // namespace qw::kernels::avx2

@@ -1,0 +1,14 @@
+// Probes of what this CPU can do at most: NEON with dot products.
+//
+// Level 3 (kernels). The code is kernels/cpu/limit_probes.h; only the vector type is chosen here.
+#include "kernels/cpu/limit_probes.h"
+#include "kernels/cpu/simd_neon.h"
+#include "kernels/isa_exports.h"
+
+namespace qw::kernels::neondot {
+
+LimitProbes limit_probes() noexcept {
+  return probes_of<SimdNeon<true>>();
+}
+
+}  // namespace qw::kernels::neondot
