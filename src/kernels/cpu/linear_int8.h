@@ -60,8 +60,7 @@ constexpr int kValueRun = L::kWide        ? 0
                                                               127 + V::kTileOffset, 8 / L::kHalves)
                                           : 1;
 
-// ---- gemv: few rows, codes used straight from the load
-// -----------------------------------------------
+// ---- gemv: few rows, codes used straight from the load ------------------------------------------
 
 template <class V, class L, int kRows>
 inline void gemv_block(const uint8_t* unit, int64_t block, const ActBlock* x, int64_t stride,
@@ -174,8 +173,7 @@ void gemv_int8(const GemvArgs& args) noexcept {
   }
 }
 
-// ---- expand: codes to signed values, once per tile
-// ---------------------------------------------------
+// ---- expand: codes to signed values, once per tile ----------------------------------------------
 
 template <class V, class L>
 void expand_int8(const ExpandArgs& args) noexcept {
@@ -233,8 +231,7 @@ void expand_int8(const ExpandArgs& args) noexcept {
   }
 }
 
-// ---- tile: many rows against an expanded chunk
-// -----------------------------------------------------
+// ---- tile: many rows against an expanded chunk --------------------------------------------------
 
 /// dots[r][p] = start[p] + the products of kGroups groups of kRows rows with V::kPassPanels panels.
 /// start: kStartStride between panels.
@@ -396,8 +393,7 @@ void tile_int8(const TileArgs& args) noexcept {
   }
 }
 
-// ---- decode: values in f32
-// ---------------------------------------------------------------------------
+// ---- decode: values in f32 ----------------------------------------------------------------------
 
 template <class V, class L, int kByte>
 inline void decode_column(const typename V::Bytes& codes, const typename V::Ints& zero,
@@ -463,8 +459,7 @@ void expand_f32(const ExpandArgs& args) noexcept {
   }
 }
 
-// ---- rounding activations
-// ----------------------------------------------------------------------------
+// ---- rounding activations -----------------------------------------------------------------------
 
 template <class V>
 void quantize_row(const QuantizeArgs& args) noexcept {

@@ -32,7 +32,8 @@ struct SimdAvx2 {
   static constexpr int kPassPanels = 1;
   static constexpr int kPassRows = 6;
   static constexpr int kGemvRows = 8;
-  static constexpr int kFewRows = 40;
+  static constexpr int kFewRows =
+      kVnni ? 40 : 16;  // equal to a tile at 16 rows on Zen 3, November 2026
   static constexpr bool kBf16Dot = false;
   static constexpr bool kSignedWide = !kVnni;
   static constexpr int kTileOffset = 128;
