@@ -19,7 +19,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(QW_ISA_FLAGS_avx512 ${QW_ISA_FLAGS_avx2}
       "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>"
       -mavx512f -mavx512bw -mavx512dq -mavx512vl)
-  set(QW_ISA_FLAGS_avx512vnni ${QW_ISA_FLAGS_avx512} -mavx512vnni -mavx512vbmi)
+  set(QW_ISA_FLAGS_avx512vnni ${QW_ISA_FLAGS_avx512} -mavx512vnni)
   set(QW_ISA_FLAGS_avx512bf16 ${QW_ISA_FLAGS_avx512vnni} -mavx512bf16)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   # NEON is part of the baseline. Dot products came with 8.2, which the intrinsics ask for by name.

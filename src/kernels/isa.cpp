@@ -67,11 +67,13 @@ void offer(Isa& isa, IsaLevel level, bool features) noexcept {
   isa.level = level;
 }
 
-#if defined(__x86_64__)
 bool bit(uint32_t word, int index) noexcept {
   return (word >> index & 1U) != 0;
 }
 
+constexpr int kOsXsave = 27;  // in CPUID(1).ECX: XGETBV may be used
+
+#if defined(__x86_64__)
 /// XCR0: the register state that the operating system saves on a context switch.
 uint64_t saved_state() noexcept {
   uint32_t low = 0, high = 0;
@@ -79,33 +81,30 @@ uint64_t saved_state() noexcept {
   return uint64_t{high} << 32 | low;
 }
 
-void detect(Isa& isa) noexcept {
+Isa detect() noexcept {
+  X86Features features;
   uint32_t a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid(1, &a, &b, &c, &d) == 0) return;
-  const bool osxsave = bit(c, 27), fma = bit(c, 12), f16c = bit(c, 29), avx = bit(c, 28);
-  if (!osxsave || !avx) return;
-  const uint64_t state = saved_state();
-  const bool ymm = (state & 0x06) == 0x06, zmm = (state & 0xE6) == 0xE6;
-  uint32_t b7 = 0, c7 = 0;
-  if (__get_cpuid_count(7, 0, &a, &b7, &c7, &d) == 0) return;
-  uint32_t a71 = 0;
-  if (a >= 1) __get_cpuid_count(7, 1, &a71, &b, &c, &d);
-  const bool avx2 = bit(b7, 5), bmi2 = bit(b7, 8);
-  const bool foundation = bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31);  // F DQ BW VL
-  offer(isa, IsaLevel::kAvx2, ymm && avx2 && bmi2 && fma && f16c);
-  offer(isa, IsaLevel::kAvxVnni, bit(a71, 4));
-  offer(isa, IsaLevel::kAvx512, zmm && foundation);
-  offer(isa, IsaLevel::kAvx512Vnni, bit(c7, 11) && bit(c7, 1));  // VNNI and VBMI
-  offer(isa, IsaLevel::kAvx512Bf16, bit(a71, 5));
+  if (__get_cpuid(1, &a, &b, &c, &d) != 0) features.leaf1_ecx = c;
+  if (bit(features.leaf1_ecx, kOsXsave)) features.xcr0 = saved_state();  // else an illegal one
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) != 0) {
+    features.leaf7_ebx = b;
+    features.leaf7_ecx = c;
+    if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) features.leaf7_1_eax = a;
+  }
+  return isa_of(features);
 }
 #elif defined(__aarch64__)
-void detect(Isa& isa) noexcept {
+Isa detect() noexcept {
+  Isa isa;
   const unsigned long features = getauxval(AT_HWCAP);
   offer(isa, IsaLevel::kNeon, (features & HWCAP_ASIMD) != 0);
   offer(isa, IsaLevel::kNeonDot, (features & HWCAP_ASIMDDP) != 0);
+  return isa;
 }
 #else
-void detect(Isa&) noexcept {}
+Isa detect() noexcept {
+  return {};
+}
 #endif
 
 /// `isa` without what stands above `level`, or beside it.
@@ -153,10 +152,23 @@ std::vector<IsaLevel> levels_of(const Isa& isa) {
   return out;
 }
 
-Isa detect_isa() {
+Isa isa_of(const X86Features& features) noexcept {
+  const uint32_t c1 = features.leaf1_ecx, b7 = features.leaf7_ebx;
+  const bool avx = bit(c1, kOsXsave) && bit(c1, 28), fma = bit(c1, 12), f16c = bit(c1, 29);
+  const bool ymm = (features.xcr0 & 0x06) == 0x06, zmm = (features.xcr0 & 0xE6) == 0xE6;
+  const bool avx2 = bit(b7, 5), bmi2 = bit(b7, 8);
+  const bool foundation = bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31);  // F DQ BW VL
   Isa isa;
-  detect(isa);
+  offer(isa, IsaLevel::kAvx2, ymm && avx && avx2 && bmi2 && fma && f16c);
+  offer(isa, IsaLevel::kAvxVnni, bit(features.leaf7_1_eax, 4));
+  offer(isa, IsaLevel::kAvx512, zmm && foundation);
+  offer(isa, IsaLevel::kAvx512Vnni, bit(features.leaf7_ecx, 11));
+  offer(isa, IsaLevel::kAvx512Bf16, bit(features.leaf7_1_eax, 5));
   return isa;
+}
+
+Isa detect_isa() {
+  return detect();
 }
 
 Isa choose_isa(std::string_view cap) {

@@ -25,6 +25,18 @@ bool has(const Isa& isa, IsaLevel level) noexcept;
 /// Every level that `isa` has, in the order of IsaLevel.
 std::vector<IsaLevel> levels_of(const Isa& isa);
 
+/// What an x86-64 CPU and its operating system say. Zero: not offered.
+struct X86Features {
+  uint32_t leaf1_ecx = 0;                 // CPUID(1)
+  uint32_t leaf7_ebx = 0, leaf7_ecx = 0;  // CPUID(7, 0)
+  uint32_t leaf7_1_eax = 0;               // CPUID(7, 1)
+  uint64_t xcr0 = 0;  // the register state that the operating system saves on a context switch
+};
+
+/// The levels that these features allow: every instruction of a level, and its registers saved.
+/// Source: Intel SDM, volume 1, sections 14.3 and 15.2.
+Isa isa_of(const X86Features& features) noexcept;
+
 /// What this CPU and operating system offer: CPUID and XGETBV on x86-64, the kernel's AT_HWCAP on
 /// AArch64.
 Isa detect_isa();

@@ -102,6 +102,51 @@ std::string refusal(const std::string& name) {
   return "";
 }
 
+// FMA, OSXSAVE, AVX, F16C; AVX2, BMI2; AVX-512 F, DQ, BW, VL; what the operating system saves.
+constexpr X86Features kHaswell = {0x38001000, 0x120, 0, 0, 0x7};
+constexpr X86Features kSkylakeX = {0x38001000, 0xC0030120, 0, 0, 0xE7};
+constexpr uint32_t kVnni = 1U << 11, kVbmi = 1U << 1, kAvxVnni = 1U << 4, kBf16 = 1U << 5;
+
+TEST(IsaChoice, FollowsTheFeaturesOfEachCpu) {
+  const auto level = [](X86Features cpu, uint32_t leaf7_ecx, uint32_t leaf7_1_eax) {
+    cpu.leaf7_ecx = leaf7_ecx;
+    cpu.leaf7_1_eax = leaf7_1_eax;
+    return isa_of(cpu).level;
+  };
+  EXPECT_EQ(level({}, 0, 0), IsaLevel::kGeneric);
+  EXPECT_EQ(level({0x18000000, 0, 0, 0, 0x7}, 0, 0), IsaLevel::kGeneric);  // Sandy Bridge
+  EXPECT_EQ(level(kHaswell, 0, 0), IsaLevel::kAvx2);
+  EXPECT_EQ(level(kHaswell, 0, kAvxVnni), IsaLevel::kAvxVnni);  // Alder Lake
+  EXPECT_EQ(level(kSkylakeX, 0, 0), IsaLevel::kAvx512);
+  EXPECT_EQ(level(kSkylakeX, kVbmi, 0), IsaLevel::kAvx512);              // Cannon Lake
+  EXPECT_EQ(level(kSkylakeX, kVnni, 0), IsaLevel::kAvx512Vnni);          // Cascade Lake
+  EXPECT_EQ(level(kSkylakeX, kVnni, kBf16), IsaLevel::kAvx512Bf16);      // Cooper Lake
+  EXPECT_EQ(level(kSkylakeX, kVnni | kVbmi, 0), IsaLevel::kAvx512Vnni);  // Ice Lake
+  EXPECT_EQ(level(kSkylakeX, kVnni | kVbmi, kAvxVnni | kBf16), IsaLevel::kAvx512Bf16);
+}
+
+TEST(IsaChoice, NeedsEveryFeatureAndTheSavedRegisters) {
+  X86Features all = kSkylakeX;
+  all.leaf7_ecx = kVnni;
+  all.leaf7_1_eax = kBf16;
+  const auto without = [&](uint32_t X86Features::*word, int index) {
+    X86Features less = all;
+    less.*word &= ~(1U << index);
+    return isa_of(less).level;
+  };
+  for (const int index : {12, 27, 28, 29})
+    EXPECT_EQ(without(&X86Features::leaf1_ecx, index), IsaLevel::kGeneric) << index;
+  for (const int index : {5, 8})
+    EXPECT_EQ(without(&X86Features::leaf7_ebx, index), IsaLevel::kGeneric) << index;
+  for (const int index : {16, 17, 30, 31})
+    EXPECT_EQ(without(&X86Features::leaf7_ebx, index), IsaLevel::kAvx2) << index;
+  EXPECT_EQ(without(&X86Features::leaf7_ecx, 11), IsaLevel::kAvx512);
+  for (const uint64_t missing : {0x02, 0x04, 0x20, 0x40, 0x80}) {
+    all.xcr0 = 0xE7 & ~missing;
+    EXPECT_EQ(isa_of(all).level, missing < 0x20 ? IsaLevel::kGeneric : IsaLevel::kAvx2) << missing;
+  }
+}
+
 TEST(IsaChoice, CapsToWhatALevelIncludes) {
   EXPECT_EQ(levels_of(choose_isa("generic")), std::vector{IsaLevel::kGeneric});
   const Isa isa = detect_isa();
