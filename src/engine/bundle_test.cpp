@@ -228,6 +228,7 @@ TEST(Bundle, ADraftModelThatDoesNotFitIsRefused) {
   const auto between = [&] {
     const MemoryPlan alone = plan(nullptr), both = plan(files.checkpoint.get());
     EXPECT_GT(both.draft_bytes, alone.weights_bytes + alone.kv_bytes) << "weights and cache twice";
+    EXPECT_GT(both.draft_bytes, int64_t{24} << 20);
     EXPECT_EQ(both.needed_bytes - both.program_bytes - both.draft_bytes,
               alone.needed_bytes - alone.program_bytes);
     return (alone.needed_bytes + both.needed_bytes) / 2;
