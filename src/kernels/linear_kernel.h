@@ -108,9 +108,10 @@ struct GemvArgs {
 /// What a tile multiplies: up to four panels, one chunk of columns, widened.
 ///   kF32:  values, f32 [columns][panels][16]
 ///   kBf16: values, bf16 [columns / 2][panels][16][2]
-///   kInt8: values, s8 [blocks][8][panels][16][4] (four columns to a lane); scales and minimums,
-///   f32
-///          [blocks][panels][halves][16]; start, i32, likewise: -128 * sum of the values
+///   kInt8: values, s8 [blocks][8][panels][16][4] (four columns to a lane), or where wide ones are
+///          multiplied as words s16 [blocks][8][panels][2][16][2] (even columns, odd columns);
+///          scales and minimums, f32 [blocks][panels][halves][16]; start, i32, likewise:
+///          -128 * sum of the values
 /// Panels past the matrix are zero.
 struct ExpandedChunk {
   alignas(64) uint8_t values[kChunk * kMaxTilePanels * kLanes * 4];

@@ -23,6 +23,23 @@ constexpr bool kSumsPairs = requires {
   requires V::kSumsPairs;
 };
 
+/// Whether a vector type multiplies wide values and activations as words of 16 bits, two of which
+/// an instruction sums in 32: their bytes are signed and unsigned in no order that suits it.
+template <class V, bool kWide>
+constexpr bool kUsesWords = kWide&& requires {
+  requires V::kWideWords;
+};
+
+/// Panels of a tile of integers.
+template <class V, bool kWide>
+constexpr int kIntPanels = [] {
+  if constexpr (kUsesWords<V, kWide>) {
+    return V::kWordPanels;
+  } else {
+    return V::kIntPanels;
+  }
+}();
+
 template <class L>
 constexpr int largest_code() {
   if (!L::kTable)
@@ -177,18 +194,21 @@ void gemv_int8(const GemvArgs& args) noexcept {
 
 template <class V, class L>
 void expand_int8(const ExpandArgs& args) noexcept {
-  constexpr int kPanels = V::kTilePanels;
+  constexpr int kPanels = kIntPanels<V, L::kWide>;
   const int64_t per_unit = unit_blocks<L>(args.w);
   for (int64_t b = 0; b < args.n_blocks; ++b) {
     const int64_t unit_index = (args.first_block + b) / per_unit,
                   block = (args.first_block + b) % per_unit;
     for (int64_t p = 0; p < kPanels - args.slot; ++p) {
       const int64_t slot = args.slot + p;
-      uint8_t* values = args.out->values + (b * 8 * kPanels + slot) * 64;
+      constexpr int kSize = kUsesWords<V, L::kWide> ? 128 : 64;  // bytes of a group
+      uint8_t* values = args.out->values + (b * 8 * kPanels + slot) * kSize;
       const int64_t out_lane = (b * kPanels + slot) * L::kHalves * kLanes;
       if (p >= args.n_panels) {
-        for (int j = 0; j < 8; ++j)
-          V::store(values + j * kPanels * 64, V::splat(0));
+        for (int j = 0; j < 8; ++j) {
+          for (int at = 0; at < kSize; at += 64)
+            V::store(values + j * kPanels * kSize + at, V::splat(0));
+        }
         for (int h = 0; h < L::kHalves; ++h) {
           V::store_floats(args.out->scales + out_lane + kLanes * h, V::zero_floats());
           V::store_floats(args.out->minimums + out_lane + kLanes * h, V::zero_floats());
@@ -209,7 +229,12 @@ void expand_int8(const ExpandArgs& args) noexcept {
 #pragma GCC unroll 8
       for (int j = 0; j < 8; ++j) {
         const auto value = V::subtract(codes[j], zero);
-        V::store(values + j * kPanels * 64, value);
+        if constexpr (kSize == 128) {
+          V::store(values + j * kPanels * kSize, V::even_words(value));
+          V::store(values + j * kPanels * kSize + 64, V::odd_words(value));
+        } else {
+          V::store(values + j * kPanels * kSize, value);
+        }
         if constexpr (V::kTileOffset != 0) {
           const auto offset = V::splat(V::kTileOffset);
           sums[j / 4] = V::template dot_values<L::kWide>(sums[j / 4], offset, value);
@@ -251,7 +276,7 @@ inline void tile_dots(const int32_t* start, const uint8_t* values, const uint8_t
     typename V::Bytes group[kPanels];
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p)
-      group[p] = V::load(values + (j * V::kTilePanels + p) * 64);
+      group[p] = V::load(values + (j * kIntPanels<V, kRun == 0> + p) * 64);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const auto a = V::group(x[r], j);
@@ -268,13 +293,13 @@ template <class V, int kGroups, int kRun, int kRows>
 inline void tile_dots_of_pairs(const int32_t* start, const uint8_t* values,
                                const uint8_t* const (&x)[kRows],
                                typename V::Ints (&dots)[kRows][1]) {
-  static_assert(V::kPassPanels == 1 && V::kTilePanels == 1);
+  static_assert(V::kPassPanels == 1);
 #pragma GCC unroll 8
   for (int first = 0; first < kGroups; first += kRun) {
     typename V::Pairs pairs[kRows];
 #pragma GCC unroll 8
     for (int j = first; j < first + kRun; ++j) {
-      const auto group = V::load(values + j * 64);
+      const auto group = V::load(values + j * kIntPanels<V, false> * 64);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const auto products = V::pair_products(V::group(x[r], j), group);
@@ -287,26 +312,50 @@ inline void tile_dots_of_pairs(const int32_t* start, const uint8_t* values,
   }
 }
 
+/// The same with words: even columns of a group and then odd ones; x as V::split_words leaves it.
+template <class V, int kGroups, int kRows>
+inline void tile_dots_of_words(const int32_t* start, const uint8_t* values,
+                               const uint8_t* const (&x)[kRows],
+                               typename V::Ints (&dots)[kRows][1]) {
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r)
+    dots[r][0] = V::load_ints(start);
+#pragma GCC unroll 16
+  for (int i = 0; i < 2 * kGroups; ++i) {
+    const auto words = V::load(values + (i / 2 * kIntPanels<V, true> * 2 + i % 2) * 64);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      dots[r][0] = V::dot_words(dots[r][0], V::splat4(x[r] + i % 2 * kBlock + i / 2 * 4), words);
+    }
+  }
+}
+
 /// One block of columns of kRows rows and V::kPassPanels panels, of which `first` is the first:
 /// sums[r][p] += W . x. The integer sums of one half at a time and the sums over blocks stay in
 /// registers where the instruction set has enough of them: with 6 rows and 2 panels, 12 + 12 of 32
-/// beside 2 weights and 1 activation, so that 12 dot products cost 8 loads.
+/// beside 2 weights and 1 activation, so that 12 dot products cost 8 loads. words: the codes of the
+/// rows as words, 2 * kChunk bytes apart, where kUsesWords.
 template <class V, int kHalves, bool kMinimum, int kRun, int kRows>
 inline void tile_block(const ExpandedChunk& w, int64_t b, int first, const ActBlock* x,
-                       typename V::Floats (&sums)[kRows][V::kPassPanels]) {
+                       const uint8_t* words, typename V::Floats (&sums)[kRows][V::kPassPanels]) {
   constexpr int kPanels = V::kPassPanels, kGroups = 8 / kHalves;
-  const int64_t lane = (b * V::kTilePanels + first) * kHalves * kLanes;
+  constexpr int kTilePanels = kIntPanels<V, kRun == 0>;
+  const int64_t lane = (b * kTilePanels + first) * kHalves * kLanes;
   typename V::Floats products[kRows][kPanels];
 #pragma GCC unroll 2
   for (int h = 0; h < kHalves; ++h) {
     typename V::Ints dots[kRows][kPanels];
     const int32_t* start = w.start + lane + h * kLanes;
-    const uint8_t* values = w.values + ((b * 8 + h * kGroups) * V::kTilePanels + first) * 64;
+    constexpr bool kWords = kUsesWords<V, kRun == 0>;
+    const uint8_t* values =
+        w.values + ((b * 8 + h * kGroups) * kTilePanels + first) * (kWords ? 128 : 64);
     const uint8_t* codes[kRows];
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r)
-      codes[r] = x[r].codes + 4 * h * kGroups;
-    if constexpr (kSumsPairs<V> && kRun > 0) {
+      codes[r] = (kWords ? words + r * 2 * kChunk : x[r].codes) + 4 * h * kGroups;
+    if constexpr (kWords) {
+      tile_dots_of_words<V, kGroups>(start, values, codes, dots);
+    } else if constexpr (kSumsPairs<V> && kRun > 0) {
       tile_dots_of_pairs<V, kGroups, kRun>(start, values, codes, dots);
     } else {
       tile_dots<V, kGroups, kHalves * kLanes, kRun>(start, values, codes, dots);
@@ -345,11 +394,19 @@ inline void tile_block(const ExpandedChunk& w, int64_t b, int first, const ActBl
 /// activations come from L1 from the second pass on.
 template <class V, int kHalves, bool kMinimum, int kRun, int kRows>
 void tile_rows(const TileArgs& args, const ActBlock* x, float* out) {
-  constexpr int kPanels = V::kPassPanels;
+  constexpr int kPanels = V::kPassPanels, kTilePanels = kIntPanels<V, kRun == 0>;
   const int64_t n_blocks = (args.n_columns + kBlock - 1) / kBlock;
-  for (int first = 0; first < V::kTilePanels; first += kPanels) {
+  constexpr bool kWords = kUsesWords<V, kRun == 0>;
+  alignas(64) uint8_t words[kWords ? kRows * 2 * kChunk : 1];
+  if constexpr (kWords) {
+    for (int64_t b = 0; b < n_blocks; ++b) {
+      for (int r = 0; r < kRows; ++r)
+        V::split_words(x[b * kTileRows + r].codes, words + r * 2 * kChunk + b * 2 * kBlock);
+    }
+  }
+  for (int first = 0; first < kTilePanels; first += kPanels) {
     typename V::Floats sums[kRows][kPanels];
-    const auto at = [&](int r, int p) { return out + (r * V::kTilePanels + first + p) * kLanes; };
+    const auto at = [&](int r, int p) { return out + (r * kTilePanels + first + p) * kLanes; };
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -357,7 +414,8 @@ void tile_rows(const TileArgs& args, const ActBlock* x, float* out) {
         sums[r][p] = V::load_floats(at(r, p));
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
-      tile_block<V, kHalves, kMinimum, kRun, kRows>(*args.w, b, first, x + b * kTileRows, sums);
+      tile_block<V, kHalves, kMinimum, kRun, kRows>(*args.w, b, first, x + b * kTileRows,
+                                                    words + (kWords ? b * 2 * kBlock : 0), sums);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
@@ -370,7 +428,7 @@ void tile_rows(const TileArgs& args, const ActBlock* x, float* out) {
 
 template <class V, int kHalves, bool kMinimum, int kRun>
 void tile_int8(const TileArgs& args) noexcept {
-  constexpr int64_t kRowSums = V::kTilePanels * kLanes;
+  constexpr int64_t kRowSums = kIntPanels<V, kRun == 0> * kLanes;
   const auto* group =
       static_cast<const ActBlock*>(args.x.rows) + args.first_column / kBlock * kTileRows;
   for (int64_t first = 0; first < args.x.m; first += kTileRows, group += args.x.stride) {

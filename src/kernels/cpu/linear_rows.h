@@ -20,7 +20,7 @@ constexpr LinearKernel int8_row(LinearLayout layout, IsaLevel level) {
           ActivationForm::kInt8,
           level,
           static_cast<int>(level),
-          V::kTilePanels,
+          kIntPanels<V, L::kWide>,
           V::kFewRows,
           gemv_int8<V, L>,
           expand_int8<V, L>,

@@ -29,6 +29,7 @@ struct SimdAvx2 {
   };
 
   static constexpr int kTilePanels = 1;  // 12 sums, 2 weights, 1 activation in 16 registers
+  static constexpr int kIntPanels = 4;   // activations come from L1 for three of four
   static constexpr int kPassPanels = 1;
   static constexpr int kPassRows = 6;
   static constexpr int kGemvRows = 8;
@@ -38,6 +39,8 @@ struct SimdAvx2 {
   static constexpr bool kSignedWide = !kVnni;
   static constexpr int kTileOffset = 128;
   static constexpr bool kSumsPairs = !kVnni;
+  static constexpr bool kWideWords = !kVnni;
+  static constexpr int kWordPanels = 2;  // 16 KiB, half of L1
 
   static Bytes load(const uint8_t* p) { return {ints(p), ints(p + 32)}; }
   static void store(uint8_t* p, Bytes x) {
@@ -135,6 +138,24 @@ struct SimdAvx2 {
   static Ints dot_values(Ints sum, Bytes x, Bytes values) {
     return {dot_values_half<kWide>(sum.a, x.a, values.a),
             dot_values_half<kWide>(sum.b, x.b, values.b)};
+  }
+  /// The first and third byte of every lane as signed words of 16 bits; the second and fourth.
+  static Bytes even_words(Bytes x) {
+    return {_mm256_srai_epi16(_mm256_slli_epi16(x.a, 8), 8),
+            _mm256_srai_epi16(_mm256_slli_epi16(x.b, 8), 8)};
+  }
+  static Bytes odd_words(Bytes x) { return {_mm256_srai_epi16(x.a, 8), _mm256_srai_epi16(x.b, 8)}; }
+  /// Of 32 codes + 128: the even ones of each four as words of code, 32 bytes behind them the odd.
+  static void split_words(const uint8_t* codes, uint8_t* words) {
+    const __m256i x = _mm256_xor_si256(ints(codes), _mm256_set1_epi8(-128));
+    put(words, _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
+    put(words + 32, _mm256_srai_epi16(x, 8));
+  }
+  static Ints dot_words(Ints sum, Bytes x, Bytes words) {
+    sum = {_mm256_add_epi32(sum.a, _mm256_madd_epi16(x.a, words.a)),
+           _mm256_add_epi32(sum.b, _mm256_madd_epi16(x.b, words.b))};
+    __asm__("" : "+x"(sum.a), "+x"(sum.b));  // one after the other, as add(Pairs)
+    return sum;
   }
   /// Unsigned by signed. Whoever adds Pairs sees to it that none exceeds 16 bits.
   static Pairs pair_products(Bytes u, Bytes s) {

@@ -25,6 +25,7 @@ struct SimdAvx512 {
   };
 
   static constexpr int kTilePanels = 4;  // floats: 24 sums, 4 weights, 1 activation in 32 registers
+  static constexpr int kIntPanels = 4;   // 32 KiB of values
   static constexpr int kPassPanels = 2;  // int8: 12 dots, 12 sums, 2 weights, 1 activation
   static constexpr int kPassRows = 6;
   static constexpr int kGemvRows = 8;  // 8 codes, 8 sums, 2 dots

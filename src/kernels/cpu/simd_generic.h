@@ -22,7 +22,8 @@ struct SimdGeneric {
     float v[16];
   };
 
-  static constexpr int kTilePanels = 1;  // panels of a tile: as many as keep all sums in registers
+  static constexpr int kTilePanels = 1;  // panels of a tile of floats: all sums stay in registers
+  static constexpr int kIntPanels = 1;   // panels of a tile of integers
   static constexpr int kPassPanels = 1;  // of these, panels that a tile of integers takes at a time
   static constexpr int kPassRows = 6;    // ... and rows: all of a group or half of them
   static constexpr int kGemvRows = 8;    // rows that a gemv of integers takes at a time
@@ -204,6 +205,8 @@ struct SimdGeneric {
   }
   /// As above with signed values, at most 64 in magnitude unless kWide, and unsigned x, or signed x
   /// if kTileOffset is 0. With kWide, kSignedWide and an offset, x counts as x - 128.
+  /// A type that has kWideWords says by even_words, odd_words, split_words and dot_words how values
+  /// of kWide and x are multiplied in a tile instead (simd_avx2.h).
   template <bool kWide>
   static Ints dot_values(Ints sum, const Bytes& x, const Bytes& values) {
     for (int i = 0; i < 64; ++i)
