@@ -38,7 +38,8 @@ bool is_dash_at(const std::string& text, size_t i, size_t* end) {
 
 /// Words and runs of white space; with `at_hyphens` a word also ends after a hyphen between
 /// letters, and at both ends of a dash.
-std::vector<Piece> pieces_of(const std::string& text, bool at_hyphens) {
+std::vector<Piece> pieces_of(Budget& budget, const std::string& text, bool at_hyphens) {
+  budget.step(text.size() / 8);  // decoding characters takes longer than comparing bytes
   std::vector<Piece> pieces;
   uint32_t before = 0;
   uint32_t before_that = 0;
@@ -55,7 +56,10 @@ std::vector<Piece> pieces_of(const std::string& text, bool at_hyphens) {
         dash_end = end;
       }
     }
-    if (pieces.empty() || pieces.back().space != space || cut) pieces.push_back({i, i, 0, space});
+    if (pieces.empty() || pieces.back().space != space || cut) {
+      budget.make_items(1);
+      pieces.push_back({i, i, 0, space});
+    }
     pieces.back().end = i + length;
     ++pieces.back().chars;
     before_that = before;
@@ -82,10 +86,10 @@ size_t chars_to_break(const std::string& text, const Piece& piece, size_t room, 
 }
 
 /// textwrap's _wrap_chunks: the byte ranges of the lines, white space at their borders dropped.
-std::vector<Piece> wrap_line(const std::string& text, size_t width, bool break_long,
+std::vector<Piece> wrap_line(Budget& budget, const std::string& text, size_t width, bool break_long,
                              bool at_hyphens) {
   std::vector<Piece> lines;
-  std::vector<Piece> pieces = pieces_of(text, at_hyphens);
+  std::vector<Piece> pieces = pieces_of(budget, text, at_hyphens);
   for (size_t next = 0; next < pieces.size();) {
     if (pieces[next].space && !lines.empty() && ++next == pieces.size()) break;
     Piece line{pieces[next].begin, pieces[next].begin, 0, false};
@@ -114,7 +118,10 @@ std::vector<Piece> wrap_line(const std::string& text, size_t width, bool break_l
       }
     }
     line.end = end_without_space;
-    if (line.end > line.begin) lines.push_back(line);
+    if (line.end > line.begin) {
+      budget.make_items(1);
+      lines.push_back(line);
+    }
   }
   return lines;
 }
@@ -139,7 +146,8 @@ Value wordwrap(Runtime& runtime, const Value& value, const Args& args) {
     first = false;
     const MarkedText& line = source.as_text();
     bool first_part = true;
-    for (const Piece& part : wrap_line(line.str(), columns, break_long, at_hyphens)) {
+    for (const Piece& part :
+         wrap_line(runtime.budget(), line.str(), columns, break_long, at_hyphens)) {
       if (!first_part) {
         runtime.budget().make_bytes(newline.size());
         out.append(newline);
