@@ -2,17 +2,15 @@
 # Compares qianwen with a llama-bench on the same file, threads and tests, in alternation, and
 # prints the medians and their ratio as a Markdown table.
 #
-#   bench/compare.sh [-t THREADS] [-r ROUNDS] [-p LIST] [-n LIST] [-d LIST] PEER_BINARY_DIR MODEL.gguf
+#   bench/compare.sh [-t THREADS] [-r ROUNDS] [-p LIST] [-n LIST] [-d LIST]
+#                    PEER_BINARY_DIR MODEL.gguf
 #
 # PEER_BINARY_DIR holds a llama-bench (llama.cpp's or ik_llama.cpp's build/bin). QIANWEN names our
 # program (default: the release build). A round is one run of each, ours first in even rounds, so
 # that a machine that slows down harms both. Lists are comma-separated, as in llama-bench.
 set -euo pipefail
 
-usage() {
-  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
-  exit 2
-}
+. "$(dirname "$0")/common.sh"
 
 threads=$(nproc) rounds=5 prompts=512 generated=64 depths=0
 while getopts t:r:p:n:d: flag; do
@@ -29,12 +27,9 @@ shift $((OPTIND - 1))
 [[ $# -eq 2 ]] || usage
 peer=$1/llama-bench model=$2
 ours=${QIANWEN:-$(dirname "$0")/../build/release/qianwen}
-for file in "$peer" "$ours" "$model"; do
-  if [[ ! -e $file ]]; then
-    echo "compare.sh: error: [bench] $file: expected a file, got none" >&2
-    exit 3
-  fi
-done
+need_files "$peer" "$ours" "$model"
+need_count -t "$threads"
+need_count -r "$rounds"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -77,21 +72,20 @@ for ((round = 0; round < rounds; ++round)); do
   echo "round $((round + 1)) of $rounds done" >&2
 done
 
-median() { # WHO TEST DEPTH
+median_of() { # WHO TEST DEPTH
   awk -v who="$1" -v test="$2" -v depth="$3" \
-    '$1 == who && $2 == test && $3 == depth { print $4 }' "$work/results" | sort -g |
-    awk '{ v[NR] = $1 } END { print NR == 0 ? "-" : NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+    '$1 == who && $2 == test && $3 == depth { print $4 }' "$work/results" | median
 }
 
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
-echo "$(basename "$model"), $threads threads, $cpu, $(date +%F), medians of $rounds alternating rounds;"
+echo "$(basename "$model"), $threads threads, $cpu, $(date +%F), medians of $rounds rounds;"
 echo "peer: $(head -1 "$work/build.txt")"
 echo
 echo "| test | depth | qianwen, tok/s | peer, tok/s | ratio |"
 echo "|---|---|---|---|---|"
 awk '$1 == "ours" && !seen[$2 " " $3]++ { print $2, $3 }' "$work/results" |
   while read -r test depth; do
-    a=$(median ours "$test" "$depth") b=$(median peer "$test" "$depth")
+    a=$(median_of ours "$test" "$depth") b=$(median_of peer "$test" "$depth")
     ratio=$(awk -v a="$a" -v b="$b" 'BEGIN { print (b == "-" ? "-" : sprintf("%.2f", a / b)) }')
     echo "| $test | $depth | $a | $b | $ratio |"
   done

@@ -13,10 +13,7 @@
 set -euo pipefail
 peer_version=0.23.3
 
-usage() {
-  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
-  exit 2
-}
+. "$(dirname "$0")/common.sh"
 
 rounds=5 core=0
 while getopts r:c: flag; do
@@ -30,12 +27,8 @@ shift $((OPTIND - 1))
 [[ $# -eq 2 ]] || usage
 vocabulary=$1 text=$2
 ours=${TEXT_BENCH:-$(dirname "$0")/../build/release/bench/text_bench}
-for file in "$vocabulary/tokenizer.json" "$text" "$ours"; do
-  if [[ ! -e $file ]]; then
-    echo "compare_tokenizer.sh: error: [bench] $file: expected a file, got none" >&2
-    exit 3
-  fi
-done
+need_files "$vocabulary/tokenizer.json" "$text" "$ours"
+need_count -r "$rounds"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -44,8 +37,8 @@ venv=${PEER_VENV:-$work/venv}
 "$venv/bin/python" -c "import tokenizers; assert tokenizers.__version__ == '$peer_version'" \
   2> /dev/null || "$venv/bin/pip" install --quiet "tokenizers==$peer_version" >&2
 
-# Prints "peer TEST MB/s TOKENS/s HASH". Everything is encoded once before each test, which fills the
-# peer's cache of words.
+# Prints "peer TEST MB/s TOKENS/s HASH". Everything is encoded once before each test, which fills
+# the peer's cache of words.
 cat > "$work/peer.py" << 'PYTHON'
 import array, hashlib, sys, time
 from tokenizers import Tokenizer
@@ -95,7 +88,8 @@ run_peer() {
 # Of the columns of the CSV: name, bytes a second, items a second, label.
 run_ours() {
   QIANWEN_BENCH_TOKENIZER=$vocabulary QIANWEN_BENCH_TEXT=$text taskset -c "$core" "$ours" \
-    --benchmark_filter='^BM_File' --benchmark_min_time=0.5 --benchmark_format=csv 2> "$work/ours.log" |
+    --benchmark_filter='^BM_File' --benchmark_min_time=0.5 --benchmark_format=csv \
+    2> "$work/ours.log" |
     awk -F, '
       { gsub(/"/, "") }
       $1 == "name" { for (i = 1; i <= NF; ++i) column[$i] = i }
@@ -117,10 +111,9 @@ for ((round = 0; round < rounds; ++round)); do
   echo "round $((round + 1)) of $rounds done" >&2
 done
 
-median() { # WHO TEST COLUMN
+median_of() { # WHO TEST COLUMN
   awk -v who="$1" -v test="$2" -v column="$3" '$1 == who && $2 == test { print $column }' \
-    "$work/results" | sort -g |
-    awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+    "$work/results" | median
 }
 
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
@@ -131,8 +124,9 @@ echo "| test | qianwen, MB/s | Mtok/s | tokenizers, MB/s | Mtok/s | ratio | ids 
 echo "|---|---|---|---|---|---|---|"
 for test in document messages decode; do
   hashes=$(awk -v test="$test" '$2 == test { print $5 }' "$work/results" | sort -u | wc -l)
-  awk -v test="$test" -v a="$(median ours "$test" 3)" -v b="$(median peer "$test" 3)" \
-    -v ta="$(median ours "$test" 4)" -v tb="$(median peer "$test" 4)" -v hashes="$hashes" 'BEGIN {
+  awk -v test="$test" -v hashes="$hashes" \
+    -v a="$(median_of ours "$test" 3)" -v b="$(median_of peer "$test" 3)" \
+    -v ta="$(median_of ours "$test" 4)" -v tb="$(median_of peer "$test" 4)" 'BEGIN {
       printf "| %s | %.1f | %.2f | %.2f | %.2f | %.1f | %s |\n", test, a, ta / 1e6, b, tb / 1e6,
              a / b, test == "decode" ? "-" : hashes == 1 ? "equal" : "DIFFERENT"
     }'

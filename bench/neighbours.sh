@@ -4,16 +4,13 @@
 #
 #   bench/neighbours.sh [-t THREADS] [-r ROUNDS] [-n TOKENS] MODEL.gguf [PEER_BINARY_DIR]
 #
-# A neighbour is a process of its own scheduling group that does nothing but count, held to one core:
-# the first to the last core of this process, the second to the one before. PEER_BINARY_DIR holds a
-# llama-bench that is measured in the same rounds. QIANWEN names our program (default: the release
-# build).
+# A neighbour is a process of its own scheduling group that does nothing but count, held to one
+# core: the first to the last core that this process may use, the second to the one before.
+# PEER_BINARY_DIR holds a llama-bench that is measured in the same rounds. QIANWEN names our program
+# (default: the release build).
 set -euo pipefail
 
-usage() {
-  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
-  exit 2
-}
+. "$(dirname "$0")/common.sh"
 
 threads=$(nproc) rounds=5 tokens=64
 while getopts t:r:n: flag; do
@@ -28,12 +25,10 @@ shift $((OPTIND - 1))
 [[ $# -eq 1 || $# -eq 2 ]] || usage
 model=$1 peer=${2:+$2/llama-bench}
 ours=${QIANWEN:-$(dirname "$0")/../build/release/qianwen}
-for file in "$ours" "$model" ${peer:+"$peer"}; do
-  if [[ ! -e $file ]]; then
-    echo "neighbours.sh: error: [bench] $file: expected a file, got none" >&2
-    exit 3
-  fi
-done
+need_files "$ours" "$model" ${peer:+"$peer"}
+need_count -t "$threads"
+need_count -r "$rounds"
+need_count -n "$tokens"
 
 work=$(mktemp -d)
 spinning=()
@@ -47,11 +42,17 @@ stop_neighbours() {
 }
 trap 'stop_neighbours; rm -rf "$work"' EXIT
 
-cores=$(nproc --all)
+# The cores that this process may use, one a line.
+mapfile -t cores < <(taskset -cp $$ | sed 's/.*: //; s/,/\n/g' |
+  awk -F- '{ for (i = $1; i <= (NF > 1 ? $2 : $1); ++i) print i }')
+if ((${#cores[@]} < 2)); then
+  echo "neighbours.sh: error: [bench] cores: expected at least two, got one" >&2
+  exit 3
+fi
 start_neighbours() { # COUNT
   local i
   for ((i = 0; i < $1; ++i)); do
-    setsid taskset -c $((cores - 1 - i)) bash -c 'while :; do :; done' &
+    setsid taskset -c "${cores[-1 - i]}" bash -c 'while :; do :; done' &
     spinning+=($!)
   done
 }
@@ -75,15 +76,16 @@ for ((round = 0; round < rounds; ++round)); do
   echo "round $((round + 1)) of $rounds done" >&2
 done
 
-median() { # WHO COUNT
-  awk -v who="$1" -v count="$2" '$1 == who && $2 == count { print $3 }' "$work/results" | sort -g |
-    awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+median_of() { # WHO COUNT
+  awk -v who="$1" -v count="$2" '$1 == who && $2 == count { print $3 }' "$work/results" | median
 }
 
 echo "| program | alone, tok/s | one neighbour | left | two neighbours | left |"
 echo "|---|---|---|---|---|---|"
 for who in ours ${peer:+peer}; do
-  awk -v who="$who" -v a="$(median $who 0)" -v b="$(median $who 1)" -v c="$(median $who 2)" 'BEGIN {
-    printf "| %s | %.1f | %.1f | %.0f %% | %.1f | %.0f %% |\n", who, a, b, 100 * b / a, c, 100 * c / a
+  a=$(median_of $who 0) b=$(median_of $who 1) c=$(median_of $who 2)
+  awk -v who="$who" -v a="$a" -v b="$b" -v c="$c" 'BEGIN {
+    row = "| %s | %.1f | %.1f | %.0f %% | %.1f | %.0f %% |\n"
+    printf row, who, a, b, 100 * b / a, c, 100 * c / a
   }'
 done

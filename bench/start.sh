@@ -8,10 +8,7 @@
 # beside the model, as large as its weights.
 set -euo pipefail
 
-usage() {
-  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
-  exit 2
-}
+. "$(dirname "$0")/common.sh"
 
 rounds=5 context=4096
 while getopts r:c: flag; do
@@ -25,22 +22,20 @@ shift $((OPTIND - 1))
 [[ $# -eq 1 ]] || usage
 model=$1
 ours=${QIANWEN:-$(dirname "$0")/../build/release/qianwen}
-if [[ ! -e $model ]]; then
-  echo "start.sh: error: [bench] $model: expected a model, got none" >&2
-  exit 3
-fi
+need_files "$ours" "$model"
+need_count -r "$rounds"
+need_count -c "$context"
 cache=$(mktemp -d "$(dirname "$model")/packed.XXXXXX")
-trap 'rm -rf "$cache"' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$cache" "$work"' EXIT
 
 first_token() { # FLAGS...: seconds
   local begin end
-  begin=$(date +%s.%N)
-  "$ours" generate "$model" --ids "[1]" --max-new-tokens 1 --ctx "$context" --log-level error "$@" > /dev/null
-  end=$(date +%s.%N)
-  echo "$end - $begin" | bc -l
-}
-median() {
-  sort -g | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+  begin=$(date +%s%N)
+  "$ours" generate "$model" --ids "[1]" --max-new-tokens 1 --ctx "$context" --log-level error \
+    "$@" > /dev/null
+  end=$(date +%s%N)
+  awk -v ns=$((end - begin)) 'BEGIN { print ns / 1e9 }'
 }
 
 find "$model" -type f -exec cat {} + > /dev/null
@@ -48,10 +43,10 @@ first_token > /dev/null
 filling=$(first_token --packed-cache "$cache")
 find "$cache" -type f -exec cat {} + > /dev/null
 for ((i = 0; i < rounds; ++i)); do
-  first_token >> "$cache/plain"
-  first_token --packed-cache "$cache" >> "$cache/mapped"
+  first_token >> "$work/plain"
+  first_token --packed-cache "$cache" >> "$work/mapped"
 done
 bytes=$(find "$model" -type f -printf '%s\n' | awk '{ s += $1 } END { print s }')
 printf '| file | plain, s | filling the cache, s | mapped from the cache, s |\n|---|---|---|---|\n'
-printf '| %.2f GB | %.2f | %.2f | %.2f |\n' "$(echo "$bytes / 10^9" | bc -l)" \
-  "$(median < "$cache/plain")" "$filling" "$(median < "$cache/mapped")"
+printf '| %.2f GB | %.2f | %.2f | %.2f |\n' "$(awk -v b="$bytes" 'BEGIN { print b / 1e9 }')" \
+  "$(median < "$work/plain")" "$filling" "$(median < "$work/mapped")"
