@@ -136,9 +136,9 @@ void LinearPiece::prepare_row(int64_t r) const {
   } else if (form_.form == ActivationForm::kInt8) {
     auto* out = reinterpret_cast<ActBlock*>(rounded_);
     if (few_) {
-      form_.quantize({x, k_, 0, out + r * x_.stride, 1});
+      form_.quantize({x, k_, false, out + r * x_.stride, 1});
     } else {
-      form_.quantize({x, k_, 128, out + r / kTileRows * x_.stride + r % kTileRows, kTileRows});
+      form_.quantize({x, k_, true, out + r / kTileRows * x_.stride + r % kTileRows, kTileRows});
     }
   }
 }

@@ -25,6 +25,7 @@ void relax() noexcept {
 
 // How long a worker spins for the next job before it sleeps in the kernel: longer than the
 // serial gaps between operations of one token, shorter than what a user notices as a busy core.
+// 50 to 100 microseconds on Zen 3, November 2026.
 constexpr int kSpins = 4000;
 
 // What half a share's word can count.

@@ -63,8 +63,9 @@ enum class ActivationForm : uint8_t {
 };
 
 /// 32 activations rounded to 8 bits: x[i] = scale * code(i), scale = max|x| / 127, code rounded to
-/// nearest even. A gemv reads signed codes, row by row; a tile reads code + 128, unsigned, in
-/// groups of kTileRows rows that are interleaved block by block: block b of row r is element
+/// nearest even. A gemv reads signed codes, row by row; a tile reads
+/// code + 128, unsigned (signed codes on ARM, which multiplies signed bytes), in groups of
+/// kTileRows rows that are interleaved block by block: block b of row r is element
 /// ((r / 6) * n_blocks + b) * 6 + r % 6, so that a tile reads one stream.
 struct alignas(64) ActBlock {
   uint8_t codes[kBlock];
@@ -111,7 +112,7 @@ struct GemvArgs {
 ///   kInt8: values, s8 [blocks][8][panels][16][4] (four columns to a lane), or where wide ones are
 ///          multiplied as words s16 [blocks][8][panels][2][16][2] (even columns, odd columns);
 ///          scales and minimums, f32 [blocks][panels][halves][16]; start, i32, likewise:
-///          -128 * sum of the values
+///          minus what is added to codes of x times the sum of the values
 /// Panels past the matrix are zero.
 struct ExpandedChunk {
   alignas(64) uint8_t values[kChunk * kMaxTilePanels * kLanes * 4];
@@ -146,11 +147,11 @@ struct DecodeArgs {
   float* out;
 };
 
-/// Rounds one row of k floats to n_blocks = ceil(k / 32) ActBlocks. offset: 0 (gemv) or 128 (tile).
+/// Rounds one row of k floats to n_blocks = ceil(k / 32) ActBlocks, for a gemv or for a tile.
 struct QuantizeArgs {
   const float* x;
   int64_t k;
-  int32_t offset;
+  bool for_tile;
   ActBlock* out;
   int64_t block_stride;  // elements between blocks of the row
 };

@@ -49,10 +49,11 @@ constexpr int largest_code() {
     largest = L::table[i] > largest ? L::table[i] : largest;
   return largest;
 }
-/// |code - zero|, the zero point being any code where each lane has its own.
+/// |code - zero|. Where each lane has its own, the zero point is at most 2^bits: GPTQ's files hold
+/// it less one.
 template <class L>
 constexpr int largest_value() {
-  const int code = largest_code<L>(), zero = L::kZeroPerLane ? code : L::kZero;
+  const int code = largest_code<L>(), zero = L::kZeroPerLane ? code + 1 : L::kZero;
   return code - zero > zero ? code - zero : zero;
 }
 
@@ -551,7 +552,7 @@ void quantize_row(const QuantizeArgs& args) noexcept {
     out.scaled_sum[1] = out.scale * static_cast<float>(out.sum[1]);
     out.scaled_total = out.scale * static_cast<float>(out.total);
     out.unused = 0;
-    const int32_t offset = args.offset == 0 ? 0 : V::kTileOffset;
+    const int32_t offset = args.for_tile ? V::kTileOffset : 0;
     V::store_low_bytes(out.codes, V::add(first, V::splat_int(offset)));
     V::store_low_bytes(out.codes + kLanes, V::add(second, V::splat_int(offset)));
   }

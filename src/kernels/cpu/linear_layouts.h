@@ -383,8 +383,8 @@ struct LayoutIq4Xs : LayoutBase {
 /// GPTQ and AWQ: a unit is one group; f16 scale, u16 zero.  value = scale * (code - zero)
 template <int kCodeBits>
 struct Group : LayoutBase {
-  static constexpr int kBits = kCodeBits, kUnitBlocks = 0,
-                       kHeader = 64;  // 0: PanelMatrix::unit_blocks
+  static constexpr int kBits = kCodeBits, kHeader = 64;
+  static constexpr int kUnitBlocks = 0;  // PanelMatrix::unit_blocks says it
   static constexpr bool kZeroPerLane = true, kWide = kCodeBits == 8;
   template <class V>
   static typename V::Floats scale(const uint8_t* unit, int64_t, int) {
