@@ -244,8 +244,8 @@ class Backend {
   /// out [rows.size(), n] on the host = h[rows] W^T.
   virtual void logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,
                       float* out);
-  /// Waits until everything asked for is done. Errors: io, when weights that lie in a file of the
-  /// packed cache could not be read.
+  /// Waits until all that was asked for is done, a step or packing a model, and warns of what
+  /// packing met. Errors: io, when weights in a file of the packed cache could not be read.
   virtual void sync() {}
 
   /// The first non-finite value seen since the last call, if any; clears it.

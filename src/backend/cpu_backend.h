@@ -70,7 +70,9 @@ class CpuBackend final : public Backend {
   void logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,
               float* out) override;
   void sync() override {
-    if (context_.store != nullptr) context_.store->check_readable();
+    if (context_.store == nullptr) return;
+    context_.store->report();
+    context_.store->check_readable();
   }
 
   std::optional<NumericFault> take_fault() override { return std::exchange(fault_, std::nullopt); }

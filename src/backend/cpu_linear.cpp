@@ -96,7 +96,7 @@ PackStatus fill_part(const LinearSource& source, const PackPlan& plan, PackedPar
     if (status != PackStatus::kOk) return status;
     const std::span<const uint8_t> panel(first.data(), static_cast<size_t>(first.size()));
     name = store->name_of(source, plan, panel, context.pool);
-    part.stored = store->find(name, plan.bytes());
+    part.stored = store->find(name, plan.bytes(), context.pool);
     if (part.stored != nullptr) {
       part.matrix.data = PackedStore::panels_of(*part.stored);
       return PackStatus::kOk;
@@ -106,7 +106,7 @@ PackStatus fill_part(const LinearSource& source, const PackPlan& plan, PackedPar
   part.matrix.data = part.bytes.data();
   const PackStatus status = pack_all(source, plan, part.bytes.data(), context.pool);
   if (status == PackStatus::kOk && !name.empty())
-    store->put(name, {part.bytes.data(), static_cast<size_t>(part.bytes.size())});
+    store->put(name, {part.bytes.data(), static_cast<size_t>(part.bytes.size())}, context.pool);
   return status;
 }
 

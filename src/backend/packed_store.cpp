@@ -23,29 +23,43 @@ namespace {
 /// What stands before the panels: a line of text that the file must begin with, padded with zeros
 /// to a page, so that panels begin on one.
 constexpr size_t kHeaderBytes = 4096;
-/// What stands behind them, so that a cut shows in the bytes.
-constexpr std::string_view kEnd = "end of weights.\n";
+/// What stands behind them: the hash of all before it, and an end, so that a cut shows in the
+/// bytes of a file that is in use.
+constexpr std::string_view kHash = "hash ", kEnd = "end of weights.\n";
+constexpr size_t kDigits = 32;  // of a hash
+constexpr size_t kTrailerBytes = kHash.size() + kDigits + 1 + kEnd.size();
 constexpr size_t kSecretBytes = 192;
 /// What is this old and was never finished, nobody is writing any more.
 constexpr std::chrono::hours kAbandoned(1);
-/// A thread hashes so much at a time; the name is the hash of these hashes.
-constexpr int64_t kHashBytes = int64_t{512} << 10;
+/// A thread hashes so much at a time.
+constexpr size_t kPieceBytes = size_t{512} << 10;
 
-std::string header_of(const std::string& name, int64_t n_bytes) {
-  std::string header = fmt::format("qianwen packed weights 2\nname {}\nbytes {}\n", name, n_bytes);
+std::string header_of(const std::string& name, size_t n_bytes) {
+  std::string header = fmt::format("qianwen packed weights 3\nname {}\nbytes {}\n", name, n_bytes);
   header.resize(kHeaderBytes);
   return header;
 }
 
+/// What an error says, without the component: here it is always the packed cache.
+std::string_view sentence_of(const Error& error) {
+  const std::string_view message = error.message();
+  const size_t end = message.find("] ");
+  return end == std::string_view::npos ? message : message.substr(end + 2);
+}
+
+using Bytes = std::span<const std::byte>;
+
+void add_pieces(Bytes bytes, std::vector<Bytes>& out) {
+  for (size_t at = 0; at < bytes.size(); at += kPieceBytes)
+    out.push_back(bytes.subspan(at, std::min(kPieceBytes, bytes.size() - at)));
+}
+
 /// The published bytes of a source, piece by piece.
-std::vector<std::span<const std::byte>> pieces_of(const LinearSource& source) {
-  std::vector<std::span<const std::byte>> out;
-  const auto add = [&](std::span<const std::byte> bytes) {
-    for (size_t at = 0; at < bytes.size(); at += size_t{kHashBytes})
-      out.push_back(bytes.subspan(at, std::min(size_t{kHashBytes}, bytes.size() - at)));
-  };
+std::vector<Bytes> pieces_of(const LinearSource& source) {
+  std::vector<Bytes> out;
+  const auto add = [&](Bytes bytes) { add_pieces(bytes, out); };
   if (const auto* groups = std::get_if<std::shared_ptr<const GroupAffine>>(&source.data)) {
-    for (const std::span<const std::byte> tensor : (*groups)->published)
+    for (const Bytes tensor : (*groups)->published)
       add(tensor);
     add(std::as_bytes(std::span((*groups)->group_of)));
   } else if (const auto* blocks = std::get_if<BlockRows>(&source.data)) {
@@ -57,13 +71,51 @@ std::vector<std::span<const std::byte>> pieces_of(const LinearSource& source) {
   return out;
 }
 
-std::vector<std::byte> secret_of(const std::string& directory) {
-  const std::string path = directory + "/secret";
+/// The hash of the hashes of pieces, which all threads compute.
+std::string hash_of(std::span<const Bytes> pieces, Bytes secret, ThreadPool& pool) {
+  const auto hash = [&](const void* bytes, size_t n) {
+    return XXH3_128bits_withSecret(bytes, n, secret.data(), secret.size());
+  };
+  std::vector<XXH128_hash_t> hashes(pieces.size());
+  pool.parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end, int) {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
+      hashes[i] = hash(pieces[i].data(), pieces[i].size());
+  });
+  const XXH128_hash_t all = hash(hashes.data(), hashes.size() * sizeof(XXH128_hash_t));
+  return fmt::format("{:016x}{:016x}", all.high64, all.low64);
+}
+
+std::string trailer_of(Bytes header, Bytes panels, Bytes secret, ThreadPool& pool) {
+  std::vector<Bytes> pieces = {header};
+  add_pieces(panels, pieces);
+  return fmt::format("{}{}\n{}", kHash, hash_of(pieces, secret, pool), kEnd);
+}
+
+/// Errors: corrupt or io, when it is not what was stored under the name.
+void check_entry(const MappedFile& file, const std::string& name, size_t n_bytes, Bytes secret,
+                 ThreadPool& pool) {
+  const auto refuse = [&](std::string_view what, const auto& expected, const auto& got) {
+    fail(ErrorKind::kCorrupt, "packed cache", "{}: expected {}, got {} ({})", what, expected, got,
+         printable(file.path(), 4096));
+  };
+  const std::string header = header_of(name, n_bytes);
+  if (!file.text().starts_with(header))
+    refuse("header", "that of its name and of this version", "another");
+  const size_t size = kHeaderBytes + n_bytes + kTrailerBytes;
+  if (file.bytes().size() != size) refuse("bytes", size, file.bytes().size());
+  file.will_need(file.bytes());
+  const std::string trailer = trailer_of(file.bytes().first(kHeaderBytes),
+                                         file.bytes().subspan(kHeaderBytes, n_bytes), secret, pool);
+  file.check_readable();
+  if (!file.text().ends_with(trailer)) refuse("hash", "that of its weights", "another");
+}
+
+std::vector<std::byte> load_secret(const std::string& path) {
   if (!path_exists(path)) {
     std::vector<std::byte> secret(kSecretBytes);
     if (::getrandom(secret.data(), secret.size(), 0) != static_cast<ssize_t>(secret.size()))
-      fail(ErrorKind::kIo, "packed cache",
-           "secret: expected random bytes from the system, got none");
+      fail(ErrorKind::kIo, "packed cache", "random bytes: expected {} from the system, got fewer",
+           kSecretBytes);
     // Processes that start together get the same one.
     AtomicFile out(path, 0600);
     out.write(secret);
@@ -77,6 +129,15 @@ std::vector<std::byte> secret_of(const std::string& directory) {
   std::vector<std::byte> secret(file->bytes().begin(), file->bytes().end());
   file->check_readable();
   return secret;
+}
+
+std::vector<std::byte> secret_of(const std::string& directory) {
+  try {
+    return load_secret(directory + "/secret");
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kCorrupt) throw;
+    fail(ErrorKind::kIo, "packed cache", "secret {}", sentence_of(error));
+  }
 }
 
 /// Removes what processes left that ended while they wrote.
@@ -95,7 +156,8 @@ void remove_abandoned(const std::string& directory) {
 
 }  // namespace
 
-PackedStore::PackedStore(const std::string& directory) : directory_(directory) {
+PackedStore::PackedStore(const std::string& directory, int64_t packer_version)
+    : directory_(directory), packer_version_(packer_version) {
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   if (error || !std::filesystem::is_directory(directory)) {
@@ -117,73 +179,66 @@ std::string PackedStore::path_of(const std::string& name) const {
 
 std::string PackedStore::name_of(const LinearSource& source, const kernels::PackPlan& plan,
                                  std::span<const uint8_t> first_panel, ThreadPool& pool) const {
-  const auto hash = [&](const void* bytes, size_t n) {
-    return XXH3_128bits_withSecret(bytes, n, secret_.data(), secret_.size());
-  };
-  const std::vector<std::span<const std::byte>> pieces = pieces_of(source);
-  std::vector<XXH128_hash_t> hashes(pieces.size() + 2);
-  pool.parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end, int) {
-    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
-      hashes[i] = hash(pieces[i].data(), pieces[i].size());
-  });
-  const std::array<int64_t, 7> shape = {source.n,
+  std::vector<Bytes> pieces = pieces_of(source);
+  const std::array<int64_t, 8> shape = {packer_version_,
+                                        source.n,
                                         source.k,
                                         source.row_begin,
                                         static_cast<int64_t>(plan.layout),
                                         plan.matrix.panel_bytes,
                                         plan.matrix.n_panels,
                                         plan.matrix.unit_bytes};
-  hashes[pieces.size()] = hash(shape.data(), sizeof shape);
-  hashes[pieces.size() + 1] = hash(first_panel.data(), first_panel.size());
-  const XXH128_hash_t all = hash(hashes.data(), hashes.size() * sizeof(XXH128_hash_t));
-  return fmt::format("{:016x}{:016x}", all.high64, all.low64);
+  pieces.push_back(std::as_bytes(std::span(shape)));
+  pieces.push_back(std::as_bytes(first_panel));
+  return hash_of(pieces, secret_, pool);
 }
 
 const uint8_t* PackedStore::panels_of(const MappedFile& file) {
   return reinterpret_cast<const uint8_t*>(file.bytes().data()) + kHeaderBytes;
 }
 
-/// Null where there is none, or none that can be opened.
-std::shared_ptr<const MappedFile> PackedStore::open(const std::string& path) {
-  try {
-    return path_exists(path) ? MappedFile::open_and_close(path) : nullptr;
-  } catch (const Error& error) {
-    if (std::exchange(can_read_, false))
-      logger().warn("packed cache: {}; packing what cannot be read", error.message());
-    return nullptr;
-  }
-}
-
-std::shared_ptr<const MappedFile> PackedStore::find(const std::string& name, int64_t n_bytes) {
+std::shared_ptr<const MappedFile> PackedStore::find(const std::string& name, int64_t n_bytes,
+                                                    ThreadPool& pool) {
   const std::string path = path_of(name);
-  const std::shared_ptr<const MappedFile> file = open(path);
-  if (file == nullptr) return nullptr;
-  const std::string header = header_of(name, n_bytes);
-  if (file->bytes().size() != header.size() + static_cast<size_t>(n_bytes) + kEnd.size() ||
-      !file->text().starts_with(header) || !file->text().ends_with(kEnd)) {
-    logger().warn("packed cache: {} is not what its name says; packing again",
-                  printable(path, 4096));
+  std::shared_ptr<const MappedFile> file;
+  try {
+    if (!path_exists(path)) return nullptr;
+    ++n_met_;
+    file = MappedFile::open_and_close(path);
+    check_entry(*file, name, static_cast<size_t>(n_bytes), secret_, pool);
+  } catch (const Error& error) {
+    if (n_refused_++ == 0) first_refusal_ = sentence_of(error);
     return nullptr;
   }
-  file->will_need(file->bytes());
   std::erase_if(in_use_, [](const auto& each) { return each.expired(); });
   in_use_.push_back(file);
   return file;
 }
 
-void PackedStore::put(const std::string& name, std::span<const uint8_t> panels) {
+void PackedStore::put(const std::string& name, std::span<const uint8_t> panels, ThreadPool& pool) {
   if (!can_write_) return;
   try {
     AtomicFile file(path_of(name));
-    const std::string header = header_of(name, static_cast<int64_t>(panels.size()));
-    file.write(std::as_bytes(std::span(header)));
-    file.write(std::as_bytes(panels));
-    file.write(std::as_bytes(std::span(kEnd)));
+    const std::string header = header_of(name, panels.size());
+    const auto header_bytes = std::as_bytes(std::span(header)), bytes = std::as_bytes(panels);
+    const std::string trailer = trailer_of(header_bytes, bytes, secret_, pool);
+    file.write(header_bytes);
+    file.write(bytes);
+    file.write(std::as_bytes(std::span(trailer)));
     file.commit();
   } catch (const Error& error) {
     can_write_ = false;
-    logger().warn("packed cache: {}; going on without keeping more", error.message());
+    logger().warn("packed cache: {}; going on without keeping more", sentence_of(error));
   }
+}
+
+void PackedStore::report() {
+  if (n_refused_ > 0) {
+    logger().warn(
+        "packed cache: {} of {} files could not be used and {} packed again; the first: {}",
+        n_refused_, n_met_, n_refused_ == 1 ? "was" : "were", first_refusal_);
+  }
+  n_met_ = n_refused_ = 0;
 }
 
 void PackedStore::check_readable() const {

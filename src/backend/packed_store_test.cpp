@@ -1,11 +1,13 @@
 // Weights from the store of packed weights against weights that are packed.
 #include "backend/packed_store.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <array>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <thread>
 
 #include "backend/cpu_linear_packed.h"
@@ -36,6 +38,16 @@ class PackedStoreTest : public testing::Test {
       if (entry.path().extension() == ".packed") out.push_back(entry.path());
     }
     return out;
+  }
+
+  /// Another byte at a place in a file.
+  static void flip(const std::string& path, uint64_t at) {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(static_cast<std::streamoff>(at));
+    const int byte = file.get();
+    file.seekp(static_cast<std::streamoff>(at));
+    file.put(static_cast<char>(byte ^ 1));
+    ASSERT_TRUE(file.good());
   }
 
   const std::string directory_ = testing::TempDir() + "packed_store_" +
@@ -108,6 +120,101 @@ TEST_F(PackedStoreTest, FilesThatAreNotWholeArePackedAgain) {
   std::fstream(path, std::ios::in | std::ios::out | std::ios::binary) << "something else";
   EXPECT_FALSE(is_stored(*pack_cpu_linear({&source, 1}, one)));
   EXPECT_TRUE(is_stored(*pack_cpu_linear({&source, 1}, one)));
+}
+
+// A file is larger than what one thread hashes at a time.
+TEST_F(PackedStoreTest, AFlippedBitAnywhereIsPackedAgain) {
+  const LinearSource source = make_source(q4_k_, 2400, 1024, 7);
+  const std::vector<float> x = make_x(1, source.k, 3);
+  CpuContext plain = make_context(kernels::detect_isa().level, ActivationMode::kAuto),
+             one = context();
+  const std::vector<float> expected = run(*pack_cpu_linear({&source, 1}, plain), x, 1, plain);
+  pack_cpu_linear({&source, 1}, one);
+  const std::string path = files().at(0);
+  const uint64_t size = std::filesystem::file_size(path), panels = 4096, trailer = size - 54;
+  ASSERT_GT(size, 1'300'000u);
+  for (const uint64_t at :
+       {uint64_t{0}, uint64_t{40}, uint64_t{3000}, panels - 1,           // header
+        panels, panels + 700, size / 2, panels + (uint64_t{512} << 10),  // panels
+        trailer - 1, trailer, trailer + 20, size - 17, size - 1}) {
+    flip(path, at);
+    const auto packed = pack_cpu_linear({&source, 1}, one);
+    EXPECT_FALSE(is_stored(*packed)) << at;
+    EXPECT_EQ(run(*packed, x, 1, one), expected) << at;
+    const auto mapped = pack_cpu_linear({&source, 1}, one);
+    EXPECT_TRUE(is_stored(*mapped)) << at;
+    EXPECT_EQ(run(*mapped, x, 1, one), expected) << at;
+  }
+}
+
+TEST_F(PackedStoreTest, ThreadsAndNamesAreInTheHashOfAFileAsTheyAreInItsName) {
+  const std::vector<uint8_t> panels(size_t{3} << 20, 5);
+  const auto n_bytes = static_cast<int64_t>(panels.size());
+  ThreadPool one(1), two(2);
+  PackedStore store(directory_);
+  store.put("a", panels, one);
+  EXPECT_NE(store.find("a", n_bytes, two), nullptr);
+  // The same name, header and panels in a directory with another secret.
+  PackedStore other(directory_ + "/other");
+  std::filesystem::copy_file(directory_ + "/a.packed", directory_ + "/other/a.packed");
+  EXPECT_EQ(other.find("a", n_bytes, one), nullptr);
+  // The panels and hash of another name, under its header and under its own.
+  std::vector<uint8_t> others = panels;
+  others[0] ^= 1;
+  store.put("b", others, one);
+  using std::ios;
+  std::ifstream in(directory_ + "/b.packed", ios::binary);
+  const std::string bytes(std::istreambuf_iterator<char>(in), {});
+  for (const std::streamoff first : {0, 4096}) {
+    std::fstream out(directory_ + "/a.packed", ios::in | ios::out | ios::binary);
+    out.seekp(first);
+    out.write(bytes.data() + first, static_cast<std::streamsize>(bytes.size()) - first);
+    out.close();
+    EXPECT_EQ(store.find("a", n_bytes, one), nullptr) << first;
+    store.put("a", panels, one);
+    EXPECT_NE(store.find("a", n_bytes, one), nullptr);
+  }
+}
+
+TEST_F(PackedStoreTest, WhatAnotherPackerLeftIsPackedAgain) {
+  const LinearSource source = make_source(q4_k_, 64, 512, 7);
+  CpuContext one = context();
+  pack_cpu_linear({&source, 1}, one);
+  one.store = std::make_unique<PackedStore>(directory_, kernels::kPackerVersion + 1);
+  EXPECT_FALSE(is_stored(*pack_cpu_linear({&source, 1}, one)));
+  EXPECT_TRUE(is_stored(*pack_cpu_linear({&source, 1}, one)));
+  EXPECT_EQ(files().size(), 2);
+}
+
+TEST_F(PackedStoreTest, ManyBadFilesAreOneWarning) {
+  const auto pack_all = [&](CpuContext& context) {
+    for (uint64_t seed = 0; seed < 4; ++seed) {
+      const LinearSource source = make_source(q4_k_, 16, 256, seed);
+      pack_cpu_linear({&source, 1}, context);
+    }
+    context.store->report();
+  };
+  const auto warnings = [&] {
+    CpuContext one = context();
+    testing::internal::CaptureStderr();
+    pack_all(one);
+    pack_all(one);
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_EQ(warnings(), "");
+  const std::vector<std::string> paths = files();
+  ASSERT_EQ(paths.size(), 4u);
+  flip(paths[0], 5000);
+  EXPECT_EQ(warnings(),
+            "qianwen: warning: packed cache: 1 of 4 files could not be used and was "
+            "packed again; the first: hash: expected that of its weights, got another (" +
+                paths[0] + ")\n");
+  flip(paths[0], 5);
+  std::filesystem::resize_file(paths[1], 5000);
+  const std::string said = warnings();
+  EXPECT_THAT(said, testing::HasSubstr("2 of 4 files could not be used and were packed again"));
+  EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << said;
+  EXPECT_EQ(warnings(), "");
 }
 
 TEST_F(PackedStoreTest, FilesThatCannotBeReadArePackedAgain) {
@@ -220,7 +327,27 @@ TEST_F(PackedStoreTest, DirectoriesThatCannotBeAreRefusedByName) {
   std::filesystem::remove(directory_);
   PackedStore store(directory_);
   std::filesystem::resize_file(directory_ + "/secret", 7);
-  EXPECT_THROW(PackedStore again(directory_), Error);
+  const auto refusal = [&]() -> std::string {
+    try {
+      PackedStore again(directory_);
+    } catch (const Error& error) {
+      return error.message();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(refusal(),
+            "[packed cache] secret: expected 192 bytes, got 7 (" + directory_ + "/secret)");
+  std::filesystem::remove(directory_ + "/secret");
+  std::filesystem::create_directory(directory_ + "/secret");
+  EXPECT_EQ(refusal(), "[packed cache] secret type: expected a regular file, got a directory (" +
+                           directory_ + "/secret)");
+  // A link to itself stops even a superuser, who may write anywhere.
+  std::filesystem::remove(directory_ + "/secret");
+  std::filesystem::create_symlink("secret", directory_ + "/secret");
+  EXPECT_EQ(refusal(),
+            "[packed cache] secret file: expected to inspect it, got: Too many levels of "
+            "symbolic links (" +
+                directory_ + "/secret)");
 }
 
 }  // namespace

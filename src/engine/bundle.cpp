@@ -203,6 +203,7 @@ std::unique_ptr<LoadedModel> open_model(const std::string& path, const OpenOptio
     loaded->draft_model = Model::load(draft.checkpoint, *loaded->backend, load);
   }
   if (!options.adapters.empty()) loaded->adapter = loaded->model->add_adapters(options.adapters);
+  loaded->backend->sync();
   return loaded;
 }
 

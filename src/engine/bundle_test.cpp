@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "text/tokenizer.h"
@@ -245,6 +246,43 @@ TEST(Bundle, ADraftModelThatDoesNotFitIsRefused) {
   EXPECT_LE(shorter.needed_bytes, options.memory_bytes);
   EXPECT_LT(shorter.ctx, 2048);
   EXPECT_GT(shorter.ctx, 64);
+}
+
+TEST(Bundle, DamagedPackedWeightsAreOneWarningAndTheSameAnswer) {
+  namespace fs = std::filesystem;
+  const std::string directory = testing::TempDir() + "bundle_packed";
+  fs::remove_all(directory);
+  OpenOptions options = quiet();
+  options.engine.ctx = 256;
+  options.backend.packed_cache = directory;
+  std::string said;
+  const auto answer = [&] {
+    testing::internal::CaptureStderr();
+    const auto loaded = open_model(kMini, options);
+    said = testing::internal::GetCapturedStderr();
+    Request request;
+    request.prompt = {1, 2, 3};
+    request.config.max_new_tokens = 8;
+    request.config.do_sample = false;
+    return loaded->make_engine()->generate(request).completions[0].ids;
+  };
+  const std::vector<int32_t> expected = answer();
+  EXPECT_EQ(said, "");
+  size_t n_files = 0;
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory)) {
+    if (entry.path().extension() != ".packed") continue;
+    ++n_files;
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(fs::file_size(entry) / 2));
+    file << "damaged";
+  }
+  ASSERT_GT(n_files, 10u);
+  EXPECT_EQ(answer(), expected);
+  EXPECT_THAT(said, HasSubstr(fmt::format("{0} of {0} files could not be used", n_files)));
+  EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << said;
+  EXPECT_EQ(answer(), expected);
+  EXPECT_EQ(said, "");
+  fs::remove_all(directory);
 }
 
 TEST(Bundle, MemoryIsRefusedBeforeItIsTaken) {

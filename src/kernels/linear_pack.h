@@ -12,6 +12,11 @@
 
 namespace qw::kernels {
 
+/// Raise it with every change by which pack_panels() fills some panel with other bytes than before
+/// (a layout in another order, a mended rounding or edge), sizes alike or not: caches of packed
+/// weights on disk keep what older programs packed, and ask by this number too.
+inline constexpr int64_t kPackerVersion = 1;
+
 /// How a source will be packed.
 struct PackPlan {
   LinearLayout layout = LinearLayout::kRows;
