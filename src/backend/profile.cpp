@@ -1,8 +1,13 @@
 #include "backend/profile.h"
 
+#include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cmath>
+#include <limits>
+#include <numeric>
 #include <string_view>
+#include <vector>
 
 namespace qw {
 
@@ -30,6 +35,26 @@ Profile::Key key_of(std::string_view name) {
 double product_operations(int64_t rows, const LinearWeight& weight) {
   return 2.0 * static_cast<double>(rows) * static_cast<double>(weight.n) *
          static_cast<double>(weight.k);
+}
+
+/// Which experts have a row of a step: the top_k of some row's logits, of equal ones the first.
+std::vector<bool> experts_taken(const float* logits, int64_t rows, const MoeWeights& moe) {
+  const int64_t n_experts = moe.router.weight->n;
+  std::vector<bool> taken(static_cast<size_t>(n_experts), false);
+  std::vector<int32_t> order(static_cast<size_t>(n_experts));
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row = logits + r * n_experts;
+    const auto value = [row](int32_t e) {  // of a step that is lost: no order among NaN
+      return std::isnan(row[e]) ? -std::numeric_limits<float>::infinity() : row[e];
+    };
+    std::iota(order.begin(), order.end(), 0);
+    const auto end = order.begin() + moe.top_k;
+    std::partial_sort(order.begin(), end, order.end(), [&](int32_t a, int32_t b) {
+      return value(a) > value(b) || (value(a) == value(b) && a < b);
+    });
+    std::for_each(order.begin(), end, [&](int32_t e) { taken[static_cast<size_t>(e)] = true; });
+  }
+  return taken;
 }
 
 class ProfiledBackend final : public Backend {
@@ -123,16 +148,35 @@ class ProfiledBackend final : public Backend {
     noted({"silu_mul", -1}, [&] { inner_->silu_mul(gate_up); });
   }
   void moe_ffn(const Rows& h, const MoeWeights& moe, const Rows& y, float* router_logits) override {
+    router_logits_.resize(static_cast<size_t>(h.rows * moe.router.weight->n));
+    float* const logits = router_logits != nullptr ? router_logits : router_logits_.data();
     OpRecord& record = noted({"moe_ffn", key_of(moe.router.name).second},
-                             [&] { inner_->moe_ffn(h, moe, y, router_logits); });
-    const double routed = static_cast<double>(h.rows) * moe.top_k;
-    record.operations += routed * (product_operations(1, *moe.gate_up.front().weight) +
-                                   product_operations(1, *moe.down.front().weight));
-    record.operations += product_operations(h.rows, *moe.router.weight);
-    if (moe.shared_down.weight != nullptr) {
-      record.operations += product_operations(h.rows, *moe.shared_gate_up.weight) +
-                           product_operations(h.rows, *moe.shared_down.weight);
+                             [&] { inner_->moe_ffn(h, moe, y, logits); });
+    const auto read = [&](const Linear& layer) {
+      record.bytes += static_cast<double>(layer.weight->read_bytes);
+    };
+    const auto multiplied = [&](const Linear& layer, int64_t rows) {
+      record.operations += product_operations(rows, *layer.weight);
+    };
+    const std::vector<bool> taken = experts_taken(logits, h.rows, moe);
+    for (size_t e = 0; e < taken.size(); ++e) {
+      if (!taken[e]) continue;
+      read(moe.gate_up[e]);
+      read(moe.down[e]);
     }
+    multiplied(moe.gate_up.front(), h.rows * moe.top_k);
+    multiplied(moe.down.front(), h.rows * moe.top_k);
+    for (const Linear* layer :
+         {&moe.router, &moe.shared_gate, &moe.shared_gate_up, &moe.shared_down}) {
+      if (layer->weight == nullptr) continue;  // no shared expert
+      read(*layer);
+      multiplied(*layer, h.rows);
+    }
+    // That of the experts, which do nearly all of it: what the router and the gate of the shared
+    // expert multiply is a few rows.
+    record.kernel = moe.gate_up.front().weight->kernel;
+    const std::string& down = moe.down.front().weight->kernel;
+    if (record.kernel.find(down) == std::string::npos) record.kernel += " + " + down;
   }
   void logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,
               float* out) override {
@@ -163,6 +207,7 @@ class ProfiledBackend final : public Backend {
 
   std::unique_ptr<Backend> inner_;
   Profile& profile_;
+  std::vector<float> router_logits_;
   const BatchPlan* plan_ = nullptr;
 };
 

@@ -19,9 +19,10 @@ namespace qw {
 struct OpRecord {
   int64_t calls = 0;
   double seconds = 0;
-  double bytes = 0;       // that must be read: weights, keys and values; 0: only activations
+  double bytes = 0;       // that must be read: weights (of a mixture's experts, those that a row
+                          // of the step was routed to), keys and values; 0: only activations
   double operations = 0;  // 2 per multiply-add of products; 0: none worth counting
-  std::string kernel;     // linear layers: what ran
+  std::string kernel;     // products with weights: what ran; a mixture: that of its experts
 };
 
 /// Records by (operation, layer); layer -1: the operation stands outside the layers. Linear layers

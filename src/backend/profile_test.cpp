@@ -98,5 +98,91 @@ TEST(Profile, AttentionCountsVisibleKeysAndTheirBytes) {
   }
 }
 
+/// A matrix [n, k] with these values.
+LinearSource matrix(int64_t n, int64_t k, const std::string& name, std::vector<float> values) {
+  LinearSource out = ones(n, k, name);
+  auto owner = std::make_shared<std::vector<float>>(std::move(values));
+  out.data = DenseRows{DType::kF32, reinterpret_cast<const std::byte*>(owner->data()), 4 * k};
+  out.owner = owner;
+  return out;
+}
+
+/// Expert e is best for rows of unit vector e, and expert e + 1 second.
+MoeWeights mixture(Backend& backend, int64_t n_experts, int64_t hidden, int64_t inter,
+                   bool shared) {
+  const auto packed = [&](const LinearSource& source) {
+    Linear out;
+    out.name = "layers.4." + source.name;
+    out.weight = backend.pack_linear({&source, 1});
+    return out;
+  };
+  std::vector<float> router(static_cast<size_t>(n_experts * hidden), 0.0F);
+  for (int64_t e = 0; e < n_experts; ++e) {
+    router[static_cast<size_t>(e * hidden + e)] = 2;
+    router[static_cast<size_t>((e + 1) % n_experts * hidden + e)] = 1;
+  }
+  MoeWeights moe;
+  moe.top_k = 2;
+  moe.router = packed(matrix(n_experts, hidden, "router", router));
+  for (int64_t e = 0; e < n_experts; ++e) {
+    moe.gate_up.push_back(packed(ones(2 * inter, hidden, "gate_up")));
+    moe.down.push_back(packed(ones(hidden, inter, "down")));
+  }
+  if (shared) {
+    moe.shared_gate = packed(ones(1, hidden, "shared_gate"));
+    moe.shared_gate_up = packed(ones(4 * inter, hidden, "shared_gate_up"));
+    moe.shared_down = packed(ones(hidden, 2 * inter, "shared_down"));
+  }
+  return moe;
+}
+
+TEST(Profile, AMixtureCountsTheExpertsThatRowsWereRoutedTo) {
+  constexpr int64_t kExperts = 6, kHidden = 32, kInter = 16;
+  for (const bool shared : {false, true}) {
+    Profile profile;
+    BackendOptions options;
+    options.n_threads = 1;
+    options.profile = &profile;
+    const auto backend = make_backend("cpu", options);
+    const MoeWeights moe = mixture(*backend, kExperts, kHidden, kInter, shared);
+    double always = static_cast<double>(moe.router.weight->read_bytes),
+           always_operations = 2.0 * kHidden * kExperts;
+    if (shared) {
+      for (const Linear* layer : {&moe.shared_gate, &moe.shared_gate_up, &moe.shared_down})
+        always += static_cast<double>(layer->weight->read_bytes);
+      always_operations += 2.0 * kHidden * (1 + 6 * kInter);
+    }
+    const auto per_expert =
+        static_cast<double>(moe.gate_up[0].weight->read_bytes + moe.down[0].weight->read_bytes);
+    // Rows by their best expert, and how many experts these and the next ones are.
+    for (const auto& [rows, n_taken] : std::vector<std::pair<std::vector<int64_t>, int>>{
+             {{4}, 2}, {{5}, 2}, {{1, 1, 1}, 2}, {{0, 1}, 3}, {{0, 1, 2, 3, 4, 5}, 6}}) {
+      SCOPED_TRACE(testing::PrintToString(rows));
+      const auto n = static_cast<int64_t>(rows.size());
+      std::vector<float> values(static_cast<size_t>(n * kHidden), 0.0F);
+      for (int64_t r = 0; r < n; ++r)
+        values[static_cast<size_t>(r * kHidden + rows[static_cast<size_t>(r)])] = 1;
+      const auto h = backend->allocate(n, kHidden), y = backend->allocate(n, kHidden);
+      backend->upload_rows(values.data(), h->view);
+      profile.clear();
+      backend->moe_ffn(h->view, moe, y->view, nullptr);
+      const OpRecord& record = profile.at("moe_ffn", 4);
+      EXPECT_EQ(record.calls, 1);
+      EXPECT_EQ(record.bytes, always + n_taken * per_expert);
+      EXPECT_EQ(record.operations,
+                static_cast<double>(n) * (always_operations + 2 * 2.0 * kHidden * 3 * kInter));
+      EXPECT_EQ(record.kernel, moe.gate_up[0].weight->kernel);
+    }
+    // Who asks for the router's logits gets them.
+    std::vector<float> values(kHidden, 0.0F), logits(kExperts, -1.0F);
+    values[2] = 1;
+    const auto h = backend->allocate(1, kHidden), y = backend->allocate(1, kHidden);
+    backend->upload_rows(values.data(), h->view);
+    backend->moe_ffn(h->view, moe, y->view, logits.data());
+    EXPECT_EQ(logits, (std::vector<float>{0, 0, 2, 1, 0, 0}));
+    EXPECT_EQ(profile.records().size(), 1u);
+  }
+}
+
 }  // namespace
 }  // namespace qw
