@@ -48,6 +48,7 @@ RequestResult ChatSession::answer(const std::function<void(std::string_view)>& o
   total_.n_prompt += result.timings.n_prompt;
   total_.n_cached += result.timings.n_cached;
   total_.n_generated += result.timings.n_generated;
+  total_.n_decoded += result.timings.n_decoded;
   total_.n_drafted += result.timings.n_drafted;
   total_.n_accepted += result.timings.n_accepted;
   total_.prefill_s += result.timings.prefill_s;

@@ -51,7 +51,7 @@ ordered_json timings_json(const Timings& timings) {
           {"decode_s", timings.decode_s},
           {"prefill_tokens_per_second",
            per_second(timings.n_prompt - timings.n_cached, timings.prefill_s)},
-          {"decode_tokens_per_second", per_second(timings.n_generated - 1, timings.decode_s)}};
+          {"decode_tokens_per_second", per_second(timings.n_decoded, timings.decode_s)}};
 }
 
 ordered_json completion_json(const Completion& completion, const Tokenizer* tokenizer) {
@@ -80,8 +80,8 @@ std::string timings_text(const Timings& timings) {
           : fmt::format(", {} of {} guesses right", timings.n_accepted, timings.n_drafted);
   return fmt::format("{} prompt tokens{}, {} generated{}{}", timings.n_prompt,
                      speed(per_second(timings.n_prompt - timings.n_cached, timings.prefill_s)),
-                     timings.n_generated,
-                     speed(per_second(timings.n_generated - 1, timings.decode_s)), guesses);
+                     timings.n_generated, speed(per_second(timings.n_decoded, timings.decode_s)),
+                     guesses);
 }
 
 }  // namespace qw::app

@@ -73,8 +73,10 @@ struct Completion {
 };
 
 struct Timings {
+  /// Until the first step; from there until the first token is chosen (of every beam); the rest.
   double queue_s = 0, prefill_s = 0, decode_s = 0;
   int64_t n_prompt = 0, n_generated = 0;  // tokens
+  int64_t n_decoded = 0;                  // of n_generated, those after the first of each answer
   int64_t n_cached = 0;                   // of n_prompt, those that were in the KV cache already
   int64_t n_drafted = 0, n_accepted = 0;  // guessed ahead, and of these proved right
 };

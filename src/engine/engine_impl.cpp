@@ -261,6 +261,10 @@ void Engine::Impl::advance(ActiveRequest& active, Decoder& decoder,
   }
   const Decoder::Guesses before = decoder.guesses();
   decoder.advance(pointers, *this);
+  if (!active.is_prefilled) {  // not with the first token event: beams give none before their end
+    active.is_prefilled = true;
+    active.prefilled = ActiveRequest::Clock::now();
+  }
   const Decoder::Guesses after = decoder.guesses();
   speculation_.note_outcome(seqs[0], after.n_drafted - before.n_drafted,
                             after.n_accepted - before.n_accepted);
@@ -350,16 +354,18 @@ void Engine::Impl::retire_finished() {
     Timings& timings = active.result.timings;
     const auto now = ActiveRequest::Clock::now();
     const auto started = active.has_started ? active.started : now;
-    const auto first = active.has_token ? active.first_token : now;
+    const auto prefilled = active.is_prefilled ? active.prefilled : now;
     timings.queue_s = seconds(started - active.submitted);
-    timings.prefill_s = seconds(first - started);
-    timings.decode_s = seconds(now - first);
+    timings.prefill_s = seconds(prefilled - started);
+    timings.decode_s = seconds(now - prefilled);
     for (auto& decoder : active.decoders) {
       const Decoder::Guesses guesses = decoder->guesses();
       timings.n_drafted += guesses.n_drafted;
       timings.n_accepted += guesses.n_accepted;
       for (Completion& completion : decoder->take_completions()) {
-        timings.n_generated += static_cast<int64_t>(completion.ids.size());
+        const auto n_ids = static_cast<int64_t>(completion.ids.size());
+        timings.n_generated += n_ids;
+        timings.n_decoded += std::max<int64_t>(n_ids - 1, 0);
         active.result.completions[static_cast<size_t>(completion.index)] = std::move(completion);
       }
     }
@@ -374,11 +380,6 @@ void Engine::Impl::retire_finished() {
 
 void Engine::Impl::token(RequestId request, int index, int32_t id, std::string text,
                          std::optional<TokenLogprobs> logprobs) {
-  ActiveRequest& active = *active_.at(request);
-  if (!active.has_token) {
-    active.has_token = true;
-    active.first_token = ActiveRequest::Clock::now();
-  }
   events_.push_back(
       {Event::Kind::kToken, request, index, id, std::move(text), std::move(logprobs), nullptr});
 }

@@ -28,8 +28,8 @@ struct ActiveRequest {
   std::vector<std::unique_ptr<Decoder>> decoders;
   SeqId prompt_seq = -1;  // yields the prompt's log-probabilities
   RequestResult result;
-  Clock::time_point submitted, started, first_token;
-  bool has_started = false, has_token = false, cancelled = false;
+  Clock::time_point submitted, started, prefilled;  // prefilled: the first choice made
+  bool has_started = false, is_prefilled = false, cancelled = false;
   /// Rows of lock-step sequences whose mates have none yet.
   std::unordered_map<SeqId, std::vector<float>> held_rows;
   int64_t working_bytes = 0;  // beyond what every request needs (EngineOptions::spare_bytes)

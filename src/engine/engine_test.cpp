@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <map>
+#include <thread>
 
 #include "engine/fake_model.h"
 #include "engine/perplexity.h"
@@ -422,6 +424,41 @@ TEST(Engine, PerplexityScoresEveryTokenOnce) {
             95);  // the first of each window is context
   options.window = 33;
   EXPECT_THROW(compute_perplexity(engine, ids, options), Error);
+}
+
+/// Every step takes at least kStep.
+class SlowModel : public FakeModel {
+ public:
+  static constexpr std::chrono::milliseconds kStep{2};
+  void forward(const BatchPlan& plan, KvCache& cache, float* logits,
+               ForwardObserver* observer) override {
+    std::this_thread::sleep_for(kStep);
+    FakeModel::forward(plan, cache, logits, observer);
+  }
+};
+
+TEST(Engine, TimesEndThePrefillWithItsLastStepForBeamsToo) {
+  using Seconds = std::chrono::duration<double>;
+  constexpr int64_t kChunks = 3, kNew = 8;
+  const double step = Seconds(SlowModel::kStep).count();
+  for (const int64_t beams : {1, 3}) {
+    SCOPED_TRACE(beams);
+    SlowModel model;
+    Engine engine(model, nullptr, small());
+    Request request = request_of(16 * kChunks - 5, 3, kNew, 2);
+    request.config.do_sample = beams == 1;
+    request.config.num_beams = beams;
+    request.config.eos_token_id = {};
+    const auto start = std::chrono::steady_clock::now();
+    const RequestResult result = engine.generate(request);
+    const double total = Seconds(std::chrono::steady_clock::now() - start).count();
+    const Timings& timings = result.timings;
+    EXPECT_GE(timings.prefill_s, kChunks * step);
+    EXPECT_GE(timings.decode_s, (kNew - 1) * step);
+    EXPECT_LE(timings.queue_s + timings.prefill_s + timings.decode_s, total);
+    EXPECT_EQ(timings.n_generated, 2 * kNew);
+    EXPECT_EQ(timings.n_decoded, 2 * (kNew - 1)) << "the first of each came with the prompt";
+  }
 }
 
 }  // namespace
