@@ -52,7 +52,7 @@ MemoryPlan make_plan(const std::string& path, const OpenOptions& open) {
   const ModelConfig config = ModelConfig::from_checkpoint(*files.checkpoint);
   ModelFiles draft;
   if (!open.draft_model.empty()) {
-    draft = open_files(open.draft_model, true);
+    draft = open_draft_files(open.draft_model);
     check_draft_vocabulary(draft, ModelConfig::from_checkpoint(*draft.checkpoint), files, config);
   }
   const auto backend = make_backend(open.device, open.backend);

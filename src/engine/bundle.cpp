@@ -109,13 +109,6 @@ void check_generation(const ModelFiles& files, const ModelConfig& config,
   }
 }
 
-/// Its generation defaults and template are nobody's concern, what they warn of either.
-ModelFiles open_draft_files(const OpenOptions& options) {
-  ModelFiles files = open_files(options.draft_model);
-  check_vocabulary(files, ModelConfig::from_checkpoint(*files.checkpoint));
-  return files;
-}
-
 void warn_about_context(const MemoryPlan& plan, const OpenOptions& options) {
   if (options.engine.ctx == 0 && plan.ctx < plan.trained_ctx) {
     warn(options, fmt::format("context: {} tokens, the largest that fits the memory ({} MiB "
@@ -173,8 +166,11 @@ std::unique_ptr<LoadedModel> open_model(const std::string& path, const OpenOptio
   check_generation(*loaded, config, options);
   ModelFiles draft;
   if (!options.draft_model.empty()) {
-    draft = open_draft_files(options);
-    check_draft_vocabulary(draft, ModelConfig::from_checkpoint(*draft.checkpoint), *loaded, config);
+    // Its generation defaults and template are nobody's concern, what they warn of either.
+    draft = open_draft_files(options.draft_model);
+    const ModelConfig draft_config = ModelConfig::from_checkpoint(*draft.checkpoint);
+    check_vocabulary(draft, draft_config);
+    check_draft_vocabulary(draft, draft_config, *loaded, config);
   }
   loaded->backend = make_backend(options.device, options.backend);
   loaded->plan = plan_memory(*loaded->checkpoint, config, *loaded->backend, options,

@@ -107,6 +107,10 @@ struct ModelFiles {
 /// Errors: not_found, corrupt, unsupported, io.
 ModelFiles open_files(const std::string& path, bool weights_required = true);
 
+/// open_files for a model that guesses ahead: its errors say that it is the draft model's files
+/// that are meant.
+ModelFiles open_draft_files(const std::string& path);
+
 /// Whether one model can guess what another says: their ids mean the same, up to padding behind the
 /// tokenizer's. Errors: invalid_argument, naming both checkpoints and the first difference.
 void check_draft_vocabulary(const ModelFiles& draft, const ModelConfig& draft_config,

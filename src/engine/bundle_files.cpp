@@ -195,6 +195,17 @@ ModelFiles open_files(const std::string& path, bool weights_required) {
   return files;
 }
 
+ModelFiles open_draft_files(const std::string& path) {
+  try {
+    return open_files(path);
+  } catch (const Error& error) {
+    const std::string& message = error.message();  // "[component] what: ..."
+    const size_t end = message.starts_with('[') ? message.find("] ") : std::string::npos;
+    throw Error(error.kind(),
+                "[draft model] " + (end == std::string::npos ? message : message.substr(end + 2)));
+  }
+}
+
 void check_draft_vocabulary(const ModelFiles& draft, const ModelConfig& draft_config,
                             const ModelFiles& answering, const ModelConfig& answering_config) {
   const auto refuse = [&](std::string_view what, const auto& expected, const auto& got) {

@@ -166,6 +166,20 @@ TEST(Bundle, ADraftModelOfAnotherVocabularyIsRefused) {
   EXPECT_EQ(refusal_of_draft(goldens + "sliding-window", moe), "no error");
 }
 
+TEST(Bundle, ErrorsOfADraftModelsFilesSayWhoseTheyAre) {
+  OpenOptions options = quiet();
+  options.draft_model = "/no/such/draft";
+  try {
+    open_model(kMini, options);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kNotFound);
+    EXPECT_EQ(error.message(),
+              "[draft model] model: expected a directory or a weight file, got no such path "
+              "(/no/such/draft)");
+  }
+}
+
 /// A tokenizer of the given tokens beside a config of `vocab` rows.
 struct Vocabulary {
   Vocabulary(const std::string& path, std::vector<std::string> tokens, int64_t vocab) {
