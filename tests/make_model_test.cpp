@@ -48,6 +48,22 @@ TEST(MakeModelOptions, UnknownOnesAreRefused) {
   }
 }
 
+TEST(MakeModelOptions, WrongUsageIsOneSentence) {
+  for (const auto& [args, part] : std::vector<std::pair<std::vector<std::string>, std::string>>{
+           {{}, "--output"}, {{"--output", "x", "--layers", "many"}, "--layers"}}) {
+    const Ran ran = run_program(QIANWEN_MAKE_MODEL, args);
+    EXPECT_EQ(ran.code, exit_code(ErrorKind::kInvalidArgument));
+    EXPECT_EQ(ran.out, "");
+    EXPECT_EQ(std::ranges::count(ran.err, '\n'), 1) << ran.err;
+    EXPECT_TRUE(ran.err.starts_with("make_model: error: [command line] arguments: expected "))
+        << ran.err;
+    EXPECT_NE(ran.err.find(part), std::string::npos) << ran.err;
+  }
+  const Ran help = run_program(QIANWEN_MAKE_MODEL, {"--help"});
+  EXPECT_EQ(help.code, 0);
+  EXPECT_NE(help.out.find("--output"), std::string::npos);
+}
+
 }  // namespace
 
 }  // namespace qw::test

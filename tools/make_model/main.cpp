@@ -8,6 +8,7 @@
 // disk needs.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <string>
 
 #include "base/error.h"
 #include "make_model/makers.h"
@@ -21,6 +22,11 @@ void run(const Options& options) {
   if (options.layers > 0) shape.n_layers = options.layers;
   if (options.vocab > 0) shape.vocab = options.vocab;
   is_directory_format(options.format) ? make_directory(options, shape) : make_gguf(options, shape);
+}
+
+int report(qw::ErrorKind kind, const std::string& message) {
+  std::fprintf(stderr, "make_model: error: %s\n", message.c_str());
+  return qw::exit_code(kind);
 }
 
 }  // namespace
@@ -41,14 +47,19 @@ int main(int argc, char** argv) {
   app.add_option("--seed", options.seed, "Seed")->capture_default_str();
   app.add_option("--group-size", options.group_size, "Columns per group for GPTQ and AWQ")
       ->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
   try {
+    app.parse(argc, argv);
     run(options);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    return report(qw::ErrorKind::kInvalidArgument,
+                  "[command line] arguments: expected those of make_model --help, got: " +
+                      qw::printable(error.what(), 400));
   } catch (const qw::Error& error) {
-    std::fprintf(stderr, "make_model: error: %s\n", error.message().c_str());
-    return qw::exit_code(error.kind());
+    return report(error.kind(), error.message());
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "make_model: error: %s\n", error.what());
-    return 1;
+    return report(qw::ErrorKind::kInternal,
+                  std::string("[internal] program: expected no unforeseen error, got: ") +
+                      qw::printable(error.what(), 400));
   }
 }
