@@ -470,6 +470,16 @@ TEST_F(Cli, InterruptEndsMeasuring) {
   }
 }
 
+TEST_F(Cli, InfoNamesOnlyUnitsThatThereAre) {
+  const Ran ran = qianwen({"info", "--isa", "generic"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  for (const char* line : {"\nread  ", "\nint8 dot  ", "\nf32 FMA  "})
+    EXPECT_THAT(ran.out, HasSubstr(line));
+  EXPECT_THAT(ran.out, testing::Not(HasSubstr("bf16 dot")));
+  const json machine = json::parse(qianwen({"info", "--isa", "generic", "--json"}).out)["machine"];
+  EXPECT_EQ(machine["limits"]["bf16_gflop_per_second"], 0) << "programs find every field";
+}
+
 // ---- bad checkpoints ------------------------------------------------------------------------
 
 TEST_F(Cli, MissingThings) {

@@ -15,13 +15,6 @@ double rate(double amount, double seconds) {
   return seconds > 0 ? amount / seconds * 1e-9 : 0;
 }
 
-/// The peak that bounds a kernel; operations without a kernel are f32.
-double peak_of(const std::string& kernel, const MeasuredLimits& limits) {
-  if (kernel.find("(int8)") != std::string::npos) return limits.int8_gop_per_second;
-  if (kernel.find("(bf16)") != std::string::npos) return limits.bf16_gflop_per_second;
-  return limits.f32_gflop_per_second;
-}
-
 struct Row {
   std::string operation;
   OpRecord sum;
@@ -30,15 +23,15 @@ struct Row {
   double worst_s = 0;  // seconds per call of the worst layer
 };
 
-void add(Row& row, const OpRecord& record, const MeasuredLimits& limits) {
+void add(Row& row, const OpRecord& record, const HostLimits& limits) {
   row.sum.calls += record.calls;
   row.sum.seconds += record.seconds;
   row.sum.bytes += record.bytes;
   row.sum.operations += record.operations;
-  row.floor_s += record.operations * 1e-9 / peak_of(record.kernel, limits);
+  row.floor_s += record.operations * 1e-9 / limits.peak(compute_unit(record.kernel));
 }
 
-std::string line(const Row& row, double seconds, const MeasuredLimits& limits) {
+std::string line(const Row& row, double seconds, const HostLimits& limits) {
   const double gb = rate(row.sum.bytes, row.sum.seconds);
   std::string out = fmt::format(
       "  {:<16} {:>7} {:>10.2f} {:>6.1f} {:>8.2f} {:>7.1f} {:>9.1f} {:>9.1f}", row.operation,
@@ -53,7 +46,7 @@ std::string line(const Row& row, double seconds, const MeasuredLimits& limits) {
 
 }  // namespace
 
-std::string profile_table(const Profile& profile, double seconds, const MeasuredLimits& limits) {
+std::string profile_table(const Profile& profile, double seconds, const HostLimits& limits) {
   std::map<std::pair<std::string, std::string>, Row> by_kernel;
   Row linear{"linear layers", {}, 0, -1, 0}, outside{"outside", {}, 0, -1, 0};
   for (const auto& [key, record] : profile.records()) {

@@ -14,7 +14,7 @@ namespace qw::app {
 /// A table, slowest operation first: the layers of an operation added up, its share of `seconds`
 /// (the wall time of all that `profile` noted), its rates, and its worst layer. A line sums up the
 /// linear layers; the last one is what lay outside every operation.
-std::string profile_table(const Profile& profile, double seconds, const MeasuredLimits& limits);
+std::string profile_table(const Profile& profile, double seconds, const HostLimits& limits);
 
 /// [{"operation", "layer" (-1: outside the layers), "kernel", "calls", "seconds", "gb_per_second",
 /// "gop_per_second"}], one per operation and layer.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <span>
+#include <utility>
 
 #include "backend/profile.h"
 #include "base/checked.h"
@@ -12,8 +13,12 @@
 namespace qw::app {
 
 BenchRunner::BenchRunner(Model& model, DType kv_type, int64_t chunk_tokens,
-                         const CancelFlag& cancel)
-    : model_(model), kv_type_(kv_type), chunk_tokens_(chunk_tokens), cancel_(cancel) {}
+                         const CancelFlag& cancel, std::function<HostLimits()> limits)
+    : model_(model),
+      kv_type_(kv_type),
+      chunk_tokens_(chunk_tokens),
+      cancel_(cancel),
+      limits_(std::move(limits)) {}
 
 namespace {
 
@@ -29,7 +34,41 @@ int32_t token_at(int64_t position, int64_t seq, int64_t vocab) {
   return static_cast<int32_t>((position * 7919 + seq * 104729 + 17) % vocab);
 }
 
+/// On the straight line between the two values on both sides.
+double percentile(std::vector<double> values, double fraction) {
+  std::sort(values.begin(), values.end());
+  const double at = fraction * static_cast<double>(values.size() - 1);
+  const auto low = static_cast<size_t>(at);
+  const size_t high = std::min(low + 1, values.size() - 1);
+  return values[low] + (at - static_cast<double>(low)) * (values[high] - values[low]);
+}
+
 }  // namespace
+
+BenchSummary summarise(const BenchResult& result, ComputeUnit unit) {
+  const auto of_all = [&](double fraction, const auto& value) {
+    std::vector<double> values;
+    for (const BenchResult::Repetition& one : result.repetitions)
+      values.push_back(value(one));
+    return percentile(std::move(values), fraction);
+  };
+  const auto seconds = [](const auto& one) { return one.seconds; };
+  BenchSummary out;
+  out.seconds = of_all(0.5, seconds);
+  out.seconds_p10 = of_all(0.1, seconds);
+  out.seconds_p90 = of_all(0.9, seconds);
+  out.limits.read_gb_per_second =
+      of_all(0.5, [](const auto& one) { return one.limits.read_gb_per_second; });
+  for (const ComputeUnit each : kComputeUnits)
+    out.limits.peak(each) = of_all(0.5, [&](const auto& one) { return one.limits.peak(each); });
+  out.read_share = of_all(0.5, [&](const auto& one) {
+    return result.bytes * 1e-9 / one.seconds / one.limits.read_gb_per_second;
+  });
+  out.compute_share = of_all(0.5, [&](const auto& one) {
+    return result.operations * 1e-9 / one.seconds / one.limits.peak(unit);
+  });
+  return out;
+}
 
 double BenchRunner::operations_of(const BenchCase& test) const {
   const ModelConfig& config = model_.config();
@@ -99,19 +138,27 @@ void BenchRunner::forward(int64_t begin, int64_t end, const BenchCase& test, boo
   }
 }
 
+int64_t BenchRunner::pages_of(const BenchCase& test) const {
+  return ceil_div<int64_t>(test.depth + test.n_tokens, model_.backend().kv_page_tokens());
+}
+
+void BenchRunner::check(const BenchCase& test) const {
+  const int64_t tokens = pages_of(test) * model_.backend().kv_page_tokens() * test.batch;
+  if (tokens > kMaxCacheTokens) {
+    fail(ErrorKind::kInvalidArgument, "bench",
+         "KV cache: expected at most {} tokens of all sequences, got {} ({} sequences of {})",
+         kMaxCacheTokens, tokens, test.batch, test.depth + test.n_tokens);
+  }
+}
+
 void BenchRunner::prepare(const BenchCase& test) {
-  const ModelConfig& config = model_.config();
-  const int64_t tokens = test.depth + test.n_tokens;
-  const int64_t pages = ceil_div<int64_t>(tokens, model_.backend().kv_page_tokens());
+  check(test);
+  const int64_t pages = pages_of(test);
   if (kv_ == nullptr || pages != pages_per_seq_ || kv_->spec.n_pages < pages * test.batch) {
     kv_.reset();
     pages_per_seq_ = pages;
     kv_ = model_.make_kv(pages * test.batch, kv_type_);
     filled_ = filled_batch_ = 0;
-  }
-  if (test.depth > config.max_positions * 64) {
-    fail(ErrorKind::kInvalidArgument, "bench", "depth: expected at most {}, got {}",
-         config.max_positions * 64, test.depth);
   }
   if (filled_ != test.depth || filled_batch_ < test.batch) forward(0, test.depth, test, false);
   filled_ = test.depth;
@@ -130,6 +177,18 @@ double BenchRunner::once(const BenchCase& test) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+/// The limits of now. Measuring them filled the caches with other things: afterwards all weights
+/// are read once, untimed, so that what fits the caches is there again.
+HostLimits BenchRunner::probe(const BenchCase& test) {
+  const HostLimits limits = limits_();
+  const Profile kept = profile_ != nullptr ? *profile_ : Profile();
+  const bool prefill = test.kind == BenchCase::Kind::kPrefill;
+  step(test.depth, test.depth + 1, 0, prefill ? 1 : test.batch, true);
+  model_.backend().sync();
+  if (profile_ != nullptr) *profile_ = kept;
+  return limits;
+}
+
 BenchResult BenchRunner::run(const BenchCase& test, int repetitions) {
   prepare(test);
   BenchResult result;
@@ -138,9 +197,10 @@ BenchResult BenchRunner::run(const BenchCase& test, int repetitions) {
       std::min<int64_t>(test.n_tokens, test.kind == BenchCase::Kind::kPrefill ? chunk_tokens_ : 4);
   once(warm_up);
   if (profile_ != nullptr) profile_->clear();
-  for (int r = 0; r < repetitions; ++r)
-    result.seconds.push_back(once(test));
-  std::sort(result.seconds.begin(), result.seconds.end());
+  for (int r = 0; r < repetitions; ++r) {
+    const HostLimits limits = probe(test);
+    result.repetitions.push_back({once(test), limits});
+  }
   result.bytes = bytes_of(test);
   result.operations = operations_of(test);
   result.logits_hash = sha256_hex(std::as_bytes(std::span(logits_))).substr(0, 16);

@@ -5,7 +5,8 @@
 #include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <numeric>
+#include <optional>
+#include <span>
 
 #include "app/bench_profile.h"
 #include "app/bench_runner.h"
@@ -40,15 +41,11 @@ std::vector<BenchCase> cases_of(const Options& options) {
   return cases;
 }
 
-double percentile(const std::vector<double>& sorted, double fraction) {
-  const double at = fraction * static_cast<double>(sorted.size() - 1);
-  const auto low = static_cast<size_t>(at);
-  const size_t high = std::min(low + 1, sorted.size() - 1);
-  return sorted[low] + (at - static_cast<double>(low)) * (sorted[high] - sorted[low]);
-}
-
-double sum(const std::vector<double>& values) {
-  return std::accumulate(values.begin(), values.end(), 0.0);
+double total_seconds(const BenchResult& result) {
+  double sum = 0;
+  for (const BenchResult::Repetition& one : result.repetitions)
+    sum += one.seconds;
+  return sum;
 }
 
 class Bench {
@@ -67,11 +64,16 @@ class Bench {
     open.on_warning = [](const std::string& text) { logger().debug("{}", text); };
     if (options_.profile) open.backend.profile = &profile_;
     loaded_ = open_for_running(options_, open);
-    limits_ = measure_host_limits(open.backend);
-    kind_ = compute_kind(*loaded_->model);
     const auto kv_type = dtype_from_name(open.engine.kv_type);
     QW_CHECK(kv_type, "the name of an element type, got {}", open.engine.kv_type);
-    BenchRunner runner(*loaded_->model, *kv_type, open.engine.chunk_tokens, interrupted());
+    unit_ = compute_unit(*loaded_->model);
+    std::span<const ComputeUnit> units(&unit_, 1);
+    if (options_.profile) units = kComputeUnits;  // operations beside the layers multiply f32
+    BenchRunner runner(*loaded_->model, *kv_type, open.engine.chunk_tokens, interrupted(),
+                       [&] { return host_->now(units); });
+    for (const BenchCase& test : cases)
+      runner.check(test);
+    host_.emplace(open.backend);
     if (options_.profile) runner.set_profile(profile_);
     if (!options_.json) print_header();
     for (const BenchCase& test : cases)
@@ -79,15 +81,11 @@ class Bench {
   }
 
  private:
-  double compute_limit() const {
-    if (kind_ == "int8") return limits_.int8_gop_per_second;
-    return kind_ == "bf16" ? limits_.bf16_gflop_per_second : limits_.f32_gflop_per_second;
-  }
-
   void print_header() const {
+    const MeasuredLimits& limits = host_->at_start();
     print_result(fmt::format("{}; {} threads, {}; limits: read {:.1f} GB/s, {} {:.0f} GOP/s\n",
-                             model_path(options_), loaded_->backend->n_threads(), limits_.isa,
-                             limits_.read_gb_per_second, kind_, compute_limit()));
+                             model_path(options_), loaded_->backend->n_threads(), limits.isa,
+                             limits.read_gb_per_second, name_of(unit_), limits.peak(unit_)));
     print_result(fmt::format(
         "{:<10} {:>7} {:>6} {:>10} {:>10} {:>10} {:>8} {:>8} {:>9} {:>9}  {}\n", "test", "depth",
         "batch", "tok/s", "p10", "p90", "GB/s", "% read", "GOP/s", "% compute", "logits"));
@@ -96,21 +94,20 @@ class Bench {
   void print(const BenchCase& test, const BenchResult& result) const {
     const bool prefill = test.kind == BenchCase::Kind::kPrefill;
     const double tokens = static_cast<double>(test.n_tokens * test.batch);
-    const double median_s = percentile(result.seconds, 0.5);
-    const double median = tokens / median_s;
-    const double p10 = tokens / percentile(result.seconds, 0.9),
-                 p90 = tokens / percentile(result.seconds, 0.1);
-    const double gb = result.bytes / median_s * 1e-9, gop = result.operations / median_s * 1e-9;
+    const BenchSummary summary = summarise(result, unit_);
+    const double median = tokens / summary.seconds;
+    const double p10 = tokens / summary.seconds_p90, p90 = tokens / summary.seconds_p10;
+    const double gb = result.bytes / summary.seconds * 1e-9,
+                 gop = result.operations / summary.seconds * 1e-9;
     const std::string name = fmt::format("{}{}", prefill ? "pp" : "tg", test.n_tokens);
-    const double read_fraction = gb / limits_.read_gb_per_second,
-                 compute_fraction = gop / compute_limit();
     if (!options_.json) {
       print_result(
           fmt::format("{:<10} {:>7} {:>6} {:>10.2f} {:>10.2f} {:>10.2f} {:>8.2f} {:>8.1f} {:>9.1f} "
                       "{:>9.1f}  {}\n",
-                      name, test.depth, test.batch, median, p10, p90, gb, 100 * read_fraction, gop,
-                      100 * compute_fraction, result.logits_hash));
-      if (options_.profile) print_result(profile_table(profile_, sum(result.seconds), limits_));
+                      name, test.depth, test.batch, median, p10, p90, gb, 100 * summary.read_share,
+                      gop, 100 * summary.compute_share, result.logits_hash));
+      if (options_.profile)
+        print_result(profile_table(profile_, total_seconds(result), summary.limits));
       return;
     }
     nlohmann::ordered_json line = {
@@ -120,16 +117,16 @@ class Bench {
         {"depth", test.depth},
         {"batch", test.batch},
         {"threads", loaded_->backend->n_threads()},
-        {"isa", limits_.isa},
+        {"isa", host_->at_start().isa},
         {"tokens_per_second", {{"median", median}, {"p10", p10}, {"p90", p90}}},
         {"gb_per_second", gb},
         {"gop_per_second", gop},
-        {"read_bandwidth_fraction", read_fraction},
-        {"compute_fraction", compute_fraction},
+        {"read_bandwidth_fraction", summary.read_share},
+        {"compute_fraction", summary.compute_share},
         {"limits",
-         {{"read_gb_per_second", limits_.read_gb_per_second},
-          {"compute_gop_per_second", compute_limit()},
-          {"compute_kind", kind_}}},
+         {{"read_gb_per_second", summary.limits.read_gb_per_second},
+          {"compute_gop_per_second", summary.limits.peak(unit_)},
+          {"compute_kind", std::string(name_of(unit_))}}},
         {"logits_hash", result.logits_hash}};
     if (options_.profile) line["profile"] = profile_json(profile_);
     print_json(line);
@@ -138,8 +135,8 @@ class Bench {
   const Options& options_;
   Profile profile_;  // the loaded model's backend writes to it
   std::unique_ptr<LoadedModel> loaded_;
-  MeasuredLimits limits_;
-  std::string kind_;
+  std::optional<HostProbe> host_;
+  ComputeUnit unit_ = ComputeUnit::kF32;  // that bounds the model
 };
 
 }  // namespace
@@ -153,22 +150,15 @@ Command register_bench(CLI::App& root) {
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options);
   constexpr uint64_t kMaxTokens = 1 << 20;
-  const auto list = [&](const char* names, std::vector<int64_t>& values, const char* help,
-                        const CLI::Validator& range) {
-    app->add_option(names, values, help)
-        ->delimiter(',')
-        ->check(range)
-        ->allow_extra_args(false)
-        ->capture_default_str();
-  };
-  list("-p,--n-prompt", options->prompt,
-       "Prompt tokens to prefill, a comma-separated list; 0: none", integer_in(0, kMaxTokens));
-  list("-n,--n-gen", options->generate, "Tokens to decode, a comma-separated list; 0: none",
-       integer_in(0, kMaxTokens));
-  list("-d,--depth", options->depth, "Tokens in the cache before, a comma-separated list",
-       integer_in(0, kMaxTokens));
-  list("-b,--batch", options->batch, "Parallel sequences, a comma-separated list",
-       integer_in(1, 4096));
+  add_integer_list(*app, "-p,--n-prompt",
+                   "Prompt tokens to prefill, a comma-separated list; 0: none", options->prompt, 0,
+                   kMaxTokens);
+  add_integer_list(*app, "-n,--n-gen", "Tokens to decode, a comma-separated list; 0: none",
+                   options->generate, 0, kMaxTokens);
+  add_integer_list(*app, "-d,--depth", "Tokens in the cache before, a comma-separated list",
+                   options->depth, 0, kMaxTokens);
+  add_integer_list(*app, "-b,--batch", "Parallel sequences, a comma-separated list", options->batch,
+                   1, 4096);
   app->add_option("-r,--repetitions", options->repetitions, "Repetitions")
       ->check(integer_in(1, 1000))
       ->capture_default_str();

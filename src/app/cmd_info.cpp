@@ -102,7 +102,7 @@ ordered_json machine_json(const BackendOptions& options, bool quick) {
       {"isa_paths_built", kernels::built_isa_paths()},
       {"caches", caches_json()}};
   if (quick) return out;
-  const MeasuredLimits limits = measure_host_limits(options);
+  const HostLimits limits = HostProbe(options).at_start();
   out["limits"] = {{"read_gb_per_second", limits.read_gb_per_second},
                    {"int8_gop_per_second", limits.int8_gop_per_second},
                    {"bf16_gflop_per_second", limits.bf16_gflop_per_second},
@@ -150,12 +150,14 @@ std::string machine_text(const ordered_json& machine) {
   }
   if (machine.contains("limits")) {
     const auto& limits = machine["limits"];
-    text += fmt::format(
-        "read       {:.1f} GB/s\nint8 dot   {:.0f} GOP/s\nbf16 dot   {:.0f} GFLOP/s\nf32 FMA    "
-        "{:.0f} GFLOP/s\n",
-        limits["read_gb_per_second"].get<double>(), limits["int8_gop_per_second"].get<double>(),
-        limits["bf16_gflop_per_second"].get<double>(),
-        limits["f32_gflop_per_second"].get<double>());
+    const auto line = [&](const char* format, const char* field) {
+      const auto value = limits[field].get<double>();
+      if (value > 0) text += fmt::format(fmt::runtime(format), value);  // 0: there is no such unit
+    };
+    line("read       {:.1f} GB/s\n", "read_gb_per_second");
+    line("int8 dot   {:.0f} GOP/s\n", "int8_gop_per_second");
+    line("bf16 dot   {:.0f} GFLOP/s\n", "bf16_gflop_per_second");
+    line("f32 FMA    {:.0f} GFLOP/s\n", "f32_gflop_per_second");
   }
   return text;
 }

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
@@ -94,6 +95,44 @@ CLI::Validator integer_in(int64_t least, uint64_t most) {
                            printable(text, 60));
       },
       "");
+}
+
+namespace {
+
+/// "1,2," is "1", "2" and "".
+std::vector<std::string> items_of(const std::string& list) {
+  std::vector<std::string> items;
+  for (size_t begin = 0; begin <= list.size();) {
+    const size_t end = std::min(list.find(',', begin), list.size());
+    items.push_back(list.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return items;
+}
+
+}  // namespace
+
+void add_integer_list(CLI::App& app, const std::string& names, const std::string& help,
+                      std::vector<int64_t>& values, int64_t least, uint64_t most) {
+  const auto take = [&values](const std::vector<std::string>& lists) {
+    values.clear();
+    for (const std::string& list : lists) {
+      for (const std::string& item : items_of(list))
+        std::from_chars(item.data(), item.data() + item.size(), values.emplace_back());
+    }
+  };
+  // Not CLI11's own delimiter, which drops empty items.
+  const auto check = [integer = integer_in(least, most)](const std::string& list) -> std::string {
+    for (const std::string& item : items_of(list)) {
+      if (const std::string error = integer(item); !error.empty()) return error;
+    }
+    return "";
+  };
+  app.add_option_function<std::vector<std::string>>(names, take, help)
+      ->check(CLI::Validator(check, ""))
+      ->allow_extra_args(false)
+      ->type_name("INT,...")
+      ->default_str(fmt::format("{}", fmt::join(values, ",")));
 }
 
 std::string bundled_model_path() {

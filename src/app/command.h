@@ -56,6 +56,11 @@ inline CLI::Validator integer_from(int64_t least) {
   return integer_in(least, uint64_t{INT64_MAX});
 }
 
+/// Adds an option that takes a comma-separated list of integers from `least` to `most`, and may be
+/// repeated; what `values` holds is the default. An empty item is an error, as a wrong one is.
+void add_integer_list(CLI::App& app, const std::string& names, const std::string& help,
+                      std::vector<int64_t>& values, int64_t least, uint64_t most);
+
 /// The checkpoint to open: `options.model`, or the bundled model. Errors: not_found.
 std::string model_path(const CommonOptions& options);
 /// Folder of the bundled model; looks beside the program, in the install prefix, in QIANWEN_HOME.
