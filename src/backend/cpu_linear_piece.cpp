@@ -29,8 +29,6 @@ constexpr int64_t kGemvJobBytes = 32 << 10;
 constexpr int64_t kGemvJobPanels = 64;
 /// Panels that a gemv of many rows takes at a time: those that L1 keeps from pass to pass.
 constexpr int64_t kGemvPassBytes = 32 << 10;
-/// Rows that a gemv takes in one pass (kernels/cpu/linear_int8.h, linear_float.h).
-constexpr int64_t kGemvPassRows = 4;
 /// Rows of x whose results a tile job writes at a time.
 constexpr int64_t kStoreRows = 4 * kTileRows;
 
@@ -155,15 +153,16 @@ int64_t LinearPiece::groups_of(const PackedPart& part) const noexcept {
 
 void LinearPiece::plan_jobs(int64_t wanted_jobs) {
   if (few_) {
-    int64_t n_panels = 0, n_bytes = 0;
+    int64_t n_panels = 0, n_bytes = 0, pass_rows = call_.m;
     for (const PackedPart& part : parts_) {
+      pass_rows = std::min<int64_t>(pass_rows, part.kernel->gemv_rows);
       n_panels += part.matrix.n_panels;
       n_bytes += part.matrix.n_panels * part.matrix.panel_bytes;
     }
     const int64_t per_panel = std::max<int64_t>(1, n_bytes / n_panels);
     grain_ = std::clamp<int64_t>(kGemvJobBytes / per_panel, 1, kGemvJobPanels);
-    span_ = call_.m <= kGemvPassRows ? grain_
-                                     : std::clamp<int64_t>(kGemvPassBytes / per_panel, 1, grain_);
+    span_ =
+        call_.m == pass_rows ? grain_ : std::clamp<int64_t>(kGemvPassBytes / per_panel, 1, grain_);
     n_jobs_ = ceil_div(n_panels, grain_);
     return;
   }

@@ -272,7 +272,10 @@ TEST(CpuLinear, EveryRegistryRowIsExercised) {
     }
   }
   for (const kernels::LinearKernel* kernel : kernels::linear_kernels(kernels::detect_isa())) {
-    EXPECT_TRUE(used.count(kernels::name_of(*kernel)) != 0) << kernels::name_of(*kernel);
+    SCOPED_TRACE(kernels::name_of(*kernel));
+    EXPECT_EQ(used.count(kernels::name_of(*kernel)), 1U);
+    EXPECT_EQ(kernel->gemv_rows > 0, kernel->gemv != nullptr);
+    EXPECT_LE(kernel->gemv_rows, kernel->few_rows) << "rows that a gemv is never given";
   }
 }
 

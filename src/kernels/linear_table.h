@@ -15,6 +15,7 @@ struct LinearKernel {
   int rank;         // the highest allowed row wins
   int tile_panels;  // panels that expand and tile work on
   int few_rows;     // rows of x up to which gemv is faster than expanding the weights for tiles
+  int gemv_rows;    // rows of x that gemv takes at a time, each time over all panels; 0: no gemv
   GemvFn gemv;      // null: expand and tile serve few rows too
   ExpandFn expand;  // null (kRows): the caller decodes into the f32 chunk
   TileFn tile;

@@ -130,7 +130,9 @@ inline void gemv_dense_all(const GemvArgs& args) {
     gemv_dense_rows<V, D, kBf16, kRows, 1>(args, p);
 }
 
-/// Any number of rows, four at a time.
+constexpr int kGemvFloatRows = 4;  // so many keep their sums in registers
+
+/// Any number of rows, kGemvFloatRows at a time.
 template <class V, class D, bool kBf16>
 void gemv_dense(const GemvArgs& args) noexcept {
   GemvArgs pass = args;
@@ -140,8 +142,8 @@ void gemv_dense(const GemvArgs& args) noexcept {
     pass.out += n * args.out_stride;
     pass.x.m -= n;
   };
-  while (pass.x.m >= 4)
-    take(gemv_dense_all<V, D, kBf16, 4>, 4);
+  while (pass.x.m >= kGemvFloatRows)
+    take(gemv_dense_all<V, D, kBf16, kGemvFloatRows>, kGemvFloatRows);
   if (pass.x.m == 3) take(gemv_dense_all<V, D, kBf16, 3>, 3);
   if (pass.x.m == 2) take(gemv_dense_all<V, D, kBf16, 2>, 2);
   if (pass.x.m == 1) take(gemv_dense_all<V, D, kBf16, 1>, 1);

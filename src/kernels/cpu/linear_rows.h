@@ -10,8 +10,7 @@
 namespace qw::kernels {
 namespace {
 
-/// A gemv of floats keeps four rows in registers. Equal to a tile at about 12 rows on Zen 5,
-/// November 2026.
+/// A gemv of floats is equal to a tile at about 12 rows on Zen 5, November 2026.
 constexpr int kFewFloatRows = 8;
 
 template <class V, class L>
@@ -22,6 +21,7 @@ constexpr LinearKernel int8_row(LinearLayout layout, IsaLevel level) {
           static_cast<int>(level),
           kIntPanels<V, L::kWide>,
           V::kFewRows,
+          V::kGemvRows,
           gemv_int8<V, L>,
           expand_int8<V, L>,
           tile_int8<V, L::kHalves, kIntMinimum<L>, kValueRun<V, L>>,
@@ -37,6 +37,7 @@ constexpr LinearKernel f32_row(LinearLayout layout, IsaLevel level) {
           static_cast<int>(level),
           V::kTilePanels,
           kFewFloatRows,
+          0,
           nullptr,
           expand_f32<V, L>,
           tile_float<V, false>,
@@ -52,6 +53,7 @@ constexpr LinearKernel dense_row(LinearLayout layout, IsaLevel level) {
           static_cast<int>(level),
           V::kTilePanels,
           kFewFloatRows,
+          kGemvFloatRows,
           gemv_dense<V, D, false>,
           expand_dense<V, D>,
           tile_float<V, false>,
@@ -67,6 +69,7 @@ constexpr LinearKernel rows_row(IsaLevel level) {
           static_cast<int>(level),
           V::kTilePanels,
           kFewFloatRows,
+          0,
           nullptr,
           nullptr,
           tile_float<V, false>,
@@ -82,6 +85,7 @@ constexpr LinearKernel bf16_row(IsaLevel level) {
           static_cast<int>(level),
           V::kTilePanels,
           kFewFloatRows,
+          kGemvFloatRows,
           gemv_dense<V, DenseBf16, true>,
           expand_bf16<V>,
           tile_float<V, true>,
