@@ -34,6 +34,8 @@ int32_t token_at(int64_t position, int64_t seq, int64_t vocab) {
   return static_cast<int32_t>((position * 7919 + seq * 104729 + 17) % vocab);
 }
 
+constexpr int64_t kWarmUpSteps = 4;  // of decoding: caches hold then what they keep of the weights
+
 /// On the straight line between the two values on both sides.
 double percentile(std::vector<double> values, double fraction) {
   std::sort(values.begin(), values.end());
@@ -178,13 +180,15 @@ double BenchRunner::once(const BenchCase& test) {
 }
 
 /// The limits of now. Measuring them filled the caches with other things: afterwards all weights
-/// are read once, untimed, so that what fits the caches is there again.
+/// are read, untimed, so that what fits the caches is there again.
 HostLimits BenchRunner::probe(const BenchCase& test) {
   const HostLimits limits = limits_();
   const Profile kept = profile_ != nullptr ? *profile_ : Profile();
   const bool prefill = test.kind == BenchCase::Kind::kPrefill;
-  step(test.depth, test.depth + 1, 0, prefill ? 1 : test.batch, true);
-  model_.backend().sync();
+  BenchCase settle = test;
+  settle.n_tokens = std::min(test.n_tokens, prefill ? 1 : kWarmUpSteps);
+  if (prefill) settle.batch = 1;
+  once(settle);
   if (profile_ != nullptr) *profile_ = kept;
   return limits;
 }
@@ -193,8 +197,8 @@ BenchResult BenchRunner::run(const BenchCase& test, int repetitions) {
   prepare(test);
   BenchResult result;
   BenchCase warm_up = test;
-  warm_up.n_tokens =
-      std::min<int64_t>(test.n_tokens, test.kind == BenchCase::Kind::kPrefill ? chunk_tokens_ : 4);
+  warm_up.n_tokens = std::min(
+      test.n_tokens, test.kind == BenchCase::Kind::kPrefill ? chunk_tokens_ : kWarmUpSteps);
   once(warm_up);
   if (profile_ != nullptr) profile_->clear();
   for (int r = 0; r < repetitions; ++r) {
