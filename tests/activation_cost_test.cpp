@@ -43,7 +43,9 @@ double nll_of(const std::string& path, ActivationMode activations) {
   const auto engine = loaded->make_engine();
   std::vector<int32_t> ids = loaded->tokenizer->encode(evaluation_text());
   ids.resize(std::min<size_t>(ids.size(), 80'000));
-  return compute_perplexity(*engine, ids, {.window = 512}).nll;
+  PerplexityOptions windows;
+  windows.window = 512;
+  return compute_perplexity(*engine, ids, windows).nll;
 }
 
 class MiniAccuracyOfInt8 : public testing::TestWithParam<DType> {};
@@ -65,7 +67,7 @@ TEST_P(MiniAccuracyOfInt8, CostsBelowAFifthOfAPercentOfPerplexity) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, MiniAccuracyOfInt8, testing::Values(DType::kQ8_0, DType::kQ4_0),
-                         [](const auto& info) { return std::string(name_of(info.param)); });
+                         [](const auto& type) { return std::string(name_of(type.param)); });
 
 }  // namespace
 }  // namespace qw
