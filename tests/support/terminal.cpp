@@ -48,6 +48,14 @@ Ran run_on_terminal(const std::string& program, const std::vector<std::string>& 
   if (child == 0) become(program, args, environment, terminal.c_str());
 
   Ran ran;
+  const auto read_for = [&](int milliseconds) {
+    pollfd readable{person, POLLIN, 0};  // a terminal that is gone is -1: poll only waits
+    std::array<char, 4096> buffer;
+    if (poll(&readable, 1, milliseconds) <= 0 || (readable.revents & POLLIN) == 0) return false;
+    const ssize_t n = read(person, buffer.data(), buffer.size());
+    if (n > 0) ran.out.append(buffer.data(), static_cast<size_t>(n));
+    return n > 0;
+  };
   size_t step = 0, seen = 0;
   int status = 0;
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(timeout_s);
@@ -58,12 +66,7 @@ Ran run_on_terminal(const std::string& program, const std::vector<std::string>& 
       waitpid(child, &status, 0);
       break;
     }
-    pollfd readable{person, POLLIN, 0};  // a terminal that is gone is -1: poll only waits
-    std::array<char, 4096> buffer;
-    if (poll(&readable, 1, 20) > 0 && (readable.revents & POLLIN) != 0) {
-      const ssize_t n = read(person, buffer.data(), buffer.size());
-      if (n > 0) ran.out.append(buffer.data(), static_cast<size_t>(n));
-    }
+    read_for(20);
     while (step < steps.size()) {
       const size_t at = ran.out.find(steps[step].shown, seen);
       if (at == std::string::npos || (!steps[step].typed.empty() && !edits_lines(person))) break;
@@ -76,6 +79,9 @@ Ran run_on_terminal(const std::string& program, const std::vector<std::string>& 
         person = -1;
       }
     }
+  }
+  // What the program said last may have come after the last look.
+  while (read_for(0)) {
   }
   if (person >= 0) ::close(person);
   ran.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
