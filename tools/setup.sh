@@ -15,6 +15,8 @@ qw_packages=(
   "libicu-dev:/usr/include/unicode/unorm2.h"
   "libxxhash-dev:/usr/include/xxhash.h"
   "libedit-dev:/usr/include/editline/readline.h"
+  "libboost-dev:/usr/include/boost/beast/http.hpp"
+  "libssl-dev:/usr/include/openssl/ssl.h"
   "libgtest-dev:/usr/include/gtest/gtest.h"
   "libgmock-dev:/usr/include/gmock/gmock.h"
 )

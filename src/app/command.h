@@ -101,6 +101,7 @@ Command register_perplexity(CLI::App& root);
 Command register_plan(CLI::App& root);
 Command register_render(CLI::App& root);
 Command register_score(CLI::App& root);
+Command register_serve(CLI::App& root);
 Command register_tokenize(CLI::App& root);
 
 }  // namespace qw::app

@@ -338,7 +338,7 @@ class BeamDecoder : public Decoder {
     }
     if (error != nullptr) answer.set_error(*error);
     completions_.push_back(answer.take());
-    sink.finished(context_.request_id, index);
+    sink.finished(context_.request_id, index, completions_.back().finish_reason);
   }
 
   std::vector<TokenLogprobs> logprobs_of(const Hypothesis& hypothesis) const {

@@ -43,7 +43,7 @@ void SingleAnswerDecoder::stop(FinishReason reason, const Error* error, EventSin
   finish();
   if (!text.empty())
     sink.token(context_.request_id, answer_.index(), -1, std::move(text), std::nullopt);
-  sink.finished(context_.request_id, answer_.index());
+  sink.finished(context_.request_id, answer_.index(), answer_.completion().finish_reason);
 }
 
 std::vector<Completion> SingleAnswerDecoder::take_completions() {
@@ -132,7 +132,7 @@ class SamplingDecoder final : public SingleAnswerDecoder, private TokenChooser {
                std::move(logprobs));
     if (piece.finished) {
       finish();
-      sink.finished(context_.request_id, answer_.index());
+      sink.finished(context_.request_id, answer_.index(), answer_.completion().finish_reason);
     }
     return id;
   }

@@ -40,7 +40,7 @@ class EventSink {
   virtual ~EventSink() = default;
   virtual void token(RequestId request, int index, int32_t id, std::string text,
                      std::optional<TokenLogprobs> logprobs) = 0;
-  virtual void finished(RequestId request, int index) = 0;
+  virtual void finished(RequestId request, int index, FinishReason reason) = 0;
 };
 
 class Decoder {

@@ -66,6 +66,9 @@ std::vector<Event> Engine::step() {
 bool Engine::idle() const {
   return impl_->idle();
 }
+Engine::Load Engine::load() const {
+  return impl_->load();
+}
 
 RequestResult Engine::generate(Request request, const EventCallback& on_event,
                                const CancelFlag* cancel) {
@@ -106,6 +109,9 @@ int64_t Engine::kept_pages() const {
 }
 int64_t Engine::n_pages() const {
   return impl_->scheduler().n_pages();
+}
+int Engine::page_tokens() const {
+  return impl_->scheduler().page_tokens();
 }
 int64_t Engine::n_preemptions() const {
   return impl_->scheduler().n_preemptions();

@@ -97,7 +97,8 @@ struct Event {
   int32_t token = -1;  // kToken; -1: text only (released by the detokenizer or stop strings)
   std::string text;    // text that is certain now; may be empty
   std::optional<TokenLogprobs> logprobs;
-  std::shared_ptr<const RequestResult> result;  // kRequest; for kCompletion null
+  FinishReason finish_reason = FinishReason::kLength;  // kCompletion
+  std::shared_ptr<const RequestResult> result;         // kRequest; for kCompletion null
 };
 
 struct EngineOptions {
@@ -166,6 +167,11 @@ class Engine {
   /// brings about (a processor that throws, a value that is not finite) touches another.
   std::vector<Event> step();
   bool idle() const;
+  /// Requests under way: those of which something was computed, and those that wait.
+  struct Load {
+    int64_t n_running = 0, n_waiting = 0;
+  };
+  Load load() const;
 
   /// submit() and step() until the request ends; other requests go on meanwhile, their events are
   /// kept for the next step(). Returns also when cancelled (finish reason kCancelled); an answer
@@ -188,6 +194,7 @@ class Engine {
   int64_t free_pages() const;
   int64_t kept_pages() const;
   int64_t n_pages() const;
+  int page_tokens() const;
   /// How often a sequence lost its pages and was computed again.
   int64_t n_preemptions() const;
   /// Ids >= this are never produced: the tokenizer's size, or the vocabulary's without one.

@@ -380,15 +380,32 @@ void Engine::Impl::retire_finished() {
 
 void Engine::Impl::token(RequestId request, int index, int32_t id, std::string text,
                          std::optional<TokenLogprobs> logprobs) {
-  events_.push_back(
-      {Event::Kind::kToken, request, index, id, std::move(text), std::move(logprobs), nullptr});
+  Event event;
+  event.request = request;
+  event.index = index;
+  event.token = id;
+  event.text = std::move(text);
+  event.logprobs = std::move(logprobs);
+  events_.push_back(std::move(event));
 }
 
-void Engine::Impl::finished(RequestId request, int index) {
-  events_.push_back({Event::Kind::kCompletion, request, index, -1, {}, std::nullopt, nullptr});
+void Engine::Impl::finished(RequestId request, int index, FinishReason reason) {
+  Event event;
+  event.kind = Event::Kind::kCompletion;
+  event.request = request;
+  event.index = index;
+  event.finish_reason = reason;
+  events_.push_back(std::move(event));
 }
 
 /// Moves the events of one request out of those that wait; the others stay, in order.
+Engine::Load Engine::Impl::load() const {
+  Load out;
+  for (const auto& [id, active] : active_)
+    ++(active->has_started ? out.n_running : out.n_waiting);
+  return out;
+}
+
 std::vector<Event> Engine::Impl::take_events_of(RequestId id) {
   const auto others_end = std::stable_partition(
       events_.begin(), events_.end(), [id](const Event& event) { return event.request != id; });

@@ -58,6 +58,7 @@ class Engine::Impl : private EventSink {
   void cancel(RequestId id);
   std::vector<Event> step();
   bool idle() const { return active_.empty() && events_.empty(); }
+  Load load() const;
   RequestResult generate(Request request, const EventCallback& on_event, const CancelFlag* cancel);
   void score(std::span<const int32_t> ids, RowsCallback on_rows, const ScoreOptions& options);
 
@@ -70,7 +71,7 @@ class Engine::Impl : private EventSink {
  private:
   void token(RequestId request, int index, int32_t id, std::string text,
              std::optional<TokenLogprobs> logprobs) override;
-  void finished(RequestId request, int index) override;
+  void finished(RequestId request, int index, FinishReason reason) override;
 
   // engine_admission.cpp
   void check_request(const Request& request) const;

@@ -1,0 +1,140 @@
+// qianwen serve: models over HTTP, for the clients of other systems.
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "app/command.h"
+#include "app/open.h"
+#include "app/version.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "server/service.h"
+
+namespace qw::app {
+
+namespace {
+
+struct Options : CommonOptions {
+  server::ServiceOptions service;
+  std::string name;                      // of MODEL; "": its directory's or file's
+  std::vector<std::string> more_models;  // NAME=PATH
+  int64_t slots = 8;
+  int64_t keep_alive_s = -1;
+  int64_t drain_s = 30;
+  std::string generation_config = "auto";
+};
+
+/// The last part of a path that says something.
+std::string name_of_path(const std::string& path) {
+  const std::filesystem::path clean = std::filesystem::path(path).lexically_normal();
+  const std::filesystem::path last = clean.has_filename() ? clean : clean.parent_path();
+  return last.extension() == ".gguf" ? last.stem().string() : last.filename().string();
+}
+
+server::ModelSpec spec_of(const Options& options, std::string name, std::string path) {
+  server::ModelSpec spec;
+  spec.open = open_options(options);
+  spec.open.engine.n_slots = options.slots;
+  if (name != path) spec.aliases.push_back(path);
+  spec.name = std::move(name);
+  spec.path = std::move(path);
+  return spec;
+}
+
+std::vector<server::ModelSpec> specs_of(const Options& options) {
+  const std::string path = model_path(options);
+  std::vector<server::ModelSpec> specs;
+  specs.push_back(spec_of(options, options.name.empty() ? name_of_path(path) : options.name, path));
+  for (const std::string& text : options.more_models) {
+    const size_t equals = text.find('=');
+    if (equals == 0 || equals == std::string::npos || equals + 1 == text.size()) {
+      fail(ErrorKind::kInvalidArgument, "command line", "--model: expected NAME=PATH, got '{}'",
+           printable(text));
+    }
+    const std::string name = text.substr(0, equals);
+    for (const server::ModelSpec& other : specs) {
+      if (other.name != name) continue;
+      fail(ErrorKind::kInvalidArgument, "command line",
+           "--model: expected every model to have a name of its own, got '{}' twice",
+           printable(name));
+    }
+    specs.push_back(spec_of(options, name, text.substr(equals + 1)));
+    specs.back().open.adapters.clear();  // those are of MODEL
+    specs.back().open.draft_model.clear();
+  }
+  if (options.keep_alive_s >= 0) {
+    for (server::ModelSpec& spec : specs)
+      spec.keep_alive = std::chrono::seconds(options.keep_alive_s);
+  }
+  return specs;
+}
+
+void serve(Options& options) {
+  init_logging(options.log_level);
+  server::ServiceOptions& settings = options.service;
+  settings.models = specs_of(options);
+  settings.model_defaults = options.generation_config == "auto";
+  settings.drain_timeout = std::chrono::seconds(options.drain_s);
+  settings.stop_asked = &interrupted();
+  settings.version = QIANWEN_VERSION;
+  server::Service service(settings);
+  service.load_default();
+  const bool has_tls = !settings.http.tls_certificate.empty();
+  const bool is_v6 = settings.http.host.find(':') != std::string::npos;
+  const std::string host = is_v6 ? "[" + settings.http.host + "]" : settings.http.host;
+  const std::string url =
+      fmt::format("{}://{}:{}", has_tls ? "https" : "http", host, service.port());
+  logger().info("serving {} at {} ({} slots); Ctrl-C ends", settings.models.front().name, url,
+                options.slots);
+  if (options.json) {
+    print_json({{"url", url}, {"port", service.port()}, {"model", settings.models.front().name}});
+  }
+  service.run();
+}
+
+}  // namespace
+
+Command register_serve(CLI::App& root) {
+  auto options = std::make_shared<Options>();
+  http::ServerOptions& http = options->service.http;
+  CLI::App* app = root.add_subcommand("serve", "Serve models over HTTP (default: the bundled one)");
+  add_model_argument(*app, *options);
+  add_compute_flags(*app, *options);
+  add_draft_flag(*app, *options);
+  app->add_option("--host", http.host,
+                  "Address to listen on; others than this machine's own "
+                  "loopback make the server reachable from outside")
+      ->capture_default_str();
+  app->add_option("--port", http.port, "Port to listen on (0: any free one)")
+      ->capture_default_str()
+      ->check(integer_in(0, 65535));
+  app->add_option("--slots", options->slots, "Requests computed at the same time; more wait")
+      ->capture_default_str()
+      ->check(integer_in(1, 4096));
+  app->add_option("--served-model-name", options->name,
+                  "What clients call MODEL (default: the name of its directory or file)");
+  app->add_option("--model", options->more_models,
+                  "NAME=PATH: another model, loaded when it is first asked for; may be repeated")
+      ->allow_extra_args(false);
+  app->add_option("--keep-alive", options->keep_alive_s,
+                  "Unload a model after so many seconds without a request (-1, the default: never)")
+      ->check(CLI::Range(int64_t{-1}, int64_t{1} << 40));
+  app->add_option("--generation-config", options->generation_config,
+                  "auto: what a request leaves open is as the checkpoint's generation_config.json "
+                  "says; none: neutral values")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "none"}));
+  app->add_flag("--strict", options->service.strict, "Unknown fields are errors, not warnings");
+  app->add_option("--ssl-certfile", http.tls_certificate, "PEM file of a certificate chain: HTTPS");
+  app->add_option("--ssl-keyfile", http.tls_key, "PEM file of the certificate's private key");
+  app->add_option("--drain-timeout", options->drain_s,
+                  "Seconds that answers under way have to end after SIGTERM or Ctrl-C")
+      ->capture_default_str()
+      ->check(integer_in(0, 86400));
+  return {app, [options] { serve(*options); }};
+}
+
+}  // namespace qw::app

@@ -1,0 +1,138 @@
+#include "server/call.h"
+
+#include <fmt/format.h>
+
+#include <ctime>
+#include <random>
+
+#include "base/json_limits.h"
+#include "base/log.h"
+#include "engine/current_error.h"
+#include "server/service.h"
+
+namespace qw::server {
+
+namespace {
+
+/// 128 random bits. Not a secret, but nobody's to guess.
+std::string random_id() {
+  thread_local std::random_device device;
+  std::string out;
+  for (int i = 0; i < 4; ++i)
+    out += fmt::format("{:08x}", device());
+  return out;
+}
+
+}  // namespace
+
+Call::Call(Services& services, std::shared_ptr<http::Exchange> exchange, const Endpoint& endpoint,
+           PathParameters parameters)
+    : services_(services),
+      exchange_(std::move(exchange)),
+      endpoint_(endpoint),
+      parameters_(std::move(parameters)),
+      id_(random_id()),
+      created_(static_cast<int64_t>(std::time(nullptr))) {}
+
+const std::string& Call::path_parameter(std::string_view name) const {
+  for (const auto& [key, value] : parameters_) {
+    if (key == name) return value;
+  }
+  QW_CHECK(false, "no path parameter {}", name);
+  return id_;  // not reached
+}
+
+Json Call::body() const {
+  const std::string& text = request().body;
+  const JsonLimits limits{.max_bytes = services_.options.http.max_body_bytes};
+  JsonLimitGuard guard(limits, ErrorKind::kInvalidArgument, "body");
+  try {
+    return Json::parse(text, std::ref(guard));
+  } catch (const Json::parse_error& error) {
+    throw RequestError(ErrorKind::kInvalidArgument,
+                       fmt::format("[request] body: expected JSON, got a fault at byte {} of {}",
+                                   error.byte, text.size()),
+                       "body");
+  }
+}
+
+bool Call::is_strict() const {
+  return services_.options.strict;
+}
+
+void Call::add_warnings(std::vector<std::string> warnings) {
+  for (std::string& warning : warnings)
+    warnings_.push_back(std::move(warning));
+}
+
+void Call::post(std::function<void()> task) const {
+  services_.post(std::move(task));
+}
+
+void Call::respond(Json answer, int status) {
+  if (!warnings_.empty() && answer.is_object()) answer["warnings"] = warnings_;
+  http::Response response;
+  response.status = status;
+  response.body = answer.dump(-1, ' ', false, Json::error_handler_t::replace);
+  respond(std::move(response));
+}
+
+void Call::respond(http::Response response) {
+  response.headers.push_back({"X-Request-Id", id_});
+  post([self = shared_from_this(), response = std::move(response)]() mutable {
+    if (!self->exchange_->closed() && self->exchange_->status() == 0)
+      self->exchange_->respond(std::move(response));
+  });
+}
+
+void Call::fail(const Error& error) {
+  const int status = http_status(error);
+  if (status >= 500 && error.kind() != ErrorKind::kCancelled)
+    logger().error("{} (request {})", error.message(), id_);
+  http::Response response;
+  response.status = status;
+  response.body = endpoint_.dialect->error_body(error, status)
+                      .dump(-1, ' ', false, Json::error_handler_t::replace);
+  if (status == 429 || status == 503) response.headers.push_back({"Retry-After", "1"});
+  respond(std::move(response));
+}
+
+void Call::begin_stream(const std::string& content_type) {
+  if (exchange_->closed()) return;
+  streaming_ = true;
+  http::Response head;
+  head.content_type = content_type;
+  head.headers = {{"Cache-Control", "no-cache"}, {"X-Request-Id", id_}};
+  exchange_->begin(std::move(head));
+}
+
+void Call::write(std::string bytes) {
+  if (!exchange_->closed()) exchange_->write(std::move(bytes));
+}
+
+void Call::end_stream() {
+  if (!exchange_->closed()) exchange_->end();
+}
+
+void Call::on_close(std::function<void()> callback) {
+  if (exchange_->closed()) return callback();
+  exchange_->on_close(std::move(callback));
+}
+
+void with_model(const std::shared_ptr<Call>& call, const std::string& name,
+                std::function<void(const std::shared_ptr<ServedModel>&)> use) {
+  call->services().hub->with_model(
+      name,
+      [call, use = std::move(use)](const std::shared_ptr<ServedModel>& model) {
+        try {
+          use(model);
+        } catch (const Error& error) {
+          call->fail(error);
+        } catch (...) {
+          call->fail(current_error());
+        }
+      },
+      [call](const Error& error) { call->fail(error); });
+}
+
+}  // namespace qw::server

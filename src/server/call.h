@@ -1,0 +1,82 @@
+// One request on its way through the server: body, warnings, and the answer from whatever thread.
+//
+// Level 7 (server).
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "server/endpoint.h"
+#include "server/http/server.h"
+
+namespace qw::server {
+
+struct Services;
+class ServedModel;
+
+class Call : public std::enable_shared_from_this<Call> {
+ public:
+  Call(Services& services, std::shared_ptr<http::Exchange> exchange, const Endpoint& endpoint,
+       PathParameters parameters);
+
+  Services& services() const { return services_; }
+  const http::Request& request() const { return exchange_->request(); }
+  const Endpoint& endpoint() const { return endpoint_; }
+  /// A request's number, as in "chatcmpl-..." and in the access log: 32 hexadecimal digits.
+  const std::string& id() const { return id_; }
+  /// Seconds since 1970 at which the request came.
+  int64_t created() const { return created_; }
+  /// The value of a name in braces of the endpoint's path.
+  const std::string& path_parameter(std::string_view name) const;
+
+  /// The body as JSON. Errors: RequestError (not JSON, beyond the limits).
+  Json body() const;
+  /// Reads the body by the endpoint's table; what is ignored becomes a warning.
+  template <typename Task>
+  void read(const FieldTable<Task>& table, Task& task) {
+    add_warnings(read_fields(body(), table, task, is_strict()));
+  }
+  /// One sentence for each thing that the client asked for and does not get.
+  void warn(std::string sentence) { warnings_.push_back(std::move(sentence)); }
+  const std::vector<std::string>& warnings() const { return warnings_; }
+
+  // Any thread. Once the client has gone they do nothing.
+  /// The whole answer, with "warnings" if there are any and it is an object.
+  void respond(Json answer, int status = 200);
+  void respond(http::Response response);
+  /// The error in the dialect's form; within a stream that has begun, nothing but its end.
+  void fail(const Error& error);
+
+  // The server's thread.
+  void begin_stream(const std::string& content_type);
+  bool streaming() const { return streaming_; }
+  void write(std::string bytes);
+  void end_stream();
+  void on_close(std::function<void()> callback);
+
+  /// Runs on the server's thread.
+  void post(std::function<void()> task) const;
+
+ private:
+  bool is_strict() const;
+  void add_warnings(std::vector<std::string> warnings);
+
+  Services& services_;
+  std::shared_ptr<http::Exchange> exchange_;
+  const Endpoint& endpoint_;
+  PathParameters parameters_;
+  std::string id_;
+  int64_t created_;
+  std::vector<std::string> warnings_;
+  bool streaming_ = false;
+};
+
+/// Calls `use` with the model of that name ("": the default), on a worker's or the loader's thread.
+/// What it throws, and what goes wrong before, is the call's failure.
+void with_model(const std::shared_ptr<Call>& call, const std::string& name,
+                std::function<void(const std::shared_ptr<ServedModel>&)> use);
+
+}  // namespace qw::server

@@ -1,0 +1,162 @@
+#include "server/engine_host.h"
+
+#include <utility>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "engine/current_error.h"
+
+namespace qw::server {
+
+EngineHost::EngineHost(LoadedModel& loaded, Executor executor)
+    : loaded_(loaded), executor_(std::move(executor)), engine_(loaded.make_engine()) {
+  note_stats();
+  thread_ = std::thread([this] { loop(); });
+}
+
+EngineHost::~EngineHost() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+Ticket EngineHost::submit(Request request, std::shared_ptr<RequestSink> sink) {
+  const Ticket ticket = next_ticket_.fetch_add(1, std::memory_order_relaxed);
+  auto shared = std::make_shared<Request>(std::move(request));
+  const std::lock_guard lock(mutex_);
+  inbox_.push_back([this, ticket, shared, sink = std::move(sink)]() mutable {
+    start(ticket, std::move(*shared), std::move(sink));
+  });
+  wake_.notify_one();
+  return ticket;
+}
+
+void EngineHost::cancel(Ticket ticket) {
+  const std::lock_guard lock(mutex_);
+  inbox_.push_back([this, ticket] {
+    if (const auto it = requests_.find(ticket); it != requests_.end()) engine_->cancel(it->second);
+  });
+  wake_.notify_one();
+}
+
+void EngineHost::run(std::function<void(Engine&)> task) {
+  const std::lock_guard lock(mutex_);
+  inbox_.push_back([this, task = std::move(task)] {
+    try {
+      task(*engine_);
+    } catch (...) {
+      logger().error("[server] task on the engine's thread: {}", current_error().message());
+    }
+  });
+  wake_.notify_one();
+}
+
+void EngineHost::loop() {
+  while (take_inbox()) {
+    if (!engine_->idle()) step();
+    note_stats();
+    deliver(std::exchange(out_, {}));
+  }
+  end_all(Error(ErrorKind::kCancelled,
+                "[server] request: expected to reach its end, got a model that is unloaded"));
+  deliver(std::exchange(out_, {}));
+}
+
+/// Waits for work; false when the host is to end.
+bool EngineHost::take_inbox() {
+  std::vector<std::function<void()>> tasks;
+  {
+    std::unique_lock lock(mutex_);
+    wake_.wait(lock, [this] { return stopping_ || !inbox_.empty() || !engine_->idle(); });
+    if (stopping_) return false;
+    tasks.swap(inbox_);
+  }
+  for (auto& task : tasks)
+    task();
+  return true;
+}
+
+void EngineHost::start(Ticket ticket, Request request, std::shared_ptr<RequestSink> sink) {
+  try {
+    const RequestId id = engine_->submit(std::move(request));
+    clients_.emplace(id, Client{ticket, sink});
+    requests_.emplace(ticket, id);
+    out_.push_back([sink = std::move(sink)] { sink->on_accepted(); });
+  } catch (...) {
+    out_.push_back([sink = std::move(sink), error = current_error()] { sink->on_error(error); });
+  }
+}
+
+void EngineHost::step() {
+  std::vector<Event> events;
+  try {
+    events = engine_->step();
+  } catch (...) {
+    // The engine ends requests, not itself; what reaches here is a fault of ours. The requests
+    // under way may be beyond saving, later ones are not.
+    const Error error = current_error();
+    logger().error("[server] step: {}", error.message());
+    end_all(error);
+    return;
+  }
+  {
+    const std::lock_guard lock(stats_mutex_);
+    ++stats_.n_steps;
+  }
+  for (Event& event : events) {
+    const auto it = clients_.find(event.request);
+    if (it == clients_.end()) continue;
+    std::shared_ptr<RequestSink> sink = it->second.sink;
+    if (event.kind == Event::Kind::kRequest) {
+      requests_.erase(it->second.ticket);
+      clients_.erase(it);
+    }
+    auto shared = std::make_shared<Event>(std::move(event));
+    out_.push_back([sink = std::move(sink), shared] { sink->on_event(*shared); });
+  }
+}
+
+void EngineHost::end_all(const Error& error) {
+  for (auto& [id, client] : clients_) {
+    engine_->cancel(id);
+    out_.push_back([sink = std::move(client.sink), error] { sink->on_error(error); });
+  }
+  clients_.clear();
+  requests_.clear();
+}
+
+void EngineHost::note_stats() {
+  const Engine::Load load = engine_->load();
+  const std::lock_guard lock(stats_mutex_);
+  stats_.n_running = load.n_running;
+  stats_.n_waiting = load.n_waiting;
+  stats_.n_pages = engine_->n_pages();
+  stats_.n_free_pages = engine_->free_pages();
+  stats_.n_kept_pages = engine_->kept_pages();
+  stats_.page_tokens = engine_->page_tokens();
+  stats_.n_preemptions = engine_->n_preemptions();
+}
+
+HostStats EngineHost::stats() const {
+  const std::lock_guard lock(stats_mutex_);
+  return stats_;
+}
+
+void EngineHost::deliver(std::vector<Delivery> deliveries) {
+  if (deliveries.empty()) return;
+  auto shared = std::make_shared<std::vector<Delivery>>(std::move(deliveries));
+  executor_([shared] {
+    for (const Delivery& delivery : *shared) {
+      try {
+        delivery();
+      } catch (...) {
+        logger().error("[server] answer: {}", current_error().message());
+      }
+    }
+  });
+}
+
+}  // namespace qw::server

@@ -1,0 +1,105 @@
+// The fields of an endpoint's JSON body: one table that reads them and that tells what is done with
+// each.
+//
+// Level 7 (server). A body is read member by member, by the table: honoured fields go to their
+// reader, refused ones are an error unless they ask for nothing, ignored ones and unknown ones are
+// listed as warnings (or are errors in strict mode). So the table that /compat prints is the table
+// that is in force. null is the same as absent.
+#pragma once
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "server/request_error.h"
+
+namespace qw::server {
+
+using Json = nlohmann::ordered_json;
+
+enum class FieldStatus { kHonoured, kRefused, kIgnored };
+std::string_view name_of(FieldStatus status) noexcept;
+
+struct FieldInfo {
+  std::string name;
+  FieldStatus status = FieldStatus::kHonoured;
+  std::string note;  // what is done with it, or why it is not
+};
+
+template <typename Task>
+struct Field : FieldInfo {
+  std::function<void(const Json&, Task&)> read;  // kHonoured only
+};
+
+/// Honoured; `read` gets the value, which is not null.
+template <typename Task, typename Read>
+Field<Task> honoured(std::string name, Read read, std::string note = "") {
+  return {{std::move(name), FieldStatus::kHonoured, std::move(note)}, std::move(read)};
+}
+template <typename Task>
+Field<Task> refused(std::string name, std::string reason) {
+  return {{std::move(name), FieldStatus::kRefused, std::move(reason)}, {}};
+}
+template <typename Task>
+Field<Task> ignored(std::string name, std::string reason) {
+  return {{std::move(name), FieldStatus::kIgnored, std::move(reason)}, {}};
+}
+
+template <typename Task>
+using FieldTable = std::vector<Field<Task>>;
+
+/// Whether a value asks for nothing: null, false, 0, "", [] or {}.
+bool asks_for_nothing(const Json& value) noexcept;
+
+/// What is said of a field that is not honoured; throws if it must be.
+void note_refused(const FieldInfo& field, const Json& value);
+std::string ignored_warning(const FieldInfo& field);
+std::string unknown_warning(std::string_view name, bool strict);
+
+/// Reads `body`, an object, into `task`. Returns warnings. Errors: RequestError naming the field.
+template <typename Task>
+std::vector<std::string> read_fields(const Json& body, const FieldTable<Task>& table, Task& task,
+                                     bool strict) {
+  std::vector<std::string> warnings;
+  if (!body.is_object()) refuse_field("body", "expected a JSON object, got {}", body.type_name());
+  for (const auto& [name, value] : body.items()) {
+    if (value.is_null()) continue;
+    const Field<Task>* field = nullptr;
+    for (const Field<Task>& candidate : table)
+      if (candidate.name == name) field = &candidate;
+    if (field == nullptr) {
+      warnings.push_back(unknown_warning(name, strict));
+    } else if (field->status == FieldStatus::kHonoured) {
+      field->read(value, task);
+    } else if (field->status == FieldStatus::kRefused) {
+      note_refused(*field, value);
+    } else if (!asks_for_nothing(value)) {
+      warnings.push_back(ignored_warning(*field));
+    }
+  }
+  return warnings;
+}
+
+/// All fields of a table, for /compat.
+template <typename Task>
+std::vector<FieldInfo> infos_of(const FieldTable<Task>& table) {
+  return {table.begin(), table.end()};
+}
+
+// Typed values. Errors: RequestError "[request] name: expected a string, got 3".
+bool to_bool(std::string_view name, const Json& value);
+std::string to_string(std::string_view name, const Json& value);
+int64_t to_integer(std::string_view name, const Json& value, int64_t least = INT64_MIN,
+                   int64_t most = INT64_MAX);
+double to_number(std::string_view name, const Json& value);
+/// A string, or a list of them.
+std::vector<std::string> to_strings(std::string_view name, const Json& value);
+std::vector<int32_t> to_ids(std::string_view name, const Json& value);
+const Json& to_object(std::string_view name, const Json& value);
+const Json& to_array(std::string_view name, const Json& value);
+/// The value as it may stand in a message: its JSON, cut.
+std::string shown(const Json& value);
+
+}  // namespace qw::server

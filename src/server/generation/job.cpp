@@ -1,0 +1,120 @@
+#include "server/generation/job.h"
+
+#include <utility>
+
+#include "server/service.h"
+
+namespace qw::server {
+
+int64_t GenerationResult::n_prompt_tokens() const {
+  int64_t n = 0;
+  for (const auto& prompt : prompts)
+    n += prompt->timings.n_prompt;
+  return n;
+}
+int64_t GenerationResult::n_generated_tokens() const {
+  int64_t n = 0;
+  for (const auto& prompt : prompts)
+    n += prompt->timings.n_generated;
+  return n;
+}
+int64_t GenerationResult::n_cached_tokens() const {
+  int64_t n = 0;
+  for (const auto& prompt : prompts)
+    n += prompt->timings.n_cached;
+  return n;
+}
+
+/// What the engine says of one prompt.
+class GenerationJob::Sink : public RequestSink {
+ public:
+  Sink(std::shared_ptr<GenerationJob> job, size_t prompt) : job_(std::move(job)), prompt_(prompt) {}
+  void on_accepted() override { job_->accepted(); }
+  void on_event(const Event& event) override { job_->event(prompt_, event); }
+  void on_error(const Error& error) override { job_->failed(error); }
+
+ private:
+  std::shared_ptr<GenerationJob> job_;
+  size_t prompt_;
+};
+
+void GenerationJob::start(const std::shared_ptr<Call>& call, std::shared_ptr<ServedModel> model,
+                          std::vector<Request> requests,
+                          std::shared_ptr<GenerationListener> listener) {
+  const std::shared_ptr<GenerationJob> job(
+      new GenerationJob(std::move(model), std::move(listener)));
+  job->result_.prompts.resize(requests.size());
+  for (const Request& request : requests)
+    job->answers_.push_back(static_cast<int>(request.config.num_return_sequences));
+  {
+    const std::lock_guard lock(job->mutex_);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      job->tickets_.push_back(
+          job->model_->host().submit(std::move(requests[i]), std::make_shared<Sink>(job, i)));
+    }
+  }
+  // The call is held by the listener as well, so the job must not be held by the call for ever.
+  call->post([call, weak = std::weak_ptr(job)] {
+    call->on_close([weak] {
+      if (const auto held = weak.lock()) held->cancel();
+    });
+  });
+}
+
+void GenerationJob::cancel() {
+  const std::lock_guard lock(mutex_);
+  if (std::exchange(cancelled_, true)) return;
+  for (const Ticket ticket : tickets_)
+    model_->host().cancel(ticket);
+}
+
+void GenerationJob::accepted() {
+  if (++n_accepted_ == result_.prompts.size() && !over_) listener_->on_start();
+}
+
+void GenerationJob::event(size_t prompt, const Event& event) {
+  if (over_) return;
+  const int first = static_cast<int>(prompt) * answers_[prompt];
+  switch (event.kind) {
+    case Event::Kind::kToken:
+      return listener_->on_token(first + event.index, event);
+    case Event::Kind::kCompletion:
+      if (event.finish_reason != FinishReason::kError)
+        listener_->on_choice_end(first + event.index, event.finish_reason);
+      return;
+    case Event::Kind::kRequest:
+      break;
+  }
+  for (const Completion& completion : event.result->completions) {
+    if (completion.finish_reason == FinishReason::kError)
+      return failed(Error(completion.error_kind, completion.error));
+  }
+  result_.prompts[prompt] = event.result;
+  if (++n_ended_ == result_.prompts.size()) {
+    over_ = true;
+    listener_->on_end(result_);
+  }
+}
+
+void GenerationJob::failed(const Error& error) {
+  if (std::exchange(over_, true)) return;
+  cancel();
+  listener_->on_error(error);
+}
+
+void generate(const std::shared_ptr<Call>& call, GenerationTask task,
+              std::function<std::shared_ptr<GenerationListener>(
+                  const std::shared_ptr<ServedModel>& model, const std::vector<Request>& requests)>
+                  make) {
+  const std::string name = task.model;
+  with_model(call, name,
+             [call, task = std::move(task),
+              make = std::move(make)](const std::shared_ptr<ServedModel>& model) {
+               std::vector<Request> requests =
+                   prepare(task, *model, call->services().options.model_defaults);
+               auto listener = make(model, requests);
+               GenerationJob::start(call, model, std::move(requests), std::move(listener));
+             });
+}
+
+}  // namespace qw::server

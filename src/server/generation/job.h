@@ -1,0 +1,76 @@
+// A generation under way: the engine's requests of one client's call, seen as one.
+//
+// Level 7 (server). Prompts times answers are numbered as choices. All of the listener's functions
+// are called on the server's thread; on_end or on_error is the last, and exactly one of them comes.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "engine/engine.h"
+#include "server/call.h"
+#include "server/generation/task.h"
+
+namespace qw::server {
+
+/// What a generation came to.
+struct GenerationResult {
+  std::vector<std::shared_ptr<const RequestResult>> prompts;
+  int64_t n_prompt_tokens() const;
+  int64_t n_generated_tokens() const;
+  int64_t n_cached_tokens() const;
+};
+
+class GenerationListener {
+ public:
+  virtual ~GenerationListener() = default;
+  /// The engine has taken all of the requests.
+  virtual void on_start() {}
+  /// A token, or text that was held back (event.token -1).
+  virtual void on_token(int /*choice*/, const Event& /*event*/) {}
+  virtual void on_choice_end(int /*choice*/, FinishReason /*reason*/) {}
+  virtual void on_end(const GenerationResult& result) = 0;
+  virtual void on_error(const Error& error) = 0;
+};
+
+class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
+ public:
+  /// Submits. The job lives until its end, and is cancelled when the call's client goes.
+  static void start(const std::shared_ptr<Call>& call, std::shared_ptr<ServedModel> model,
+                    std::vector<Request> requests, std::shared_ptr<GenerationListener> listener);
+
+  /// Any thread.
+  void cancel();
+
+ private:
+  class Sink;
+
+  GenerationJob(std::shared_ptr<ServedModel> model, std::shared_ptr<GenerationListener> listener)
+      : model_(std::move(model)), listener_(std::move(listener)) {}
+  void accepted();
+  void event(size_t prompt, const Event& event);
+  void failed(const Error& error);
+
+  std::shared_ptr<ServedModel> model_;
+  std::shared_ptr<GenerationListener> listener_;
+  std::vector<int> answers_;  // of each prompt
+  GenerationResult result_;
+  size_t n_accepted_ = 0, n_ended_ = 0;
+  bool over_ = false;
+
+  std::mutex mutex_;  // over what follows
+  std::vector<Ticket> tickets_;
+  bool cancelled_ = false;
+};
+
+/// Loads the model if need be, prepares on a worker's thread, and starts a job whose listener
+/// `make` gives. What goes wrong before is the call's failure.
+void generate(const std::shared_ptr<Call>& call, GenerationTask task,
+              std::function<std::shared_ptr<GenerationListener>(
+                  const std::shared_ptr<ServedModel>& model, const std::vector<Request>& requests)>
+                  make);
+
+}  // namespace qw::server

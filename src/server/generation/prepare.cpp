@@ -1,0 +1,153 @@
+#include <algorithm>
+#include <random>
+
+#include "engine/logits_process.h"
+#include "server/generation/task.h"
+#include "text/tokenizer.h"
+
+namespace qw::server {
+
+namespace {
+
+/// Only some tokens may be chosen.
+class AllowedTokens : public LogitsProcessor {
+ public:
+  explicit AllowedTokens(std::vector<int32_t> ids) : ids_(std::move(ids)) {
+    std::ranges::sort(ids_);
+    ids_.erase(std::ranges::unique(ids_).begin(), ids_.end());
+  }
+  void process(const TokenHistory&, LogitsRow& row) const override {
+    const auto vocab = static_cast<int32_t>(row.values().size());
+    if (ids_.back() >= vocab) {
+      refuse_field("allowed_token_ids", "expected ids below {}, got {}", vocab, ids_.back());
+    }
+    row.keep_only(ids_);
+  }
+  std::string_view name() const override { return "allowed_token_ids"; }
+
+ private:
+  std::vector<int32_t> ids_;
+};
+
+/// What servers do where neither the client nor the checkpoint says: sample from the model's own
+/// distribution (Transformers' own defaults are greedy search and top_k 50).
+void set_server_defaults(GenerationConfig& config) {
+  const auto set = [&config](std::string_view name, const Json& value) {
+    if (config.source_of(name) == ParameterSource::kDefault)
+      config.set(name, value, ParameterSource::kDefault);
+  };
+  set("do_sample", true);
+  set("top_k", 0);
+}
+
+GenerationConfig base_config(const GenerationTask& task, const ServedModel& model,
+                             bool model_defaults) {
+  const LoadedModel& files = model.files();
+  GenerationConfig config = task.chat ? files.chat_generation() : files.generation;
+  if (!model_defaults) {
+    GenerationConfig neutral;
+    neutral.eos_token_id = config.eos_token_id;
+    neutral.bos_token_id = config.bos_token_id;
+    neutral.pad_token_id = config.pad_token_id;
+    config = neutral;
+  }
+  set_server_defaults(config);
+  return config;
+}
+
+void apply_parameters(const GenerationTask& task, GenerationConfig& config) {
+  for (const GenerationTask::Parameter& parameter : task.parameters) {
+    try {
+      config.set(parameter.name, parameter.value, ParameterSource::kUser);
+    } catch (const Error& error) {
+      throw RequestError(error.kind(), error.message(), parameter.field);
+    }
+  }
+  // Who names a temperature wants to sample with it (0: greedy), whatever the checkpoint says.
+  if (config.source_of("temperature") == ParameterSource::kUser &&
+      config.source_of("do_sample") != ParameterSource::kUser) {
+    config.set("do_sample", config.temperature > 0, ParameterSource::kUser);
+  }
+}
+
+std::vector<std::vector<int32_t>> encode_words(const std::vector<std::string>& words,
+                                               const Tokenizer& tokenizer) {
+  std::vector<std::vector<int32_t>> out;
+  for (const std::string& word : words) {
+    if (word.empty()) refuse_field("bad_words", "expected words, got an empty one");
+    // A word may follow a space or not; both must be kept from being said.
+    for (const std::string& form : {word, " " + word}) {
+      std::vector<int32_t> ids = tokenizer.encode(form, {.parse_special = false});
+      if (std::ranges::find(out, ids) == out.end()) out.push_back(std::move(ids));
+    }
+  }
+  return out;
+}
+
+uint64_t random_seed() {
+  std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+std::vector<int32_t> encode_prompt(const PromptInput& prompt, const GenerationTask& task,
+                                   const ServedModel& model) {
+  if (prompt.is_ids) return prompt.ids;
+  EncodeOptions options;
+  options.add_special_tokens = task.add_special_tokens;
+  return model.tokenizer().encode(prompt.text, options);
+}
+
+}  // namespace
+
+std::vector<Request> prepare(const GenerationTask& task, const ServedModel& model,
+                             bool model_defaults) {
+  Request base;
+  base.config = base_config(task, model, model_defaults);
+  apply_parameters(task, base.config);
+  GenerationConfig& config = base.config;
+  config.seed = task.seed ? *task.seed : random_seed();
+  for (const int32_t id : task.stop_token_ids) {
+    if (!config.is_eos(id)) config.eos_token_id.push_back(id);
+  }
+  const int64_t n_answers = std::max(task.n, task.best_of.value_or(task.n));
+  if (task.best_of && *task.best_of < task.n)
+    refuse_field("best_of", "expected at least n ({}), got {}", task.n, *task.best_of);
+  if (n_answers > 1) config.set("num_return_sequences", n_answers, ParameterSource::kUser);
+  if (task.use_beam_search) {
+    config.set("num_beams", n_answers, ParameterSource::kUser);
+    config.set("num_return_sequences", task.n, ParameterSource::kUser);
+    config.set("do_sample", false, ParameterSource::kUser);
+  } else if (n_answers > task.n && !config.logprobs) {
+    config.logprobs = 0;  // to tell which are the best
+  }
+  if (!task.bad_words.empty()) {
+    for (auto& ids : encode_words(task.bad_words, model.tokenizer()))
+      config.bad_words_ids.push_back(std::move(ids));
+  }
+  if (task.allowed_token_ids) {
+    if (task.allowed_token_ids->empty())
+      refuse_field("allowed_token_ids", "expected at least one id, got none");
+    base.processors.push_back(std::make_shared<AllowedTokens>(*task.allowed_token_ids));
+  }
+  base.adapter = model.adapter();
+  base.skip_special_tokens = task.skip_special_tokens;
+
+  std::vector<std::vector<int32_t>> prompts;
+  if (task.chat) {
+    prompts.push_back(model.files().encode_chat(*task.chat).ids);
+  } else {
+    for (const PromptInput& prompt : task.prompts)
+      prompts.push_back(encode_prompt(prompt, task, model));
+  }
+  std::vector<Request> requests;
+  for (std::vector<int32_t>& ids : prompts) {
+    if (task.truncate_prompt_tokens && std::ssize(ids) > *task.truncate_prompt_tokens)
+      ids.erase(ids.begin(), ids.end() - *task.truncate_prompt_tokens);
+    Request request = base;
+    request.prompt = std::move(ids);
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
+}  // namespace qw::server

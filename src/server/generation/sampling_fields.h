@@ -1,0 +1,80 @@
+// Fields that steer generation, under the names that OpenAI's and vLLM's clients use: shared by
+// every endpoint that takes them.
+//
+// Level 7 (server).
+#pragma once
+
+#include <string>
+
+#include "server/fields.h"
+#include "server/generation/task.h"
+
+namespace qw::server {
+
+/// A field that is a parameter of GenerationConfig under the name `parameter`.
+template <typename Task>
+Field<Task> parameter_field(std::string name, std::string parameter, std::string note = "") {
+  return honoured<Task>(
+      name, [name, parameter](const Json& value, Task& task) { task.set(name, parameter, value); },
+      std::move(note));
+}
+
+/// OpenAI's own.
+template <typename Task>
+void add_openai_sampling_fields(FieldTable<Task>& table) {
+  for (const char* name :
+       {"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias"})
+    table.push_back(parameter_field<Task>(name, name));
+  table.push_back(honoured<Task>("seed", [](const Json& value, Task& task) {
+    task.seed = static_cast<uint64_t>(to_integer("seed", value));
+  }));
+  table.push_back(honoured<Task>("stop", [](const Json& value, Task& task) {
+    task.set("stop", "stop_strings", to_strings("stop", value));
+  }));
+  table.push_back(honoured<Task>(
+      "n", [](const Json& value, Task& task) { task.n = to_integer("n", value, 1, 128); }));
+}
+
+/// What vLLM adds, and Transformers' other parameters under their own names.
+template <typename Task>
+void add_extra_sampling_fields(FieldTable<Task>& table) {
+  table.push_back(honoured<Task>(
+      "top_k",
+      [](const Json& value, Task& task) {
+        const int64_t top_k = to_integer("top_k", value, -1);
+        task.set("top_k", "top_k", std::max<int64_t>(top_k, 0));
+      },
+      "-1 or 0: off"));
+  table.push_back(parameter_field<Task>("min_tokens", "min_new_tokens"));
+  for (const char* name :
+       {"min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
+        "length_penalty", "early_stopping", "ignore_eos", "include_stop_str_in_output", "do_sample",
+        "no_repeat_ngram_size", "guidance_scale", "prompt_lookup_num_tokens", "prompt_logprobs"})
+    table.push_back(parameter_field<Task>(name, name));
+  table.push_back(honoured<Task>("stop_token_ids", [](const Json& value, Task& task) {
+    task.stop_token_ids = to_ids("stop_token_ids", value);
+  }));
+  table.push_back(honoured<Task>("allowed_token_ids", [](const Json& value, Task& task) {
+    task.allowed_token_ids = to_ids("allowed_token_ids", value);
+  }));
+  table.push_back(honoured<Task>("bad_words", [](const Json& value, Task& task) {
+    task.bad_words = to_strings("bad_words", value);
+  }));
+  table.push_back(honoured<Task>("skip_special_tokens", [](const Json& value, Task& task) {
+    task.skip_special_tokens = to_bool("skip_special_tokens", value);
+  }));
+  table.push_back(honoured<Task>("truncate_prompt_tokens", [](const Json& value, Task& task) {
+    task.truncate_prompt_tokens = to_integer("truncate_prompt_tokens", value, 1);
+  }));
+  table.push_back(honoured<Task>(
+      "use_beam_search",
+      [](const Json& value, Task& task) {
+        task.use_beam_search = to_bool("use_beam_search", value);
+      },
+      "n (or best_of) beams, of which n are returned"));
+  table.push_back(ignored<Task>("spaces_between_special_tokens",
+                                "Qwen's tokenizer never puts spaces between tokens"));
+  table.push_back(ignored<Task>("request_id", "the server numbers requests itself"));
+}
+
+}  // namespace qw::server

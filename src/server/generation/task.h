@@ -1,0 +1,60 @@
+// What a client may ask of a generation, in the project's own terms: the middle between dialects
+// and the engine.
+//
+// Level 7 (server). Dialects fill a task; prepare() makes the engine's requests of it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/bundle.h"
+#include "server/fields.h"
+#include "server/model_hub.h"
+
+namespace qw::server {
+
+/// A prompt as text or as ids.
+struct PromptInput {
+  std::string text;
+  std::vector<int32_t> ids;
+  bool is_ids = false;
+};
+
+struct GenerationTask {
+  std::string model;  // "": the default
+
+  // What to go on with: a conversation, or prompts.
+  std::optional<ChatInput> chat;
+  std::vector<PromptInput> prompts;
+  bool add_special_tokens = true;                 // to prompts of text
+  std::optional<int64_t> truncate_prompt_tokens;  // keep the last so many
+
+  /// Generation parameters, in the order given.
+  struct Parameter {
+    std::string field;  // as the client calls it, for errors
+    std::string name;   // of GenerationConfig
+    Json value;
+  };
+  std::vector<Parameter> parameters;
+  std::vector<int32_t> stop_token_ids;
+  std::optional<std::vector<int32_t>> allowed_token_ids;
+  std::vector<std::string> bad_words;
+  std::optional<uint64_t> seed;    // nullopt: a random one
+  int64_t n = 1;                   // answers to each prompt
+  std::optional<int64_t> best_of;  // of so many, the n likeliest
+  bool use_beam_search = false;
+  bool skip_special_tokens = true;
+
+  void set(std::string field, std::string name, Json value) {
+    parameters.push_back({std::move(field), std::move(name), std::move(value)});
+  }
+};
+
+/// The engine's requests, one for each prompt. Errors: RequestError naming the client's field;
+/// those of the template and the tokenizer.
+std::vector<Request> prepare(const GenerationTask& task, const ServedModel& model,
+                             bool model_defaults);
+
+}  // namespace qw::server

@@ -1,0 +1,158 @@
+#include "server/openai/common.h"
+
+#include <algorithm>
+
+#include "base/utf8.h"
+#include "server/openai/openai.h"
+#include "text/tokenizer.h"
+
+namespace qw::server::openai {
+
+const Dialect kOpenAi{"openai", error_body};
+
+std::vector<Endpoint> endpoints() {
+  std::vector<Endpoint> all;
+  for (auto make : {chat_endpoints, completion_endpoints, model_endpoints, token_endpoints}) {
+    for (Endpoint& endpoint : make())
+      all.push_back(std::move(endpoint));
+  }
+  return all;
+}
+
+namespace {
+
+std::string_view type_of(int status) {
+  switch (status) {
+    case 401:
+      return "authentication_error";
+    case 403:
+      return "permission_error";
+    case 404:
+      return "not_found_error";
+    case 429:
+      return "rate_limit_error";
+    default:
+      return status < 500 ? "invalid_request_error" : "server_error";
+  }
+}
+
+/// The bytes of a token, and the same as text (a part of a character shows as U+FFFD).
+void add_token(Json& json, int32_t id, const Tokenizer& tokenizer) {
+  const std::string_view bytes = tokenizer.token_bytes(id);
+  json["token"] = replace_invalid_utf8(bytes);
+  Json list = Json::array();
+  for (const char byte : bytes)
+    list.push_back(static_cast<int>(static_cast<unsigned char>(byte)));
+  json["bytes"] = std::move(list);
+}
+
+Json logprob_entry(const Logprob& logprob, const Tokenizer& tokenizer) {
+  Json json;
+  add_token(json, logprob.id, tokenizer);
+  json["logprob"] = logprob.logprob;
+  return json;
+}
+
+double mean_logprob(const Completion& completion) {
+  double sum = 0;
+  for (const TokenLogprobs& entry : completion.logprobs)
+    sum += static_cast<double>(entry.chosen.logprob);
+  return completion.logprobs.empty() ? 0 : sum / static_cast<double>(completion.logprobs.size());
+}
+
+}  // namespace
+
+Json error_body(const Error& error, int status) {
+  const auto* request = dynamic_cast<const RequestError*>(&error);
+  Json param = nullptr;
+  if (request != nullptr && !request->field().empty()) param = request->field();
+  Json code = nullptr;
+  if (status == 404 && param == "model") code = "model_not_found";
+  if (status == 401) code = "invalid_api_key";
+  return {{"error",
+           {{"message", error.message()},
+            {"type", type_of(status)},
+            {"param", std::move(param)},
+            {"code", std::move(code)}}}};
+}
+
+Json usage(int64_t n_prompt, int64_t n_generated, int64_t n_cached) {
+  return {{"prompt_tokens", n_prompt},
+          {"completion_tokens", n_generated},
+          {"total_tokens", n_prompt + n_generated},
+          {"prompt_tokens_details", {{"cached_tokens", n_cached}}}};
+}
+
+Json usage(const GenerationResult& result) {
+  return usage(result.n_prompt_tokens(), result.n_generated_tokens(), result.n_cached_tokens());
+}
+
+std::string_view finish_reason(FinishReason reason) {
+  return reason == FinishReason::kLength ? "length" : "stop";
+}
+
+std::string sse(const Json& json) {
+  return "data: " + json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n\n";
+}
+
+Json chat_logprob(const TokenLogprobs& entry, const Tokenizer& tokenizer) {
+  Json json = logprob_entry(entry.chosen, tokenizer);
+  Json top = Json::array();
+  for (const Logprob& candidate : entry.top)
+    top.push_back(logprob_entry(candidate, tokenizer));
+  json["top_logprobs"] = std::move(top);
+  return json;
+}
+
+Json chat_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer& tokenizer) {
+  Json content = Json::array();
+  for (const TokenLogprobs& entry : entries)
+    content.push_back(chat_logprob(entry, tokenizer));
+  return {{"content", std::move(content)}};
+}
+
+Json prompt_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer* tokenizer) {
+  Json list = Json::array();
+  list.push_back(nullptr);
+  for (const TokenLogprobs& entry : entries) {
+    Json position = Json::object();
+    const auto add = [&](const Logprob& logprob, int64_t rank) {
+      Json& item = position[std::to_string(logprob.id)];
+      item = {{"logprob", logprob.logprob}, {"rank", rank + 1}};
+      if (tokenizer != nullptr)
+        item["decoded_token"] = replace_invalid_utf8(tokenizer->token_bytes(logprob.id));
+    };
+    for (size_t i = 0; i < entry.top.size(); ++i)
+      add(entry.top[i], static_cast<int64_t>(i));
+    add(entry.chosen, entry.rank);
+    list.push_back(std::move(position));
+  }
+  return list;
+}
+
+void read_stream_options(const Json& value, StreamOptions& options) {
+  for (const auto& [name, item] : to_object("stream_options", value).items()) {
+    if (name == "include_usage") {
+      options.include_usage = to_bool("stream_options.include_usage", item);
+    } else if (name == "continuous_usage_stats") {
+      options.continuous_usage = to_bool("stream_options.continuous_usage_stats", item);
+    } else if (name != "include_obfuscation") {
+      refuse_field("stream_options", "expected include_usage or continuous_usage_stats, got '{}'",
+                   printable(name));
+    }
+  }
+}
+
+std::vector<const Completion*> best_answers(const RequestResult& result, int64_t n) {
+  std::vector<const Completion*> answers;
+  for (const Completion& completion : result.completions)
+    answers.push_back(&completion);
+  if (std::ssize(answers) <= n) return answers;
+  std::ranges::stable_sort(answers, [](const Completion* a, const Completion* b) {
+    return mean_logprob(*a) > mean_logprob(*b);
+  });
+  answers.resize(static_cast<size_t>(n));
+  return answers;
+}
+
+}  // namespace qw::server::openai

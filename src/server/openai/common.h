@@ -1,0 +1,55 @@
+// What OpenAI's addresses share: errors, usage, log-probabilities, server-sent events.
+//
+// Level 7 (server).
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "server/call.h"
+#include "server/generation/job.h"
+#include "server/generation/task.h"
+
+namespace qw::server::openai {
+
+extern const Dialect kOpenAi;
+
+/// {"error": {"message", "type", "param", "code"}}.
+Json error_body(const Error& error, int status);
+
+/// {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"}.
+Json usage(int64_t n_prompt, int64_t n_generated, int64_t n_cached);
+Json usage(const GenerationResult& result);
+
+/// "stop", "length"; a cancelled answer is "stop".
+std::string_view finish_reason(FinishReason reason);
+
+/// "data: JSON\n\n".
+std::string sse(const Json& json);
+inline constexpr std::string_view kSseDone = "data: [DONE]\n\n";
+
+/// Entry of choices[].logprobs.content: {"token", "logprob", "bytes", "top_logprobs"}.
+Json chat_logprob(const TokenLogprobs& entry, const Tokenizer& tokenizer);
+Json chat_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer& tokenizer);
+
+/// vLLM's prompt_logprobs: null for the first token, then {"id": {"logprob", "rank",
+/// "decoded_token"}} with the chosen token and the likeliest.
+Json prompt_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer* tokenizer);
+
+/// stream_options of a task with stream, include_usage and continuous_usage.
+struct StreamOptions {
+  bool stream = false, include_usage = false, continuous_usage = false;
+};
+void read_stream_options(const Json& value, StreamOptions& options);
+
+/// The n best of more answers, by mean log-probability, ties to the lower index; renumbered.
+std::vector<const Completion*> best_answers(const RequestResult& result, int64_t n);
+
+std::vector<Endpoint> chat_endpoints();
+std::vector<Endpoint> completion_endpoints();
+std::vector<Endpoint> model_endpoints();
+std::vector<Endpoint> token_endpoints();
+
+}  // namespace qw::server::openai

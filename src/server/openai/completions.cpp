@@ -1,0 +1,311 @@
+// POST /v1/completions.
+#include "base/utf8.h"
+#include "server/generation/sampling_fields.h"
+#include "server/openai/common.h"
+#include "server/service.h"
+#include "text/tokenizer.h"
+
+namespace qw::server::openai {
+
+namespace {
+
+/// OpenAI's default, which its clients count on.
+constexpr int64_t kDefaultMaxTokens = 16;
+
+struct CompletionTask : GenerationTask {
+  bool echo = false;
+  std::optional<int64_t> logprobs;
+  bool has_max_tokens = false;
+  int64_t max_tokens = kDefaultMaxTokens;
+  StreamOptions stream;
+};
+
+/// A string, a list of strings, a list of ids, or a list of such lists.
+std::vector<PromptInput> read_prompts(const Json& value) {
+  std::vector<PromptInput> prompts;
+  if (value.is_string()) return {{value.get<std::string>(), {}, false}};
+  if (!value.is_array() || value.empty())
+    refuse_field("prompt", "expected a text, a list of texts or ids, got {}", shown(value));
+  if (value[0].is_number()) return {{"", to_ids("prompt", value), true}};
+  for (size_t i = 0; i < value.size(); ++i) {
+    const std::string where = fmt::format("prompt[{}]", i);
+    if (value[i].is_array()) {
+      prompts.push_back({"", to_ids(where, value[i]), true});
+    } else {
+      prompts.push_back({to_string(where, value[i]), {}, false});
+    }
+  }
+  return prompts;
+}
+
+const FieldTable<CompletionTask>& completion_fields() {
+  using Task = CompletionTask;
+  static const FieldTable<Task> table = [] {
+    FieldTable<Task> out;
+    out.push_back(honoured<Task>(
+        "model", [](const Json& value, Task& task) { task.model = to_string("model", value); }));
+    out.push_back(honoured<Task>(
+        "prompt", [](const Json& value, Task& task) { task.prompts = read_prompts(value); },
+        "a text, a list of texts, of ids, or of lists of ids"));
+    out.push_back(honoured<Task>(
+        "max_tokens",
+        [](const Json& value, Task& task) { task.max_tokens = to_integer("max_tokens", value, 0); },
+        "16 by default; 0 with echo gives the prompt's log-probabilities"));
+    out.push_back(honoured<Task>(
+        "echo", [](const Json& value, Task& task) { task.echo = to_bool("echo", value); }));
+    out.push_back(honoured<Task>("logprobs", [](const Json& value, Task& task) {
+      task.logprobs = to_integer("logprobs", value, 0);
+    }));
+    out.push_back(honoured<Task>("best_of", [](const Json& value, Task& task) {
+      task.best_of = to_integer("best_of", value, 1, 128);
+    }));
+    out.push_back(honoured<Task>("stream", [](const Json& value, Task& task) {
+      task.stream.stream = to_bool("stream", value);
+    }));
+    out.push_back(honoured<Task>("stream_options", [](const Json& value, Task& task) {
+      read_stream_options(value, task.stream);
+    }));
+    out.push_back(honoured<Task>("add_special_tokens", [](const Json& value, Task& task) {
+      task.add_special_tokens = to_bool("add_special_tokens", value);
+    }));
+    add_openai_sampling_fields(out);
+    add_extra_sampling_fields(out);
+    out.push_back(refused<Task>("suffix", "these models were not trained to fill in the middle"));
+    out.push_back(ignored<Task>("user", "nothing is kept about users"));
+    return out;
+  }();
+  return table;
+}
+
+// ---- the answer --------------------------------------------------------------------------------
+
+/// OpenAI's older form: parallel lists over the tokens of prompt (with echo) and answer.
+class LogprobLists {
+ public:
+  LogprobLists(const Tokenizer& tokenizer, int64_t n_top, size_t text_offset)
+      : tokenizer_(tokenizer), n_top_(n_top), offset_(text_offset) {}
+
+  void add_first(int32_t id) {
+    add_token(id);
+    logprobs_.push_back(nullptr);
+    top_.push_back(nullptr);
+  }
+  void add(const TokenLogprobs& entry) {
+    add_token(entry.chosen.id);
+    logprobs_.push_back(entry.chosen.logprob);
+    Json top = Json::object();
+    for (const Logprob& candidate : entry.top)
+      top[text_of(candidate.id)] = candidate.logprob;
+    // The chosen token stands beside the n likeliest, as OpenAI's did.
+    top[text_of(entry.chosen.id)] = entry.chosen.logprob;
+    top_.push_back(n_top_ > 0 ? std::move(top) : Json());
+  }
+  Json json() const {
+    return {{"tokens", tokens_},
+            {"token_logprobs", logprobs_},
+            {"top_logprobs", n_top_ > 0 ? top_ : Json()},
+            {"text_offset", offsets_}};
+  }
+  size_t text_offset() const { return offset_; }
+
+ private:
+  std::string text_of(int32_t id) const { return replace_invalid_utf8(tokenizer_.token_bytes(id)); }
+  void add_token(int32_t id) {
+    tokens_.push_back(text_of(id));
+    offsets_.push_back(offset_);
+    offset_ += tokenizer_.token_bytes(id).size();
+  }
+
+  const Tokenizer& tokenizer_;
+  int64_t n_top_;
+  size_t offset_;
+  Json tokens_ = Json::array(), logprobs_ = Json::array(), top_ = Json::array(),
+       offsets_ = Json::array();
+};
+
+class CompletionListener : public GenerationListener {
+ public:
+  CompletionListener(std::shared_ptr<Call> call, const CompletionTask& task,
+                     std::shared_ptr<ServedModel> model, const std::vector<Request>& requests)
+      : call_(std::move(call)), task_(task), model_(std::move(model)) {
+    for (const Request& request : requests)
+      prompts_.push_back(request.prompt);
+    if (!task_.echo) return;
+    for (size_t i = 0; i < prompts_.size(); ++i) {
+      const bool is_ids = i < task_.prompts.size() && task_.prompts[i].is_ids;
+      echoes_.push_back(is_ids || task_.truncate_prompt_tokens
+                            ? model_->tokenizer().decode(prompts_[i])
+                            : task_.prompts[i].text);
+    }
+  }
+  void on_error(const Error& error) override { call_->fail(error); }
+
+ protected:
+  Json head() const {
+    return {{"id", "cmpl-" + call_->id()},
+            {"object", "text_completion"},
+            {"created", call_->created()},
+            {"model", model_->name()}};
+  }
+  /// The prompt's text, where it is wanted before the answer.
+  std::string echo_of(size_t prompt) const { return task_.echo ? echoes_[prompt] : ""; }
+
+  std::shared_ptr<Call> call_;
+  CompletionTask task_;
+  std::shared_ptr<ServedModel> model_;
+  std::vector<std::vector<int32_t>> prompts_;
+  std::vector<std::string> echoes_;
+};
+
+class WholeCompletion : public CompletionListener {
+ public:
+  using CompletionListener::CompletionListener;
+
+  void on_end(const GenerationResult& result) override {
+    Json answer = head();
+    Json choices = Json::array();
+    for (size_t i = 0; i < result.prompts.size(); ++i) {
+      for (const Completion* completion : best_answers(*result.prompts[i], task_.n))
+        choices.push_back(choice(i, *result.prompts[i], *completion, choices.size()));
+    }
+    answer["choices"] = std::move(choices);
+    const int64_t n_generated = task_.max_tokens == 0 ? 0 : result.n_generated_tokens();
+    answer["usage"] = usage(result.n_prompt_tokens(), n_generated, result.n_cached_tokens());
+    call_->respond(std::move(answer));
+  }
+
+ private:
+  Json choice(size_t prompt, const RequestResult& result, const Completion& completion,
+              size_t index) const {
+    const bool wants_answer = task_.max_tokens > 0;
+    Json logprobs = nullptr;
+    if (task_.logprobs) {
+      LogprobLists lists(model_->tokenizer(), *task_.logprobs, 0);
+      if (task_.echo) {
+        lists.add_first(prompts_[prompt][0]);
+        for (const TokenLogprobs& entry : result.prompt_logprobs)
+          lists.add(entry);
+      }
+      for (const TokenLogprobs& entry : completion.logprobs)
+        if (wants_answer) lists.add(entry);
+      logprobs = lists.json();
+    }
+    const std::string text = echo_of(prompt) + (wants_answer ? completion.text : "");
+    Json out = {{"index", index},
+                {"text", model_->files().tokenizer ? Json(text) : Json()},
+                {"logprobs", std::move(logprobs)},
+                {"finish_reason", wants_answer ? finish_reason(completion.finish_reason)
+                                               : std::string_view("length")}};
+    if (completion.finish_reason == FinishReason::kStop && wants_answer)
+      out["stop_reason"] = completion.stop_string;
+    if (!model_->files().tokenizer) out["token_ids"] = completion.ids;
+    if (!task_.echo && !result.prompt_logprobs.empty())
+      out["prompt_logprobs"] =
+          prompt_logprobs(result.prompt_logprobs, model_->files().tokenizer.get());
+    return out;
+  }
+};
+
+class StreamedCompletion : public CompletionListener {
+ public:
+  using CompletionListener::CompletionListener;
+
+  void on_start() override {
+    call_->begin_stream("text/event-stream; charset=utf-8");
+    offsets_.assign(prompts_.size() * static_cast<size_t>(task_.n), 0);
+    if (!task_.echo) return;
+    for (size_t i = 0; i < offsets_.size(); ++i) {
+      const std::string text = echo_of(i / static_cast<size_t>(task_.n));
+      offsets_[i] = text.size();
+      send(static_cast<int>(i), text, nullptr, nullptr);
+    }
+  }
+
+  void on_token(int choice, const Event& event) override {
+    Json logprobs = nullptr;
+    if (task_.logprobs && event.logprobs) {
+      size_t& offset = offsets_[static_cast<size_t>(choice)];
+      LogprobLists lists(model_->tokenizer(), *task_.logprobs, offset);
+      lists.add(*event.logprobs);
+      offset = lists.text_offset();
+      logprobs = lists.json();
+    }
+    if (event.text.empty() && logprobs.is_null()) return;
+    send(choice, event.text, std::move(logprobs), nullptr);
+  }
+
+  void on_choice_end(int choice, FinishReason reason) override {
+    send(choice, "", nullptr, finish_reason(reason));
+  }
+
+  void on_end(const GenerationResult& result) override {
+    if (task_.stream.include_usage) {
+      Json chunk = head();
+      chunk["choices"] = Json::array();
+      chunk["usage"] = usage(result);
+      call_->write(sse(chunk));
+    }
+    end();
+  }
+
+  void on_error(const Error& error) override {
+    if (!call_->streaming()) return call_->fail(error);
+    call_->write(sse(error_body(error, http_status(error))));
+    end();
+  }
+
+ private:
+  void send(int choice, const std::string& text, Json logprobs, Json reason) {
+    Json chunk = head();
+    chunk["choices"] = Json::array({{{"index", choice},
+                                     {"text", text},
+                                     {"logprobs", std::move(logprobs)},
+                                     {"finish_reason", std::move(reason)}}});
+    if (!std::exchange(warned_, true) && !call_->warnings().empty())
+      chunk["warnings"] = call_->warnings();
+    call_->write(sse(chunk));
+  }
+  void end() {
+    call_->write(std::string(kSseDone));
+    call_->end_stream();
+  }
+
+  std::vector<size_t> offsets_;  // in the text, of each choice
+  bool warned_ = false;
+};
+
+void check(const CompletionTask& task) {
+  if (task.prompts.empty()) refuse_field("prompt", "expected one, got none");
+  if (task.stream.stream && task.best_of.value_or(task.n) > task.n)
+    refuse_field("best_of", "expected n ({}) in a stream, got {}", task.n, *task.best_of);
+  if (task.max_tokens == 0 && (!task.echo || task.stream.stream))
+    refuse_field("max_tokens", "expected at least 1 without echo or in a stream, got 0");
+}
+
+void complete(const std::shared_ptr<Call>& call) {
+  CompletionTask task;
+  call->read(completion_fields(), task);
+  check(task);
+  task.set("max_tokens", "max_new_tokens", std::max<int64_t>(task.max_tokens, 1));
+  if (task.logprobs) {
+    task.set("logprobs", "logprobs", *task.logprobs);
+    if (task.echo) task.set("logprobs", "prompt_logprobs", *task.logprobs);
+  }
+  generate(
+      call, task,
+      [call, task](const std::shared_ptr<ServedModel>& model,
+                   const std::vector<Request>& requests) -> std::shared_ptr<GenerationListener> {
+        if (task.stream.stream)
+          return std::make_shared<StreamedCompletion>(call, task, model, requests);
+        return std::make_shared<WholeCompletion>(call, task, model, requests);
+      });
+}
+
+}  // namespace
+
+std::vector<Endpoint> completion_endpoints() {
+  return {{"POST", "/v1/completions", &kOpenAi, "What follows a prompt", complete,
+           infos_of(completion_fields())}};
+}
+
+}  // namespace qw::server::openai

@@ -1,0 +1,34 @@
+// GET /v1/models and /v1/models/{model}.
+#include "server/openai/common.h"
+#include "server/service.h"
+
+namespace qw::server::openai {
+
+namespace {
+
+Json model_json(const ModelHub::Listing& model) {
+  Json json = {{"id", model.name},      {"object", "model"},  {"created", model.created},
+               {"owned_by", "qianwen"}, {"root", model.path}, {"loaded", model.loaded != nullptr}};
+  if (model.loaded) json["max_model_len"] = model.loaded->context();
+  return json;
+}
+
+void list(const std::shared_ptr<Call>& call) {
+  Json data = Json::array();
+  for (const ModelHub::Listing& model : call->services().hub->list())
+    data.push_back(model_json(model));
+  call->respond({{"object", "list"}, {"data", std::move(data)}});
+}
+
+void show(const std::shared_ptr<Call>& call) {
+  call->respond(model_json(call->services().hub->find(call->path_parameter("model"))));
+}
+
+}  // namespace
+
+std::vector<Endpoint> model_endpoints() {
+  return {{"GET", "/v1/models", &kOpenAi, "The models there are", list, {}},
+          {"GET", "/v1/models/{model...}", &kOpenAi, "One of them", show, {}}};
+}
+
+}  // namespace qw::server::openai

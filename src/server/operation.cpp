@@ -1,0 +1,75 @@
+#include "server/operation.h"
+
+#include <map>
+
+#include "server/call.h"
+#include "server/service.h"
+
+namespace qw::server {
+
+namespace {
+
+Json plain_error(const Error& error, int status) {
+  return {{"error", {{"code", status}, {"message", error.message()}}}};
+}
+
+const Dialect kOperation{"operation", plain_error};
+
+/// Alive: the process answers, whatever it can serve.
+void health(const std::shared_ptr<Call>& call) {
+  call->respond({{"status", "ok"}});
+}
+
+/// Ready: the default model is loaded.
+void ready(const std::shared_ptr<Call>& call) {
+  const ModelHub::Listing model = call->services().hub->find("");
+  if (model.loaded) return call->respond({{"status", "ready"}, {"model", model.name}});
+  throw RequestError(ErrorKind::kUnsupported,
+                     fmt::format("[server] model: expected '{}' to be loaded, got none yet",
+                                 printable(model.name)),
+                     "", 503);
+}
+
+void version(const std::shared_ptr<Call>& call) {
+  call->respond({{"version", call->services().options.version}});
+}
+
+/// Every address, and of every field what is done with it: what is in force, as it is.
+void compat(const std::shared_ptr<Call>& call) {
+  Json dialects = Json::object();
+  for (const Endpoint& endpoint : call->services().endpoints) {
+    Json fields = Json::array();
+    for (const FieldInfo& field : endpoint.fields) {
+      Json item = {{"name", field.name}, {"status", name_of(field.status)}};
+      if (!field.note.empty()) item["note"] = field.note;
+      fields.push_back(std::move(item));
+    }
+    dialects[endpoint.dialect->name].push_back({{"method", endpoint.method},
+                                                {"path", endpoint.path},
+                                                {"summary", endpoint.summary},
+                                                {"fields", std::move(fields)}});
+  }
+  call->respond({{"version", call->services().options.version},
+                 {"strict", call->services().options.strict},
+                 {"dialects", std::move(dialects)}});
+}
+
+}  // namespace
+
+std::vector<Endpoint> operation_endpoints() {
+  return {
+      {"GET", "/health", &kOperation, "Whether the process answers", health, {}, false},
+      {"GET", "/ready", &kOperation, "Whether the default model is loaded", ready, {}, false},
+      {"GET", "/ping", &kOperation, "The same as /health", health, {}, false},
+      {"GET", "/version", &kOperation, "The program's version", version, {}, false},
+      {"GET",
+       "/compat",
+       &kOperation,
+       "What is done with every field of every address",
+       compat,
+       {},
+       false},
+  };
+}
+
+}  // namespace qw::server

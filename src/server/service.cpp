@@ -1,0 +1,144 @@
+#include "server/service.h"
+
+#include <algorithm>
+#include <future>
+
+#include "base/log.h"
+#include "engine/current_error.h"
+#include "server/call.h"
+#include "server/openai/openai.h"
+#include "server/operation.h"
+
+namespace qw::server {
+
+Services::Services(ServiceOptions given) : options(std::move(given)) {}
+
+Service::Service(ServiceOptions options) : services_(std::move(options)) {
+  for (auto make : {operation_endpoints, openai::endpoints}) {
+    for (Endpoint& endpoint : make())
+      services_.endpoints.push_back(std::move(endpoint));
+  }
+  services_.http = std::make_unique<http::Server>(
+      services_.options.http,
+      [this](const std::shared_ptr<http::Exchange>& exchange) { route(exchange); });
+  services_.workers = std::make_unique<Workers>(services_.options.n_workers);
+  services_.hub = std::make_unique<ModelHub>(
+      services_.options.models,
+      [this](std::function<void()> task) { services_.post(std::move(task)); });
+  services_.http->every(std::chrono::milliseconds(200), [this] { tick(); });
+}
+
+// Whoever may still post to the HTTP server ends before it.
+Service::~Service() {
+  services_.workers.reset();
+  services_.hub.reset();
+}
+
+uint16_t Service::port() const {
+  return services_.http->port();
+}
+
+void Service::load_default() {
+  std::promise<void> loaded;
+  services_.hub->with_model(
+      "", [&loaded](const auto&) { loaded.set_value(); },
+      [&loaded](const Error& error) {
+        loaded.set_exception(std::make_exception_ptr(Error(error.kind(), error.message())));
+      });
+  loaded.get_future().get();
+}
+
+void Service::run() {
+  services_.http->run();
+}
+
+void Service::stop() {
+  services_.http->stop();
+}
+
+void Service::drain() {
+  services_.http->drain();
+  services_.post([this] {
+    draining_ = true;
+    drain_end_ = std::chrono::steady_clock::now() + services_.options.drain_timeout;
+  });
+}
+
+void Service::tick() {
+  services_.workers->post([this] { services_.hub->unload_idle(); });
+  const CancelFlag* stop_asked = services_.options.stop_asked;
+  if (!draining_ && stop_asked != nullptr && stop_asked->cancelled()) drain();
+  if (!draining_) return;
+  const size_t n_open = services_.http->n_connections();
+  if (n_open > 0 && std::chrono::steady_clock::now() < drain_end_) return;
+  if (n_open > 0)
+    logger().warn("[server] drain: expected {} answers to end in time, cut them", n_open);
+  services_.http->stop();
+}
+
+// ---- routing -----------------------------------------------------------------------------------
+
+void Service::route(const std::shared_ptr<http::Exchange>& exchange) {
+  if (answer_preflight(exchange)) return;
+  const http::Request& request = exchange->request();
+  const std::string method = request.method == "HEAD" ? "GET" : request.method;
+  PathParameters parameters;
+  bool path_known = false;
+  for (const Endpoint& endpoint : services_.endpoints) {
+    if (!match_path(endpoint.path, request.path, parameters)) continue;
+    path_known = true;
+    if (endpoint.method == method) return dispatch(exchange, endpoint, std::move(parameters));
+  }
+  const Dialect& dialect = dialect_of(request.path);
+  if (path_known) {
+    return refuse(exchange, dialect,
+                  RequestError(ErrorKind::kInvalidArgument,
+                               fmt::format("[request] method: expected another one than {} for {}",
+                                           printable(request.method), printable(request.path)),
+                               "", 405));
+  }
+  refuse(exchange, dialect,
+         RequestError(ErrorKind::kNotFound,
+                      fmt::format("[request] address: expected one that /compat lists, got {} {}",
+                                  printable(request.method), printable(request.path))));
+}
+
+/// Errors of an address that nobody has are written as its neighbours write theirs.
+const Dialect& Service::dialect_of(const std::string& path) const {
+  const std::string_view first = std::string_view(path).substr(0, path.find('/', 1));
+  for (const Endpoint& endpoint : services_.endpoints) {
+    if (endpoint.path.starts_with(first)) return *endpoint.dialect;
+  }
+  return *services_.endpoints.front().dialect;
+}
+
+void Service::refuse(const std::shared_ptr<http::Exchange>& exchange, const Dialect& dialect,
+                     const Error& error) const {
+  http::Response response;
+  response.status = http_status(error);
+  response.body = dialect.error_body(error, response.status).dump();
+  exchange->respond(std::move(response));
+}
+
+bool Service::answer_preflight(const std::shared_ptr<http::Exchange>& exchange) const {
+  if (exchange->request().method != "OPTIONS") return false;
+  exchange->respond({204, "", {{"Allow", "GET, POST, DELETE, OPTIONS"}}, ""});
+  return true;
+}
+
+void Service::dispatch(std::shared_ptr<http::Exchange> exchange, const Endpoint& endpoint,
+                       PathParameters parameters) {
+  auto call =
+      std::make_shared<Call>(services_, std::move(exchange), endpoint, std::move(parameters));
+  services_.workers->post([call = std::move(call)] {
+    try {
+      call->endpoint().handle(call);
+    } catch (const Error& error) {
+      call->fail(error);
+    } catch (...) {
+      call->fail(current_error());
+    }
+  });
+}
+
+}  // namespace qw::server

@@ -1,0 +1,79 @@
+// The server as a whole: models, workers, endpoints and the HTTP server in front of them.
+//
+// Level 7 (server).
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "server/endpoint.h"
+#include "server/http/server.h"
+#include "server/model_hub.h"
+#include "server/workers.h"
+
+namespace qw::server {
+
+struct ServiceOptions {
+  http::ServerOptions http;
+  std::vector<ModelSpec> models;  // at least one; the first is the default
+  int n_workers = 2;
+  bool strict = false;         // unknown fields are errors
+  bool model_defaults = true;  // the checkpoint's generation_config.json, else neutral values
+  std::vector<std::string> cors_origins;  // "*": any
+  std::chrono::seconds drain_timeout{30};
+  bool access_log = true;
+  const CancelFlag* stop_asked = nullptr;  // set: drain and end
+  std::string version;  // of the program
+};
+
+/// What endpoints work with.
+struct Services {
+  explicit Services(ServiceOptions options);
+  Services(const Services&) = delete;
+  Services& operator=(const Services&) = delete;
+
+  ServiceOptions options;
+  std::vector<Endpoint> endpoints;
+  std::unique_ptr<http::Server> http;
+  std::unique_ptr<Workers> workers;
+  std::unique_ptr<ModelHub> hub;
+
+  /// Runs on the HTTP server's thread.
+  void post(std::function<void()> task) const { http->post(std::move(task)); }
+};
+
+class Service {
+ public:
+  /// Listens; nothing is loaded yet. Errors: those of http::Server.
+  explicit Service(ServiceOptions options);
+  ~Service();
+
+  uint16_t port() const;
+  /// Loads the default model and returns once it is ready. Errors: those of open_model.
+  void load_default();
+  /// Serves until stop(), or drain() and the last answer.
+  void run();
+  /// No new requests; run() returns after the answers under way, or options.drain_timeout. Any
+  /// thread.
+  void drain();
+  void stop();
+
+ private:
+  void route(const std::shared_ptr<http::Exchange>& exchange);
+  void dispatch(std::shared_ptr<http::Exchange> exchange, const Endpoint& endpoint,
+                PathParameters parameters);
+  bool answer_preflight(const std::shared_ptr<http::Exchange>& exchange) const;
+  void refuse(const std::shared_ptr<http::Exchange>& exchange, const Dialect& dialect,
+              const Error& error) const;
+  const Dialect& dialect_of(const std::string& path) const;
+  void tick();
+
+  Services services_;
+  bool draining_ = false;
+  std::chrono::steady_clock::time_point drain_end_;
+};
+
+}  // namespace qw::server
