@@ -1,0 +1,263 @@
+// OpenAI's dialect over HTTP, with the bundled model.
+#include "server/openai/openai.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <future>
+
+#include "support/running_service.h"
+
+namespace qw::server {
+namespace {
+
+using nlohmann::ordered_json;
+using qw::testing::HttpClient;
+using qw::testing::RunningService;
+using qw::testing::service_options;
+using ::testing::HasSubstr;
+
+class OpenAi : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() { running_ = new RunningService; }
+  static void TearDownTestSuite() {
+    delete running_;
+    running_ = nullptr;
+  }
+  static ordered_json chat_body(const std::string& question) {
+    return {{"model", "mini"},
+            {"messages", {{{"role", "user"}, {"content", question}}}},
+            {"seed", 7},
+            {"max_tokens", 40}};
+  }
+  static std::string joined(const std::vector<ordered_json>& events, int index = 0) {
+    std::string text;
+    for (const ordered_json& event : events) {
+      for (const ordered_json& choice : event["choices"]) {
+        if (choice["index"] == index) text += choice["delta"].value("content", "");
+      }
+    }
+    return text;
+  }
+
+  static RunningService* running_;
+};
+RunningService* OpenAi::running_ = nullptr;
+
+TEST_F(OpenAi, AnswersAChat) {
+  ordered_json body = chat_body("What is the capital of Japan?");
+  body["temperature"] = 0;
+  const ordered_json answer = running_->post("/v1/chat/completions", body);
+  EXPECT_EQ(answer["object"], "chat.completion");
+  EXPECT_EQ(answer["model"], "mini");
+  const ordered_json& choice = answer["choices"].at(0);
+  EXPECT_EQ(choice["message"]["content"], "The capital of Japan is Tokyo.");
+  EXPECT_EQ(choice["message"]["role"], "assistant");
+  EXPECT_EQ(choice["finish_reason"], "stop");
+  EXPECT_EQ(answer["usage"]["total_tokens"], answer["usage"]["prompt_tokens"].get<int>() +
+                                                 answer["usage"]["completion_tokens"].get<int>());
+  EXPECT_FALSE(answer.contains("warnings"));
+}
+
+TEST_F(OpenAi, StreamsTheVeryTextThatItGivesWhole) {
+  ordered_json body = chat_body("Tell me a story.");
+  body["temperature"] = 1.0;
+  body["n"] = 3;
+  const ordered_json whole = running_->post("/v1/chat/completions", body);
+  body["stream"] = true;
+  body["stream_options"] = {{"include_usage", true}};
+  const auto events = running_->stream("/v1/chat/completions", body);
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(joined(events, i), whole["choices"].at(static_cast<size_t>(i))["message"]["content"]);
+  EXPECT_NE(joined(events, 0), joined(events, 1));
+  EXPECT_EQ(events.back()["usage"]["completion_tokens"], whole["usage"]["completion_tokens"]);
+  EXPECT_EQ(events[0]["choices"][0]["delta"]["role"], "assistant");
+}
+
+// The same bits alone, among others, streamed or not, after others have filled the prefix cache.
+TEST_F(OpenAi, AnswersDoNotDependOnWhoElseIsServed) {
+  ordered_json body = chat_body("What is 3 + 4?");
+  body["temperature"] = 0.9;
+  body["logprobs"] = true;
+  body["top_logprobs"] = 3;
+  const auto content = [](const ordered_json& answer) { return answer["choices"].dump(); };
+  const std::string alone = content(running_->post("/v1/chat/completions", body));
+  std::vector<std::future<std::string>> others, same;
+  for (int i = 0; i < 12; ++i) {
+    ordered_json other = chat_body("Tell me about the number " + std::to_string(i));
+    other["seed"] = i;
+    other["max_tokens"] = 10 + 7 * i;
+    others.push_back(std::async(std::launch::async, [other] {
+      return running_->post("/v1/chat/completions", other).dump();
+    }));
+    same.push_back(std::async(std::launch::async, [&, body] {
+      return content(running_->post("/v1/chat/completions", body));
+    }));
+  }
+  for (auto& answer : same)
+    EXPECT_EQ(answer.get(), alone);
+  for (auto& answer : others)
+    EXPECT_THAT(answer.get(), HasSubstr("finish_reason"));
+}
+
+TEST_F(OpenAi, GivesLogProbabilitiesOfPromptAndAnswer) {
+  const ordered_json answer = running_->post("/v1/completions", {{"prompt", "The capital of"},
+                                                                 {"max_tokens", 2},
+                                                                 {"temperature", 0},
+                                                                 {"echo", true},
+                                                                 {"logprobs", 2}});
+  const ordered_json& choice = answer["choices"].at(0);
+  const ordered_json& logprobs = choice["logprobs"];
+  EXPECT_EQ(logprobs["tokens"].size(), 5u);
+  EXPECT_TRUE(logprobs["token_logprobs"][0].is_null());
+  EXPECT_LT(logprobs["token_logprobs"][1].get<double>(), 0);
+  std::string text;
+  for (size_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(logprobs["text_offset"][i], text.size());
+    text += logprobs["tokens"][i].get<std::string>();
+  }
+  EXPECT_EQ(choice["text"], text);
+}
+
+TEST_F(OpenAi, TakesSeveralPromptsAndKeepsTheirOrder) {
+  const ordered_json one = running_->post(
+      "/v1/completions", {{"prompt", "One two three"}, {"seed", 3}, {"n", 2}, {"max_tokens", 5}});
+  const ordered_json two = running_->post(
+      "/v1/completions",
+      {{"prompt", {"Hello there", "One two three"}}, {"seed", 3}, {"n", 2}, {"max_tokens", 5}});
+  ASSERT_EQ(two["choices"].size(), 4u);
+  EXPECT_EQ(two["choices"][2]["text"], one["choices"][0]["text"]);
+  EXPECT_EQ(two["choices"][3]["text"], one["choices"][1]["text"]);
+  EXPECT_EQ(two["choices"][3]["index"], 3);
+}
+
+TEST_F(OpenAi, GivesTheBestOfMore) {
+  const ordered_json all = running_->post(
+      "/v1/completions",
+      {{"prompt", "The"}, {"seed", 5}, {"n", 4}, {"max_tokens", 6}, {"logprobs", 0}});
+  const ordered_json best =
+      running_->post("/v1/completions",
+                     {{"prompt", "The"}, {"seed", 5}, {"n", 1}, {"best_of", 4}, {"max_tokens", 6}});
+  double highest = -1e9;
+  std::string text;
+  for (const ordered_json& choice : all["choices"]) {
+    double sum = 0;
+    for (const ordered_json& logprob : choice["logprobs"]["token_logprobs"])
+      sum += logprob.get<double>();
+    const double mean = sum / static_cast<double>(choice["logprobs"]["token_logprobs"].size());
+    if (mean > highest) text = choice["text"].get<std::string>();
+    highest = std::max(highest, mean);
+  }
+  ASSERT_EQ(best["choices"].size(), 1u);
+  EXPECT_EQ(best["choices"][0]["text"], text);
+}
+
+TEST_F(OpenAi, NamesTheFieldThatIsWrong) {
+  const auto error_of = [](const ordered_json& body, int expected_status = 400) {
+    int status = 0;
+    const ordered_json answer = running_->post("/v1/chat/completions", body, &status);
+    EXPECT_EQ(status, expected_status) << answer.dump();
+    return answer.at("error");
+  };
+  ordered_json body = chat_body("Hi");
+  body["temperature"] = "hot";
+  EXPECT_EQ(error_of(body)["param"], "temperature");
+  body = chat_body("Hi");
+  body["temperature"] = -1;
+  EXPECT_EQ(error_of(body)["param"], "temperature");
+  body = chat_body("Hi");
+  body["messages"][0]["content"] = {{{"type", "image_url"}, {"image_url", {{"url", "x"}}}}};
+  EXPECT_EQ(error_of(body)["param"], "messages[0].content");
+  body = chat_body("Hi");
+  body["functions"] = {{{"name", "f"}}};
+  EXPECT_THAT(error_of(body)["message"], HasSubstr("use tools"));
+  body = chat_body("Hi");
+  body["model"] = "gpt-4";
+  EXPECT_EQ(error_of(body, 404)["code"], "model_not_found");
+  body = chat_body("Hi");
+  body["max_tokens"] = 100'000;
+  EXPECT_THAT(error_of(body)["message"], HasSubstr("2048"));
+  body.erase("messages");
+  EXPECT_EQ(error_of(body)["param"], "messages");
+  EXPECT_EQ(error_of(ordered_json::array())["param"], "body");
+}
+
+TEST_F(OpenAi, ListsWhatItIgnores) {
+  ordered_json body = chat_body("Hi");
+  body["no_such_field"] = 1;
+  body["user"] = "somebody";
+  body["store"] = false;  // asks for nothing
+  const ordered_json answer = running_->post("/v1/chat/completions", body);
+  ASSERT_EQ(answer["warnings"].size(), 2u) << answer.dump();
+  EXPECT_THAT(answer["warnings"][0], HasSubstr("no_such_field"));
+  EXPECT_THAT(answer["warnings"][1], HasSubstr("user"));
+}
+
+TEST_F(OpenAi, TokenizesAndBack) {
+  const ordered_json ids = running_->post("/tokenize", {{"prompt", "Hello 你好"}});
+  EXPECT_EQ(running_->post("/detokenize", {{"tokens", ids["tokens"]}})["prompt"], "Hello 你好");
+  const ordered_json chat =
+      running_->post("/tokenize", {{"messages", {{{"role", "user"}, {"content", "Hi"}}}}});
+  EXPECT_GT(chat["count"].get<int>(), ids["count"].get<int>());
+}
+
+TEST_F(OpenAi, ListsItsModels) {
+  EXPECT_EQ(running_->get("/v1/models")["data"][0]["id"], "mini");
+  EXPECT_EQ(running_->get("/v1/models/mini")["max_model_len"], 2048);
+  int status = 0;
+  running_->get("/v1/models/other", &status);
+  EXPECT_EQ(status, 404);
+}
+
+// A client that goes frees its place: without that the last of these would wait for minutes.
+TEST(OpenAiService, ClientsThatGoFreeTheirPlaces) {
+  ServiceOptions options = service_options();
+  options.models[0].open.engine.n_slots = 1;
+  options.models[0].open.engine.ctx = 32768;
+  RunningService running(options);
+  const ordered_json endless = {
+      {"prompt", "One two three"}, {"max_tokens", 32000}, {"ignore_eos", true}, {"stream", true}};
+  for (int i = 0; i < 4; ++i) {
+    HttpClient client = running.client();
+    client.send(HttpClient::post_text("/v1/completions", endless.dump()));
+    EXPECT_THAT(client.read_until("data: "), HasSubstr("200 OK"));
+    client.close();
+  }
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(running.post("/v1/completions",
+                         {{"prompt", "One"}, {"max_tokens", 1}})["usage"]["completion_tokens"],
+            1);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10));
+}
+
+TEST(OpenAiService, IsStrictWhenToldTo) {
+  ServiceOptions options = service_options();
+  options.strict = true;
+  RunningService running(options);
+  int status = 0;
+  const ordered_json answer =
+      running.post("/v1/completions", {{"prompt", "One"}, {"no_such_field", 1}}, &status);
+  EXPECT_EQ(status, 400);
+  EXPECT_EQ(answer["error"]["param"], "no_such_field");
+}
+
+TEST(OpenAiService, LoadsAModelWhenItIsAskedForAndUnloadsIt) {
+  ServiceOptions options = service_options();
+  options.models.push_back(options.models[0]);
+  options.models[1].name = "second";
+  options.models[1].keep_alive = std::chrono::seconds(0);
+  RunningService running(options);
+  EXPECT_EQ(running.get("/v1/models/second")["loaded"], false);
+  const ordered_json body = {{"prompt", "One"}, {"max_tokens", 3}, {"seed", 1}};
+  ordered_json other = body;
+  other["model"] = "second";
+  EXPECT_EQ(running.post("/v1/completions", other)["choices"],
+            running.post("/v1/completions", body)["choices"]);
+  for (int i = 0; i < 100 && running.get("/v1/models/second")["loaded"] == true; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_EQ(running.get("/v1/models/second")["loaded"], false);
+  EXPECT_EQ(running.get("/v1/models/mini")["loaded"], true);
+}
+
+}  // namespace
+}  // namespace qw::server
