@@ -16,6 +16,7 @@ qw_packages=(
   "libxxhash-dev:/usr/include/xxhash.h"
   "libedit-dev:/usr/include/editline/readline.h"
   "libboost-dev:/usr/include/boost/beast/http.hpp"
+  "prometheus-cpp-dev:/usr/include/prometheus/registry.h"
   "libssl-dev:/usr/include/openssl/ssl.h"
   "libgtest-dev:/usr/include/gtest/gtest.h"
   "libgmock-dev:/usr/include/gmock/gmock.h"

@@ -23,7 +23,8 @@ struct Options : CommonOptions {
   std::vector<std::string> more_models;  // NAME=PATH
   int64_t slots = 8;
   int64_t keep_alive_s = -1;
-  int64_t drain_s = 30;
+  int64_t drain_s = 30, timeout_s = 0;
+  std::string new_key;
   std::string generation_config = "auto";
 };
 
@@ -72,12 +73,25 @@ std::vector<server::ModelSpec> specs_of(const Options& options) {
   return specs;
 }
 
+bool is_loopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.");
+}
+
 void serve(Options& options) {
   init_logging(options.log_level);
+  if (!options.new_key.empty()) {
+    const server::KeyRing::NewKey key = server::KeyRing::make(options.new_key);
+    return print_json({{"key", key.key}, {"entry", nlohmann::ordered_json::parse(key.entry)}});
+  }
   server::ServiceOptions& settings = options.service;
   settings.models = specs_of(options);
   settings.model_defaults = options.generation_config == "auto";
   settings.drain_timeout = std::chrono::seconds(options.drain_s);
+  if (options.timeout_s > 0) settings.request_timeout = std::chrono::seconds(options.timeout_s);
+  settings.origins.loopback_only = is_loopback(settings.http.host);
+  if (!settings.origins.loopback_only && settings.key_file.empty())
+    logger().warn("{} is reachable from outside, and everybody may use it (--api-key-file)",
+                  settings.http.host);
   settings.stop_asked = &interrupted();
   settings.version = QIANWEN_VERSION;
   server::Service service(settings);
@@ -128,6 +142,28 @@ Command register_serve(CLI::App& root) {
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "none"}));
   app->add_flag("--strict", options->service.strict, "Unknown fields are errors, not warnings");
+  app->add_option("--api-key-file", options->service.key_file,
+                  "JSON file of the keys that clients must show, with their quotas");
+  app->add_option("--make-key", options->new_key,
+                  "Print a new key and its entry for the key file, under this name, and end");
+  app->add_option("--cors-origin", options->service.origins.origins,
+                  "A web page's origin that may call the server from browsers (*: any); may be "
+                  "repeated")
+      ->allow_extra_args(false);
+  app->add_option("--allowed-host", options->service.origins.hosts,
+                  "A name under which the server may be called, beside addresses and localhost "
+                  "(*: any); may be repeated")
+      ->allow_extra_args(false);
+  app->add_option("--max-queue", options->service.max_queue,
+                  "Requests that may wait for a slot; more are refused with status 429")
+      ->capture_default_str()
+      ->check(integer_in(0, 1'000'000));
+  app->add_option("--request-timeout", options->timeout_s,
+                  "Seconds that an answer may take, waiting included (0, the default: no limit)")
+      ->check(integer_in(0, 86400 * 365));
+  app->add_flag_callback(
+      "--no-access-log", [options] { options->service.access_log = false; },
+      "Do not log a line for each answer");
   app->add_option("--ssl-certfile", http.tls_certificate, "PEM file of a certificate chain: HTTPS");
   app->add_option("--ssl-keyfile", http.tls_key, "PEM file of the certificate's private key");
   app->add_option("--drain-timeout", options->drain_s,

@@ -26,13 +26,50 @@ std::string random_id() {
 }  // namespace
 
 Call::Call(Services& services, std::shared_ptr<http::Exchange> exchange, const Endpoint& endpoint,
-           PathParameters parameters)
+           PathParameters parameters, Client client)
     : services_(services),
       exchange_(std::move(exchange)),
       endpoint_(endpoint),
       parameters_(std::move(parameters)),
       id_(random_id()),
-      created_(static_cast<int64_t>(std::time(nullptr))) {}
+      created_(static_cast<int64_t>(std::time(nullptr))),
+      client_(std::move(client)),
+      started_(std::chrono::steady_clock::now()) {}
+
+void Call::watch() {
+  exchange_->on_done([self = shared_from_this()] { self->log(); });
+}
+
+void Call::note_tokens(int64_t n_prompt, int64_t n_generated) {
+  n_prompt_tokens_ += n_prompt;
+  n_generated_tokens_ += n_generated;
+  services_.keys.take_tokens(client_, n_prompt + n_generated, std::chrono::steady_clock::now());
+}
+
+/// One line of JSON for each answer; nothing of what was said.
+void Call::log() const {
+  const auto elapsed = std::chrono::steady_clock::now() - started_;
+  const double seconds = std::chrono::duration<double>(elapsed).count();
+  // 499, as others write it: the client has gone before its answer.
+  const int status = exchange_->closed() ? 499 : exchange_->status();
+  services_.metrics.http_answer(endpoint_.method, endpoint_.path, status, seconds);
+  if (!warnings_.empty()) services_.metrics.ignored_fields(endpoint_.path, warnings_.size());
+  if (!services_.options.access_log) return;
+  Json line = {{"time", created_},
+               {"id", id_},
+               {"peer", request().peer},
+               {"method", request().method},
+               {"path", request().path},
+               {"status", status},
+               {"bytes", exchange_->body_bytes()},
+               {"seconds", seconds}};
+  if (!client_.name.empty()) line["key"] = client_.name;
+  if (n_prompt_tokens_ + n_generated_tokens_ > 0) {
+    line["prompt_tokens"] = n_prompt_tokens_;
+    line["generated_tokens"] = n_generated_tokens_;
+  }
+  logger().info("access {}", line.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
 
 const std::string& Call::path_parameter(std::string_view name) const {
   for (const auto& [key, value] : parameters_) {
@@ -69,6 +106,12 @@ void Call::post(std::function<void()> task) const {
   services_.post(std::move(task));
 }
 
+void Call::add_headers(http::Response& response) const {
+  response.headers.push_back({"X-Request-Id", id_});
+  for (http::Header& header : services_.options.origins.headers(request()))
+    response.headers.push_back(std::move(header));
+}
+
 void Call::respond(Json answer, int status) {
   if (!warnings_.empty() && answer.is_object()) answer["warnings"] = warnings_;
   http::Response response;
@@ -78,7 +121,7 @@ void Call::respond(Json answer, int status) {
 }
 
 void Call::respond(http::Response response) {
-  response.headers.push_back({"X-Request-Id", id_});
+  add_headers(response);
   post([self = shared_from_this(), response = std::move(response)]() mutable {
     if (!self->exchange_->closed() && self->exchange_->status() == 0)
       self->exchange_->respond(std::move(response));
@@ -102,7 +145,8 @@ void Call::begin_stream(const std::string& content_type) {
   streaming_ = true;
   http::Response head;
   head.content_type = content_type;
-  head.headers = {{"Cache-Control", "no-cache"}, {"X-Request-Id", id_}};
+  head.headers = {{"Cache-Control", "no-cache"}};
+  add_headers(head);
   exchange_->begin(std::move(head));
 }
 

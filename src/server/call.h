@@ -3,12 +3,13 @@
 // Level 7 (server).
 #pragma once
 
-#include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "server/access.h"
 #include "server/endpoint.h"
 #include "server/http/server.h"
 
@@ -20,7 +21,10 @@ class ServedModel;
 class Call : public std::enable_shared_from_this<Call> {
  public:
   Call(Services& services, std::shared_ptr<http::Exchange> exchange, const Endpoint& endpoint,
-       PathParameters parameters);
+       PathParameters parameters, Client client);
+
+  /// Has the answer counted and logged when it has ended.
+  void watch();
 
   Services& services() const { return services_; }
   const http::Request& request() const { return exchange_->request(); }
@@ -29,6 +33,11 @@ class Call : public std::enable_shared_from_this<Call> {
   const std::string& id() const { return id_; }
   /// Seconds since 1970 at which the request came.
   int64_t created() const { return created_; }
+  const Client& client() const { return client_; }
+  std::chrono::steady_clock::time_point started() const { return started_; }
+  /// For the access log and the quota: what the request came to. The server's thread.
+  void note_tokens(int64_t n_prompt, int64_t n_generated);
+
   /// The value of a name in braces of the endpoint's path.
   const std::string& path_parameter(std::string_view name) const;
 
@@ -62,6 +71,8 @@ class Call : public std::enable_shared_from_this<Call> {
 
  private:
   bool is_strict() const;
+  void log() const;
+  void add_headers(http::Response& response) const;
   void add_warnings(std::vector<std::string> warnings);
 
   Services& services_;
@@ -70,8 +81,11 @@ class Call : public std::enable_shared_from_this<Call> {
   PathParameters parameters_;
   std::string id_;
   int64_t created_;
+  Client client_;
+  std::chrono::steady_clock::time_point started_;
   std::vector<std::string> warnings_;
   bool streaming_ = false;
+  int64_t n_prompt_tokens_ = 0, n_generated_tokens_ = 0;
 };
 
 /// Calls `use` with the model of that name ("": the default), on a worker's or the loader's thread.

@@ -14,7 +14,8 @@ EngineHost::EngineHost(LoadedModel& loaded, Executor executor)
   thread_ = std::thread([this] { loop(); });
 }
 
-EngineHost::~EngineHost() {
+void EngineHost::stop() {
+  if (!thread_.joinable()) return;
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -25,6 +26,7 @@ EngineHost::~EngineHost() {
 
 Ticket EngineHost::submit(Request request, std::shared_ptr<RequestSink> sink) {
   const Ticket ticket = next_ticket_.fetch_add(1, std::memory_order_relaxed);
+  n_open_.fetch_add(1, std::memory_order_relaxed);
   auto shared = std::make_shared<Request>(std::move(request));
   const std::lock_guard lock(mutex_);
   inbox_.push_back([this, ticket, shared, sink = std::move(sink)]() mutable {
@@ -86,6 +88,7 @@ void EngineHost::start(Ticket ticket, Request request, std::shared_ptr<RequestSi
     requests_.emplace(ticket, id);
     out_.push_back([sink = std::move(sink)] { sink->on_accepted(); });
   } catch (...) {
+    n_open_.fetch_sub(1, std::memory_order_relaxed);
     out_.push_back([sink = std::move(sink), error = current_error()] { sink->on_error(error); });
   }
 }
@@ -113,6 +116,7 @@ void EngineHost::step() {
     if (event.kind == Event::Kind::kRequest) {
       requests_.erase(it->second.ticket);
       clients_.erase(it);
+      n_open_.fetch_sub(1, std::memory_order_relaxed);
     }
     auto shared = std::make_shared<Event>(std::move(event));
     out_.push_back([sink = std::move(sink), shared] { sink->on_event(*shared); });
@@ -124,6 +128,7 @@ void EngineHost::end_all(const Error& error) {
     engine_->cancel(id);
     out_.push_back([sink = std::move(client.sink), error] { sink->on_error(error); });
   }
+  n_open_.fetch_sub(std::ssize(clients_), std::memory_order_relaxed);
   clients_.clear();
   requests_.clear();
 }

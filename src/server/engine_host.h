@@ -46,8 +46,10 @@ class EngineHost {
 
   /// `loaded` must outlive the host, and is used by its thread alone (files may be read by all).
   EngineHost(LoadedModel& loaded, Executor executor);
-  /// Ends every request with an error, then the thread.
-  ~EngineHost();
+  ~EngineHost() { stop(); }
+  /// Ends every request with an error, then the thread; what comes later is dropped. Any thread
+  /// but its own.
+  void stop();
   EngineHost(const EngineHost&) = delete;
   EngineHost& operator=(const EngineHost&) = delete;
 
@@ -59,6 +61,8 @@ class EngineHost {
   void run(std::function<void(Engine&)> task);
 
   HostStats stats() const;
+  /// Requests submitted that have not ended.
+  int64_t n_open() const { return n_open_.load(std::memory_order_relaxed); }
 
  private:
   struct Client {
@@ -90,6 +94,7 @@ class EngineHost {
   std::vector<Delivery> out_;
 
   std::atomic<Ticket> next_ticket_{1};
+  std::atomic<int64_t> n_open_{0};
   mutable std::mutex stats_mutex_;
   HostStats stats_;
   std::thread thread_;

@@ -50,6 +50,10 @@ ModelHub::~ModelHub() {
   }
   wake_.notify_all();
   loader_.join();
+  // Requests that wait to be told of their end may hold a model still: its thread ends here.
+  for (const auto& made : made_) {
+    if (const auto model = made.lock()) model->host().stop();
+  }
 }
 
 const ModelHub::Entry& ModelHub::entry_of(const std::string& name) const {
@@ -139,6 +143,8 @@ void ModelHub::load(Entry& entry) {
   {
     const std::lock_guard lock(mutex_);
     entry.model = model;
+    std::erase_if(made_, [](const auto& made) { return made.expired(); });
+    if (model) made_.push_back(model);
     entry.loading = false;
     entry.last_used = std::chrono::steady_clock::now();
     waiters.swap(entry.waiters);

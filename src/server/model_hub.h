@@ -111,6 +111,8 @@ class ModelHub {
   bool stopping_ = false;
   CancelFlag cancel_;
   std::thread loader_;
+  /// Every model that was loaded: requests may hold one that is no longer offered.
+  std::vector<std::weak_ptr<ServedModel>> made_;
 };
 
 }  // namespace qw::server

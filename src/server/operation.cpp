@@ -54,6 +54,16 @@ void compat(const std::shared_ptr<Call>& call) {
                  {"dialects", std::move(dialects)}});
 }
 
+void metrics(const std::shared_ptr<Call>& call) {
+  call->post([call] {  // connections are counted on the server's thread
+    Services& services = call->services();
+    http::Response response;
+    response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+    response.body = services.metrics.text(*services.hub, services.http->n_connections());
+    call->respond(std::move(response));
+  });
+}
+
 }  // namespace
 
 std::vector<Endpoint> operation_endpoints() {
@@ -62,6 +72,7 @@ std::vector<Endpoint> operation_endpoints() {
       {"GET", "/ready", &kOperation, "Whether the default model is loaded", ready, {}, false},
       {"GET", "/ping", &kOperation, "The same as /health", health, {}, false},
       {"GET", "/version", &kOperation, "The program's version", version, {}, false},
+      {"GET", "/metrics", &kOperation, "Prometheus' metrics", metrics, {}, false},
       {"GET",
        "/compat",
        &kOperation,

@@ -6,12 +6,15 @@
 #include "base/log.h"
 #include "engine/current_error.h"
 #include "server/call.h"
+#include "server/generation/job.h"
 #include "server/openai/openai.h"
 #include "server/operation.h"
 
 namespace qw::server {
 
-Services::Services(ServiceOptions given) : options(std::move(given)) {}
+Services::Services(ServiceOptions given) : options(std::move(given)) {
+  if (!options.key_file.empty()) keys = KeyRing::read(options.key_file);
+}
 
 Service::Service(ServiceOptions options) : services_(std::move(options)) {
   for (auto make : {operation_endpoints, openai::endpoints}) {
@@ -66,6 +69,11 @@ void Service::drain() {
 
 void Service::tick() {
   services_.workers->post([this] { services_.hub->unload_idle(); });
+  auto& deadlines = services_.deadlines;
+  while (!deadlines.empty() && deadlines.begin()->first <= std::chrono::steady_clock::now()) {
+    if (const auto job = deadlines.begin()->second.lock()) job->expire();
+    deadlines.erase(deadlines.begin());
+  }
   const CancelFlag* stop_asked = services_.options.stop_asked;
   if (!draining_ && stop_asked != nullptr && stop_asked->cancelled()) drain();
   if (!draining_) return;
@@ -79,8 +87,17 @@ void Service::tick() {
 // ---- routing -----------------------------------------------------------------------------------
 
 void Service::route(const std::shared_ptr<http::Exchange>& exchange) {
-  if (answer_preflight(exchange)) return;
   const http::Request& request = exchange->request();
+  if (!services_.options.origins.allows(request)) {
+    return refuse(
+        exchange, dialect_of(request.path),
+        RequestError(ErrorKind::kInvalidArgument,
+                     "[access] origin: expected this server's own page or one that "
+                     "--cors-origin names, and a host name that --allowed-host names, got "
+                     "another",
+                     "", 403));
+  }
+  if (answer_preflight(exchange)) return;
   const std::string method = request.method == "HEAD" ? "GET" : request.method;
   PathParameters parameters;
   bool path_known = false;
@@ -117,19 +134,37 @@ void Service::refuse(const std::shared_ptr<http::Exchange>& exchange, const Dial
   http::Response response;
   response.status = http_status(error);
   response.body = dialect.error_body(error, response.status).dump();
+  response.headers = services_.options.origins.headers(exchange->request());
+  if (response.status == 429) response.headers.push_back({"Retry-After", "1"});
   exchange->respond(std::move(response));
 }
 
 bool Service::answer_preflight(const std::shared_ptr<http::Exchange>& exchange) const {
   if (exchange->request().method != "OPTIONS") return false;
-  exchange->respond({204, "", {{"Allow", "GET, POST, DELETE, OPTIONS"}}, ""});
+  http::Response response;
+  response.status = 204;
+  response.content_type.clear();
+  response.headers = services_.options.origins.headers(exchange->request());
+  response.headers.push_back({"Allow", "GET, POST, DELETE, OPTIONS"});
+  exchange->respond(std::move(response));
   return true;
 }
 
 void Service::dispatch(std::shared_ptr<http::Exchange> exchange, const Endpoint& endpoint,
                        PathParameters parameters) {
-  auto call =
-      std::make_shared<Call>(services_, std::move(exchange), endpoint, std::move(parameters));
+  Client client;
+  try {
+    if (endpoint.needs_key) {
+      client = services_.keys.identify(exchange->request());
+      services_.keys.take_request(client, KeyRing::Clock::now());
+    }
+  } catch (const RequestError& error) {
+    if (error.status() == 429) services_.metrics.refused_by_quota(client.name);
+    return refuse(exchange, *endpoint.dialect, error);
+  }
+  auto call = std::make_shared<Call>(services_, std::move(exchange), endpoint,
+                                     std::move(parameters), std::move(client));
+  call->watch();
   services_.workers->post([call = std::move(call)] {
     try {
       call->endpoint().handle(call);

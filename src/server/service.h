@@ -4,13 +4,16 @@
 #pragma once
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "server/access.h"
 #include "server/endpoint.h"
 #include "server/http/server.h"
+#include "server/metrics.h"
 #include "server/model_hub.h"
 #include "server/workers.h"
 
@@ -22,12 +25,18 @@ struct ServiceOptions {
   int n_workers = 2;
   bool strict = false;         // unknown fields are errors
   bool model_defaults = true;  // the checkpoint's generation_config.json, else neutral values
-  std::vector<std::string> cors_origins;  // "*": any
+  std::string key_file;        // "": everybody may
+  OriginPolicy origins;        // which web pages may call
+  /// Requests that may wait for a slot, of each model; more are refused with status 429.
+  int64_t max_queue = 512;
+  std::optional<std::chrono::seconds> request_timeout;  // of a generation, queueing included
   std::chrono::seconds drain_timeout{30};
   bool access_log = true;
   const CancelFlag* stop_asked = nullptr;  // set: drain and end
-  std::string version;  // of the program
+  std::string version;                     // of the program
 };
+
+class GenerationJob;
 
 /// What endpoints work with.
 struct Services {
@@ -37,9 +46,17 @@ struct Services {
 
   ServiceOptions options;
   std::vector<Endpoint> endpoints;
+  KeyRing keys;
+  Metrics metrics;
   std::unique_ptr<http::Server> http;
   std::unique_ptr<Workers> workers;
   std::unique_ptr<ModelHub> hub;
+
+  /// Ends a generation at `when`, unless it has ended. The HTTP server's thread.
+  void expire_later(std::weak_ptr<GenerationJob> job, std::chrono::steady_clock::time_point when) {
+    deadlines.emplace(when, std::move(job));
+  }
+  std::multimap<std::chrono::steady_clock::time_point, std::weak_ptr<GenerationJob>> deadlines;
 
   /// Runs on the HTTP server's thread.
   void post(std::function<void()> task) const { http->post(std::move(task)); }

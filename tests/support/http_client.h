@@ -68,7 +68,7 @@ class HttpClient {
     return all;
   }
   HttpAnswer get(const std::string& target) {
-    send("GET " + target + " HTTP/1.1\r\nHost: test\r\n\r\n");
+    send("GET " + target + " HTTP/1.1\r\nHost: localhost\r\n\r\n");
     return read();
   }
   HttpAnswer post(const std::string& target, const std::string& body,
@@ -78,7 +78,7 @@ class HttpClient {
   }
   static std::string post_text(const std::string& target, const std::string& body,
                                const std::string& headers = "") {
-    return "POST " + target + " HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n" +
+    return "POST " + target + " HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
            headers + "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
   }
   void close() {

@@ -42,7 +42,8 @@ void GenerationJob::start(const std::shared_ptr<Call>& call, std::shared_ptr<Ser
                           std::vector<Request> requests,
                           std::shared_ptr<GenerationListener> listener) {
   const std::shared_ptr<GenerationJob> job(
-      new GenerationJob(std::move(model), std::move(listener)));
+      new GenerationJob(call, std::move(model), std::move(listener)));
+  job->check_queue(requests.size());
   job->result_.prompts.resize(requests.size());
   for (const Request& request : requests)
     job->answers_.push_back(static_cast<int>(request.config.num_return_sequences));
@@ -53,12 +54,64 @@ void GenerationJob::start(const std::shared_ptr<Call>& call, std::shared_ptr<Ser
           job->model_->host().submit(std::move(requests[i]), std::make_shared<Sink>(job, i)));
     }
   }
-  // The call is held by the listener as well, so the job must not be held by the call for ever.
+  // The job holds the call, so the call must not hold the job.
   call->post([call, weak = std::weak_ptr(job)] {
+    if (const auto timeout = call->services().options.request_timeout)
+      call->services().expire_later(weak, call->started() + *timeout);
     call->on_close([weak] {
       if (const auto held = weak.lock()) held->cancel();
     });
   });
+}
+
+GenerationJob::GenerationJob(std::shared_ptr<Call> call, std::shared_ptr<ServedModel> model,
+                             std::shared_ptr<GenerationListener> listener)
+    : call_(std::move(call)),
+      model_(std::move(model)),
+      metrics_(call_->services().metrics.of_model(model_->name())),
+      listener_(std::move(listener)) {}
+
+/// Refuses what would wait behind too many others.
+void GenerationJob::check_queue(size_t n_requests) const {
+  const ServiceOptions& options = call_->services().options;
+  const int64_t room = model_->files().engine_options.n_slots + options.max_queue;
+  const int64_t n_open = model_->host().n_open();
+  if (n_open + static_cast<int64_t>(n_requests) <= room) return;
+  throw RequestError(ErrorKind::kOutOfMemory,
+                     fmt::format("[server] queue: expected at most {} requests under way and "
+                                 "waiting, got {} and {} more; try again later",
+                                 room, n_open, n_requests),
+                     "", 429);
+}
+
+void GenerationJob::expire() {
+  failed(RequestError(ErrorKind::kCancelled,
+                      fmt::format("[server] time: expected the answer within {} s, got none",
+                                  call_->services().options.request_timeout->count()),
+                      "", 504));
+}
+
+void GenerationJob::note_token(int choice) {
+  const auto now = std::chrono::steady_clock::now();
+  const auto index = static_cast<size_t>(choice);
+  if (last_token_.size() <= index) last_token_.resize(index + 1);
+  std::chrono::steady_clock::time_point& last = last_token_[index];
+  const bool is_first = last == std::chrono::steady_clock::time_point();
+  const std::chrono::duration<double> seconds = now - (is_first ? call_->started() : last);
+  if (is_first) {
+    metrics_.first_token(seconds.count());
+  } else {
+    metrics_.next_token(seconds.count());
+  }
+  last = now;
+}
+
+void GenerationJob::note_end(const RequestResult& result) {
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - call_->started();
+  metrics_.request(result.timings, seconds.count());
+  for (const Completion& completion : result.completions)
+    metrics_.answer(completion.finish_reason);
+  call_->note_tokens(result.timings.n_prompt, result.timings.n_generated);
 }
 
 void GenerationJob::cancel() {
@@ -77,6 +130,7 @@ void GenerationJob::event(size_t prompt, const Event& event) {
   const int first = static_cast<int>(prompt) * answers_[prompt];
   switch (event.kind) {
     case Event::Kind::kToken:
+      if (event.token >= 0) note_token(first + event.index);
       return listener_->on_token(first + event.index, event);
     case Event::Kind::kCompletion:
       if (event.finish_reason != FinishReason::kError)
@@ -85,6 +139,7 @@ void GenerationJob::event(size_t prompt, const Event& event) {
     case Event::Kind::kRequest:
       break;
   }
+  note_end(*event.result);
   for (const Completion& completion : event.result->completions) {
     if (completion.finish_reason == FinishReason::kError)
       return failed(Error(completion.error_kind, completion.error));
@@ -99,6 +154,7 @@ void GenerationJob::event(size_t prompt, const Event& event) {
 void GenerationJob::failed(const Error& error) {
   if (std::exchange(over_, true)) return;
   cancel();
+  metrics_.failed_request();
   listener_->on_error(error);
 }
 

@@ -4,7 +4,7 @@
 // are called on the server's thread; on_end or on_error is the last, and exactly one of them comes.
 #pragma once
 
-#include <atomic>
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -13,6 +13,7 @@
 #include "engine/engine.h"
 #include "server/call.h"
 #include "server/generation/task.h"
+#include "server/metrics.h"
 
 namespace qw::server {
 
@@ -44,19 +45,28 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
 
   /// Any thread.
   void cancel();
+  /// Ends it with an error. The server's thread.
+  void expire();
 
  private:
   class Sink;
 
-  GenerationJob(std::shared_ptr<ServedModel> model, std::shared_ptr<GenerationListener> listener)
-      : model_(std::move(model)), listener_(std::move(listener)) {}
+  GenerationJob(std::shared_ptr<Call> call, std::shared_ptr<ServedModel> model,
+                std::shared_ptr<GenerationListener> listener);
+  void check_queue(size_t n_requests) const;
   void accepted();
   void event(size_t prompt, const Event& event);
   void failed(const Error& error);
 
+  void note_token(int choice);
+  void note_end(const RequestResult& result);
+
+  std::shared_ptr<Call> call_;
   std::shared_ptr<ServedModel> model_;
+  ModelMetrics& metrics_;
   std::shared_ptr<GenerationListener> listener_;
-  std::vector<int> answers_;  // of each prompt
+  std::vector<std::chrono::steady_clock::time_point> last_token_;  // of each choice
+  std::vector<int> answers_;                                       // of each prompt
   GenerationResult result_;
   size_t n_accepted_ = 0, n_ended_ = 0;
   bool over_ = false;

@@ -381,6 +381,7 @@ class Connection<Stream>::ExchangeImpl : public Exchange {
 
   bool closed() const override { return lost_; }
   void on_close(std::function<void()> callback) override { on_close_ = std::move(callback); }
+  void on_done(std::function<void()> callback) override { on_done_ = std::move(callback); }
   int status() const override { return status_; }
   size_t body_bytes() const override { return body_bytes_; }
 
@@ -389,10 +390,15 @@ class Connection<Stream>::ExchangeImpl : public Exchange {
     lost_ = true;
     connection_.reset();
     if (const auto callback = std::exchange(on_close_, nullptr); callback && !ended_) callback();
+    done();
   }
 
  private:
   using Head = beast::http::response<beast::http::empty_body>;
+
+  void done() {
+    if (const auto callback = std::exchange(on_done_, nullptr)) callback();
+  }
 
   Head head_of(const Response& response) const {
     Head head(static_cast<beast::http::status>(response.status), version_);
@@ -415,6 +421,7 @@ class Connection<Stream>::ExchangeImpl : public Exchange {
   void finish() {
     ended_ = true;
     on_close_ = nullptr;
+    done();
     if (const auto connection = std::exchange(connection_, nullptr))
       connection->end_answer(keep_alive_);
   }
@@ -425,7 +432,7 @@ class Connection<Stream>::ExchangeImpl : public Exchange {
   bool keep_alive_, is_head_, chunked_ = false, ended_ = false, lost_ = false;
   int status_ = 0;
   size_t body_bytes_ = 0;
-  std::function<void()> on_close_;
+  std::function<void()> on_close_, on_done_;
 };
 
 }  // namespace qw::http

@@ -48,6 +48,8 @@ class Exchange {
   virtual bool closed() const = 0;
   /// Called at most once, if the client goes before the answer has ended.
   virtual void on_close(std::function<void()> callback) = 0;
+  /// Called once, when the answer has ended or the client has gone.
+  virtual void on_done(std::function<void()> callback) = 0;
   /// Status of the answer and bytes of its body so far, for the access log. Status 0: none yet.
   virtual int status() const = 0;
   virtual size_t body_bytes() const = 0;

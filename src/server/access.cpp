@@ -1,0 +1,217 @@
+#include "server/access.h"
+
+#include <openssl/crypto.h>
+#include <openssl/rand.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/json_limits.h"
+#include "base/mapped_file.h"
+#include "base/sha256.h"
+#include "server/request_error.h"
+
+namespace qw::server {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+[[noreturn]] void corrupt(const std::string& path, size_t index, std::string_view what) {
+  fail(ErrorKind::kCorrupt, "keys", "key {}: expected {}, got something else ({})", index, what,
+       printable(path, 4096));
+}
+
+std::optional<double> rate_of(const Json& entry, const char* name, const std::string& path,
+                              size_t index) {
+  const auto it = entry.find(name);
+  if (it == entry.end() || it->is_null()) return std::nullopt;
+  if (!it->is_number() || it->get<double>() <= 0 || it->get<double>() > 1e12)
+    corrupt(path, index, std::string(name) + " as a number above 0");
+  return it->get<double>();
+}
+
+bool is_hash(const std::string& text) {
+  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+/// Host of "host:port", "[::1]:port" or "host".
+std::string_view host_of(std::string_view authority) {
+  if (authority.starts_with('[')) return authority.substr(0, authority.find(']') + 1);
+  return authority.substr(0, authority.find(':'));
+}
+
+bool is_address(std::string_view host) {
+  if (host.starts_with('[')) return true;
+  return !host.empty() && host.find_first_not_of("0123456789.") == std::string_view::npos;
+}
+
+}  // namespace
+
+// ---- keys --------------------------------------------------------------------------------------
+
+KeyRing KeyRing::read(const std::string& path) {
+  const JsonLimits limits;
+  JsonLimitGuard guard(limits, ErrorKind::kCorrupt, path);
+  const std::string text = read_text_file(path, limits.max_bytes);
+  const Json file = Json::parse(text, std::ref(guard), /*allow_exceptions=*/false);
+  if (!file.is_object() || !file.contains("keys") || !file["keys"].is_array())
+    fail(ErrorKind::kCorrupt, "keys", "file: expected {{\"keys\": [...]}}, got something else ({})",
+         printable(path, 4096));
+  KeyRing ring;
+  const auto now = Clock::now();
+  for (size_t i = 0; i < file["keys"].size(); ++i) {
+    const Json& entry = file["keys"][i];
+    if (!entry.is_object()) corrupt(path, i, "an object");
+    Key key;
+    if (!entry.contains("name") || !entry["name"].is_string() || entry["name"] == "")
+      corrupt(path, i, "a name");
+    key.name = entry["name"].get<std::string>();
+    if (!entry.contains("sha256") || !entry["sha256"].is_string() ||
+        !is_hash(entry["sha256"].get<std::string>()))
+      corrupt(path, i, "sha256 as 64 hexadecimal digits in lower case");
+    key.sha256 = entry["sha256"].get<std::string>();
+    if (const auto rate = rate_of(entry, "requests_per_minute", path, i))
+      key.requests = Bucket{*rate, *rate, now};
+    if (const auto rate = rate_of(entry, "tokens_per_minute", path, i))
+      key.tokens = Bucket{*rate, *rate, now};
+    for (const auto& [name, value] : entry.items()) {
+      static constexpr std::array<std::string_view, 4> kKnown = {
+          "name", "sha256", "requests_per_minute", "tokens_per_minute"};
+      if (std::ranges::find(kKnown, name) == kKnown.end())
+        corrupt(path, i, "name, sha256, requests_per_minute or tokens_per_minute");
+    }
+    if (ring.find(key.name) != nullptr) corrupt(path, i, "a name of its own");
+    ring.keys_.push_back(std::move(key));
+  }
+  if (ring.keys_.empty())
+    fail(ErrorKind::kCorrupt, "keys", "file: expected at least one key, got none ({})",
+         printable(path, 4096));
+  return ring;
+}
+
+KeyRing::Key* KeyRing::find(const std::string& name) {
+  const auto it = std::ranges::find_if(keys_, [&](const Key& key) { return key.name == name; });
+  return it == keys_.end() ? nullptr : &*it;
+}
+
+Client KeyRing::identify(const http::Request& request) const {
+  if (keys_.empty()) return {};
+  std::string_view given;
+  if (const std::string* bearer = request.header("authorization")) {
+    given = *bearer;
+    if (given.size() >= 7 && http::equal_ignoring_case(given.substr(0, 7), "Bearer "))
+      given.remove_prefix(7);
+  } else if (const std::string* plain = request.header("x-api-key")) {
+    given = *plain;
+  }
+  const std::string hash = sha256_hex(std::as_bytes(std::span(given)));
+  const Key* found = nullptr;
+  for (const Key& key : keys_) {  // all of them, each in the same time
+    if (CRYPTO_memcmp(key.sha256.data(), hash.data(), hash.size()) == 0) found = &key;
+  }
+  if (found == nullptr || given.empty()) {
+    throw RequestError(ErrorKind::kInvalidArgument,
+                       "[access] key: expected a valid one as \"Authorization: Bearer KEY\" or "
+                       "\"x-api-key: KEY\", got none",
+                       "", 401);
+  }
+  return {found->name};
+}
+
+void KeyRing::Bucket::fill(Clock::time_point now) {
+  const double minutes = std::chrono::duration<double>(now - filled).count() / 60;
+  level = std::min(per_minute, level + per_minute * std::max(minutes, 0.0));
+  filled = now;
+}
+
+double KeyRing::Bucket::seconds_until(double amount) const {
+  return std::max(0.0, (amount - level) / per_minute * 60);
+}
+
+void KeyRing::take_request(const Client& client, Clock::time_point now) {
+  const std::lock_guard lock(mutex_);
+  Key* key = find(client.name);
+  if (key == nullptr) return;
+  const auto require = [&](std::optional<Bucket>& bucket, double amount, std::string_view what) {
+    if (!bucket) return;
+    bucket->fill(now);
+    if (bucket->level >= amount) return;
+    throw RequestError(
+        ErrorKind::kInvalidArgument,
+        fmt::format("[access] quota: expected at most {} {} a minute of key '{}', got more; try "
+                    "again in {} s",
+                    bucket->per_minute, what, printable(client.name),
+                    std::ceil(bucket->seconds_until(amount))),
+        "", 429);
+  };
+  require(key->requests, 1, "requests");
+  // Tokens are counted when they are known; a request may begin as long as there are some left.
+  require(key->tokens, 1, "tokens");
+  if (key->requests) key->requests->level -= 1;
+}
+
+void KeyRing::take_tokens(const Client& client, int64_t n_tokens, Clock::time_point now) {
+  const std::lock_guard lock(mutex_);
+  Key* key = find(client.name);
+  if (key == nullptr || !key->tokens) return;
+  key->tokens->fill(now);
+  key->tokens->level -= static_cast<double>(n_tokens);
+}
+
+KeyRing::NewKey KeyRing::make(const std::string& name) {
+  std::array<unsigned char, 32> random{};
+  if (RAND_bytes(random.data(), static_cast<int>(random.size())) != 1)
+    fail(ErrorKind::kIo, "keys", "random numbers: expected some of the system, got none");
+  static constexpr std::string_view kAlphabet =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+  std::string key = "qw-";
+  unsigned bits = 0, value = 0;
+  for (const unsigned char byte : random) {
+    value = value << 8 | byte;
+    bits += 8;
+    while (bits >= 6) {
+      bits -= 6;
+      key += kAlphabet[value >> bits & 63];
+    }
+  }
+  key += kAlphabet[value << (6 - bits) & 63];
+  const Json entry = {{"name", name}, {"sha256", sha256_hex(std::as_bytes(std::span(key)))}};
+  return {key, entry.dump()};
+}
+
+// ---- origins -----------------------------------------------------------------------------------
+
+bool OriginPolicy::allows(const http::Request& request) const {
+  const auto listed = [](const std::vector<std::string>& list, std::string_view value) {
+    return std::ranges::any_of(list, [&](const std::string& item) {
+      return item == "*" || http::equal_ignoring_case(item, value);
+    });
+  };
+  const std::string* host = request.header("host");
+  if (loopback_only && host != nullptr) {
+    const std::string_view name = host_of(*host);
+    if (!is_address(name) && !http::equal_ignoring_case(name, "localhost") && !listed(hosts, name))
+      return false;
+  }
+  const std::string* origin = request.header("origin");
+  if (origin == nullptr || listed(origins, *origin)) return true;
+  const size_t slashes = origin->find("://");
+  if (slashes == std::string::npos || host == nullptr) return false;
+  return http::equal_ignoring_case(std::string_view(*origin).substr(slashes + 3), *host);
+}
+
+std::vector<http::Header> OriginPolicy::headers(const http::Request& request) const {
+  const std::string* origin = request.header("origin");
+  if (origin == nullptr) return {};
+  return {{"Access-Control-Allow-Origin", *origin},
+          {"Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS"},
+          {"Access-Control-Allow-Headers", "*, Authorization"},
+          {"Access-Control-Expose-Headers", "X-Request-Id, Retry-After"},
+          {"Access-Control-Max-Age", "600"},
+          {"Vary", "Origin"}};
+}
+
+}  // namespace qw::server
