@@ -25,6 +25,7 @@ struct Options : CommonOptions {
   int64_t keep_alive_s = -1;
   int64_t drain_s = 30, timeout_s = 0;
   std::string new_key;
+  std::string pooling = "last";
   std::string generation_config = "auto";
 };
 
@@ -85,6 +86,7 @@ void serve(Options& options) {
   }
   server::ServiceOptions& settings = options.service;
   settings.models = specs_of(options);
+  settings.pooling = options.pooling == "mean" ? Pooling::kMean : Pooling::kLast;
   settings.model_defaults = options.generation_config == "auto";
   settings.drain_timeout = std::chrono::seconds(options.drain_s);
   if (options.timeout_s > 0) settings.request_timeout = std::chrono::seconds(options.timeout_s);
@@ -141,6 +143,10 @@ Command register_serve(CLI::App& root) {
                   "says; none: neutral values")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "none"}));
+  app->add_option("--pooling", options->pooling,
+                  "What embeddings are of a text's hidden states: last (as vLLM) or mean")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"last", "mean"}));
   app->add_flag("--strict", options->service.strict, "Unknown fields are errors, not warnings");
   app->add_option("--api-key-file", options->service.key_file,
                   "JSON file of the keys that clients must show, with their quotas");

@@ -72,6 +72,8 @@ class Decoder {
     int64_t n_drafted = 0, n_accepted = 0;
   };
   virtual Guesses guesses() const { return {}; }
+  /// What was pooled, once finished.
+  virtual std::vector<float> take_embedding() { return {}; }
   /// The answers, once finished.
   virtual std::vector<Completion> take_completions() = 0;
 
@@ -104,6 +106,9 @@ std::unique_ptr<Decoder> make_sampling_decoder(DecodeContext& context, int index
 std::unique_ptr<Decoder> make_beam_decoder(DecodeContext& context);
 /// Contrastive search (Su et al., 2022): one answer.
 std::unique_ptr<Decoder> make_contrastive_decoder(DecodeContext& context, int index);
+
+/// The prompt's hidden states pooled (not kNone): one answer without tokens.
+std::unique_ptr<Decoder> make_pooling_decoder(DecodeContext& context, Pooling pooling);
 
 /// Lineages of a request: KV is shared within one only.
 inline int64_t prompt_lineage(RequestId id) {

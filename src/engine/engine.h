@@ -49,6 +49,9 @@ struct TokenLogprobs {
   std::vector<Logprob> top;
 };
 
+/// What becomes of a prompt's final hidden states: nothing, the last one, or their mean.
+enum class Pooling { kNone, kLast, kMean };
+
 struct Request {
   std::vector<int32_t> prompt;  // not empty (put bos_token_id in it where that is wanted)
   GenerationConfig config;
@@ -56,6 +59,8 @@ struct Request {
   std::vector<int32_t>
       negative_prompt;              // guidance; empty: the prompt's last token, as Transformers
   bool skip_special_tokens = true;  // in text
+  /// Not kNone: the request generates nothing and yields RequestResult::embedding.
+  Pooling pooling = Pooling::kNone;
   /// More processors, after the configured ones and before the warpers (grammars enter here).
   std::vector<std::shared_ptr<LogitsProcessor>> processors;
 };
@@ -85,6 +90,7 @@ struct RequestResult {
   std::vector<Completion> completions;  // num_return_sequences of them
   /// prompt_logprobs: one entry per prompt token but the first.
   std::vector<TokenLogprobs> prompt_logprobs;
+  std::vector<float> embedding;  // [hidden], not normalised; pooling
   Timings timings;
 };
 

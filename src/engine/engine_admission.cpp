@@ -45,6 +45,11 @@ void Engine::Impl::check_request(const Request& request) const {
   check_top("logprobs", config.logprobs);
   check_top("prompt_logprobs", config.prompt_logprobs);
   check_adapter(request.adapter);
+  if (request.pooling != Pooling::kNone &&
+      (config.num_return_sequences != 1 || config.guidance_scale != 1 || config.num_beams != 1)) {
+    fail(ErrorKind::kInvalidArgument, "engine",
+         "pooling: expected one plain sequence, got several answers, beams or guidance");
+  }
   if (!config.stop_strings.empty() && tokenizer_ == nullptr) {
     fail(ErrorKind::kInvalidArgument, "engine",
          "stop strings: expected a checkpoint with a tokenizer, got one without");
@@ -192,7 +197,9 @@ RequestId Engine::Impl::submit(Request request) {
 
 void Engine::Impl::make_decoders(ActiveRequest& active) {
   const GenerationConfig& config = active.request.config;
-  if (config.num_beams > 1) {
+  if (active.request.pooling != Pooling::kNone) {
+    active.decoders.push_back(make_pooling_decoder(*active.context, active.request.pooling));
+  } else if (config.num_beams > 1) {
     active.decoders.push_back(make_beam_decoder(*active.context));
   } else {
     for (int index = 0; index < config.num_return_sequences; ++index) {

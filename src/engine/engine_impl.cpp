@@ -362,6 +362,8 @@ void Engine::Impl::retire_finished() {
       const Decoder::Guesses guesses = decoder->guesses();
       timings.n_drafted += guesses.n_drafted;
       timings.n_accepted += guesses.n_accepted;
+      if (active.request.pooling != Pooling::kNone)
+        active.result.embedding = decoder->take_embedding();
       for (Completion& completion : decoder->take_completions()) {
         const auto n_ids = static_cast<int64_t>(completion.ids.size());
         timings.n_generated += n_ids;

@@ -23,10 +23,11 @@ struct ServiceOptions {
   http::ServerOptions http;
   std::vector<ModelSpec> models;  // at least one; the first is the default
   int n_workers = 2;
-  bool strict = false;         // unknown fields are errors
-  bool model_defaults = true;  // the checkpoint's generation_config.json, else neutral values
-  std::string key_file;        // "": everybody may
-  OriginPolicy origins;        // which web pages may call
+  bool strict = false;               // unknown fields are errors
+  Pooling pooling = Pooling::kLast;  // of embeddings
+  bool model_defaults = true;        // the checkpoint's generation_config.json, else neutral values
+  std::string key_file;              // "": everybody may
+  OriginPolicy origins;              // which web pages may call
   /// Requests that may wait for a slot, of each model; more are refused with status 429.
   int64_t max_queue = 512;
   std::optional<std::chrono::seconds> request_timeout;  // of a generation, queueing included

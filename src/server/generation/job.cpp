@@ -43,7 +43,7 @@ void GenerationJob::start(const std::shared_ptr<Call>& call, std::shared_ptr<Ser
                           std::shared_ptr<GenerationListener> listener) {
   const std::shared_ptr<GenerationJob> job(
       new GenerationJob(call, std::move(model), std::move(listener)));
-  job->check_queue(requests.size());
+  job->check_queue();
   job->result_.prompts.resize(requests.size());
   for (const Request& request : requests)
     job->answers_.push_back(static_cast<int>(request.config.num_return_sequences));
@@ -72,16 +72,17 @@ GenerationJob::GenerationJob(std::shared_ptr<Call> call, std::shared_ptr<ServedM
       listener_(std::move(listener)) {}
 
 /// Refuses what would wait behind too many others.
-void GenerationJob::check_queue(size_t n_requests) const {
+void GenerationJob::check_queue() const {
   const ServiceOptions& options = call_->services().options;
   const int64_t room = model_->files().engine_options.n_slots + options.max_queue;
   const int64_t n_open = model_->host().n_open();
-  if (n_open + static_cast<int64_t>(n_requests) <= room) return;
-  throw RequestError(ErrorKind::kOutOfMemory,
-                     fmt::format("[server] queue: expected at most {} requests under way and "
-                                 "waiting, got {} and {} more; try again later",
-                                 room, n_open, n_requests),
-                     "", 429);
+  if (n_open < room) return;
+  throw RequestError(
+      ErrorKind::kOutOfMemory,
+      fmt::format("[server] queue: expected fewer than {} requests under way and waiting, got {}; "
+                  "try again later",
+                  room, n_open),
+      "", 429);
 }
 
 void GenerationJob::expire() {

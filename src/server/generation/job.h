@@ -53,7 +53,7 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
 
   GenerationJob(std::shared_ptr<Call> call, std::shared_ptr<ServedModel> model,
                 std::shared_ptr<GenerationListener> listener);
-  void check_queue(size_t n_requests) const;
+  void check_queue() const;
   void accepted();
   void event(size_t prompt, const Event& event);
   void failed(const Error& error);

@@ -131,6 +131,7 @@ std::vector<Request> prepare(const GenerationTask& task, const ServedModel& mode
   }
   base.adapter = model.adapter();
   base.skip_special_tokens = task.skip_special_tokens;
+  base.pooling = task.pooling;
 
   std::vector<std::vector<int32_t>> prompts;
   if (task.chat) {

@@ -46,6 +46,7 @@ struct GenerationTask {
   std::optional<int64_t> best_of;  // of so many, the n likeliest
   bool use_beam_search = false;
   bool skip_special_tokens = true;
+  Pooling pooling = Pooling::kNone;
 
   void set(std::string field, std::string name, Json value) {
     parameters.push_back({std::move(field), std::move(name), std::move(value)});

@@ -49,6 +49,7 @@ std::vector<const Completion*> best_answers(const RequestResult& result, int64_t
 
 std::vector<Endpoint> chat_endpoints();
 std::vector<Endpoint> completion_endpoints();
+std::vector<Endpoint> embedding_endpoints();
 std::vector<Endpoint> model_endpoints();
 std::vector<Endpoint> token_endpoints();
 

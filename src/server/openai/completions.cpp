@@ -1,5 +1,6 @@
 // POST /v1/completions.
 #include "base/utf8.h"
+#include "server/generation/embed.h"
 #include "server/generation/sampling_fields.h"
 #include "server/openai/common.h"
 #include "server/service.h"
@@ -20,24 +21,6 @@ struct CompletionTask : GenerationTask {
   StreamOptions stream;
 };
 
-/// A string, a list of strings, a list of ids, or a list of such lists.
-std::vector<PromptInput> read_prompts(const Json& value) {
-  std::vector<PromptInput> prompts;
-  if (value.is_string()) return {{value.get<std::string>(), {}, false}};
-  if (!value.is_array() || value.empty())
-    refuse_field("prompt", "expected a text, a list of texts or ids, got {}", shown(value));
-  if (value[0].is_number()) return {{"", to_ids("prompt", value), true}};
-  for (size_t i = 0; i < value.size(); ++i) {
-    const std::string where = fmt::format("prompt[{}]", i);
-    if (value[i].is_array()) {
-      prompts.push_back({"", to_ids(where, value[i]), true});
-    } else {
-      prompts.push_back({to_string(where, value[i]), {}, false});
-    }
-  }
-  return prompts;
-}
-
 const FieldTable<CompletionTask>& completion_fields() {
   using Task = CompletionTask;
   static const FieldTable<Task> table = [] {
@@ -45,7 +28,7 @@ const FieldTable<CompletionTask>& completion_fields() {
     out.push_back(honoured<Task>(
         "model", [](const Json& value, Task& task) { task.model = to_string("model", value); }));
     out.push_back(honoured<Task>(
-        "prompt", [](const Json& value, Task& task) { task.prompts = read_prompts(value); },
+        "prompt", [](const Json& value, Task& task) { task.prompts = to_prompts("prompt", value); },
         "a text, a list of texts, of ids, or of lists of ids"));
     out.push_back(honoured<Task>(
         "max_tokens",

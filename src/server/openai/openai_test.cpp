@@ -201,6 +201,39 @@ TEST_F(OpenAi, TokenizesAndBack) {
   EXPECT_GT(chat["count"].get<int>(), ids["count"].get<int>());
 }
 
+TEST_F(OpenAi, EmbedsScoresAndRanks) {
+  const ordered_json answer = running_->post(
+      "/v1/embeddings", {{"input", {"What is the capital of Japan?", "Tell me a story."}}});
+  const auto first = answer["data"][0]["embedding"].get<std::vector<double>>();
+  const auto second = answer["data"][1]["embedding"].get<std::vector<double>>();
+  double length = 0, dot = 0;
+  for (size_t i = 0; i < first.size(); ++i) {
+    length += first[i] * first[i];
+    dot += first[i] * second[i];
+  }
+  EXPECT_NEAR(length, 1, 1e-6);
+  EXPECT_EQ(answer["data"][1]["index"], 1);
+  const ordered_json short_one = running_->post(
+      "/v1/embeddings",
+      {{"input", "Tell me a story."}, {"dimensions", 2}, {"encoding_format", "base64"}});
+  EXPECT_EQ(short_one["data"][0]["embedding"].get<std::string>().size(), 12u);  // 8 bytes
+
+  const ordered_json score =
+      running_->post("/score", {{"text_1", "What is the capital of Japan?"},
+                                {"text_2", {"Tell me a story.", "What is the capital of Japan?"}}});
+  EXPECT_NEAR(score["data"][0]["score"].get<double>(), dot, 1e-5);
+  EXPECT_NEAR(score["data"][1]["score"].get<double>(), 1, 1e-5);
+  const ordered_json ranks = running_->post(
+      "/v1/rerank", {{"query", "What is the capital of Japan?"},
+                     {"documents", {"Tell me a story.", "What is the capital of Japan?"}},
+                     {"top_n", 1}});
+  ASSERT_EQ(ranks["results"].size(), 1u);
+  EXPECT_EQ(ranks["results"][0]["index"], 1);
+  int status = 0;
+  running_->post("/v1/embeddings", {{"input", "x"}, {"dimensions", 100'000}}, &status);
+  EXPECT_EQ(status, 400);
+}
+
 TEST_F(OpenAi, ListsItsModels) {
   EXPECT_EQ(running_->get("/v1/models")["data"][0]["id"], "mini");
   EXPECT_EQ(running_->get("/v1/models/mini")["max_model_len"], 2048);
