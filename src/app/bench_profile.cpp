@@ -63,6 +63,7 @@ std::string profile_table(const Profile& profile, double seconds, const HostLimi
   }
   outside.sum.seconds = std::max(0.0, seconds - profile.seconds());
   std::vector<Row> rows;
+  rows.reserve(by_kernel.size() + 2);
   for (const auto& [key, row] : by_kernel)
     rows.push_back(row);
   std::stable_sort(rows.begin(), rows.end(),

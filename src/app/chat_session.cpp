@@ -13,7 +13,7 @@ namespace qw::app {
 
 using nlohmann::ordered_json;
 
-ChatSession::ChatSession(LoadedModel& loaded, GenerationConfig config, std::string system)
+ChatSession::ChatSession(LoadedModel& loaded, GenerationConfig config, const std::string& system)
     : loaded_(loaded),
       engine_(loaded.make_engine()),
       config_(std::move(config)),

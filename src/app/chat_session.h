@@ -16,7 +16,7 @@ namespace qw::app {
 class ChatSession {
  public:
   /// `config`: the checkpoint's chat defaults with the user's flags over them.
-  ChatSession(LoadedModel& loaded, GenerationConfig config, std::string system);
+  ChatSession(LoadedModel& loaded, GenerationConfig config, const std::string& system);
 
   /// Adds a user message and answers it; pieces of text go to `on_piece` as they become final.
   /// When the answer fails, the message is taken back and the error thrown.

@@ -346,7 +346,7 @@ int64_t CpuAttention::partial_floats(const CpuAttentionCall& call) const {
 int64_t CpuAttention::working_bytes(const StepSizes& step) const {
   if (pool_.size() == 1) return 0;
   // run() splits fewer than eight tiles per thread, and no step has more rows than this.
-  const int64_t rows = std::min(step.rows * step.n_heads, 8 * pool_.size() * int64_t{kTileRows});
+  const int64_t rows = std::min(step.rows * step.n_heads, int64_t{8} * pool_.size() * kTileRows);
   const int64_t n_spans = ceil_div(step.ctx, int64_t{kSpanPages} * kPage);
   return std::min(most_partial_floats(pool_.size()), n_spans * state_floats(rows, step.head_dim)) *
          int64_t{sizeof(float)};

@@ -30,7 +30,7 @@ constexpr int64_t kGemvJobPanels = 64;
 /// Panels that a gemv of many rows takes at a time: those that L1 keeps from pass to pass.
 constexpr int64_t kGemvPassBytes = 32 << 10;
 /// Rows of x whose results a tile job writes at a time.
-constexpr int64_t kStoreRows = 4 * kTileRows;
+constexpr int64_t kStoreRows = int64_t{4} * kTileRows;
 
 /// x without its first `r` rows; r is a multiple of kTileRows, so that it begins a group where
 /// activations lie in groups.
@@ -159,7 +159,7 @@ void LinearPiece::plan_jobs(int64_t wanted_jobs) {
       n_panels += part.matrix.n_panels;
       n_bytes += part.matrix.n_panels * part.matrix.panel_bytes;
     }
-    const int64_t per_panel = std::max<int64_t>(1, n_bytes / n_panels);
+    const int64_t per_panel = std::max<int64_t>(1, n_bytes / std::max<int64_t>(1, n_panels));
     grain_ = std::clamp<int64_t>(kGemvJobBytes / per_panel, 1, kGemvJobPanels);
     span_ =
         call_.m == pass_rows ? grain_ : std::clamp<int64_t>(kGemvPassBytes / per_panel, 1, grain_);
@@ -173,7 +173,7 @@ void LinearPiece::plan_jobs(int64_t wanted_jobs) {
   }
   // On many cores, cut the rows finer, so that everybody has work.
   int64_t n_cuts = ceil_div(call_.m, kTileJobRows);
-  if (n_groups_ * n_cuts < wanted_jobs)
+  if (n_groups_ > 0 && n_groups_ * n_cuts < wanted_jobs)
     n_cuts = std::min(ceil_div(wanted_jobs, n_groups_), ceil_div(call_.m, kLeastTileJobRows));
   job_rows_ = round_up(ceil_div(call_.m, n_cuts), int64_t{kTileRows});
   n_jobs_ = n_groups_ * ceil_div(call_.m, job_rows_);
@@ -228,7 +228,7 @@ void LinearPiece::tile_job(int64_t job, TileScratch& scratch) const {
 void LinearPiece::tile(std::span<const Slice> slices, const RowRange& rows, int64_t first_out,
                        int64_t n_out, TileScratch& scratch) const {
   const kernels::LinearKernel& kernel = *slices.front().part->kernel;
-  const int64_t stride = kernel.tile_panels * kLanes;
+  const int64_t stride = int64_t{kernel.tile_panels} * kLanes;
   auto* sums = reinterpret_cast<float*>(scratch.sums.at_least(rows.count * stride * 4));
   std::memset(sums, 0, static_cast<size_t>(rows.count * stride * 4));
   const bool grouped = kernel.form == ActivationForm::kInt8;

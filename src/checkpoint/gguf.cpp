@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <unordered_set>
+#include <utility>
 
 #include "base/checked.h"
 #include "checkpoint/byte_order.h"
@@ -410,7 +411,7 @@ std::vector<GgufFile> read_gguf_model(
            name->number, n_parts, printable(part_path.filename().string()), where);
     }
     GgufFile part =
-        name->number == given ? std::move(given_part) : read_gguf(open(part_path.string()));
+        name->number == given ? std::exchange(given_part, {}) : read_gguf(open(part_path.string()));
     const int64_t number = part.metadata->integer("split.no");
     const int64_t count = split_count(*part.metadata);
     const int64_t total = part.metadata->integer("split.tensors.count");

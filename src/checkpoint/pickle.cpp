@@ -266,7 +266,7 @@ class Machine {
     }
   }
 
-  void push_tuple(std::vector<const PickleNode*> items) {
+  void push_tuple(const std::vector<const PickleNode*>& items) {
     PickleNode& node = make(Kind::kTuple);
     append_to(node, items);
     push(node);
@@ -276,7 +276,7 @@ class Machine {
     std::vector<const PickleNode*> items(n_items);
     for (size_t i = n_items; i-- > 0;)
       items[i] = pop();
-    push_tuple(std::move(items));
+    push_tuple(items);
   }
 
   void set_items() {

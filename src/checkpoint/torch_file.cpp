@@ -379,8 +379,9 @@ std::vector<RawTensor> read_zip_form(const std::shared_ptr<const MappedFile>& fi
   StateDict dict(file);
   dict.read(pickle.root());
   std::unordered_map<std::string, Storage> storages;
+  const std::string folder = root + "data/";
   for (const auto& [key, id] : dict.storages()) {
-    const auto entry = by_name.find(root + "data/" + key);
+    const auto entry = by_name.find(folder + key);
     if (entry == by_name.end()) continue;  // reported with the tensor's name
     const ZipEntry& data = *entry->second;
     if (data.bytes.size() != static_cast<uint64_t>(storage_bytes(id, path))) {

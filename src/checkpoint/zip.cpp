@@ -185,6 +185,7 @@ class Archive {
 
   void check_apart(const std::vector<ZipEntry>& entries) const {
     std::vector<std::pair<uint64_t, uint64_t>> ranges;
+    ranges.reserve(entries.size());
     for (const ZipEntry& entry : entries)
       ranges.emplace_back(entry.offset_bytes, entry.offset_bytes + entry.bytes.size());
     std::ranges::sort(ranges);

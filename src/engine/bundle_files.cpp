@@ -177,6 +177,7 @@ void add_generation_defaults(ModelFiles& files) {
 
 std::vector<ByteRange> byte_ranges(const std::vector<TextRange>& ranges) {
   std::vector<ByteRange> out;
+  out.reserve(ranges.size());
   for (const TextRange& range : ranges)
     out.push_back({range.begin, range.end});
   return out;

@@ -366,6 +366,7 @@ Json GenerationConfig::get(std::string_view name) const {
 const std::vector<std::string>& GenerationConfig::names() {
   static const std::vector<std::string> names = [] {
     std::vector<std::string> out;
+    out.reserve(std::size(kParameters));
     for (const Parameter& p : kParameters)
       out.emplace_back(p.name);
     return out;
@@ -384,6 +385,7 @@ std::vector<std::string> GenerationConfig::read_json(std::string_view text, std:
     if (listed(kMetadata, key)) continue;
     if (listed(kWithoutEffect, key)) {
       // Only a use_cache of true asks for what happens anyway; other fields do when they are off.
+      // NOLINTNEXTLINE(misc-redundant-expression): in JSON, false is not 0
       const bool usual = key == "use_cache" ? value == true : value == false || value == 0;
       if (!value.is_null() && !usual) {
         warnings.push_back(

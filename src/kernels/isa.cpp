@@ -126,6 +126,7 @@ std::vector<std::string_view> names_had(const Isa& isa) {
 
 [[noreturn]] void fail_unknown(std::string_view source, std::string_view got) {
   std::vector<std::string_view> names;
+  names.reserve(std::size(kLevels));
   for (const LevelRow& row : kLevels)
     names.push_back(row.name);
   const std::string_view last = names.back();

@@ -440,7 +440,7 @@ void tile_int8(const TileArgs& args) noexcept {
       tile(args, group + r, sums + r * kRowSums);
       r += step;
     };
-    while (rows - r >= V::kPassRows)
+    while (rows - r >= V::kPassRows)  // NOLINT(bugprone-infinite-loop): run() adds to r
       run(tile_rows<V, kHalves, kMinimum, kRun, V::kPassRows>, V::kPassRows);
     if constexpr (V::kPassRows > 4) {
       if (rows - r >= 4) run(tile_rows<V, kHalves, kMinimum, kRun, 4>, 4);

@@ -186,7 +186,7 @@ struct SimdGeneric {
   static Ints widen_s8(const uint8_t* p) {
     Ints r;
     for (int i = 0; i < 16; ++i)
-      r.v[i] = static_cast<int8_t>(p[i]);
+      r.v[i] = static_cast<int8_t>(p[i]);  // NOLINT(bugprone-signed-char-misuse): a number
     return r;
   }
   static Ints widen_u16(const uint8_t* p) {
