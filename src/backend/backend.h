@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "backend/batch_plan.h"
+#include "base/function_ref.h"
 #include "quant/linear_source.h"
 
 namespace qw {
@@ -244,6 +245,12 @@ class Backend {
   /// out [rows.size(), n] on the host = h[rows] W^T.
   virtual void logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,
                       float* out);
+  /// body(i) for i in [0, n), in any order, on whatever threads the backend has: work of the host
+  /// between two steps. body must not throw. Default: one after the other.
+  virtual void run_on_host(int64_t n, FunctionRef<void(int64_t)> body) {
+    for (int64_t i = 0; i < n; ++i)
+      body(i);
+  }
   /// Waits until all that was asked for is done, a step or packing a model, and warns of what
   /// packing met. Errors: io, when weights in a file of the packed cache could not be read.
   virtual void sync() {}

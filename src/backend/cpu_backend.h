@@ -69,6 +69,12 @@ class CpuBackend final : public Backend {
   void moe_ffn(const Rows& h, const MoeWeights& moe, const Rows& y, float* router_logits) override;
   void logits(const Rows& h, std::span<const int32_t> rows, const Linear& lm_head,
               float* out) override;
+  void run_on_host(int64_t n, FunctionRef<void(int64_t)> body) override {
+    context_.pool.parallel_for(n, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i)
+        body(i);
+    });
+  }
   void sync() override {
     if (context_.store == nullptr) return;
     context_.store->report();

@@ -183,6 +183,9 @@ class ProfiledBackend final : public Backend {
     product(lm_head, static_cast<int64_t>(rows.size()),
             [&] { inner_->logits(h, rows, lm_head, out); });
   }
+  void run_on_host(int64_t n, FunctionRef<void(int64_t)> body) override {
+    inner_->run_on_host(n, body);
+  }
   void sync() override { inner_->sync(); }
 
  private:

@@ -1,7 +1,9 @@
 #include "engine/decoder.h"
 
 #include <algorithm>
+#include <exception>
 #include <limits>
+#include <utility>
 
 #include "base/error.h"
 #include "engine/logits_math.h"
@@ -68,6 +70,14 @@ class SamplingDecoder final : public SingleAnswerDecoder, private TokenChooser {
   Guesses guesses() const override { return guesses_; }
   TokenChooser* chooser() override { return sequences_.size() == 1 ? this : nullptr; }
 
+  void prepare(std::span<float* const> rows) override {
+    try {
+      prepared_ = pick(rows[0], rows.size() > 1 ? rows[1] : nullptr);
+    } catch (...) {
+      prepare_error_ = std::current_exception();
+    }
+  }
+
   void advance(std::span<float* const> rows, EventSink& sink) override {
     // Every token is chosen from its own row as if there were no draft. A guess that proves right
     // only spares the step that would have computed the next row: the choices are the same.
@@ -76,7 +86,11 @@ class SamplingDecoder final : public SingleAnswerDecoder, private TokenChooser {
     size_t n_right = 0;
     while (true) {
       const auto row = static_cast<int64_t>(n_right) * context_.vocab;
-      const int32_t id = choose_next(rows[0] + row, rows.size() > 1 ? rows[1] : nullptr, sink);
+      Picked picked = prepared_ || prepare_error_
+                          ? take_prepared()
+                          : pick(rows[0] + row, rows.size() > 1 ? rows[1] : nullptr);
+      const int32_t id = picked.id;
+      say(std::move(picked), sink);
       const bool is_guessed = n_right < draft.size() && draft[n_right] == id;
       n_right += is_guessed ? 1 : 0;
       guesses_.n_accepted += is_guessed ? 1 : 0;
@@ -106,8 +120,13 @@ class SamplingDecoder final : public SingleAnswerDecoder, private TokenChooser {
                         std::ssize(tokens));
   }
 
-  /// Chooses a token from a row, says so, and finishes if it ends the answer.
-  int32_t choose_next(float* logits, float* negative, EventSink& sink) {
+  struct Picked {
+    int32_t id = -1;
+    std::optional<TokenLogprobs> logprobs;
+  };
+
+  /// Chooses a token from a row. Changes nothing but the row.
+  Picked pick(float* logits, float* negative) const {
     const auto vocab = static_cast<size_t>(context_.vocab);
     const Sequence& sequence = context_.scheduler.sequence(sequences_[0]);
     const std::span<float> scores(logits, vocab);
@@ -121,25 +140,34 @@ class SamplingDecoder final : public SingleAnswerDecoder, private TokenChooser {
       admit_logits(other, config, context_.scheduler.sequence(sequences_[1]).size());
       apply_guidance(scores, other, config.guidance_scale);
     }
-
     LogitsRow row(scores);
-    const int32_t id = choose_among(row, sequence.tokens);
-    std::optional<TokenLogprobs> logprobs;
-    if (config.logprobs) logprobs = token_logprobs(raw, id, *config.logprobs);
+    Picked picked;
+    picked.id = choose_among(row, sequence.tokens);
+    if (config.logprobs) picked.logprobs = token_logprobs(raw, picked.id, *config.logprobs);
+    return picked;
+  }
 
-    Answer::Piece piece = answer_.push(id, logprobs);
-    sink.token(context_.request_id, answer_.index(), id, std::move(piece.text),
-               std::move(logprobs));
-    if (piece.finished) {
-      finish();
-      sink.finished(context_.request_id, answer_.index(), answer_.completion().finish_reason);
-    }
-    return id;
+  /// Says what was chosen, and finishes if it ends the answer.
+  void say(Picked picked, EventSink& sink) {
+    Answer::Piece piece = answer_.push(picked.id, picked.logprobs);
+    sink.token(context_.request_id, answer_.index(), picked.id, std::move(piece.text),
+               std::move(picked.logprobs));
+    if (!piece.finished) return;
+    finish();
+    sink.finished(context_.request_id, answer_.index(), answer_.completion().finish_reason);
+  }
+
+  Picked take_prepared() {
+    if (const std::exception_ptr error = std::exchange(prepare_error_, nullptr))
+      std::rethrow_exception(error);
+    return *std::exchange(prepared_, std::nullopt);
   }
 
   std::vector<SeqId> sequences_;  // the answer's; with guidance also the negative prompt's
   Guesses guesses_;
   std::vector<float> others_scores_;  // of choose()
+  std::optional<Picked> prepared_;    // from the first row, by prepare(); or what it threw
+  std::exception_ptr prepare_error_;
 };
 
 }  // namespace

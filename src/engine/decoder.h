@@ -55,6 +55,9 @@ class Decoder {
   /// rows[i] [1 + draft, vocab] belongs to sequences()[i] and may be overwritten: what follows the
   /// last token, and what follows each token of the draft that was computed.
   virtual void advance(std::span<float* const> rows, EventSink& sink) = 0;
+  /// Does of advance() what touches nothing shared with others, who may do the same meanwhile. rows
+  /// as for advance(), which follows. What goes wrong is thrown there.
+  virtual void prepare(std::span<float* const> /*rows*/) {}
   /// Final hidden states [n, hidden] of positions [position, position + n) of a sequence.
   virtual bool wants_hidden() const { return false; }
   virtual void on_hidden(SeqId, int64_t /*position*/, int64_t /*n*/, int64_t /*hidden*/,

@@ -213,6 +213,7 @@ void Engine::Impl::give_rows(const StepPlan& step) {
       stop_request(*active, FinishReason::kError, &error);
     }
   }
+  prepare_all(units, rows);
   for (const UnitId unit : units) {
     ActiveRequest* active = nullptr;
     Decoder* decoder = decoder_of(unit, &active);
@@ -224,6 +225,39 @@ void Engine::Impl::give_rows(const StepPlan& step) {
       stop_request(*active, FinishReason::kError, &error);
     }
   }
+}
+
+/// Lets the decoders that have all their rows do the costly part of choosing, side by side. Those
+/// of one request one after the other where it brought processors, which may not be made for
+/// threads.
+void Engine::Impl::prepare_all(std::span<const UnitId> units,
+                               const std::unordered_map<SeqId, float*>& rows) {
+  struct Job {
+    const ActiveRequest* active = nullptr;
+    std::vector<std::pair<Decoder*, std::vector<float*>>> decoders;
+  };
+  std::vector<Job> jobs;
+  for (const UnitId unit : units) {
+    ActiveRequest* active = nullptr;
+    Decoder* decoder = decoder_of(unit, &active);
+    if (decoder == nullptr || decoder->finished()) continue;
+    std::vector<float*> pointers;
+    for (const SeqId seq : decoder->sequences()) {
+      const auto row = rows.find(seq);
+      if (row != rows.end()) pointers.push_back(row->second);
+    }
+    if (pointers.size() != decoder->sequences().size()) continue;  // some are held, or to come
+    auto job = jobs.end();
+    if (!active->request.processors.empty())
+      job = std::ranges::find(jobs, active, &Job::active);
+    if (job == jobs.end()) job = jobs.insert(job, {active, {}});
+    job->decoders.emplace_back(decoder, std::move(pointers));
+  }
+  if (jobs.size() < 2) return;
+  model_.backend().run_on_host(std::ssize(jobs), [&](int64_t i) {
+    for (auto& [decoder, pointers] : jobs[static_cast<size_t>(i)].decoders)
+      decoder->prepare(pointers);
+  });
 }
 
 void Engine::Impl::take_prompt_row(ActiveRequest& active, const WantedRow& row, float* logits) {

@@ -89,6 +89,7 @@ class Engine::Impl : private EventSink {
   void compute(StepPlan& step);
   void give_hidden(const StepPlan& step, const HiddenCapture& capture);
   void give_rows(const StepPlan& step);
+  void prepare_all(std::span<const UnitId> units, const std::unordered_map<SeqId, float*>& rows);
   void take_prompt_row(ActiveRequest& active, const WantedRow& row, float* logits);
   void advance(ActiveRequest& active, Decoder& decoder,
                const std::unordered_map<SeqId, float*>& rows);

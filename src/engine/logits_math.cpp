@@ -61,27 +61,64 @@ struct Better {
   }
 };
 
+/// exp_all of one block.
+double exp_block(const float* in, size_t n, float max, float* out) noexcept {
+  for (size_t i = 0; i < n; ++i)
+    out[i] = fast_exp(in[i] - max);
+  std::array<double, 4> lanes{};
+  size_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    for (size_t lane = 0; lane < 4; ++lane)
+      lanes[lane] += static_cast<double>(out[i + lane]);
+  }
+  for (; i < n; ++i)
+    lanes[0] += static_cast<double>(out[i]);
+  return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+}
+
 }  // namespace
 
 double exp_all(std::span<const float> values, float max, float* out) noexcept {
   double sum = 0;
-  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
-    const size_t n = std::min(kBlock, values.size() - begin);
-    const float* in = values.data() + begin;
-    float* o = out + begin;
-    for (size_t i = 0; i < n; ++i)
-      o[i] = fast_exp(in[i] - max);
-    std::array<double, 4> lanes{};
-    size_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-      for (size_t lane = 0; lane < 4; ++lane)
-        lanes[lane] += static_cast<double>(o[i + lane]);
-    }
-    for (; i < n; ++i)
-      lanes[0] += static_cast<double>(o[i]);
-    sum += (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
-  }
+  for (size_t begin = 0; begin < values.size(); begin += kBlock)
+    sum +=
+        exp_block(values.data() + begin, std::min(kBlock, values.size() - begin), max, out + begin);
   return sum;
+}
+
+void exponentials(std::span<const float> values, float max, Exponentials& e) {
+  e.terms.resize(values.size());
+  e.block_sums.clear();
+  e.sum = 0;
+  e.block_sums.reserve(values.size() / kBlock + 1);
+  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
+    e.block_sums.push_back(exp_block(values.data() + begin, std::min(kBlock, values.size() - begin),
+                                     max, e.terms.data() + begin));
+    e.sum += e.block_sums.back();
+  }
+}
+
+size_t find_cumulated(const Exponentials& e, double u) noexcept {
+  const double target = u * e.sum;
+  double cumulated = 0;
+  size_t last = 0;
+  for (size_t block = 0; block < e.block_sums.size(); ++block) {
+    const size_t begin = block * kBlock, end = std::min(begin + kBlock, e.terms.size());
+    const double after = cumulated + e.block_sums[block];
+    const bool passes = after > target || end == e.terms.size();
+    for (size_t i = begin; passes && i < end; ++i) {
+      if (e.terms[i] <= 0) continue;
+      cumulated += static_cast<double>(e.terms[i]);
+      last = i;
+      if (cumulated > target) return i;
+    }
+    // The terms one by one may come to a little less than the block's sum: the next block has it.
+    if (e.block_sums[block] > 0 && !passes) last = end - 1;
+    cumulated = after;
+  }
+  while (last > 0 && e.terms[last] <= 0)
+    --last;
+  return last;
 }
 
 double sum_exp(std::span<const float> values, float max) noexcept {

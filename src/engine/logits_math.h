@@ -42,6 +42,18 @@ inline float fast_exp(float x) noexcept {
 /// `out` may be `values` itself.
 double exp_all(std::span<const float> values, float max, float* out) noexcept;
 
+/// The first i at which out[0] + ... + out[i], in doubles, passes u times the sum of all, u in [0,
+/// 1); rounding at the very end gives the last i whose term is above 0. `out` and the block sums
+/// are as exp_all leaves them: blocks are passed over whole.
+struct Exponentials {
+  std::vector<float> terms;
+  std::vector<double> block_sums;
+  double sum = 0;
+};
+/// Fills `e`, whose memory is used again.
+void exponentials(std::span<const float> values, float max, Exponentials& e);
+size_t find_cumulated(const Exponentials& e, double u) noexcept;
+
 /// The same sum without the terms.
 double sum_exp(std::span<const float> values, float max) noexcept;
 

@@ -59,6 +59,8 @@ class LogitsRow {
   std::vector<int32_t> live_;
 };
 
+/// Of processors that a request brings (Request::processors), those of one request are used by one
+/// thread at a time, whichever it is.
 class LogitsProcessor {
  public:
   virtual ~LogitsProcessor() = default;

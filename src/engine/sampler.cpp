@@ -44,19 +44,11 @@ int32_t choose_sampled(const LogitsRow& row, double u) {
   const LogitsRow::Compact compact = row.compact();
   const int32_t best = argmax(compact.values);
   if (best < 0) fail_all_banned();
-  std::vector<float> weights(compact.values.size());
-  const double sum =
-      exp_all(compact.values, compact.values[static_cast<size_t>(best)], weights.data());
-  const double target = u * sum;
-  double cumulated = 0;
-  size_t last = static_cast<size_t>(best);
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (weights[i] <= 0) continue;
-    cumulated += static_cast<double>(weights[i]);
-    last = i;
-    if (cumulated > target) break;
-  }
-  return compact.id(last);  // rounding may leave cumulated just under target: the last token then
+  const float max = compact.values[static_cast<size_t>(best)];
+  // Kept by each thread: fresh memory for a whole vocabulary costs as much as the arithmetic.
+  thread_local Exponentials terms;
+  exponentials(compact.values, max, terms);
+  return compact.id(find_cumulated(terms, u));
 }
 
 int32_t choose_token(const LogitsRow& row, const GenerationConfig& config, uint64_t stream,

@@ -213,8 +213,10 @@ class StreamedCompletion : public CompletionListener {
       offset = lists.text_offset();
       logprobs = lists.json();
     }
-    if (event.text.empty() && logprobs.is_null()) return;
-    send(choice, event.text, std::move(logprobs), nullptr);
+    Json ids = nullptr;  // of a model that has no text
+    if (!model_->files().tokenizer && event.token >= 0) ids = {event.token};
+    if (event.text.empty() && logprobs.is_null() && ids.is_null()) return;
+    send(choice, event.text, std::move(logprobs), nullptr, std::move(ids));
   }
 
   void on_choice_end(int choice, FinishReason reason) override {
@@ -238,12 +240,13 @@ class StreamedCompletion : public CompletionListener {
   }
 
  private:
-  void send(int choice, const std::string& text, Json logprobs, Json reason) {
+  void send(int choice, const std::string& text, Json logprobs, Json reason, Json ids = nullptr) {
     Json chunk = head();
     chunk["choices"] = Json::array({{{"index", choice},
                                      {"text", text},
                                      {"logprobs", std::move(logprobs)},
                                      {"finish_reason", std::move(reason)}}});
+    if (!ids.is_null()) chunk["choices"][0]["token_ids"] = std::move(ids);
     if (!std::exchange(warned_, true) && !call_->warnings().empty())
       chunk["warnings"] = call_->warnings();
     call_->write(sse(chunk));
