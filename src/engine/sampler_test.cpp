@@ -412,5 +412,31 @@ TEST(Sampler, TimeOfTheQwenChain) {
   time("top_p alone, flat", qwen);
 }
 
+// Passing over whole blocks finds the very id that adding one by one finds, at the borders too.
+TEST(Sampler, DrawsFromLongRowsAsOneByOne) {
+  for (const int n : {1, 255, 256, 257, 1000, 4096}) {
+    std::vector<float> row(static_cast<size_t>(n));
+    for (size_t i = 0; i < row.size(); ++i)
+      row[i] = i % 7 == 3 ? -std::numeric_limits<float>::infinity()
+                          : static_cast<float>(random_normal(3, static_cast<uint64_t>(n), i)) * 4;
+    std::vector<float> terms(row.size());
+    const double sum = exp_all(row, row[static_cast<size_t>(argmax(row))], terms.data());
+    for (int k = 0; k <= 400; ++k) {
+      const double u = k == 400 ? std::nextafter(1.0, 0.0) : k / 400.0;
+      double cumulated = 0;
+      size_t expected = 0;
+      for (size_t i = 0; i < terms.size(); ++i) {
+        if (terms[i] <= 0) continue;
+        cumulated += static_cast<double>(terms[i]);
+        expected = i;
+        if (cumulated > u * sum) break;
+      }
+      std::vector<float> copy = row;
+      EXPECT_EQ(choose_sampled(LogitsRow(copy), u), static_cast<int32_t>(expected))
+          << n << " values, u " << u;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace qw
