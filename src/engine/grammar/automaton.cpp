@@ -1,0 +1,274 @@
+#include "engine/grammar/automaton.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <tuple>
+#include <unordered_map>
+
+namespace qw::grammar {
+namespace {
+
+using StateSet = std::vector<uint32_t>;
+constexpr uint32_t kNowhere = std::numeric_limits<uint32_t>::max();
+
+struct StateSetHash {
+  size_t operator()(const StateSet& set) const noexcept {
+    uint64_t hash = 0xCBF29CE484222325u;
+    for (const uint32_t id : set)
+      hash = (hash ^ id) * 0x9E3779B97F4A7C15u + (hash >> 29);
+    return static_cast<size_t>(hash);
+  }
+};
+
+/// Closures under empty moves.
+class Closure {
+ public:
+  explicit Closure(const Nfa& nfa) : nfa_(nfa), seen_(nfa.states.size(), 0) {}
+
+  /// `set` <- everything that it reaches by empty moves, sorted.
+  void close(StateSet& set) {
+    ++stamp_;
+    size_t kept = 0;
+    for (const uint32_t id : set) {
+      if (seen_[id] == stamp_) continue;
+      seen_[id] = stamp_;
+      set[kept++] = id;
+    }
+    set.resize(kept);
+    for (size_t i = 0; i < set.size(); ++i) {
+      for (const uint32_t next : nfa_.states[set[i]].empty_moves) {
+        if (seen_[next] == stamp_) continue;
+        seen_[next] = stamp_;
+        set.push_back(next);
+      }
+    }
+    std::sort(set.begin(), set.end());
+  }
+
+ private:
+  const Nfa& nfa_;
+  std::vector<uint32_t> seen_;
+  uint32_t stamp_ = 0;
+};
+
+/// Adds first..last -> target, as one with the edge before it where they touch.
+void append_edge(std::vector<SymbolEdge>& edges, uint32_t first, uint32_t last, uint32_t target) {
+  if (!edges.empty() && edges.back().target == target && edges.back().last + 1 == first) {
+    edges.back().last = last;
+  } else {
+    edges.push_back({first, last, target});
+  }
+}
+
+/// Cuts overlapping edges into disjoint ranges and calls f(first, last, targets) for each.
+template <typename F>
+void for_each_range(std::vector<SymbolEdge>& edges, F&& f) {
+  std::sort(edges.begin(), edges.end(),
+            [](const SymbolEdge& a, const SymbolEdge& b) { return a.first < b.first; });
+  std::vector<uint32_t> cuts;
+  for (const SymbolEdge& edge : edges) {
+    cuts.push_back(edge.first);
+    cuts.push_back(edge.last + 1);
+  }
+  std::sort(cuts.begin(), cuts.end());
+  cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+  std::vector<SymbolEdge> open;
+  size_t next = 0;
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    std::erase_if(open, [&](const SymbolEdge& edge) { return edge.last < cuts[i]; });
+    while (next < edges.size() && edges[next].first == cuts[i])
+      open.push_back(edges[next++]);
+    if (open.empty()) continue;
+    StateSet targets;
+    for (const SymbolEdge& edge : open)
+      targets.push_back(edge.target);
+    f(cuts[i], cuts[i + 1] - 1, targets);
+  }
+}
+
+}  // namespace
+
+std::optional<Dfa> determinise(const Nfa& nfa, size_t max_states) {
+  Closure closure(nfa);
+  Dfa out;
+  std::unordered_map<StateSet, uint32_t, StateSetHash> ids;
+  std::vector<StateSet> sets;
+  const auto id_of = [&](StateSet&& set) {
+    const auto [it, is_new] = ids.try_emplace(set, static_cast<uint32_t>(sets.size()));
+    if (is_new) sets.push_back(std::move(set));
+    return it->second;
+  };
+  StateSet start{nfa.start};
+  closure.close(start);
+  id_of(std::move(start));
+  for (size_t i = 0; i < sets.size(); ++i) {
+    if (sets.size() > max_states) return std::nullopt;
+    out.states.emplace_back();
+    std::vector<SymbolEdge> edges;
+    for (const uint32_t id : sets[i]) {
+      const Nfa::State& state = nfa.states[id];
+      out.states[i].accepting = out.states[i].accepting || state.accepting;
+      edges.insert(edges.end(), state.edges.begin(), state.edges.end());
+    }
+    for_each_range(edges, [&](uint32_t first, uint32_t last, StateSet& targets) {
+      closure.close(targets);
+      append_edge(out.states[i].edges, first, last, id_of(std::move(targets)));
+    });
+  }
+  return out;
+}
+
+Dfa without_empty_moves(const Nfa& nfa) {
+  Closure closure(nfa);
+  Dfa out;
+  out.start = nfa.start;
+  out.states.resize(nfa.states.size());
+  for (size_t i = 0; i < nfa.states.size(); ++i) {
+    StateSet set{static_cast<uint32_t>(i)};
+    closure.close(set);
+    Dfa::State& state = out.states[i];
+    for (const uint32_t id : set) {
+      state.accepting = state.accepting || nfa.states[id].accepting;
+      state.edges.insert(state.edges.end(), nfa.states[id].edges.begin(),
+                         nfa.states[id].edges.end());
+    }
+    std::sort(state.edges.begin(), state.edges.end(), [](const SymbolEdge& a, const SymbolEdge& b) {
+      return std::tie(a.first, a.last, a.target) < std::tie(b.first, b.last, b.target);
+    });
+    state.edges.erase(std::unique(state.edges.begin(), state.edges.end()), state.edges.end());
+  }
+  return trimmed(out);
+}
+
+Dfa trimmed(const Dfa& dfa) {
+  const size_t n = dfa.states.size();
+  if (n == 0) return {};
+  std::vector<std::vector<uint32_t>> sources(n);
+  for (size_t i = 0; i < n; ++i) {
+    for (const SymbolEdge& edge : dfa.states[i].edges)
+      sources[edge.target].push_back(static_cast<uint32_t>(i));
+  }
+  std::vector<bool> useful(n, false);
+  StateSet work;
+  for (size_t i = 0; i < n; ++i) {
+    if (!dfa.states[i].accepting) continue;
+    useful[i] = true;
+    work.push_back(static_cast<uint32_t>(i));
+  }
+  while (!work.empty()) {
+    const uint32_t id = work.back();
+    work.pop_back();
+    for (const uint32_t source : sources[id]) {
+      if (useful[source]) continue;
+      useful[source] = true;
+      work.push_back(source);
+    }
+  }
+  if (!useful[dfa.start]) return {};
+  // Renumbered in the order in which they are reached.
+  std::vector<uint32_t> new_id(n, kNowhere);
+  StateSet order{dfa.start};
+  new_id[dfa.start] = 0;
+  Dfa out;
+  for (size_t i = 0; i < order.size(); ++i) {
+    const Dfa::State& from = dfa.states[order[i]];
+    Dfa::State& to = out.states.emplace_back();
+    to.accepting = from.accepting;
+    for (const SymbolEdge& edge : from.edges) {
+      if (!useful[edge.target]) continue;
+      if (new_id[edge.target] == kNowhere) {
+        new_id[edge.target] = static_cast<uint32_t>(order.size());
+        order.push_back(edge.target);
+      }
+      to.edges.push_back({edge.first, edge.last, new_id[edge.target]});
+    }
+  }
+  return out;
+}
+
+Dfa minimised(const Dfa& dfa) {
+  const size_t n = dfa.states.size();
+  if (n == 0) return {};
+  std::vector<uint32_t> block(n);
+  for (size_t i = 0; i < n; ++i)
+    block[i] = dfa.states[i].accepting ? 1 : 0;
+  size_t n_blocks = 0;
+  std::vector<uint32_t> signature;
+  for (;;) {  // blocks only ever split
+    std::unordered_map<StateSet, uint32_t, StateSetHash> ids;
+    std::vector<uint32_t> next(n);
+    for (size_t i = 0; i < n; ++i) {
+      std::vector<SymbolEdge> edges;
+      for (const SymbolEdge& edge : dfa.states[i].edges)
+        append_edge(edges, edge.first, edge.last, block[edge.target]);
+      signature.assign(1, block[i]);
+      for (const SymbolEdge& edge : edges)
+        signature.insert(signature.end(), {edge.first, edge.last, edge.target});
+      next[i] = ids.try_emplace(signature, static_cast<uint32_t>(ids.size())).first->second;
+    }
+    block.swap(next);
+    if (ids.size() == n_blocks) break;
+    n_blocks = ids.size();
+  }
+  Dfa out;
+  out.states.resize(n_blocks);
+  out.start = block[dfa.start];
+  for (size_t i = 0; i < n; ++i) {
+    Dfa::State& state = out.states[block[i]];
+    if (!state.edges.empty()) continue;
+    state.accepting = dfa.states[i].accepting;
+    for (const SymbolEdge& edge : dfa.states[i].edges)
+      append_edge(state.edges, edge.first, edge.last, block[edge.target]);
+  }
+  return trimmed(out);
+}
+
+std::optional<Dfa> combined(const Dfa& a, const Dfa& b, Combination how, size_t max_states) {
+  if (a.empty()) return Dfa{};
+  if (b.empty()) return how == Combination::kBoth ? Dfa{} : a;
+  using Pair = std::pair<uint32_t, uint32_t>;  // second: kNowhere where b has left its language
+  std::map<Pair, uint32_t> ids;
+  std::vector<Pair> pairs;
+  const auto id_of = [&](Pair pair) {
+    const auto [it, is_new] = ids.try_emplace(pair, static_cast<uint32_t>(pairs.size()));
+    if (is_new) pairs.push_back(pair);
+    return it->second;
+  };
+  id_of({a.start, b.start});
+  Dfa out;
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    if (pairs.size() > max_states) return std::nullopt;
+    const auto [x, y] = pairs[i];
+    out.states.emplace_back();
+    const bool b_accepts = y != kNowhere && b.states[y].accepting;
+    out.states[i].accepting = a.states[x].accepting && b_accepts == (how == Combination::kBoth);
+    static const std::vector<SymbolEdge> kNone;
+    const std::vector<SymbolEdge>& others = y == kNowhere ? kNone : b.states[y].edges;
+    size_t j = 0;
+    for (const SymbolEdge& edge : a.states[x].edges) {
+      uint32_t first = edge.first;
+      while (j < others.size() && others[j].last < first)
+        ++j;
+      for (size_t k = j; first <= edge.last;) {
+        const bool inside = k < others.size() && others[k].first <= first;
+        uint32_t last = edge.last;
+        if (inside) {
+          last = std::min(last, others[k].last);
+        } else if (k < others.size()) {
+          last = std::min(last, others[k].first - 1);
+        }
+        if (inside || how == Combination::kFirstOnly) {
+          const uint32_t target = id_of({edge.target, inside ? others[k].target : kNowhere});
+          append_edge(out.states[i].edges, first, last, target);
+        }
+        first = last + 1;
+        while (k < others.size() && others[k].last < first)
+          ++k;
+      }
+    }
+  }
+  return trimmed(out);
+}
+
+}  // namespace qw::grammar

@@ -1,0 +1,329 @@
+#include "engine/grammar/expression.h"
+
+#include <fmt/format.h>
+
+#include <deque>
+#include <map>
+
+#include "base/error.h"
+#include "base/utf8.h"
+
+namespace qw::grammar {
+namespace {
+
+using Kind = Expression::Kind;
+
+uint64_t saturating_add(uint64_t a, uint64_t b) {
+  return a > UINT64_MAX - b ? UINT64_MAX : a + b;
+}
+
+uint64_t saturating_multiply(uint64_t a, uint64_t b) {
+  return b != 0 && a > UINT64_MAX / b ? UINT64_MAX : a * b;
+}
+
+std::shared_ptr<Expression> make(Kind kind) {
+  auto out = std::make_shared<Expression>();
+  out->kind = kind;
+  return out;
+}
+
+std::vector<uint32_t> code_points_of(std::string_view text) {
+  std::vector<uint32_t> out;
+  while (!text.empty()) {
+    const Utf8Step step = decode_utf8(text);
+    out.push_back(step.code_point);
+    text.remove_prefix(step.length);
+  }
+  return out;
+}
+
+}  // namespace
+
+Node never() {
+  static const Node kNever = make(Kind::kNever);
+  return kNever;
+}
+
+Node literal(std::string_view text) {
+  if (const size_t bad = find_invalid_utf8(text); bad != std::string_view::npos) {
+    fail(ErrorKind::kInvalidArgument, "grammar",
+         "literal: expected valid UTF-8, got an invalid byte (byte {} of \"{}\")", bad,
+         printable(text));
+  }
+  auto out = make(Kind::kLiteral);
+  out->text = text;
+  out->weight = std::max<uint64_t>(1, text.size());
+  return out;
+}
+
+Node chars(CodePointSet set) {
+  if (set.empty()) return never();
+  std::vector<Utf8Sequence> sequences;
+  for (const CodePointRange& range : set.ranges())
+    append_utf8_sequences(range.first, range.last, sequences);
+  auto out = make(Kind::kChars);
+  out->weight = 0;
+  for (const Utf8Sequence& sequence : sequences)
+    out->weight += static_cast<uint64_t>(sequence.length);
+  out->chars = std::move(set);
+  return out;
+}
+
+Node sequence(std::vector<Node> items) {
+  auto out = make(Kind::kSequence);
+  out->weight = 0;
+  for (Node& item : items) {
+    if (item->kind == Kind::kNever) return never();
+    out->weight = saturating_add(out->weight, item->weight);
+    if (item->kind == Kind::kSequence) {
+      out->items.insert(out->items.end(), item->items.begin(), item->items.end());
+    } else if (item->kind != Kind::kLiteral || !item->text.empty()) {
+      out->items.push_back(std::move(item));
+    }
+  }
+  if (out->items.empty()) return literal("");
+  if (out->items.size() == 1) return out->items[0];
+  return out;
+}
+
+Node alternation(std::vector<Node> items) {
+  auto out = make(Kind::kAlternation);
+  out->weight = 0;
+  for (Node& item : items) {
+    if (item->kind == Kind::kNever) continue;
+    out->weight = saturating_add(out->weight, item->weight);
+    out->items.push_back(std::move(item));
+  }
+  if (out->items.empty()) return never();
+  if (out->items.size() == 1) return out->items[0];
+  return out;
+}
+
+Node repeat(Node item, uint32_t min, uint32_t max) {
+  if (min > max) return never();
+  if (max == 0) return literal("");
+  if (item->kind == Kind::kNever) return min == 0 ? literal("") : item;
+  if (min == 1 && max == 1) return item;
+  auto out = make(Kind::kRepeat);
+  out->min = min;
+  out->max = max;
+  out->weight = saturating_multiply(item->weight, max == kUnbounded ? std::max(min, 1u) : max);
+  out->items.push_back(std::move(item));
+  return out;
+}
+
+Node rule(uint32_t id) {
+  auto out = make(Kind::kRule);
+  out->rule = id;
+  return out;
+}
+
+Node graph(Graph graph) {
+  auto out = make(Kind::kGraph);
+  out->weight = graph.accepting.size();
+  std::erase_if(graph.edges, [](const Graph::Edge& e) { return e.label && is_never(e.label); });
+  for (const Graph::Edge& edge : graph.edges)
+    out->weight = saturating_add(out->weight, edge.label ? edge.label->weight : 1);
+  out->graph = std::move(graph);
+  return out;
+}
+
+namespace {
+
+/// The trie of the triggers with its failure links.
+class AhoCorasick {
+ public:
+  explicit AhoCorasick(const std::vector<Trigger>& triggers) {
+    nodes_.emplace_back();
+    for (size_t i = 0; i < triggers.size(); ++i)
+      insert(triggers[i].trigger, static_cast<int>(i));
+    link();
+  }
+
+  struct Item {
+    std::map<uint32_t, uint32_t> next;  // of the trie
+    uint32_t fallback = 0;
+    int ends = -1;  // the trigger that is complete here
+    uint32_t depth = 0;
+  };
+  const std::vector<Item>& nodes() const { return nodes_; }
+
+  uint32_t step(uint32_t node, uint32_t c) const {
+    for (;;) {
+      if (const auto it = nodes_[node].next.find(c); it != nodes_[node].next.end())
+        return it->second;
+      if (node == 0) return 0;
+      node = nodes_[node].fallback;
+    }
+  }
+
+ private:
+  void insert(const std::string& text, int index) {
+    if (text.empty() || find_invalid_utf8(text) != std::string_view::npos) {
+      fail(ErrorKind::kInvalidArgument, "grammar",
+           "text that ends free text: expected UTF-8, not empty, got \"{}\"", printable(text));
+    }
+    uint32_t at = 0;
+    for (const uint32_t c : code_points_of(text)) {
+      auto it = nodes_[at].next.find(c);
+      if (it == nodes_[at].next.end()) {
+        it = nodes_[at].next.emplace(c, static_cast<uint32_t>(nodes_.size())).first;
+        const uint32_t depth = nodes_[at].depth + 1;
+        at = it->second;
+        nodes_.emplace_back().depth = depth;
+      } else {
+        at = it->second;
+      }
+      if (nodes_[at].ends >= 0) refuse(text);
+    }
+    if (!nodes_[at].next.empty()) refuse(text);
+    nodes_[at].ends = index;
+  }
+
+  void link() {
+    std::deque<uint32_t> queue{0};
+    while (!queue.empty()) {
+      const uint32_t at = queue.front();
+      queue.pop_front();
+      for (const auto& [c, child] : nodes_[at].next) {
+        nodes_[child].fallback = at == 0 ? 0 : step(nodes_[at].fallback, c);
+        if (nodes_[nodes_[child].fallback].ends >= 0) refuse("a text within another");
+        queue.push_back(child);
+      }
+    }
+  }
+
+  [[noreturn]] static void refuse(std::string_view text) {
+    fail(ErrorKind::kInvalidArgument, "grammar",
+         "texts that end free text: expected that none is part of another, got \"{}\"",
+         printable(text));
+  }
+
+  std::vector<Item> nodes_;
+};
+
+}  // namespace
+
+Node free_text(const std::vector<Trigger>& triggers, bool may_end) {
+  const AhoCorasick automaton(triggers);
+  Graph out;
+  CodePointSet known;
+  for (const auto& node : automaton.nodes()) {
+    out.add_state(may_end && node.ends < 0);
+    for (const auto& [c, child] : node.next)
+      known.add(c);
+  }
+  const CodePointSet unknown = known.complement();
+  for (uint32_t i = 0; i < automaton.nodes().size(); ++i) {
+    const auto& node = automaton.nodes()[i];
+    if (node.ends >= 0) {
+      const Node& then = triggers[static_cast<size_t>(node.ends)].then;
+      if (then) {
+        out.add_edge(i, 0, then);
+      } else {
+        out.accepting[i] = true;
+      }
+      continue;
+    }
+    std::map<uint32_t, CodePointSet> targets;
+    targets[0].add(unknown);
+    for (const CodePointRange& range : known.ranges()) {
+      for (uint32_t c = range.first; c <= range.last; ++c)
+        targets[automaton.step(i, c)].add(c);
+    }
+    for (auto& [target, set] : targets)
+      out.add_edge(i, target, chars(std::move(set)));
+  }
+  return graph(std::move(out));
+}
+
+Node text_without(std::string_view literal) {
+  return free_text({{std::string(literal), never()}}, true);
+}
+
+Node any_text() {
+  return any_number_of(chars(CodePointSet::all()));
+}
+
+namespace {
+
+Node json_escaped_char(uint32_t c) {
+  switch (c) {
+    case '"':
+      return literal("\\\"");
+    case '\\':
+      return literal("\\\\");
+    case '\b':
+      return literal("\\b");
+    case '\f':
+      return literal("\\f");
+    case '\n':
+      return literal("\\n");
+    case '\r':
+      return literal("\\r");
+    case '\t':
+      return literal("\\t");
+    default:
+      return literal(fmt::format("\\u{:04x}", c));
+  }
+}
+
+const CodePointSet& needs_escape() {
+  static const CodePointSet kSet{{0, 0x1F}, {'"', '"'}, {'\\', '\\'}};
+  return kSet;
+}
+
+Node json_escaped_chars(const CodePointSet& set) {
+  std::vector<Node> ways{chars(set.without(needs_escape()))};
+  const CodePointSet escaped = set.intersected_with(needs_escape());
+  for (const CodePointRange& range : escaped.ranges()) {
+    for (uint32_t c = range.first; c <= range.last; ++c)
+      ways.push_back(json_escaped_char(c));
+  }
+  return alternation(std::move(ways));
+}
+
+}  // namespace
+
+Node json_escaped(const Node& node) {
+  switch (node->kind) {
+    case Kind::kNever:
+      return node;
+    case Kind::kLiteral: {
+      std::vector<Node> parts;
+      for (const uint32_t c : code_points_of(node->text)) {
+        if (needs_escape().contains(c)) {
+          parts.push_back(json_escaped_char(c));
+        } else {
+          std::string plain;
+          append_utf8(plain, c);
+          parts.push_back(literal(plain));
+        }
+      }
+      return sequence(std::move(parts));
+    }
+    case Kind::kChars:
+      return json_escaped_chars(node->chars);
+    case Kind::kRule:
+      QW_CHECK(false, "a rule within a JSON string");
+      return never();
+    case Kind::kGraph: {
+      Graph out = node->graph;
+      for (Graph::Edge& edge : out.edges)
+        if (edge.label) edge.label = json_escaped(edge.label);
+      return graph(std::move(out));
+    }
+    case Kind::kSequence:
+    case Kind::kAlternation:
+    case Kind::kRepeat:
+      break;
+  }
+  std::vector<Node> items;
+  for (const Node& item : node->items)
+    items.push_back(json_escaped(item));
+  if (node->kind == Kind::kSequence) return sequence(std::move(items));
+  if (node->kind == Kind::kAlternation) return alternation(std::move(items));
+  return repeat(items[0], node->min, node->max);
+}
+
+}  // namespace qw::grammar

@@ -1,0 +1,221 @@
+#include "engine/grammar/token_masks.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+
+namespace qw {
+
+using grammar::ConfigId;
+using grammar::Head;
+using grammar::kDead;
+using grammar::kUnknownFrame;
+using grammar::StateMask;
+
+namespace {
+
+/// Lists of ids up to this length are cheaper than bits: 151,936 bits are 19 kB.
+constexpr int64_t kMaxSparse = 2048;
+/// 19 kB each: about 5 MB per cache.
+constexpr size_t kMaxDenseMasks = 256;
+constexpr size_t kMaxSparseMasks = 20'000;
+/// Configurations and frames that are kept between sessions.
+constexpr size_t kMaxKeptObjects = 60'000;
+
+size_t words_for(const GrammarVocabulary& vocabulary) {
+  return (static_cast<size_t>(vocabulary.size()) + 63) / 64;
+}
+
+void set_bit(std::vector<uint64_t>& bits, int32_t id) {
+  bits[static_cast<size_t>(id) / 64] |= uint64_t{1} << (static_cast<size_t>(id) % 64);
+}
+
+int64_t count_bits(const std::vector<uint64_t>& bits) {
+  int64_t n = 0;
+  for (const uint64_t word : bits)
+    n += std::popcount(word);
+  return n;
+}
+
+std::vector<int32_t> ids_of(const std::vector<uint64_t>& bits) {
+  std::vector<int32_t> out;
+  for (size_t i = 0; i < bits.size(); ++i) {
+    for (uint64_t word = bits[i]; word != 0; word &= word - 1)
+      out.push_back(static_cast<int32_t>(i * 64) + std::countr_zero(word));
+  }
+  return out;
+}
+
+}  // namespace
+
+bool TokenMask::allows(int32_t id) const {
+  if (is_sparse) return std::binary_search(ids.begin(), ids.end(), id);
+  const auto i = static_cast<size_t>(id);
+  return id >= 0 && i / 64 < bits.size() && (bits[i / 64] >> (i % 64) & 1) != 0;
+}
+
+GrammarMatcher::GrammarMatcher(std::shared_ptr<const Grammar> grammar,
+                               std::shared_ptr<const GrammarVocabulary> vocabulary)
+    : grammar_(std::move(grammar)),
+      vocabulary_(std::move(vocabulary)),
+      configs_(grammar_->fsm()),
+      path_(vocabulary_->max_depth() + 1) {}
+
+GrammarMatcher::Session::Session(GrammarMatcher& matcher)
+    : matcher_(matcher), lock_(matcher.mutex_) {
+  if (matcher.configs_.n_objects() <= kMaxKeptObjects) return;
+  matcher.configs_.clear();
+  matcher.masks_.clear();
+  matcher.n_dense_masks_ = 0;
+  ++matcher.generation_;
+}
+
+ConfigId GrammarMatcher::Session::advance(ConfigId config, std::string_view bytes) {
+  for (const char byte : bytes) {
+    if (config == kDead) break;
+    config = matcher_.configs_.step(config, static_cast<uint8_t>(byte));
+  }
+  return config;
+}
+
+ConfigId GrammarMatcher::Session::advance(ConfigId config, int32_t id) {
+  const std::string_view bytes = matcher_.vocabulary_->bytes(id);
+  return bytes.empty() ? kDead : advance(config, bytes);
+}
+
+std::shared_ptr<const TokenMask> GrammarMatcher::Session::mask(ConfigId config) {
+  auto& masks = matcher_.masks_;
+  if (const auto it = masks.find(config); it != masks.end()) return it->second;
+  std::shared_ptr<const TokenMask> mask = matcher_.compute_mask(config);
+  if (matcher_.n_dense_masks_ >= kMaxDenseMasks || masks.size() >= kMaxSparseMasks) {
+    masks.clear();
+    matcher_.n_dense_masks_ = 0;
+  }
+  if (!mask->is_sparse) ++matcher_.n_dense_masks_;
+  masks.emplace(config, mask);
+  return mask;
+}
+
+template <typename F>
+void GrammarMatcher::walk(uint32_t node, ConfigId config, F&& on_node) {
+  const std::span<const GrammarVocabulary::Node> nodes = vocabulary_->nodes();
+  path_[nodes[node].depth] = config;
+  const uint32_t end = nodes[node].end;
+  for (uint32_t i = node + 1; i < end;) {
+    const GrammarVocabulary::Node& at = nodes[i];
+    const ConfigId next = configs_.step(path_[at.depth - 1u], at.byte);
+    if (next == kDead) {
+      i = at.end;
+      continue;
+    }
+    path_[at.depth] = next;
+    on_node(i, next);
+    ++i;
+  }
+}
+
+std::shared_ptr<const StateMask> GrammarMatcher::compute_state_mask(uint32_t state) {
+  auto out = std::make_shared<StateMask>();
+  const bool repeats = grammar_->fsm().rules[grammar_->fsm().states[state].rule].repeats;
+  std::vector<uint64_t> bits(words_for(*vocabulary_), 0);
+  const auto note = [&](uint32_t node, ConfigId config) {
+    if (const auto tokens = vocabulary_->tokens_at(node); !tokens.empty()) {
+      uint32_t count = repeats ? UINT32_MAX : 0;
+      if (repeats) {
+        for (const Head& head : configs_.heads(config))
+          count = std::min(count, configs_.base_count(head));
+      }
+      for (const int32_t id : tokens) {
+        if (count == 0) {
+          set_bit(bits, id);
+        } else {
+          out->counted.push_back({count, id});
+        }
+      }
+    }
+    if (vocabulary_->nodes()[node].end == node + 1) return;  // no tokens go on from here
+    for (const uint32_t count : configs_.unknown_ends(config))
+      out->ends.push_back({node, count});
+  };
+  const ConfigId start = configs_.of_heads({{state, 0, kUnknownFrame}});
+  for (const uint32_t count : configs_.unknown_ends(start))
+    out->ends.push_back({0, count});
+  walk(0, start, note);
+  std::stable_sort(out->counted.begin(), out->counted.end(),
+                   [](const auto& a, const auto& b) { return a.count < b.count; });
+  if (count_bits(bits) <= kMaxSparse) {
+    out->ids = ids_of(bits);
+  } else {
+    out->bits = std::move(bits);
+  }
+  return out;
+}
+
+const StateMask& GrammarMatcher::state_mask(uint32_t state) {
+  if (const auto it = state_masks_.find(state); it != state_masks_.end()) return *it->second;
+  const grammar::Fsm& fsm = grammar_->fsm();
+  const uint32_t rule = fsm.states[state].rule;
+  const std::string& rule_key = fsm.rules[rule].key;
+  std::string key;
+  std::shared_ptr<const StateMask> mask;
+  if (!rule_key.empty()) {
+    key = fmt::format("{} {}", state - fsm.rules[rule].first_state, rule_key);
+    mask = vocabulary_->shared_mask(key);
+  }
+  if (!mask) {
+    mask = compute_state_mask(state);
+    if (!rule_key.empty()) vocabulary_->share_mask(key, mask);
+  }
+  if (n_dense_state_masks_ >= kMaxDenseMasks) {
+    state_masks_.clear();
+    n_dense_state_masks_ = 0;
+  }
+  if (!mask->bits.empty()) ++n_dense_state_masks_;
+  return *state_masks_.emplace(state, std::move(mask)).first->second;
+}
+
+void GrammarMatcher::add_head(const Head& head) {
+  const grammar::Fsm::Rule& rule = grammar_->fsm().rules[grammar_->fsm().states[head.state].rule];
+  const StateMask& mask = state_mask(head.state);
+  for (const int32_t id : mask.ids)
+    set_bit(bits_, id);
+  for (size_t i = 0; i < mask.bits.size(); ++i)
+    bits_[i] |= mask.bits[i];
+  const uint64_t max = rule.max == grammar::kUnbounded ? UINT64_MAX : rule.max;
+  for (const StateMask::Counted& counted : mask.counted) {
+    if (uint64_t{head.count} + counted.count >= max) break;
+    set_bit(bits_, counted.id);
+  }
+  if (head.frame == grammar::kBottomFrame) return;  // after the root's end nothing follows
+  Head after = configs_.after(head.frame);
+  configs_.settle(after);
+  const ConfigId context = configs_.of_heads({after});
+  const auto set_tokens = [&](uint32_t node, ConfigId) {
+    for (const int32_t id : vocabulary_->tokens_at(node))
+      set_bit(bits_, id);
+  };
+  for (const StateMask::End& end : mask.ends) {
+    const uint64_t count = uint64_t{head.count} + end.count;
+    if (!rule.repeats || (count >= rule.min && count <= max)) walk(end.node, context, set_tokens);
+  }
+}
+
+std::shared_ptr<const TokenMask> GrammarMatcher::compute_mask(ConfigId config) {
+  bits_.assign(words_for(*vocabulary_), 0);
+  const auto heads = configs_.heads(config);
+  for (const Head& head : std::vector<Head>(heads.begin(), heads.end()))
+    add_head(head);
+  auto out = std::make_shared<TokenMask>();
+  out->accepts = configs_.accepts(config);
+  out->n_tokens = count_bits(bits_);
+  out->is_sparse = out->n_tokens <= kMaxSparse;
+  if (out->is_sparse) {
+    out->ids = ids_of(bits_);
+  } else {
+    out->bits = bits_;
+  }
+  return out;
+}
+
+}  // namespace qw
