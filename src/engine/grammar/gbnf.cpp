@@ -172,7 +172,8 @@ class GbnfParser {
     std::string text;
     for (;;) {
       if (in_.at_end() || in_.peek() == '\n')
-        in_.fail_at(in_.offset(), "the end of the literal that begins at " + in_.position(offset));
+        in_.fail_at(in_.offset(),
+                    fmt::format("the end of the literal that begins at {}", in_.position(offset)));
       if (in_.accept("\"")) return literal(text);
       append_utf8(text, character());
     }
@@ -221,7 +222,8 @@ class GbnfParser {
     CodePointSet out;
     while (!in_.accept("]")) {
       if (in_.at_end() || in_.peek() == '\n')
-        in_.fail_at(in_.offset(), "the end of the class that begins at " + in_.position(offset));
+        in_.fail_at(in_.offset(),
+                    fmt::format("the end of the class that begins at {}", in_.position(offset)));
       const uint32_t low = character();
       uint32_t high = low;
       if (in_.peek() == '-' && in_.rest().size() > 1 && in_.rest()[1] != ']') {

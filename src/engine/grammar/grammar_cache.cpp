@@ -33,7 +33,7 @@ std::string GrammarSource::key() const {
   std::string out = fmt::format("{} {} {} {}", static_cast<int>(kind), field(text), field(root),
                                 json.whitespace_pattern ? field(*json.whitespace_pattern) : "-");
   for (const std::string& choice : choices)
-    out += " " + field(choice);
+    out += field(choice);
   return out;
 }
 

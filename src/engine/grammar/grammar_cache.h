@@ -22,10 +22,10 @@ namespace qw {
 struct GrammarSource {
   enum class Kind { kJsonSchema, kJsonObject, kJsonValue, kRegex, kGbnf, kChoice };
   Kind kind = Kind::kJsonValue;
-  std::string text;                  // the schema, pattern or rules
-  std::string root = "root";         // kGbnf
-  std::vector<std::string> choices;  // kChoice
-  JsonFormat json;
+  std::string text = {};                  // the schema, pattern or rules
+  std::string root = "root";              // kGbnf
+  std::vector<std::string> choices = {};  // kChoice
+  JsonFormat json = {};
 
   std::shared_ptr<const Grammar> compile() const;
   /// Tells any two different sources apart.

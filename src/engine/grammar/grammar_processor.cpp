@@ -1,6 +1,11 @@
 #include "engine/grammar/grammar_processor.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <iterator>
+#include <limits>
 
 #include "base/error.h"
 #include "engine/logits_math.h"
@@ -19,6 +24,39 @@ constexpr size_t kMaxTracks = 32;
 /// A sequence that parts from a remembered one so near its end takes its place: what was guessed
 /// ahead in vain.
 constexpr size_t kGuessedAhead = 64;
+
+/// For each byte, all ones for every float that stays.
+constexpr auto kKept = [] {
+  std::array<std::array<uint32_t, 8>, 256> out{};
+  for (size_t byte = 0; byte < 256; ++byte) {
+    for (size_t bit = 0; bit < 8; ++bit)
+      out[byte][bit] = (byte >> bit & 1) != 0 ? UINT32_MAX : 0;
+  }
+  return out;
+}();
+
+/// values[i] <- -infinity where bit i of `word` is 0.
+void keep_bits(uint64_t word, std::span<float> values) {
+  constexpr int kFew = 12;
+  if (values.size() < 64 || std::popcount(word) >= 64 - kFew) {
+    for (uint64_t gone = ~word; gone != 0; gone &= gone - 1) {
+      const auto i = static_cast<size_t>(std::countr_zero(gone));
+      if (i < values.size()) values[i] = kMinusInfinity;
+    }
+    return;
+  }
+  // Half of the vocabulary may go: eight at a time, by selection.
+  constexpr auto kGone = std::bit_cast<uint32_t>(-std::numeric_limits<float>::infinity());
+  float* at = values.data();
+  for (int group = 0; group < 8; ++group, at += 8, word >>= 8) {
+    const uint32_t* kept = kKept[word & 0xFF].data();
+    uint32_t bits[8];
+    std::memcpy(bits, at, sizeof bits);
+    for (int i = 0; i < 8; ++i)
+      bits[i] = (bits[i] & kept[i]) | (kGone & ~kept[i]);
+    std::memcpy(at, bits, sizeof bits);
+  }
+}
 
 }  // namespace
 
@@ -139,16 +177,7 @@ void GrammarProcessor::apply(const TokenMask& mask, LogitsRow& row, int64_t posi
   const size_t n = std::min(values.size(), mask.bits.size() * 64);
   for (size_t begin = 0; begin < n; begin += 64) {
     const uint64_t word = mask.bits[begin / 64];
-    const size_t end = std::min(begin + 64, n);
-    if (word == 0) {
-      std::fill(values.begin() + static_cast<std::ptrdiff_t>(begin),
-                values.begin() + static_cast<std::ptrdiff_t>(end), kMinusInfinity);
-      continue;
-    }
-    for (uint64_t gone = ~word; gone != 0; gone &= gone - 1) {
-      const size_t id = begin + static_cast<size_t>(std::countr_zero(gone));
-      if (id < end) values[id] = kMinusInfinity;
-    }
+    if (word != UINT64_MAX) keep_bits(word, values.subspan(begin, std::min<size_t>(64, n - begin)));
   }
   std::fill(values.begin() + static_cast<std::ptrdiff_t>(n), values.end(), kMinusInfinity);
   size_t next_eos = 0;

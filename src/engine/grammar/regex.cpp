@@ -192,7 +192,7 @@ class RegexParser {
     for (bool first = true;; first = false) {
       const size_t here = in_.offset();
       if (in_.at_end())
-        in_.fail_at(here, "the end of the class that begins at " + std::to_string(offset));
+        in_.fail_at(here, fmt::format("the end of the class that begins at {}", offset));
       if (in_.peek() == ']' && !first) break;
       if (in_.peek() == ']') in_.refuse(here, "classes that begin with a bracket (write \\])");
       CodePointSet one;

@@ -84,7 +84,8 @@ Node SchemaCompiler::node_of(const Conjunction& conjunction) {
   std::sort(key.begin(), key.end());
   if (const auto it = rules_.find(key); it != rules_.end()) return rule(it->second);
   const std::string name =
-      key.empty() ? "any value" : "schema " + reader_.pointer(*conjunction.parts[0].schema);
+      key.empty() ? "any value"
+                  : fmt::format("schema {}", reader_.pointer(*conjunction.parts[0].schema));
   if (rules_.size() >= kMaxRules) {
     fail(ErrorKind::kUnsupported, "json schema",
          "schema: expected at most {} combinations of subschemas, got more (at {})", kMaxRules,

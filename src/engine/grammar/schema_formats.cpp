@@ -101,7 +101,7 @@ std::string_view string_format_names() {
   static const std::string kNames = [] {
     std::string out;
     for (const Format& format : formats())
-      out += (out.empty() ? "" : ", ") + std::string(format.name);
+      out += fmt::format("{}{}", out.empty() ? "" : ", ", format.name);
     return out;
   }();
   return kNames;

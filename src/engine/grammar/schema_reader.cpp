@@ -131,7 +131,8 @@ std::string SchemaReader::pointer(const Json& schema) const {
 void SchemaReader::note(const Json& child, const Json& parent, std::string_view token) const {
   if (pointers_.contains(&child)) return;
   const auto it = pointers_.find(&parent);
-  pointers_[&child] = (it == pointers_.end() ? "?" : it->second) + "/" + pointer_token(token);
+  pointers_[&child] =
+      fmt::format("{}/{}", it == pointers_.end() ? "?" : it->second, pointer_token(token));
 }
 
 const Json& SchemaReader::child(const Json& schema, std::string_view keyword) const {
@@ -264,8 +265,9 @@ const Json& SchemaReader::resolve(const Json& schema, const std::string& referen
   }
   if (rest.empty() || rest == "#") return root_;
   if (rest[0] != '#')
-    unsupported(schema, "$ref",
-                "expected a reference within the schema, got " + printable(reference));
+    unsupported(
+        schema, "$ref",
+        fmt::format("expected a reference within the schema, got {}", printable(reference)));
   rest.remove_prefix(1);
   if (rest[0] != '/') {
     const Json* anchor = find_anchor(root_, std::string(rest), 0);

@@ -182,8 +182,8 @@ NumberBounds SchemaCompiler::number_bounds(const Conjunction& conjunction) {
       at_most(parse_decimal(is_32 ? "2147483647" : "9223372036854775807"), false);
     } else if (*format != "float" && *format != "double") {
       reader_.unsupported(schema, "format",
-                          "expected int32, int64, float or double for a number, got " +
-                              printable(format->get<std::string>()));
+                          fmt::format("expected int32, int64, float or double for a number, got {}",
+                                      printable(format->get<std::string>())));
     }
   }
   return out;

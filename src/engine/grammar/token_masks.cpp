@@ -17,8 +17,11 @@ namespace {
 
 /// Lists of ids up to this length are cheaper than bits: 151,936 bits are 19 kB.
 constexpr int64_t kMaxSparse = 2048;
+/// Repetitions that tokens are told apart by; few tokens are longer.
+constexpr size_t kMaxLayers = 33;
 /// 19 kB each: about 5 MB per cache.
 constexpr size_t kMaxDenseMasks = 256;
+constexpr size_t kMaxStateLayers = 1024;  // about 20 MB
 constexpr size_t kMaxSparseMasks = 20'000;
 /// Configurations and frames that are kept between sessions.
 constexpr size_t kMaxKeptObjects = 60'000;
@@ -45,6 +48,32 @@ std::vector<int32_t> ids_of(const std::vector<uint64_t>& bits) {
       out.push_back(static_cast<int32_t>(i * 64) + std::countr_zero(word));
   }
   return out;
+}
+
+void sort_ends(std::span<const GrammarVocabulary::Node> nodes, StateMask& mask) {
+  std::stable_sort(mask.ends.begin(), mask.ends.end(), [&](const auto& a, const auto& b) {
+    return nodes[a.node].byte < nodes[b.node].byte;
+  });
+  for (const StateMask::End& end : mask.ends)
+    ++mask.ends_begin[nodes[end.node].byte + 1u];
+  for (size_t byte = 0; byte < 256; ++byte)
+    mask.ends_begin[byte + 1] += mask.ends_begin[byte];
+}
+
+/// Tokens of up to kMaxLayers - 1 more repetitions as bits.
+void make_layers(StateMask& mask, size_t n_words) {
+  size_t n = 0;
+  while (n < mask.few.size() && mask.few[n].count < kMaxLayers) {
+    if (mask.layers.empty()) {
+      mask.layers.emplace_back(n_words, 0);
+    } else {
+      mask.layers.push_back(mask.layers.back());
+    }
+    for (; n < mask.few.size() && mask.few[n].count < mask.layers.size(); ++n)
+      set_bit(mask.layers.back(), mask.few[n].id);
+  }
+  mask.few.erase(mask.few.begin(), mask.few.begin() + static_cast<std::ptrdiff_t>(n));
+  mask.few.shrink_to_fit();
 }
 
 }  // namespace
@@ -115,40 +144,34 @@ void GrammarMatcher::walk(uint32_t node, ConfigId config, F&& on_node) {
   }
 }
 
+void GrammarMatcher::add_ends(uint32_t node, ConfigId config, StateMask& out) {
+  const std::span<const GrammarVocabulary::Node> nodes = vocabulary_->nodes();
+  for (const uint32_t count : configs_.unknown_ends(config)) {
+    for (uint32_t child = node + 1; child < nodes[node].end; child = nodes[child].end)
+      out.ends.push_back({child, count});
+  }
+}
+
 std::shared_ptr<const StateMask> GrammarMatcher::compute_state_mask(uint32_t state) {
   auto out = std::make_shared<StateMask>();
   const bool repeats = grammar_->fsm().rules[grammar_->fsm().states[state].rule].repeats;
-  std::vector<uint64_t> bits(words_for(*vocabulary_), 0);
   const auto note = [&](uint32_t node, ConfigId config) {
     if (const auto tokens = vocabulary_->tokens_at(node); !tokens.empty()) {
       uint32_t count = repeats ? UINT32_MAX : 0;
-      if (repeats) {
-        for (const Head& head : configs_.heads(config))
-          count = std::min(count, configs_.base_count(head));
-      }
-      for (const int32_t id : tokens) {
-        if (count == 0) {
-          set_bit(bits, id);
-        } else {
-          out->counted.push_back({count, id});
-        }
-      }
+      for (const Head& head : configs_.heads(config))
+        count = std::min(count, configs_.base_count(head));
+      for (const int32_t id : tokens)
+        out->few.push_back({repeats ? count : 0, id});
     }
-    if (vocabulary_->nodes()[node].end == node + 1) return;  // no tokens go on from here
-    for (const uint32_t count : configs_.unknown_ends(config))
-      out->ends.push_back({node, count});
+    add_ends(node, config, *out);
   };
   const ConfigId start = configs_.of_heads({{state, 0, kUnknownFrame}});
-  for (const uint32_t count : configs_.unknown_ends(start))
-    out->ends.push_back({0, count});
+  add_ends(0, start, *out);
   walk(0, start, note);
-  std::stable_sort(out->counted.begin(), out->counted.end(),
+  sort_ends(vocabulary_->nodes(), *out);
+  std::stable_sort(out->few.begin(), out->few.end(),
                    [](const auto& a, const auto& b) { return a.count < b.count; });
-  if (count_bits(bits) <= kMaxSparse) {
-    out->ids = ids_of(bits);
-  } else {
-    out->bits = std::move(bits);
-  }
+  if (std::ssize(out->few) > kMaxSparse) make_layers(*out, words_for(*vocabulary_));
   return out;
 }
 
@@ -167,24 +190,27 @@ const StateMask& GrammarMatcher::state_mask(uint32_t state) {
     mask = compute_state_mask(state);
     if (!rule_key.empty()) vocabulary_->share_mask(key, mask);
   }
-  if (n_dense_state_masks_ >= kMaxDenseMasks) {
+  if (n_state_layers_ >= kMaxStateLayers) {
     state_masks_.clear();
-    n_dense_state_masks_ = 0;
+    n_state_layers_ = 0;
   }
-  if (!mask->bits.empty()) ++n_dense_state_masks_;
+  n_state_layers_ += mask->layers.size();
   return *state_masks_.emplace(state, std::move(mask)).first->second;
 }
 
 void GrammarMatcher::add_head(const Head& head) {
   const grammar::Fsm::Rule& rule = grammar_->fsm().rules[grammar_->fsm().states[head.state].rule];
   const StateMask& mask = state_mask(head.state);
-  for (const int32_t id : mask.ids)
-    set_bit(bits_, id);
-  for (size_t i = 0; i < mask.bits.size(); ++i)
-    bits_[i] |= mask.bits[i];
+  // A token may begin as many repetitions as are left after the one under way.
   const uint64_t max = rule.max == grammar::kUnbounded ? UINT64_MAX : rule.max;
-  for (const StateMask::Counted& counted : mask.counted) {
-    if (uint64_t{head.count} + counted.count >= max) break;
+  const uint64_t left = max - head.count - 1;
+  if (!mask.layers.empty()) {
+    const auto& layer = mask.layers[std::min<uint64_t>(left, mask.layers.size() - 1)];
+    for (size_t i = 0; i < layer.size(); ++i)
+      bits_[i] |= layer[i];
+  }
+  for (const StateMask::Counted& counted : mask.few) {
+    if (counted.count > left) break;
     set_bit(bits_, counted.id);
   }
   if (head.frame == grammar::kBottomFrame) return;  // after the root's end nothing follows
@@ -195,9 +221,17 @@ void GrammarMatcher::add_head(const Head& head) {
     for (const int32_t id : vocabulary_->tokens_at(node))
       set_bit(bits_, id);
   };
-  for (const StateMask::End& end : mask.ends) {
-    const uint64_t count = uint64_t{head.count} + end.count;
-    if (!rule.repeats || (count >= rule.min && count <= max)) walk(end.node, context, set_tokens);
+  for (size_t byte = 0; byte < 256; ++byte) {
+    const uint32_t begin = mask.ends_begin[byte], end = mask.ends_begin[byte + 1];
+    if (begin == end) continue;
+    const ConfigId next = configs_.step(context, static_cast<uint8_t>(byte));
+    if (next == kDead) continue;
+    for (uint32_t i = begin; i < end; ++i) {
+      const uint64_t count = uint64_t{head.count} + mask.ends[i].count;
+      if (rule.repeats && (count < rule.min || count > max)) continue;
+      set_tokens(mask.ends[i].node, next);
+      walk(mask.ends[i].node, next, set_tokens);
+    }
   }
 }
 

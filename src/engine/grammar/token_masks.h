@@ -7,6 +7,7 @@
 // al., "XGrammar", 2024 (context-independent tokens); keeping nodes instead of tokens is ours.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -23,19 +24,22 @@ namespace grammar {
 
 /// Tokens that one state allows over an unknown stack.
 struct StateMask {
-  std::vector<int32_t> ids;    // ascending; where they are few
-  std::vector<uint64_t> bits;  // otherwise: one bit an id
-  /// In rules that repeat: tokens that take so many more repetitions, ascending by these.
+  /// Tokens that take so many more repetitions of the state's rule (0 where it does not repeat),
+  /// ascending by these: all tokens where they are few, otherwise those beyond the layers.
   struct Counted {
     uint32_t count = 0;
     int32_t id = 0;
   };
-  std::vector<Counted> counted;
-  /// At this node of the trie the rule may have ended, after so many more repetitions.
+  std::vector<Counted> few;
+  /// layers[n]: one bit an id, tokens that take at most n more repetitions.
+  std::vector<std::vector<uint64_t>> layers;
+  /// At the parent of this node of the trie the rule may have ended, after so many more
+  /// repetitions.
   struct End {
     uint32_t node = 0, count = 0;
   };
-  std::vector<End> ends;
+  std::vector<End> ends;  // by the node's byte: ends of byte b begin at ends_begin[b]
+  std::array<uint32_t, 257> ends_begin{};
 };
 
 }  // namespace grammar
@@ -80,6 +84,7 @@ class GrammarMatcher {
  private:
   const grammar::StateMask& state_mask(uint32_t state);
   std::shared_ptr<const grammar::StateMask> compute_state_mask(uint32_t state);
+  void add_ends(uint32_t node, grammar::ConfigId config, grammar::StateMask& out);
   std::shared_ptr<const TokenMask> compute_mask(grammar::ConfigId config);
   void add_head(const grammar::Head& head);
   /// Sets the bits of the tokens below `node` that fit after `config`.
@@ -92,7 +97,7 @@ class GrammarMatcher {
   grammar::Configurations configs_;
   uint64_t generation_ = 1;
   std::unordered_map<uint32_t, std::shared_ptr<const grammar::StateMask>> state_masks_;
-  size_t n_dense_state_masks_ = 0;
+  size_t n_state_layers_ = 0;
   std::unordered_map<grammar::ConfigId, std::shared_ptr<const TokenMask>> masks_;
   size_t n_dense_masks_ = 0;
   std::vector<grammar::ConfigId> path_;  // of walk(), by depth

@@ -157,7 +157,7 @@ RandomGrammar random_grammar(unsigned seed) {
   RandomGrammar out;
   GrammarBuilder builder;
   for (size_t i = 0; i < kRules; ++i) {
-    builder.declare("r" + std::to_string(i));
+    builder.declare(fmt::format("r{}", i));
     out.rules.push_back(random_node(random, 4, i + 1, kRules));
   }
   for (size_t i = 0; i < kRules; ++i)
