@@ -3,6 +3,7 @@
 #include <span>
 
 #include "app/command.h"
+#include "app/grammar_flags.h"
 #include "app/input.h"
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -13,10 +14,12 @@ namespace qw::app {
 
 using nlohmann::ordered_json;
 
-ChatSession::ChatSession(LoadedModel& loaded, GenerationConfig config, const std::string& system)
+ChatSession::ChatSession(LoadedModel& loaded, GenerationConfig config, const std::string& system,
+                         std::shared_ptr<GrammarMatcher> grammar)
     : loaded_(loaded),
       engine_(loaded.make_engine()),
       config_(std::move(config)),
+      grammar_(std::move(grammar)),
       seed_(config_.seed) {
   if (!system.empty()) set_system(system);
 }
@@ -36,6 +39,7 @@ RequestResult ChatSession::answer(const std::function<void(std::string_view)>& o
   request.config = config_;
   request.config.seed = seed_ + n_answers_;
   request.adapter = loaded_.adapter;
+  constrain(request, grammar_);
   RequestResult result = engine_->generate(
       std::move(request),
       [&](const Event& event) {

@@ -11,12 +11,18 @@
 
 #include "engine/bundle.h"
 
+namespace qw {
+class GrammarMatcher;
+}
+
 namespace qw::app {
 
 class ChatSession {
  public:
   /// `config`: the checkpoint's chat defaults with the user's flags over them.
-  ChatSession(LoadedModel& loaded, GenerationConfig config, const std::string& system);
+  /// `grammar` holds every answer; null: none.
+  ChatSession(LoadedModel& loaded, GenerationConfig config, const std::string& system,
+              std::shared_ptr<GrammarMatcher> grammar = nullptr);
 
   /// Adds a user message and answers it; pieces of text go to `on_piece` as they become final.
   /// When the answer fails, the message is taken back and the error thrown.
@@ -48,6 +54,7 @@ class ChatSession {
   LoadedModel& loaded_;
   std::unique_ptr<Engine> engine_;
   GenerationConfig config_;
+  std::shared_ptr<GrammarMatcher> grammar_;
   uint64_t seed_ = 0;
   uint64_t n_answers_ =
       0;  // an answer's seed is seed_ + its number, so :regen differs, :seed repeats

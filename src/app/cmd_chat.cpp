@@ -11,6 +11,7 @@
 #include "app/chat_session.h"
 #include "app/command.h"
 #include "app/generation_flags.h"
+#include "app/grammar_flags.h"
 #include "app/line_editor.h"
 #include "app/open.h"
 #include "app/results.h"
@@ -24,6 +25,7 @@ struct Options : CommonOptions {
   std::optional<std::string> prompt;
   std::string system;
   std::shared_ptr<GenerationFlags> generation;
+  std::shared_ptr<GrammarFlags> grammar;
 };
 
 constexpr std::string_view kHelp =
@@ -47,8 +49,10 @@ class Chat {
   explicit Chat(const Options& options)
       : options_(with_a_prompt(options)),
         terminal_(isatty(STDOUT_FILENO) == 1),
+        compiled_(options.grammar->compile()),  // its errors before the weights are loaded
         loaded_(open_for_running(options)),
-        session_(*loaded_, config(), options.system) {}
+        session_(*loaded_, config(), options.system,
+                 matcher_for(compiled_, *loaded_, model_path(options))) {}
 
   void run() {
     if (options_.prompt) {
@@ -221,6 +225,7 @@ class Chat {
 
   const Options& options_;
   bool terminal_ = false, done_ = false;
+  std::shared_ptr<const Grammar> compiled_;  // null: free
   std::unique_ptr<LoadedModel> loaded_;
   ChatSession session_;
 };
@@ -236,6 +241,7 @@ Command register_chat(CLI::App& root) {
   app->add_option("-p,--prompt", options->prompt, "Ask this one question and end");
   app->add_option("--system", options->system, "System message (default: the template's own)");
   options->generation = add_generation_flags(*app);
+  options->grammar = add_grammar_flags(*app);
   return {app, [options] { Chat(*options).run(); }};
 }
 

@@ -7,6 +7,7 @@
 
 #include "app/command.h"
 #include "app/generation_flags.h"
+#include "app/grammar_flags.h"
 #include "app/input.h"
 #include "app/open.h"
 #include "app/results.h"
@@ -22,12 +23,17 @@ struct Options : CommonOptions {
   std::optional<std::string> prompt, ids, file, negative_prompt;
   bool plain = false;
   std::shared_ptr<GenerationFlags> generation;
+  std::shared_ptr<GrammarFlags> grammar;
 };
 
 class Generate {
  public:
   explicit Generate(const Options& options)
-      : options_(options), loaded_(open_for_running(options)), engine_(loaded_->make_engine()) {}
+      : options_(options),
+        compiled_(options.grammar->compile()),  // its errors before the weights are loaded
+        loaded_(open_for_running(options)),
+        engine_(loaded_->make_engine()),
+        grammar_(matcher_for(compiled_, *loaded_, model_path(options))) {}
 
   void run() {
     if (!options_.file) {
@@ -76,6 +82,7 @@ class Generate {
       }
     }
     request.adapter = loaded_->adapter;
+    constrain(request, grammar_);
     if (options_.negative_prompt) request.negative_prompt = encode(*options_.negative_prompt);
     return request;
   }
@@ -115,8 +122,10 @@ class Generate {
   }
 
   const Options& options_;
+  std::shared_ptr<const Grammar> compiled_;  // null: free
   std::unique_ptr<LoadedModel> loaded_;
   std::unique_ptr<Engine> engine_;
+  std::shared_ptr<GrammarMatcher> grammar_;
 };
 
 }  // namespace
@@ -140,6 +149,7 @@ Command register_generate(CLI::App& root) {
   app->add_option("--negative-prompt", options->negative_prompt,
                   "What guidance leads away from (with --guidance-scale)");
   options->generation = add_generation_flags(*app);
+  options->grammar = add_grammar_flags(*app);
   return {app, [options] { Generate(*options).run(); }};
 }
 

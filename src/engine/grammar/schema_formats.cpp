@@ -29,10 +29,13 @@ constexpr const char* kDurationTime =
     "T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S)";
 constexpr const char* kDurationDate =
     "(?:[0-9]+D|[0-9]+M(?:[0-9]+D)?|[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?)";
-/// RFC 1123. Four labels of up to 62 characters at most, which keeps names below 254.
+/// RFC 1123. Four labels at most, which keeps names below 254 characters: three of up to 63, or
+/// four of up to 62.
 constexpr const char* kHostname =
+    "(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    "(?:\\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?){0,2}|"
     "[A-Za-z0-9](?:[A-Za-z0-9-]{0,60}[A-Za-z0-9])?"
-    "(?:\\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,60}[A-Za-z0-9])?){0,3}";
+    "(?:\\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,60}[A-Za-z0-9])?){3})";
 /// RFC 5321 with a plain local part: no quotes, no comments, no address literals.
 constexpr const char* kLocalPart =
     "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*";
