@@ -369,15 +369,15 @@ TEST(JsonSchema, RefusedByName) {
 
 TEST(JsonSchema, WhiteSpaceByPattern) {
   JsonFormat format;
-  format.whitespace_pattern = "";
+  format.whitespace_pattern.emplace("");
   const auto compact = Grammar::from_json_schema(R"({"type":"array"})", format);
   EXPECT_TRUE(compact->accepts("[1,[2]]"));
   EXPECT_FALSE(compact->accepts("[1, 2]"));
-  format.whitespace_pattern = "[ \\n\\t]{0,3}";
+  format.whitespace_pattern.emplace("[ \\n\\t]{0,3}");
   const auto loose = Grammar::from_json_schema(R"({"type":"object"})", format);
   EXPECT_TRUE(loose->accepts("{ \"a\" :\n\n1 ,\t\"b\":[ ] }"));
   EXPECT_FALSE(loose->accepts("{    \"a\":1}"));
-  format.whitespace_pattern = "x";
+  format.whitespace_pattern.emplace("x");
   EXPECT_THROW(Grammar::json_value(format), Error);
 }
 

@@ -1,0 +1,81 @@
+#include "engine/grammar/tool_grammar.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+
+namespace qw {
+namespace {
+
+using grammar::Node;
+using nlohmann::ordered_json;
+
+/// A function's parameters as the schema of an object, which arguments always are.
+ordered_json object_schema(const ToolCallStructure::Function& function) {
+  if (!function.parameters || function.parameters->is_null()) return {{"type", "object"}};
+  ordered_json out = *function.parameters;
+  if (out.is_boolean() && out.get<bool>()) return {{"type", "object"}};
+  if (out.is_object() && !out.contains("type")) out["type"] = "object";
+  return out;
+}
+
+Node arguments_node(const ToolCallStructure::Function& function, const JsonFormat& format,
+                    GrammarBuilder& builder, std::vector<std::string>* warnings) {
+  if (function.arguments == ToolCallStructure::Arguments::kCodeBlock)
+    return grammar::sequence({grammar::literal("\n```py\n"), grammar::text_until("\n```")});
+  try {
+    // A builder of its own: what a schema that is refused has begun must leave no rules.
+    GrammarBuilder trial;
+    trial.json_schema(object_schema(function), format);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kUnsupported || warnings == nullptr) {
+      throw Error(error.kind(), fmt::format("{} (parameters of function {})", error.message(),
+                                            printable(function.name)));
+    }
+    warnings->push_back(fmt::format("arguments of {} are held to be a JSON object only: {}",
+                                    printable(function.name), error.message()));
+    return builder.json_object(format);
+  }
+  return builder.json_schema(object_schema(function), format);
+}
+
+}  // namespace
+
+std::shared_ptr<const Grammar> tool_grammar(const ToolCallStructure& structure,
+                                            const JsonFormat& format,
+                                            std::vector<std::string>* warnings) {
+  GrammarBuilder builder;
+  if (structure.functions.empty()) return builder.build(grammar::any_text());
+  std::vector<Node> functions;
+  for (const ToolCallStructure::Function& function : structure.functions) {
+    functions.push_back(
+        grammar::sequence({grammar::literal(function.name), grammar::literal(structure.separator),
+                           arguments_node(function, format, builder, warnings)}));
+  }
+  // What follows `open`, which free text may have begun.
+  const Node call =
+      builder.add("call", grammar::sequence({grammar::alternation(std::move(functions)),
+                                             grammar::literal(structure.close)}));
+  const Node more =
+      grammar::sequence({grammar::literal(structure.next), grammar::literal(structure.open), call});
+  const Node end = structure.end.empty() ? grammar::nothing()
+                                         : grammar::optional(grammar::literal(structure.end));
+  const Node calls = grammar::sequence(
+      {call, structure.may_repeat ? grammar::any_number_of(more) : grammar::nothing(), end});
+  if (structure.must_call && !structure.text_first) {
+    return builder.build(grammar::sequence(
+        {grammar::literal(structure.lead), grammar::literal(structure.open), calls}));
+  }
+  QW_CHECK(structure.open.starts_with(structure.trigger), "{} opens calls, {} ends text",
+           structure.open, structure.trigger);
+  const Node text_calls =
+      grammar::sequence({grammar::text_until(structure.trigger),
+                         grammar::literal(structure.open.substr(structure.trigger.size())), calls});
+  if (structure.must_call) return builder.build(text_calls);
+  return builder.build(
+      grammar::alternation({grammar::text_without(structure.trigger), text_calls}));
+}
+
+}  // namespace qw

@@ -1,0 +1,24 @@
+// Answers that may, or must, call tools, as a grammar.
+//
+// Level 6 (engine). What text/tools says about how a format writes calls, with every function's
+// arguments held to its JSON schema.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/grammar/grammar.h"
+#include "text/tools/tool_format.h"
+
+namespace qw {
+
+/// The answers of `structure`. The structure's `end` may be left to the end token. warnings: null,
+/// or takes a sentence for each function whose schema says something that no grammar can: its
+/// arguments are then held to be a JSON object only. Errors: invalid_argument (not a schema),
+/// unsupported (without `warnings`), both naming the function.
+std::shared_ptr<const Grammar> tool_grammar(const ToolCallStructure& structure,
+                                            const JsonFormat& format = {},
+                                            std::vector<std::string>* warnings = nullptr);
+
+}  // namespace qw
