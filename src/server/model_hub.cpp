@@ -29,6 +29,14 @@ const Tokenizer& ServedModel::tokenizer() const {
   return *loaded_->tokenizer;
 }
 
+GrammarCache& ServedModel::grammars() const {
+  const Tokenizer& own = tokenizer();
+  std::call_once(grammars_made_, [&] {
+    grammars_ = std::make_unique<GrammarCache>(std::make_shared<const GrammarVocabulary>(own));
+  });
+  return *grammars_;
+}
+
 ModelHub::ModelHub(std::vector<ModelSpec> specs, EngineHost::Executor executor)
     : executor_(std::move(executor)) {
   QW_CHECK(!specs.empty());

@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/grammar/grammar_cache.h"
 #include "server/engine_host.h"
 #include "server/request_error.h"
 
@@ -43,11 +44,15 @@ class ServedModel {
   int32_t adapter() const { return loaded_->adapter; }
   /// The tokenizer. Errors: unsupported, naming the model.
   const Tokenizer& tokenizer() const;
+  /// Grammars compiled for its vocabulary. Any thread. Errors: as tokenizer().
+  GrammarCache& grammars() const;
 
  private:
   ModelSpec spec_;
   std::unique_ptr<LoadedModel> loaded_;
   std::unique_ptr<EngineHost> host_;
+  mutable std::once_flag grammars_made_;
+  mutable std::unique_ptr<GrammarCache> grammars_;  // when they are first wanted
 };
 
 class ModelHub {

@@ -43,11 +43,9 @@ Node arguments_node(const ToolCallStructure::Function& function, const JsonForma
 
 }  // namespace
 
-std::shared_ptr<const Grammar> tool_grammar(const ToolCallStructure& structure,
-                                            const JsonFormat& format,
-                                            std::vector<std::string>* warnings) {
-  GrammarBuilder builder;
-  if (structure.functions.empty()) return builder.build(grammar::any_text());
+grammar::Node tool_grammar_node(const ToolCallStructure& structure, const JsonFormat& format,
+                                std::vector<std::string>* warnings, GrammarBuilder& builder) {
+  if (structure.functions.empty()) return grammar::any_text();
   std::vector<Node> functions;
   for (const ToolCallStructure::Function& function : structure.functions) {
     functions.push_back(
@@ -65,17 +63,24 @@ std::shared_ptr<const Grammar> tool_grammar(const ToolCallStructure& structure,
   const Node calls = grammar::sequence(
       {call, structure.may_repeat ? grammar::any_number_of(more) : grammar::nothing(), end});
   if (structure.must_call && !structure.text_first) {
-    return builder.build(grammar::sequence(
-        {grammar::literal(structure.lead), grammar::literal(structure.open), calls}));
+    return grammar::sequence(
+        {grammar::literal(structure.lead), grammar::literal(structure.open), calls});
   }
   QW_CHECK(structure.open.starts_with(structure.trigger), "{} opens calls, {} ends text",
            structure.open, structure.trigger);
   const Node text_calls =
       grammar::sequence({grammar::text_until(structure.trigger),
                          grammar::literal(structure.open.substr(structure.trigger.size())), calls});
-  if (structure.must_call) return builder.build(text_calls);
-  return builder.build(
-      grammar::alternation({grammar::text_without(structure.trigger), text_calls}));
+  if (structure.must_call) return text_calls;
+  return grammar::alternation({grammar::text_without(structure.trigger), text_calls});
+}
+
+std::shared_ptr<const Grammar> tool_grammar(const ToolCallStructure& structure,
+                                            const JsonFormat& format,
+                                            std::vector<std::string>* warnings) {
+  GrammarBuilder builder;
+  const Node root = tool_grammar_node(structure, format, warnings, builder);
+  return builder.build(root);
 }
 
 }  // namespace qw

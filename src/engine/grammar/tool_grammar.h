@@ -20,5 +20,8 @@ namespace qw {
 std::shared_ptr<const Grammar> tool_grammar(const ToolCallStructure& structure,
                                             const JsonFormat& format = {},
                                             std::vector<std::string>* warnings = nullptr);
+/// The same as a part of what `builder` builds.
+grammar::Node tool_grammar_node(const ToolCallStructure& structure, const JsonFormat& format,
+                                std::vector<std::string>* warnings, GrammarBuilder& builder);
 
 }  // namespace qw

@@ -160,18 +160,26 @@ void GenerationJob::failed(const Error& error) {
 }
 
 void generate(const std::shared_ptr<Call>& call, GenerationTask task,
-              std::function<std::shared_ptr<GenerationListener>(
-                  const std::shared_ptr<ServedModel>& model, const std::vector<Request>& requests)>
-                  make) {
+              std::function<std::shared_ptr<GenerationListener>(const Prepared&)> make) {
   const std::string name = task.model;
   with_model(call, name,
              [call, task = std::move(task),
               make = std::move(make)](const std::shared_ptr<ServedModel>& model) {
-               std::vector<Request> requests =
-                   prepare(task, *model, call->services().options.model_defaults);
-               auto listener = make(model, requests);
-               GenerationJob::start(call, model, std::move(requests), std::move(listener));
+               Prepared prepared = prepare(task, model, call->services().options.model_defaults);
+               for (std::string& warning : prepared.warnings)
+                 call->warn(std::move(warning));
+               auto listener = make(prepared);
+               GenerationJob::start(call, model, std::move(prepared.requests), std::move(listener));
              });
+}
+
+void generate(const std::shared_ptr<Call>& call, GenerationTask task,
+              std::function<std::shared_ptr<GenerationListener>(
+                  const std::shared_ptr<ServedModel>& model, const std::vector<Request>& requests)>
+                  make) {
+  generate(call, std::move(task), [make = std::move(make)](const Prepared& prepared) {
+    return make(prepared.model, prepared.requests);
+  });
 }
 
 }  // namespace qw::server

@@ -79,6 +79,9 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
 /// Loads the model if need be, prepares on a worker's thread, and starts a job whose listener
 /// `make` gives. What goes wrong before is the call's failure.
 void generate(const std::shared_ptr<Call>& call, GenerationTask task,
+              std::function<std::shared_ptr<GenerationListener>(const Prepared&)> make);
+/// The same, for answers that are text.
+void generate(const std::shared_ptr<Call>& call, GenerationTask task,
               std::function<std::shared_ptr<GenerationListener>(
                   const std::shared_ptr<ServedModel>& model, const std::vector<Request>& requests)>
                   make);

@@ -1,9 +1,12 @@
 #include <algorithm>
 #include <random>
 
+#include "engine/grammar/grammar_processor.h"
 #include "engine/logits_process.h"
 #include "server/generation/task.h"
+#include "text/chat_template.h"
 #include "text/tokenizer.h"
+#include "text/tools/tool_format.h"
 
 namespace qw::server {
 
@@ -97,18 +100,8 @@ std::vector<int32_t> encode_prompt(const PromptInput& prompt, const GenerationTa
   return model.tokenizer().encode(prompt.text, options);
 }
 
-}  // namespace
-
-std::vector<Request> prepare(const GenerationTask& task, const ServedModel& model,
-                             bool model_defaults) {
-  Request base;
-  base.config = base_config(task, model, model_defaults);
-  apply_parameters(task, base.config);
-  GenerationConfig& config = base.config;
-  config.seed = task.seed ? *task.seed : random_seed();
-  for (const int32_t id : task.stop_token_ids) {
-    if (!config.is_eos(id)) config.eos_token_id.push_back(id);
-  }
+/// How many answers, and how they are found.
+void set_answers(const GenerationTask& task, GenerationConfig& config) {
   const int64_t n_answers = std::max(task.n, task.best_of.value_or(task.n));
   if (task.best_of && *task.best_of < task.n)
     refuse_field("best_of", "expected at least n ({}), got {}", task.n, *task.best_of);
@@ -120,6 +113,71 @@ std::vector<Request> prepare(const GenerationTask& task, const ServedModel& mode
   } else if (n_answers > task.n && !config.logprobs) {
     config.logprobs = 0;  // to tell which are the best
   }
+}
+
+/// The conversation as the model's tool format writes it, and how its answers are read.
+struct ToolSetup {
+  const ToolFormat* format = nullptr;
+  ToolPrompt prompt;
+};
+
+ToolSetup set_up_tools(const ToolTask& task, const ServedModel& model, ChatInput& chat) {
+  const ChatTemplate* chat_template = model.files().chat_template.get();
+  const std::string source = chat_template == nullptr ? "" : chat_template->source(true);
+  ToolSetup setup;
+  setup.format = task.format.empty() ? &default_tool_format(source) : &tool_format(task.format);
+  ToolChat in;
+  in.messages = &task.messages;
+  in.tools = &task.tools;
+  in.choice = task.choice;
+  in.parallel_tool_calls = task.parallel_tool_calls;
+  in.add_generation_prompt = task.add_generation_prompt;
+  in.continue_final_message = task.continue_final_message;
+  in.template_renders_tools = template_renders_tools(source);
+  setup.prompt = setup.format->prompt(in);
+  chat.messages = setup.prompt.messages;
+  chat.tools = setup.prompt.tools;
+  chat.add_generation_prompt = setup.prompt.add_generation_prompt;
+  chat.continue_final_message = setup.prompt.continue_final_message;
+  return setup;
+}
+
+/// Adds the tool format's stop strings and grammar to a request.
+void constrain_by_tools(const ToolSetup& setup, Request& request, const ServedModel& model,
+                        std::vector<std::string>& warnings) {
+  if (setup.prompt.functions.empty()) return;
+  for (std::string& stop : setup.format->stop_strings())
+    request.config.stop_strings.push_back(std::move(stop));
+  const std::optional<ToolGrammar> grammar =
+      grammar_of(setup.format->structure(setup.prompt), warnings);
+  if (!grammar) return;
+  request.processors.push_back(std::make_shared<GrammarProcessor>(
+      model.grammars().get(grammar->key, grammar->build), request.config.eos_token_id));
+}
+
+void constrain_by_grammar(const GenerationTask& task, Request& request, const ServedModel& model) {
+  if (!task.grammar) return;
+  try {
+    GrammarSource source = *task.grammar;
+    source.json.whitespace_pattern = task.whitespace_pattern;
+    request.processors.push_back(std::make_shared<GrammarProcessor>(model.grammars().get(source),
+                                                                    request.config.eos_token_id));
+  } catch (const Error& error) {
+    throw RequestError(error.kind(), error.message(), task.grammar_field);
+  }
+}
+
+/// Everything but the prompts and what constrains the answers.
+Request base_request(const GenerationTask& task, const ServedModel& model, bool model_defaults) {
+  Request base;
+  base.config = base_config(task, model, model_defaults);
+  apply_parameters(task, base.config);
+  GenerationConfig& config = base.config;
+  config.seed = task.seed ? *task.seed : random_seed();
+  for (const int32_t id : task.stop_token_ids) {
+    if (!config.is_eos(id)) config.eos_token_id.push_back(id);
+  }
+  set_answers(task, config);
   if (!task.bad_words.empty()) {
     for (auto& ids : encode_words(task.bad_words, model.tokenizer()))
       config.bad_words_ids.push_back(std::move(ids));
@@ -132,23 +190,42 @@ std::vector<Request> prepare(const GenerationTask& task, const ServedModel& mode
   base.adapter = model.adapter();
   base.skip_special_tokens = task.skip_special_tokens;
   base.pooling = task.pooling;
+  return base;
+}
 
+}  // namespace
+
+Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served,
+                 bool model_defaults) {
+  Prepared out;
+  out.model = std::move(served);
+  const ServedModel& model = *out.model;
+  Request base = base_request(task, model, model_defaults);
   std::vector<std::vector<int32_t>> prompts;
   if (task.chat) {
-    prompts.push_back(model.files().encode_chat(*task.chat).ids);
+    ChatInput chat = *task.chat;
+    if (task.tools && needs_tool_format(*task.tools)) {
+      ToolSetup setup = set_up_tools(*task.tools, model, chat);
+      if (task.grammar && !setup.prompt.functions.empty())
+        refuse_field(task.grammar_field, "expected no tools with it, got some");
+      constrain_by_tools(setup, base, model, out.warnings);
+      out.tools =
+          std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt), base.config.seed);
+    }
+    prompts.push_back(model.files().encode_chat(chat).ids);
   } else {
     for (const PromptInput& prompt : task.prompts)
       prompts.push_back(encode_prompt(prompt, task, model));
   }
-  std::vector<Request> requests;
   for (std::vector<int32_t>& ids : prompts) {
     if (task.truncate_prompt_tokens && std::ssize(ids) > *task.truncate_prompt_tokens)
       ids.erase(ids.begin(), ids.end() - *task.truncate_prompt_tokens);
     Request request = base;
+    constrain_by_grammar(task, request, model);
     request.prompt = std::move(ids);
-    requests.push_back(std::move(request));
+    out.requests.push_back(std::move(request));
   }
-  return requests;
+  return out;
 }
 
 }  // namespace qw::server

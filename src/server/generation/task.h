@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "engine/bundle.h"
+#include "engine/grammar/grammar_cache.h"
 #include "server/fields.h"
+#include "server/generation/tools.h"
 #include "server/model_hub.h"
 
 namespace qw::server {
@@ -27,9 +29,15 @@ struct GenerationTask {
 
   // What to go on with: a conversation, or prompts.
   std::optional<ChatInput> chat;
+  std::optional<ToolTask> tools;  // with chat, whose messages are these
   std::vector<PromptInput> prompts;
   bool add_special_tokens = true;                 // to prompts of text
   std::optional<int64_t> truncate_prompt_tokens;  // keep the last so many
+
+  /// What the answers may be; and the field that says so.
+  std::optional<GrammarSource> grammar;
+  std::string grammar_field;
+  std::optional<std::string> whitespace_pattern;  // of JSON
 
   /// Generation parameters, in the order given.
   struct Parameter {
@@ -53,9 +61,16 @@ struct GenerationTask {
   }
 };
 
-/// The engine's requests, one for each prompt. Errors: RequestError naming the client's field;
-/// those of the template and the tokenizer.
-std::vector<Request> prepare(const GenerationTask& task, const ServedModel& model,
-                             bool model_defaults);
+/// A task ready for the engine.
+struct Prepared {
+  std::shared_ptr<ServedModel> model;
+  std::vector<Request> requests;       // one for each prompt
+  std::shared_ptr<ToolStreams> tools;  // null: answers are text only
+  std::vector<std::string> warnings;
+};
+
+/// Errors: RequestError naming the client's field; those of the template and the tokenizer.
+Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> model,
+                 bool model_defaults);
 
 }  // namespace qw::server

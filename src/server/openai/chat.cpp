@@ -1,4 +1,5 @@
 // POST /v1/chat/completions.
+#include "server/generation/grammar_fields.h"
 #include "server/generation/sampling_fields.h"
 #include "server/openai/common.h"
 #include "server/openai/messages.h"
@@ -15,6 +16,7 @@ struct ChatTask : GenerationTask {
   std::optional<Json> documents;
   bool add_generation_prompt = true, continue_final_message = false, echo = false;
   bool logprobs = false;
+  ToolTask tool_task;  // but for the messages
   std::optional<int64_t> top_logprobs;
   StreamOptions stream;
 };
@@ -42,6 +44,24 @@ void add_request_fields(FieldTable<ChatTask>& table) {
         task.top_logprobs = to_integer("top_logprobs", value, 0);
       },
       "with logprobs; no limit but the vocabulary"));
+}
+
+void add_tool_fields(FieldTable<ChatTask>& table) {
+  table.push_back(honoured<ChatTask>("tools", [](const Json& value, ChatTask& task) {
+    task.tool_task.tools = to_array("tools", value);
+  }));
+  table.push_back(honoured<ChatTask>("tool_choice", [](const Json& value, ChatTask& task) {
+    task.tool_task.choice = read_tool_choice("tool_choice", value);
+  }));
+  table.push_back(honoured<ChatTask>("parallel_tool_calls", [](const Json& value, ChatTask& task) {
+    task.tool_task.parallel_tool_calls = to_bool("parallel_tool_calls", value);
+  }));
+  table.push_back(honoured<ChatTask>(
+      "tool_format",
+      [](const Json& value, ChatTask& task) {
+        task.tool_task.format = to_string("tool_format", value);
+      },
+      "qwen, react or hermes; by default the model's"));
 }
 
 void add_template_fields(FieldTable<ChatTask>& table) {
@@ -83,6 +103,8 @@ const FieldTable<ChatTask>& chat_fields() {
     add_request_fields(out);
     add_openai_sampling_fields(out);
     add_extra_sampling_fields(out);
+    add_grammar_fields(out);
+    add_tool_fields(out);
     add_template_fields(out);
     add_other_fields(out);
     return out;
@@ -95,8 +117,12 @@ const FieldTable<ChatTask>& chat_fields() {
 /// What every form of the answer needs.
 class ChatListener : public GenerationListener {
  public:
-  ChatListener(std::shared_ptr<Call> call, const ChatTask& task, std::shared_ptr<ServedModel> model)
-      : call_(std::move(call)), task_(task), model_(std::move(model)) {}
+  ChatListener(std::shared_ptr<Call> call, const ChatTask& task, const Prepared& prepared)
+      : call_(std::move(call)),
+        task_(task),
+        model_(prepared.model),
+        tools_(prepared.tools),
+        n_prompt_tokens_(std::ssize(prepared.requests[0].prompt)) {}
   void on_error(const Error& error) override { call_->fail(error); }
 
  protected:
@@ -114,6 +140,8 @@ class ChatListener : public GenerationListener {
   std::shared_ptr<Call> call_;
   ChatTask task_;
   std::shared_ptr<ServedModel> model_;
+  std::shared_ptr<ToolStreams> tools_;  // null: answers are text only
+  int64_t n_prompt_tokens_;
 };
 
 class WholeChat : public ChatListener {
@@ -135,14 +163,38 @@ class WholeChat : public ChatListener {
   }
 
  private:
+  Json message_of(const Completion& completion) const {
+    Json message = {{"role", "assistant"}, {"content", echoed() + completion.text}};
+    if (!tools_) return message;
+    const ToolAnswer answer =
+        tools_->parse(completion.text, completion.finish_reason == FinishReason::kLength);
+    message["content"] = echoed() + answer.text;
+    if (!answer.thought.empty()) message["reasoning_content"] = answer.thought;
+    if (answer.calls.empty()) return message;
+    if (answer.text.empty()) message["content"] = nullptr;
+    Json calls = Json::array();
+    for (size_t i = 0; i < answer.calls.size(); ++i) {
+      calls.push_back(
+          {{"id", tools_->call_id(completion.index, i)},
+           {"type", "function"},
+           {"function",
+            {{"name", answer.calls[i].name}, {"arguments", answer.calls[i].arguments}}}});
+    }
+    message["tool_calls"] = std::move(calls);
+    return message;
+  }
+
   Json choice(const Completion& completion, int index) const {
     Json logprobs = nullptr;
     if (task_.logprobs) logprobs = chat_logprobs(completion.logprobs, model_->tokenizer());
+    Json message = message_of(completion);
+    const bool calls = message.contains("tool_calls");
     Json out = {{"index", index},
-                {"message", {{"role", "assistant"}, {"content", echoed() + completion.text}}},
+                {"message", std::move(message)},
                 {"logprobs", std::move(logprobs)},
-                {"finish_reason", finish_reason(completion.finish_reason)}};
-    if (completion.finish_reason == FinishReason::kStop)
+                {"finish_reason",
+                 calls ? std::string_view("tool_calls") : finish_reason(completion.finish_reason)}};
+    if (completion.finish_reason == FinishReason::kStop && !calls)
       out["stop_reason"] = completion.stop_string;
     return out;
   }
@@ -163,12 +215,20 @@ class StreamedChat : public ChatListener {
     Json logprobs = nullptr;
     if (task_.logprobs && event.logprobs)
       logprobs = chat_logprobs({&*event.logprobs, 1}, model_->tokenizer());
-    if (event.text.empty() && logprobs.is_null()) return;
-    send(choice, {{"content", event.text}}, std::move(logprobs), nullptr);
+    if (tools_) {
+      send_events(choice, tools_->push(choice, event.text), std::move(logprobs));
+    } else if (!event.text.empty() || !logprobs.is_null()) {
+      send(choice, {{"content", event.text}}, std::move(logprobs), nullptr);
+    }
   }
 
   void on_choice_end(int choice, FinishReason reason) override {
-    send(choice, Json::object(), nullptr, finish_reason(reason));
+    std::string_view name = finish_reason(reason);
+    if (tools_) {
+      send_events(choice, tools_->finish(choice, reason == FinishReason::kLength), nullptr);
+      if (tools_->has_called(choice)) name = "tool_calls";
+    }
+    send(choice, Json::object(), nullptr, name);
   }
 
   void on_end(const GenerationResult& result) override {
@@ -188,13 +248,43 @@ class StreamedChat : public ChatListener {
   }
 
  private:
+  /// The deltas of what the parser made of a token; its log-probability goes with the first.
+  void send_events(int choice, const std::vector<ToolEvent>& events, Json logprobs) {
+    if (events.empty() && !logprobs.is_null())
+      send(choice, {{"content", ""}}, std::move(logprobs), nullptr);
+    for (const ToolEvent& event : events) {
+      Json delta = delta_of(choice, event);
+      if (!delta.is_null())
+        send(choice, std::move(delta), std::exchange(logprobs, nullptr), nullptr);
+    }
+  }
+  Json delta_of(int choice, const ToolEvent& event) const {
+    switch (event.kind) {
+      case ToolEvent::Kind::kText:
+        return {{"content", event.text}};
+      case ToolEvent::Kind::kThought:
+        return {{"reasoning_content", event.text}};
+      case ToolEvent::Kind::kCallBegin:
+        return call_delta({{"index", event.call},
+                           {"id", tools_->call_id(choice, event.call)},
+                           {"type", "function"},
+                           {"function", {{"name", event.text}, {"arguments", ""}}}});
+      case ToolEvent::Kind::kArguments:
+        return call_delta({{"index", event.call}, {"function", {{"arguments", event.text}}}});
+      case ToolEvent::Kind::kCallEnd:
+        break;
+    }
+    return nullptr;
+  }
+  static Json call_delta(Json call) { return {{"tool_calls", Json::array({std::move(call)})}}; }
+
   void send(int choice, Json delta, Json logprobs, Json reason) {
     Json chunk = head("chat.completion.chunk");
     chunk["choices"] = Json::array({{{"index", choice},
                                      {"delta", std::move(delta)},
                                      {"logprobs", std::move(logprobs)},
                                      {"finish_reason", std::move(reason)}}});
-    if (task_.stream.continuous_usage) chunk["usage"] = usage(n_prompt_, n_generated_, 0);
+    if (task_.stream.continuous_usage) chunk["usage"] = usage(n_prompt_tokens_, n_generated_, 0);
     if (!std::exchange(warned_, true) && !call_->warnings().empty())
       chunk["warnings"] = call_->warnings();
     call_->write(sse(chunk));
@@ -206,9 +296,6 @@ class StreamedChat : public ChatListener {
 
   int64_t n_generated_ = 0;
   bool warned_ = false;
-
- public:
-  int64_t n_prompt_ = 0;
 };
 
 void check(const ChatTask& task) {
@@ -231,16 +318,16 @@ void chat(const std::shared_ptr<Call>& call) {
   input.add_generation_prompt = task.add_generation_prompt;
   input.continue_final_message = task.continue_final_message;
   task.chat = std::move(input);
+  task.tools = task.tool_task;
+  task.tools->messages = task.messages;
+  task.tools->add_generation_prompt = task.add_generation_prompt;
+  task.tools->continue_final_message = task.continue_final_message;
   if (task.logprobs) task.set("top_logprobs", "logprobs", task.top_logprobs.value_or(0));
-  generate(
-      call, task,
-      [call, task](const std::shared_ptr<ServedModel>& model,
-                   const std::vector<Request>& requests) -> std::shared_ptr<GenerationListener> {
-        if (!task.stream.stream) return std::make_shared<WholeChat>(call, task, model);
-        auto listener = std::make_shared<StreamedChat>(call, task, model);
-        listener->n_prompt_ = std::ssize(requests[0].prompt);
-        return listener;
-      });
+  generate(call, task,
+           [call, task](const Prepared& prepared) -> std::shared_ptr<GenerationListener> {
+             if (task.stream.stream) return std::make_shared<StreamedChat>(call, task, prepared);
+             return std::make_shared<WholeChat>(call, task, prepared);
+           });
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // POST /v1/completions.
 #include "base/utf8.h"
 #include "server/generation/embed.h"
+#include "server/generation/grammar_fields.h"
 #include "server/generation/sampling_fields.h"
 #include "server/openai/common.h"
 #include "server/service.h"
@@ -53,6 +54,7 @@ const FieldTable<CompletionTask>& completion_fields() {
     }));
     add_openai_sampling_fields(out);
     add_extra_sampling_fields(out);
+    add_grammar_fields(out);
     out.push_back(refused<Task>("suffix", "these models were not trained to fill in the middle"));
     out.push_back(ignored<Task>("user", "nothing is kept about users"));
     return out;

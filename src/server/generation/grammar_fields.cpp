@@ -1,0 +1,36 @@
+#include "server/generation/grammar_fields.h"
+
+namespace qw::server {
+
+void set_grammar(GenerationTask& task, const std::string& field, GrammarSource source) {
+  if (task.grammar)
+    refuse_field(field, "expected one constraint, got {} as well", task.grammar_field);
+  task.grammar = std::move(source);
+  task.grammar_field = field;
+}
+
+std::string to_schema(const std::string& field, const Json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  if (!value.is_object() && !value.is_boolean())
+    refuse_field(field, "expected a JSON schema, got {}", shown(value));
+  return value.dump();
+}
+
+void read_response_format(const Json& value, GenerationTask& task) {
+  const std::string field = "response_format";
+  const Json type = to_object(field, value).value("type", Json());
+  if (type == "text") return;
+  if (type == "json_object") {
+    GrammarSource source;
+    source.kind = GrammarSource::Kind::kJsonObject;
+    return set_grammar(task, field, std::move(source));
+  }
+  if (type != "json_schema")
+    refuse_field(field, "expected type text, json_object or json_schema, got {}", shown(type));
+  const Json schema = value.value("json_schema", Json());
+  if (!schema.is_object() || !schema.contains("schema"))
+    refuse_field(field, "expected json_schema with a schema, got {}", shown(value));
+  set_grammar(task, field, {GrammarSource::Kind::kJsonSchema, to_schema(field, schema["schema"])});
+}
+
+}  // namespace qw::server

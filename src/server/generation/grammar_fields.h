@@ -1,0 +1,48 @@
+// Fields that constrain an answer, under the names that OpenAI's and vLLM's clients use.
+//
+// Level 7 (server).
+#pragma once
+
+#include "server/fields.h"
+#include "server/generation/task.h"
+
+namespace qw::server {
+
+/// Sets what the answers may be; a second such field is an error.
+void set_grammar(GenerationTask& task, const std::string& field, GrammarSource source);
+/// OpenAI's response_format: text, json_object or json_schema.
+void read_response_format(const Json& value, GenerationTask& task);
+/// A JSON schema, as an object or as its text.
+std::string to_schema(const std::string& field, const Json& value);
+
+template <typename Task>
+void add_grammar_fields(FieldTable<Task>& table) {
+  table.push_back(honoured<Task>(
+      "response_format", [](const Json& value, Task& task) { read_response_format(value, task); },
+      "text, json_object or json_schema, whose parts are listed in the docs"));
+  table.push_back(honoured<Task>("guided_json", [](const Json& value, Task& task) {
+    set_grammar(task, "guided_json",
+                {GrammarSource::Kind::kJsonSchema, to_schema("guided_json", value)});
+  }));
+  table.push_back(honoured<Task>("guided_regex", [](const Json& value, Task& task) {
+    set_grammar(task, "guided_regex",
+                {GrammarSource::Kind::kRegex, to_string("guided_regex", value)});
+  }));
+  table.push_back(honoured<Task>("guided_grammar", [](const Json& value, Task& task) {
+    set_grammar(task, "guided_grammar",
+                {GrammarSource::Kind::kGbnf, to_string("guided_grammar", value)});
+  }));
+  table.push_back(honoured<Task>("guided_choice", [](const Json& value, Task& task) {
+    GrammarSource source;
+    source.kind = GrammarSource::Kind::kChoice;
+    source.choices = to_strings("guided_choice", value);
+    set_grammar(task, "guided_choice", std::move(source));
+  }));
+  table.push_back(honoured<Task>("guided_whitespace_pattern", [](const Json& value, Task& task) {
+    task.whitespace_pattern = to_string("guided_whitespace_pattern", value);
+  }));
+  table.push_back(ignored<Task>("guided_decoding_backend", "there is one"));
+  table.push_back(refused<Task>("structural_tag", "use tools, or guided_grammar"));
+}
+
+}  // namespace qw::server

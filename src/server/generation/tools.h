@@ -1,0 +1,72 @@
+// Tools of a request: what the model is told, what its answer may be, and its calls as they come.
+//
+// Level 7 (server). Between the tool formats (text/tools) and the engine; dialects fill a ToolTask
+// and get ToolEvents.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/grammar/grammar.h"
+#include "server/fields.h"
+#include "text/tools/tool_format.h"
+
+namespace qw::server {
+
+struct ToolTask {
+  Json messages;  // OpenAI's form
+  Json tools;     // OpenAI's form; empty: none
+  ToolChoice choice;
+  std::optional<bool> parallel_tool_calls;
+  std::string format;  // "": the model's
+  bool add_generation_prompt = true, continue_final_message = false;
+};
+
+/// Whether a conversation needs a tool format: there are tools, or calls and results in it.
+bool needs_tool_format(const ToolTask& task);
+
+/// "auto", "none", "required", or {"type": "function", "function": {"name"}}. Errors: RequestError.
+ToolChoice read_tool_choice(const std::string& field, const Json& value);
+
+/// What an answer with calls may look like: arguments are instances of their function's schema.
+struct ToolGrammar {
+  std::string key;  // tells any two different ones apart
+  std::function<std::shared_ptr<const Grammar>()> build;
+};
+/// nullopt: any text will do. A schema that cannot be followed is replaced by "any object", with a
+/// sentence about it in `warnings`. Errors: RequestError (parameters that are no schema).
+std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,
+                                      std::vector<std::string>& warnings);
+
+/// Reads the calls out of the answers of one request. One thread.
+class ToolStreams {
+ public:
+  ToolStreams(const ToolFormat& format, ToolPrompt prompt, uint64_t seed);
+
+  /// The parser of a choice takes text, or learns that the text has ended.
+  std::vector<ToolEvent> push(int choice, std::string_view text);
+  std::vector<ToolEvent> finish(int choice, bool truncated);
+  /// Whether the answer has called a tool.
+  bool has_called(int choice) const;
+  /// The id of a call, "call_" and 24 hexadecimal digits: of (seed, choice, call), so that an
+  /// answer streamed and the same answer whole say the same.
+  std::string call_id(int choice, size_t call) const;
+  /// A whole answer.
+  ToolAnswer parse(std::string_view text, bool truncated) const;
+
+ private:
+  const ToolFormat& format_;
+  ToolPrompt prompt_;
+  uint64_t seed_;
+  struct Stream {
+    std::unique_ptr<ToolCallParser> parser;
+    bool called = false;
+  };
+  std::map<int, Stream> streams_;
+};
+
+}  // namespace qw::server
