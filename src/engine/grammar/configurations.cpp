@@ -145,17 +145,26 @@ void Configurations::leave(FrameId frame, uint32_t count, std::vector<Head>& wor
   }
 }
 
+void Configurations::add_steps(const Head& head, uint8_t byte, std::vector<Head>& out) const {
+  for (const ByteEdge& edge : fsm_.bytes_of(fsm_.states[head.state])) {
+    if (byte < edge.first || byte > edge.last) continue;
+    Head to{edge.target, head.count, head.frame};
+    settle(to);
+    out.push_back(to);
+  }
+}
+
+ConfigId Configurations::step_bytes(const Head& head, uint8_t byte) {
+  std::vector<Head> next;
+  add_steps(head, byte, next);
+  return of_heads(std::move(next));
+}
+
 ConfigId Configurations::compute_step(ConfigId config, uint8_t byte_class) {
   const uint8_t byte = fsm_.byte_of_class[byte_class];
   std::vector<Head> next;
-  for (const Head& head : closed(config).heads) {
-    for (const ByteEdge& edge : fsm_.bytes_of(fsm_.states[head.state])) {
-      if (byte < edge.first || byte > edge.last) continue;
-      Head to{edge.target, head.count, head.frame};
-      settle(to);
-      next.push_back(to);
-    }
-  }
+  for (const Head& head : closed(config).heads)
+    add_steps(head, byte, next);
   const ConfigId id = of_heads(std::move(next));
   nexts_[static_cast<size_t>(config) * n_classes_ + byte_class] = id;
   return id;

@@ -53,7 +53,11 @@ class Configurations {
   /// Whether the text may end here.
   bool accepts(ConfigId config) { return closed(config).accepts; }
   std::span<const Head> heads(ConfigId config) const { return configs_[config].heads; }
+  /// Every head that a byte can follow, calls made and ended.
+  std::span<const Head> closed_heads(ConfigId config) { return closed(config).heads; }
   ConfigId of_heads(std::vector<Head> heads);
+  /// After `byte` by the edges of the head's own state; its calls are left out.
+  ConfigId step_bytes(const Head& head, uint8_t byte);
   /// The head after everything above and including `frame`'s call has ended.
   Head after(FrameId frame) const {
     return {frames_[frame].state, frames_[frame].count, frames_[frame].parent};
@@ -102,6 +106,7 @@ class Configurations {
   };
 
   ConfigId compute_step(ConfigId config, uint8_t byte_class);
+  void add_steps(const Head& head, uint8_t byte, std::vector<Head>& out) const;
   const Closed& closed(ConfigId config);
   void close(Closed& out, const std::vector<Head>& from);
   void visit(const Head& head, std::vector<Head>& work, Closed& out);

@@ -165,9 +165,14 @@ std::shared_ptr<const StateMask> GrammarMatcher::compute_state_mask(uint32_t sta
     }
     add_ends(node, config, *out);
   };
-  const ConfigId start = configs_.of_heads({{state, 0, kUnknownFrame}});
-  add_ends(0, start, *out);
-  walk(0, start, note);
+  // The first byte by the state's own edges: where calls lead are other heads, with other masks.
+  const std::span<const GrammarVocabulary::Node> nodes = vocabulary_->nodes();
+  for (uint32_t node = 1; node < nodes.size(); node = nodes[node].end) {
+    const ConfigId next = configs_.step_bytes({state, 0, kUnknownFrame}, nodes[node].byte);
+    if (next == kDead) continue;
+    note(node, next);
+    walk(node, next, note);
+  }
   sort_ends(vocabulary_->nodes(), *out);
   std::stable_sort(out->few.begin(), out->few.end(),
                    [](const auto& a, const auto& b) { return a.count < b.count; });
@@ -237,7 +242,7 @@ void GrammarMatcher::add_head(const Head& head) {
 
 std::shared_ptr<const TokenMask> GrammarMatcher::compute_mask(ConfigId config) {
   bits_.assign(words_for(*vocabulary_), 0);
-  const auto heads = configs_.heads(config);
+  const auto heads = configs_.closed_heads(config);
   for (const Head& head : std::vector<Head>(heads.begin(), heads.end()))
     add_head(head);
   auto out = std::make_shared<TokenMask>();
