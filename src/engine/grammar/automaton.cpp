@@ -11,6 +11,8 @@ namespace {
 
 using StateSet = std::vector<uint32_t>;
 constexpr uint32_t kNowhere = std::numeric_limits<uint32_t>::max();
+/// States of all sets of a subset construction: 16 MB.
+constexpr size_t kMaxSetElements = 4'000'000;
 
 struct StateSetHash {
   size_t operator()(const StateSet& set) const noexcept {
@@ -94,16 +96,20 @@ std::optional<Dfa> determinise(const Nfa& nfa, size_t max_states) {
   Dfa out;
   std::unordered_map<StateSet, uint32_t, StateSetHash> ids;
   std::vector<StateSet> sets;
+  size_t n_elements = 0;
   const auto id_of = [&](StateSet&& set) {
     const auto [it, is_new] = ids.try_emplace(set, static_cast<uint32_t>(sets.size()));
-    if (is_new) sets.push_back(std::move(set));
+    if (is_new) {
+      n_elements += set.size();
+      sets.push_back(std::move(set));
+    }
     return it->second;
   };
   StateSet start{nfa.start};
   closure.close(start);
   id_of(std::move(start));
   for (size_t i = 0; i < sets.size(); ++i) {
-    if (sets.size() > max_states) return std::nullopt;
+    if (sets.size() > max_states || n_elements > kMaxSetElements) return std::nullopt;
     out.states.emplace_back();
     std::vector<SymbolEdge> edges;
     for (const uint32_t id : sets[i]) {

@@ -47,7 +47,8 @@ struct Dfa {
   bool empty() const noexcept { return states.empty(); }
 };
 
-/// The subset construction; nullopt when more than `max_states` states would be needed.
+/// The subset construction; nullopt when more than `max_states` states would be needed, or sets
+/// that together are out of proportion to them.
 std::optional<Dfa> determinise(const Nfa& nfa, size_t max_states);
 /// The same language with as many states as `nfa` has at most, not deterministic.
 Dfa without_empty_moves(const Nfa& nfa);

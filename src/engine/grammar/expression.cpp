@@ -104,6 +104,13 @@ Node repeat(Node item, uint32_t min, uint32_t max) {
   if (max == 0) return literal("");
   if (item->kind == Kind::kNever) return min == 0 ? literal("") : item;
   if (min == 1 && max == 1) return item;
+  if (item->kind == Kind::kRepeat) {
+    // (x*){m,n} is x*, (x+){m,n} is x{m,}, and (x?)+ is x*: written out they would double each
+    // time.
+    if (item->max == kUnbounded && item->min <= 1)
+      return repeat(item->items[0], item->min * min, kUnbounded);
+    if (item->min == 0 && max == kUnbounded) return repeat(item->items[0], 0, kUnbounded);
+  }
   auto out = make(Kind::kRepeat);
   out->min = min;
   out->max = max;

@@ -23,7 +23,7 @@ constexpr uint32_t kFirstCall = 256;
 constexpr uint64_t kWrittenOut = 16;
 /// A body that may say nothing cannot be counted; it is written out, up to so many states.
 constexpr uint64_t kNullableWrittenOut = 4096;
-constexpr size_t kMaxStatesOfGrammar = 2'000'000;
+constexpr size_t kMaxStatesOfGrammar = 300'000;
 /// Above this many states of a rule it stays nondeterministic.
 constexpr size_t kMaxDeterministicStates = 20'000;
 /// Rules up to this size share their masks with other grammars.
@@ -228,16 +228,19 @@ class Compiler {
              printable(rules_[rule_].name));
       }
     }
-    for (uint32_t i = 0; i < min; ++i) {
+    const uint32_t n_copies = endless && min > 0 ? min - 1 : min;
+    for (uint32_t i = 0; i < n_copies; ++i) {
       const uint32_t next = new_state();
       lower(item, from, next);
       from = next;
     }
     if (endless) {
-      const uint32_t loop = new_state();
-      add_empty(from, loop);
-      lower(item, loop, loop);
-      return add_empty(loop, to);
+      const uint32_t begin = new_state(), end = new_state();
+      add_empty(from, begin);
+      lower(item, begin, end);
+      add_empty(end, begin);
+      if (min == 0) add_empty(begin, to);
+      return add_empty(end, to);
     }
     for (uint32_t i = min; i < node->max; ++i) {
       add_empty(from, to);

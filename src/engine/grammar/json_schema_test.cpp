@@ -341,7 +341,7 @@ TEST(JsonSchema, RefusedByName) {
       {R"({"$ref":"#"})", kNot, "circle"},
       {R"({"anyOf":[{"$ref":"#"},{"type":"null"}]})", kNot, "circle"},
       {R"({"$dynamicRef":"#a"})", kNot, "$dynamicRef"},
-      {R"({"enum":[{"a":1}],"properties":{"a":{}}})", kNot, "beside an enum"},
+      {R"({"enum":[{"a":1}],"properties":{"a":{}}})", kNot, "beside an enum or const"},
       {R"({"$ref":"#/$defs/x"})", kBad, "something that is there"},
       {R"({"type":"strin"})", kBad, "type: expected null, boolean"},
       {R"({"type":"string","minLength":-1})", kBad, "minLength: expected a number of at least 0"},
@@ -368,17 +368,14 @@ TEST(JsonSchema, RefusedByName) {
 }
 
 TEST(JsonSchema, WhiteSpaceByPattern) {
-  JsonFormat format;
-  format.whitespace_pattern.emplace("");
-  const auto compact = Grammar::from_json_schema(R"({"type":"array"})", format);
+  const auto with = [](std::string pattern) { return JsonFormat{std::move(pattern)}; };
+  const auto compact = Grammar::from_json_schema(R"({"type":"array"})", with(""));
   EXPECT_TRUE(compact->accepts("[1,[2]]"));
   EXPECT_FALSE(compact->accepts("[1, 2]"));
-  format.whitespace_pattern.emplace("[ \\n\\t]{0,3}");
-  const auto loose = Grammar::from_json_schema(R"({"type":"object"})", format);
+  const auto loose = Grammar::from_json_schema(R"({"type":"object"})", with("[ \\n\\t]{0,3}"));
   EXPECT_TRUE(loose->accepts("{ \"a\" :\n\n1 ,\t\"b\":[ ] }"));
   EXPECT_FALSE(loose->accepts("{    \"a\":1}"));
-  format.whitespace_pattern.emplace("x");
-  EXPECT_THROW(Grammar::json_value(format), Error);
+  EXPECT_THROW(Grammar::json_value(with("x")), Error);
 }
 
 }  // namespace

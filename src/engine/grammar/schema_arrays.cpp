@@ -74,7 +74,7 @@ Node SchemaCompiler::array_node(const Conjunction& conjunction) {
   if (rules.min > rules.max) return never();
   if (rules.min >= kMaxLengthBound || (rules.max >= kMaxLengthBound && rules.max != kUnbounded)) {
     reader_.unsupported(*conjunction.parts[0].schema, "minItems, maxItems",
-                        fmt::format("expected less than {}", kMaxLengthBound));
+                        fmt::format("expected less than {}, got more", kMaxLengthBound));
   }
   // A state for each number of items up to the prefix; then as many more as there may be.
   const Node comma = sequence({before_comma_, literal(","), after_comma_});

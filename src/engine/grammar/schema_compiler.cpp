@@ -253,8 +253,9 @@ bool SchemaCompiler::fits(const Json& value, const Conjunction& conjunction) {
   for (const SchemaPart& part : conjunction.parts) {
     for (const char* keyword : keywords) {
       if (!part.schema->contains(keyword)) continue;
-      reader_.unsupported(*part.schema, keyword,
-                          "expected no more rules beside an enum or const with objects or arrays");
+      reader_.unsupported(
+          *part.schema, keyword,
+          "expected no rules beside an enum or const with objects or arrays, got some");
     }
   }
   return true;

@@ -215,7 +215,7 @@ Node SchemaCompiler::object_node(const Conjunction& conjunction) {
   if (rules.min > 1 && !rules.rest.empty()) {
     reader_.unsupported(*schema, "minProperties",
                         "expected at most 1, or as many as are required, where other properties "
-                        "than the named ones are allowed");
+                        "than the named ones are allowed, got more");
   }
   const uint64_t counted =
       rules.max == kUnbounded ? rules.min : std::max<uint64_t>(rules.min, rules.max);

@@ -320,7 +320,7 @@ void SchemaReader::add(const SchemaPart& part, Conjunction& out, std::vector<con
     unsupported(schema, "$ref", "expected a value between a schema and itself, got a circle");
   }
   if (path.size() > kMaxNesting)
-    unsupported(schema, "$ref", "expected fewer references one after the other");
+    unsupported(schema, "$ref", "expected fewer references one after the other, got a long chain");
   check_keywords(schema);
   const auto known = std::ranges::find_if(
       out.parts, [&](const SchemaPart& other) { return other.schema == &schema; });

@@ -122,7 +122,7 @@ Node SchemaCompiler::string_node(const Conjunction& conjunction) {
   if (rules.patterns.empty()) {
     if (rules.min >= kMaxLengthBound || (rules.max >= kMaxLengthBound && rules.max != kUnbounded)) {
       reader_.unsupported(*conjunction.parts[0].schema, "minLength, maxLength",
-                          fmt::format("expected less than {}", kMaxLengthBound));
+                          fmt::format("expected less than {}, got more", kMaxLengthBound));
     }
     return quoted(
         repeat(string_char(), static_cast<uint32_t>(rules.min), static_cast<uint32_t>(rules.max)));

@@ -92,7 +92,7 @@ void SourceReader::fail_at(size_t offset, std::string_view expected) const {
 }
 
 void SourceReader::refuse(size_t offset, std::string_view what) const {
-  fail(ErrorKind::kUnsupported, component_, "text: {} are not supported ({})", what,
+  fail(ErrorKind::kUnsupported, component_, "text: expected what is supported, got {} ({})", what,
        position(offset));
 }
 

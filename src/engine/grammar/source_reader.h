@@ -41,6 +41,7 @@ class SourceReader {
 
   /// "expected X, got Y (position)". offset: where; Y is what stands there.
   [[noreturn]] void fail_at(size_t offset, std::string_view expected) const;
+  /// "expected what is supported, got WHAT (position)".
   [[noreturn]] void refuse(size_t offset, std::string_view what) const;
   std::string position(size_t offset) const;
 
