@@ -212,9 +212,30 @@ class Compiler {
     }
   }
 
+  /// The same texts but the empty one; null where that takes more than leaving it out.
+  Node without_empty(const Node& node) const {
+    if (!nullable(node)) return node;
+    if (node->kind == Kind::kLiteral) return never();
+    if (node->kind == Kind::kRepeat) {
+      Node item = without_empty(node->items[0]);
+      return item ? repeat(std::move(item), 1, node->max) : nullptr;
+    }
+    if (node->kind != Kind::kAlternation) return nullptr;
+    std::vector<Node> items;
+    for (const Node& item : node->items) {
+      items.push_back(without_empty(item));
+      if (!items.back()) return nullptr;
+    }
+    return alternation(std::move(items));
+  }
+
   void lower_repeat(const Node& node, uint32_t from, uint32_t to) {
     const Node& item = node->items[0];
     const bool is_nullable = nullable(item);
+    if (is_nullable) {
+      const Node filled = without_empty(item);
+      if (filled) return lower(repeat(filled, 0, node->max), from, to);
+    }
     const uint32_t min = is_nullable ? 0 : node->min;  // the missing ones may say nothing
     const bool endless = node->max == kUnbounded;
     const uint64_t copies = endless ? min : node->max;

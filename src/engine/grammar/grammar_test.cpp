@@ -41,6 +41,8 @@ TEST(GrammarRegex, WholeTexts) {
       {"(a?){3}", {"", "a", "aaa"}, {"aaaa"}},
       {"(a*)*b", {"b", "aaab"}, {"a"}},
       {"(?:(?:(?:ab)+)+){2,3}", {"abab", "abababababab"}, {"ab", "aba"}},
+      {"(?:|[a-c]+|(?:d{2})*){226}b", {"b", "acddb"}, {"adb", "a"}},
+      {"(?:a?b?){3}c", {"c", "babac", "abababc"}, {"ababababc"}},
       {"(?:(?:a?)+){2,3}b", {"b", "aaaaaab"}, {"a"}},
       {"[à-ö✿-❀]{3}", {"éàö", "✿é❀"}, {"éa✿"}},
   };
