@@ -146,9 +146,13 @@ CallParser::Arguments CallParser::read_arguments(std::span<const std::string_vie
   using Kind = Arguments::Kind;
   if (place_ == Place::kBefore) {
     take(leading_space(rest()));
-    if (rest().empty() && !ending_) return {Kind::kNeedsText};
+    if (kFence.starts_with(rest()) && !rest().starts_with(kFence) && !ending_) {
+      return {Kind::kNeedsText};
+    }
     json_ = {};
-    place_ = rest().starts_with('{') ? Place::kJson : Place::kRaw;
+    place_ = rest().starts_with('{')      ? Place::kJson
+             : rest().starts_with(kFence) ? Place::kFence
+                                          : Place::kRaw;
   }
   if (place_ == Place::kJson) {
     const size_t n = json_.read(rest());
@@ -158,7 +162,13 @@ CallParser::Arguments CallParser::read_arguments(std::span<const std::string_vie
     if (json_.state() == JsonSpan::State::kOpen) return {ending_ ? Kind::kEnd : Kind::kNeedsText};
     place_ = Place::kRaw;
   }
-  const Found found = find(markers);
+  const bool fenced = place_ == Place::kFence;
+  const Found found = find(fenced ? std::span(&kLastFence, 1) : markers);
+  if (fenced && found.marker >= 0) {
+    add_arguments(rest().substr(0, found.at + found.length));
+    take(found.at + found.length);
+    return {Kind::kClosed};
+  }
   add_arguments(rest().substr(0, found.space));
   if (found.marker >= 0) {
     take(found.at + found.length);
@@ -168,8 +178,9 @@ CallParser::Arguments CallParser::read_arguments(std::span<const std::string_vie
   return {ending_ ? Kind::kEnd : Kind::kNeedsText};
 }
 
-void CallParser::begin_call(std::string_view name) {
+void CallParser::begin_call(std::string_view name, bool hold) {
   ++n_calls_;
+  hold_ = hold;
   emit(ToolEvent::Kind::kCallBegin, name);
   arguments_.clear();
   begin_arguments();
@@ -177,11 +188,16 @@ void CallParser::begin_call(std::string_view name) {
 
 void CallParser::add_arguments(std::string_view text) {
   arguments_ += text;
-  emit(ToolEvent::Kind::kArguments, text);
+  if (!hold_) emit(ToolEvent::Kind::kArguments, text);
 }
 
 void CallParser::end_call() {
-  if (arguments_.empty()) add_arguments("{}");
+  if (hold_) arguments_ = held_arguments(arguments_);
+  if (arguments_.empty()) {
+    arguments_ = "{}";
+    hold_ = true;  // not shown yet
+  }
+  if (hold_) emit(ToolEvent::Kind::kArguments, arguments_);
   emit(ToolEvent::Kind::kCallEnd, {});
   events_.back().valid = is_object(arguments_);
 }

@@ -64,7 +64,8 @@ class CallParser : public ToolCallParser {
   Name read_name(std::span<const std::string_view> markers) const;
   bool is_known(std::string_view name) const;
 
-  /// Steps through arguments: a JSON object to its last bracket, or anything up to a marker.
+  /// Steps through arguments: a JSON object to its last bracket, a fenced block (```) to its last
+  /// fence, or anything else up to a marker.
   struct Arguments {
     enum class Kind { kMore, kNeedsText, kClosed, kMarker, kEnd } kind = Kind::kMore;
     int marker = -1;  // of kMarker; taken
@@ -79,7 +80,9 @@ class CallParser : public ToolCallParser {
 
   void say(std::string_view text) { emit(ToolEvent::Kind::kText, text); }
   void think(std::string_view text) { emit(ToolEvent::Kind::kThought, text); }
-  void begin_call(std::string_view name);
+  /// hold: arguments are shown at the end of the call, by what held_arguments() makes of them.
+  void begin_call(std::string_view name, bool hold = false);
+  virtual std::string held_arguments(const std::string& text) const { return text; }
   void add_arguments(std::string_view text);
   /// {} if there were none.
   void end_call();
@@ -87,7 +90,8 @@ class CallParser : public ToolCallParser {
   bool may_call() const noexcept { return may_repeat_ || n_calls_ == 0; }
 
  private:
-  enum class Place { kBefore, kJson, kRaw };
+  enum class Place { kBefore, kJson, kFence, kRaw };
+  static constexpr std::string_view kFence = "```", kLastFence = "\n```";
   void run();
   void emit(ToolEvent::Kind kind, std::string_view text);
   std::vector<ToolEvent> take_events();
@@ -100,6 +104,7 @@ class CallParser : public ToolCallParser {
   std::vector<ToolEvent> events_;
   size_t n_calls_ = 0;
   std::string arguments_;  // of the call that is open
+  bool hold_ = false;
   Place place_ = Place::kBefore;
   JsonSpan json_;
 };

@@ -203,6 +203,25 @@ TEST(QwenParser, ShowsTextAsSoonAsItCannotBeAMarker) {
             (std::vector<ToolEvent>{{Kind::kText, 0, "✿FUNCTION✿: go", false}}));
 }
 
+TEST(QwenParser, CodeIsAnObjectToClients) {
+  const auto code = [](const std::string& text) {
+    return read("qwen", prompt_of({"code_interpreter", "get"}),
+                {"✿FUNCTION✿: code_interpreter\n✿ARGS✿: \n" + text})
+        .answer;
+  };
+  const auto answer = [](const std::string& arguments, bool valid) {
+    return answer_of("", {{"code_interpreter", arguments, valid}});
+  };
+  EXPECT_EQ(code("```py\nprint(\"1\")\n\n```\n"), answer(R"({"code": "print(\"1\")\n"})", true));
+  EXPECT_EQ(code("```\n```"), answer(R"({"code": ""})", true));
+  EXPECT_EQ(code("```py\nx = '✿FUNCTION✿: get\\n✿ARGS✿: {}'\n```\n✿RESULT✿"),
+            answer(R"({"code": "x = '✿FUNCTION✿: get\\n✿ARGS✿: {}'"})", true));
+  EXPECT_EQ(code(R"({"code": "1"})"), answer(R"({"code": "1"})", true));
+  EXPECT_EQ(code("```py\nprint(1)"), answer("```py\nprint(1)", false));
+  EXPECT_EQ(code("print(1)\n"), answer("print(1)", false));
+  EXPECT_EQ(code(""), answer("{}", true));
+}
+
 const std::string kHermes =
     "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Oslo\"}}\n</tool_call>";
 
@@ -336,6 +355,8 @@ TEST(CallParser, CuttingChangesNothingAndNothingIsLost) {
                                           "{\"arguments\": {}, \"name\": \"calc\"}",
                                           ",",
                                           "```py\n",
+                                          "\n```",
+                                          "`",
                                           kCall,
                                           kHermes,
                                           "\nAction: get\nAction Input: {\"b\": \"c\"}\n"};

@@ -23,6 +23,36 @@ constexpr std::string_view kResult = "✿RESULT✿";
 constexpr std::string_view kReturn = "✿RETURN✿";
 constexpr std::string_view kCodeInterpreter = "code_interpreter";  // takes code, not JSON
 
+// ---- code as arguments: a fenced block in the text, a JSON object to clients
+
+/// The parameter of a function that takes code: its only one, or "code".
+std::string code_parameter(const ToolFunction& function) {
+  const auto properties = function.parameters->find("properties");
+  const bool one = properties != function.parameters->end() && properties->is_object() &&
+                   properties->size() == 1;
+  return one ? properties->begin().key() : "code";
+}
+
+/// {"code": "..."} as a block on lines of its own; anything else as it stands.
+std::string arguments_in_text(const PastCall& call) {
+  if (call.arguments.starts_with("```")) return fmt::format("\n{}", call.arguments);
+  if (call.name != kCodeInterpreter) return call.arguments;
+  const Json json = Json::parse(call.arguments, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object() || json.size() != 1 || !json.front().is_string()) return call.arguments;
+  return fmt::format("\n```py\n{}\n```", json.front().get_ref<const std::string&>());
+}
+
+/// A block as {"code": "..."}; anything else as it stands.
+std::string code_as_json(const std::string& parameter, const std::string& text) {
+  constexpr std::string_view kFence = "```", kLastFence = "\n```";
+  const size_t line = text.find("\n"), last = text.rfind(kLastFence);
+  if (!text.starts_with(kFence) || line == std::string::npos || !text.ends_with(kLastFence)) {
+    return text;
+  }
+  const std::string code = last > line ? text.substr(line + 1, last - line - 1) : "";
+  return python_json(Json{{parameter, code}});
+}
+
 // ---- the prompt
 
 std::string describe(const ToolFunction& function, bool zh) {
@@ -94,9 +124,8 @@ class Writer {
     }
     if (!turn.text.empty() || turn.calls.empty()) append(turn.text);
     for (const PastCall& call : turn.calls) {
-      // Code stands on lines of its own.
-      append(fmt::format("{}{}: {}\n{}: {}{}", in_assistant() ? "\n" : "", kFunction, call.name,
-                         kArgs, call.arguments.starts_with("```") ? "\n" : "", call.arguments));
+      append(fmt::format("{}{}: {}\n{}: {}", in_assistant() ? "\n" : "", kFunction, call.name,
+                         kArgs, arguments_in_text(call)));
     }
     bool has_results = false;
     for (const PastCall& call : turn.calls) {
@@ -137,7 +166,11 @@ class Writer {
 class QwenParser final : public CallParser {
  public:
   explicit QwenParser(const ToolPrompt& prompt)
-      : CallParser(prompt), state_(prompt.resumes_after_result ? State::kColon : State::kText) {}
+      : CallParser(prompt), state_(prompt.resumes_after_result ? State::kColon : State::kText) {
+    for (const ToolFunction& function : prompt.functions) {
+      if (function.name == kCodeInterpreter) code_parameter_ = code_parameter(function);
+    }
+  }
 
  private:
   enum class State { kColon, kColonSpace, kText, kName, kArguments, kAfter };
@@ -189,7 +222,7 @@ class QwenParser final : public CallParser {
       candidate_ = std::move(text);
       state_ = State::kName;
     } else {  // more arguments: one more call of the same function
-      begin_call(name_);
+      begin_call(name_, name_ == kCodeInterpreter);
       state_ = State::kArguments;
     }
     return true;
@@ -205,7 +238,7 @@ class QwenParser final : public CallParser {
     }
     take(name.length);
     name_ = name.name;
-    begin_call(name_);
+    begin_call(name_, name_ == kCodeInterpreter);
     if (name.marker == kMarkArgs) {
       state_ = State::kArguments;
       return true;
@@ -238,7 +271,12 @@ class QwenParser final : public CallParser {
     return follow(here.marker, std::string(kMarkers[kMarkFunction]));
   }
 
+  std::string held_arguments(const std::string& text) const override {
+    return code_as_json(code_parameter_, text);
+  }
+
   State state_;
+  std::string code_parameter_;
   std::string candidate_;  // the marker before a name that is not decided
   std::string name_;       // of the last call
 };

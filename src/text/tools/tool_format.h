@@ -107,7 +107,9 @@ struct ToolEvent {
 ///   - a call of a name that is no tool's: text, markers included;
 ///   - a call without arguments: arguments {};
 ///   - arguments that are no JSON object: as they stand, without outer white space; `valid` false;
-///   - markers inside JSON strings: part of the string.
+///   - markers inside JSON strings and blocks of code: part of them.
+/// The code that Qwen's code_interpreter takes is an object with one string to clients:
+/// {"code": "..."}, shown when it is complete.
 /// White space between text and a call belongs to neither.
 class ToolCallParser {
  public:

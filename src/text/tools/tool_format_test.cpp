@@ -249,6 +249,29 @@ TEST(ToolFormat, StructureIsWhatTheParserReadsAndThePromptWrites) {
   }
 }
 
+TEST(ToolFormat, CodeOfClientsIsWrittenAsABlock) {
+  const Json tools = messages_of("[{'function': {'name': 'code_interpreter'}}]");
+  const auto text = [&](const std::string& arguments) {
+    Json messages = messages_of("[" + kAsk + ", " + kTwoCalls + "]");
+    messages[1]["tool_calls"].erase(1);
+    messages[1]["tool_calls"][0]["function"] = {{"name", "code_interpreter"},
+                                                {"arguments", arguments}};
+    messages.push_back({{"role", "tool"}, {"content", "1"}});
+    const std::string all = last_text(prompt_of("qwen", messages, tools));
+    const std::string before = "✿FUNCTION✿: code_interpreter\n✿ARGS✿: ";
+    EXPECT_TRUE(all.starts_with(before));
+    return all.substr(before.size(), all.find("\n✿RESULT✿") - before.size());
+  };
+  EXPECT_EQ(text(R"({"code": "print(\"1\")\n"})"), "\n```py\nprint(\"1\")\n\n```");
+  EXPECT_EQ(text("```py\n1\n```"), "\n```py\n1\n```");
+  EXPECT_EQ(text(R"({"code": 1})"), R"({"code": 1})");
+  EXPECT_EQ(text(R"({"code": "1", "n": 2})"), R"({"code": "1", "n": 2})");
+  EXPECT_EQ(text("no JSON"), "no JSON");
+  // A tool that says nothing of its parameters has none.
+  EXPECT_EQ(*read_tools(tools)[0].parameters,
+            Json::parse(R"({"type": "object", "properties": {}})"));
+}
+
 TEST(ToolFormat, LanguageFollowsTheUser) {
   const auto system = [](const char* content, PromptLanguage language) {
     const Json messages = {{{"role", "user"}, {"content", content}}};
