@@ -220,6 +220,9 @@ TEST(QwenParser, CodeIsAnObjectToClients) {
   EXPECT_EQ(code("```py\nprint(1)"), answer("```py\nprint(1)", false));
   EXPECT_EQ(code("print(1)\n"), answer("print(1)", false));
   EXPECT_EQ(code(""), answer("{}", true));
+  EXPECT_EQ(code("```py\n1\n```\n✿ARGS✿: ```py\n2\n```"),
+            answer_of("", {{"code_interpreter", R"({"code": "1"})", true},
+                           {"code_interpreter", R"({"code": "2"})", true}}));
 }
 
 const std::string kHermes =
@@ -243,6 +246,8 @@ TEST(HermesParser, CallsAndText) {
             answer_of("", {call}));
   EXPECT_EQ(read("hermes", "<tool_call>{\"name\": \"get\"}</tool_call>"),
             answer_of("", {{"get", "{}", true}}));
+  EXPECT_EQ(read("hermes", "<tool_call>{\"name\": \"get\"}</tool_call>" + kHermes + "x"),
+            answer_of("x", {{"get", "{}", true}, call}));
   EXPECT_EQ(read("hermes",
                  "<tool_call>{\"name\": \"get_weather\", \"arguments\": {\"city\": "
                  "\"Oslo\"}}"),

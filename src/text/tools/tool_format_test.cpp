@@ -20,6 +20,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 using testing::HasSubstr;
+using testing::Not;
 
 const Json kTools = Json::parse(R"([
   {"type": "function", "function": {"name": "get_weather", "description": "Weather.",
@@ -80,6 +81,8 @@ TEST(ToolFormat, RefusesWhatItCannotWriteByItsIndex) {
   EXPECT_THAT(refusal("[{'role': 'user', 'content': [{'type': 'text', 'text': 'a'},"
                       "{'type': 'image_url', 'image_url': {'url': 'u'}}]}]"),
               HasSubstr("messages[0].content[1]: expected a part of type text"));
+  EXPECT_THAT(refusal("[{'role': 'user', 'content': [{'type': 'reasoning', 'text': 'a'}]}]"),
+              HasSubstr("messages[0].content[0]: expected a part of type text"));
   EXPECT_THAT(refusal("[{'role': 'user', 'content': 7}]"),
               HasSubstr("messages[0].content: expected a string or text parts, got 7"));
   EXPECT_THAT(refusal("[{'role': 'user', 'content': 'x', 'tool_calls': [{'function': {'name': "
@@ -134,6 +137,27 @@ TEST(ToolFormat, EveryCallHasOneResultAndEveryResultItsCall) {
   chat.tools = &kTools;
   chat.add_generation_prompt = false;
   EXPECT_FALSE(tool_format("qwen").prompt(chat).continue_final_message);
+  // Nor is the answer the one to a result that is not there.
+  chat.continue_final_message = true;
+  EXPECT_TRUE(tool_format("qwen").prompt(chat).continue_final_message);
+  EXPECT_FALSE(tool_format("qwen").prompt(chat).resumes_after_result);
+}
+
+TEST(ToolFormat, SeveralCallsAtOnceAreAskedForOnlyIfWanted) {
+  const Json messages = messages_of("[" + kAsk + "]");
+  ToolChat chat;
+  chat.messages = &messages;
+  chat.tools = &kTools;
+  const auto system = [&] {
+    return (*tool_format("qwen").prompt(chat).messages)[0]["content"].get<std::string>();
+  };
+  EXPECT_THAT(system(), Not(HasSubstr("in parallel")));
+  EXPECT_TRUE(tool_format("qwen").prompt(chat).may_repeat);
+  chat.parallel_tool_calls = true;
+  EXPECT_THAT(system(), HasSubstr("in parallel"));
+  chat.parallel_tool_calls = false;
+  EXPECT_THAT(system(), Not(HasSubstr("in parallel")));
+  EXPECT_FALSE(tool_format("qwen").prompt(chat).may_repeat);
 }
 
 TEST(ToolFormat, RefusesToolsByTheirIndex) {
@@ -284,6 +308,7 @@ TEST(ToolFormat, LanguageFollowsTheUser) {
   EXPECT_TRUE(system("Oslo?", PromptLanguage::kFromText).starts_with("# Tools"));
   EXPECT_TRUE(system("北京？", PromptLanguage::kFromText).starts_with("# 工具"));
   EXPECT_TRUE(system("ひらがな", PromptLanguage::kFromText).starts_with("# Tools"));
+  EXPECT_TRUE(system("안녕", PromptLanguage::kFromText).starts_with("# Tools"));
   EXPECT_TRUE(system("Oslo?", PromptLanguage::kChinese).starts_with("# 工具"));
   EXPECT_TRUE(system("北京？", PromptLanguage::kEnglish).starts_with("# Tools"));
 }
