@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
+#include "text/tools/tool_format.h"
 #include "text/unicode.h"
 
 namespace qw::app {
@@ -23,6 +24,7 @@ using nlohmann::ordered_json;
 
 struct Options : CommonOptions {
   std::optional<std::string> messages, file, template_file;
+  std::string tool_format = "template";
   bool no_generation_prompt = false, continue_final_message = false, parse_special = false;
 };
 
@@ -156,11 +158,33 @@ class Render {
       input.now = LocalTime::parse(now->get<std::string>());
     }
     const auto chat_template = template_of(row);
+    const ToolPrompt tools =
+        apply_tool_format(input, chat_template->source(input.tools != nullptr));
     const RenderResult rendered = chat_template->render(input);
     ordered_json out = {{"text", rendered.text}};
     if (files_.tokenizer)
       add_ids(out, rendered, marks_generation(chat_template->source(input.tools != nullptr)));
     return out;
+  }
+
+  /// Replaces messages and tools of `input` by what the chosen format makes of them; the result
+  /// holds them.
+  ToolPrompt apply_tool_format(RenderInput& input, const std::string& source) const {
+    if (options_.tool_format == "template") return {};
+    const ToolFormat& format = options_.tool_format == "auto" ? default_tool_format(source)
+                                                              : tool_format(options_.tool_format);
+    ToolChat chat;
+    chat.messages = input.messages;
+    chat.tools = input.tools;
+    chat.add_generation_prompt = input.add_generation_prompt;
+    chat.continue_final_message = input.continue_final_message;
+    chat.template_renders_tools = template_renders_tools(source);
+    ToolPrompt prompt = format.prompt(chat);
+    input.messages = prompt.messages.get();
+    input.tools = prompt.tools.get();
+    input.add_generation_prompt = prompt.add_generation_prompt;
+    input.continue_final_message = prompt.continue_final_message;
+    return prompt;
   }
 
   void add_ids(ordered_json& out, const RenderResult& rendered, bool with_mask) const {
@@ -218,6 +242,12 @@ Command register_render(CLI::App& root) {
       ->excludes(messages);
   app->add_option("--template", options->template_file,
                   "Use this Jinja file instead of the checkpoint's template");
+  app->add_option(
+         "--tool-format", options->tool_format,
+         "Who writes tools and their calls: the template, or a format around it; auto: the "
+         "format that fits the template")
+      ->check(CLI::IsMember({"template", "auto", "qwen", "react", "hermes"}))
+      ->capture_default_str();
   app->add_flag("--no-generation-prompt", options->no_generation_prompt,
                 "Do not begin the assistant's turn");
   app->add_flag("--continue-final-message", options->continue_final_message,
