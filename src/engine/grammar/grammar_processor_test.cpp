@@ -14,6 +14,9 @@
 namespace qw {
 namespace {
 
+using grammar::ConfigId;
+using grammar::kDead;
+
 constexpr int32_t kEos = 0;
 
 /// Token 0 ends; pieces of JSON, of words and of characters; then every byte.
@@ -209,6 +212,46 @@ TEST(GrammarProcessor, SparseAndDenseRowsAgree) {
     EXPECT_EQ(sparse[id], id % 3 == 0 ? dense[id] : -std::numeric_limits<float>::infinity()) << id;
   EXPECT_EQ(dense[kEos], 2.0f);
   EXPECT_EQ(dense[vocab], -std::numeric_limits<float>::infinity());
+}
+
+TEST(GrammarProcessor, MasksOfManyTokens) {
+  // So many that masks are bits: words of which all, some or hardly any stay.
+  std::vector<std::string> tokens;
+  for (int i = 0; i < 6000; ++i)
+    tokens.push_back(i < 3000 || i % 7 == 0 || i == 5000 ? std::to_string(i) : "x");
+  constexpr int32_t kEnd = 130;
+  const auto vocabulary = std::make_shared<const GrammarVocabulary>(tokens);
+  const auto matcher = std::make_shared<GrammarMatcher>(
+      Grammar::from_regex("(?:[0-9]{1,40};)?[0-9]{5,90}"), vocabulary);
+  const GrammarProcessor processor(matcher, {kEnd, 5000});
+  grammar::Configurations configs(matcher->grammar().fsm());
+  for (const std::vector<int32_t>& ids :
+       {std::vector<int32_t>{}, std::vector<int32_t>{12}, std::vector<int32_t>{1000, 2000}}) {
+    ConfigId at = configs.start();
+    const auto after = [&](ConfigId config, std::string_view text) {
+      for (const char byte : text)
+        config = configs.step(config, static_cast<uint8_t>(byte));
+      return config;
+    };
+    for (const int32_t id : ids)
+      at = after(at, tokens[static_cast<size_t>(id)]);
+    std::vector<float> dense(6100, 3.0f), sparse(6100, 3.0f);
+    LogitsRow dense_row(dense), sparse_row(sparse);
+    std::vector<int32_t> some;
+    for (int32_t id = 0; id < 6100; id += 2)
+      some.push_back(id);
+    sparse_row.keep_only(some);
+    processor.process({ids, 0}, dense_row);
+    processor.process({ids, 0}, sparse_row);
+    for (int32_t id = 0; id < 6100; ++id) {
+      const auto i = static_cast<size_t>(id);
+      const bool is_end = id == kEnd || id == 5000;
+      const bool expected =
+          is_end ? configs.accepts(at) : id < 6000 && after(at, tokens[i]) != kDead;
+      ASSERT_EQ(dense[i] == 3.0f, expected) << id;
+      ASSERT_EQ(sparse[i] == 3.0f, expected && id % 2 == 0) << id;
+    }
+  }
 }
 
 TEST(GrammarProcessor, ErrorsEndTheRequestAlone) {
