@@ -19,12 +19,12 @@ namespace {
 constexpr int64_t kMaxSparse = 2048;
 /// Repetitions that tokens are told apart by; few tokens are longer.
 constexpr size_t kMaxLayers = 33;
-/// 19 kB each: about 5 MB per cache.
-constexpr size_t kMaxDenseMasks = 256;
-constexpr size_t kMaxStateLayers = 1024;  // about 20 MB
+/// 19 kB each: about 2.5 MB per grammar.
+constexpr size_t kMaxDenseMasks = 128;
+constexpr size_t kMaxStateLayers = 512;  // 10 MB, if nothing is shared
 constexpr size_t kMaxSparseMasks = 20'000;
 /// Configurations and frames that are kept between sessions.
-constexpr size_t kMaxKeptObjects = 60'000;
+constexpr size_t kMaxKeptObjects = 20'000;
 
 size_t words_for(const GrammarVocabulary& vocabulary) {
   return (static_cast<size_t>(vocabulary.size()) + 63) / 64;
