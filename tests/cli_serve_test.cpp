@@ -1,0 +1,83 @@
+// The serve command as a program: says where it listens, answers, and ends well when told to.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "support/process.h"
+
+namespace qw::test {
+namespace {
+
+using ::testing::HasSubstr;
+
+/// Starts the server, runs `body` with $port and $pid, ends it by SIGTERM; its exit code is the
+/// last line. The shell speaks HTTP itself, so that nothing but bash is needed.
+Ran with_server(const std::string& flags, const std::string& body) {
+  const std::string script =
+      "out=$(mktemp)\n" + std::string(QIANWEN_PROGRAM) + " serve --port 0 --json --ctx 512 " +
+      flags +
+      " > $out &\n"
+      "pid=$!\n"
+      "while [[ ! -s $out ]] && kill -0 $pid 2> /dev/null; do sleep 0.05; done\n"
+      "port=$(sed 's/.*\"port\":\\([0-9]*\\).*/\\1/' $out)\n"
+      "ask() {\n"
+      "  exec 3<> /dev/tcp/127.0.0.1/$port\n"
+      "  printf 'POST %s HTTP/1.0\\r\\nHost: localhost\\r\\nContent-Length: %d\\r\\n\\r\\n%s' "
+      "\"$1\" ${#2} \"$2\" >&3\n"
+      "  cat <&3\n"
+      "}\n" +
+      body + "\nkill -TERM $pid\nwait $pid\necho \"exit $?\"\nrm -f $out\n";
+  return run_program("/bin/bash", {"-c", script});
+}
+
+TEST(CliServe, AnswersAndEndsWhenToldTo) {
+  const Ran ran = with_server(
+      "",
+      R"(ask /v1/completions '{"prompt": "The capital of", "max_tokens": 3, "temperature": 0}')");
+  EXPECT_THAT(ran.out, HasSubstr("HTTP/1.0 200 OK"));
+  EXPECT_THAT(ran.out, HasSubstr(R"("completion_tokens":3)"));
+  EXPECT_THAT(ran.out, HasSubstr("exit 0\n"));
+  EXPECT_THAT(ran.err, HasSubstr(R"("path":"/v1/completions","status":200)"));
+  EXPECT_THAT(ran.err, ::testing::Not(HasSubstr("The capital")));
+}
+
+TEST(CliServe, AnswersUnderWayEndBeforeTheServerDoes) {
+  const Ran ran = with_server(
+      "--no-access-log",
+      R"(ask /v1/completions '{"prompt": "One", "max_tokens": 400, "ignore_eos": true, "seed": 1}' &
+         asker=$!
+         sleep 0.1
+         kill -TERM $pid
+         wait $asker)");
+  EXPECT_THAT(ran.out, HasSubstr(R"("completion_tokens":400)"));
+  EXPECT_THAT(ran.out, HasSubstr("exit 0\n"));
+}
+
+TEST(CliServe, MakesKeysWhoseHashesItKnows) {
+  const Ran made = qianwen({"serve", "--make-key", "me"});
+  ASSERT_EQ(made.code, 0) << made.err;
+  const auto json = nlohmann::json::parse(made.out);
+  EXPECT_EQ(json["entry"]["name"], "me");
+  const std::string file =
+      (std::filesystem::temp_directory_path() / ("qw_key_" + std::to_string(::getpid()))).string();
+  std::ofstream(file) << nlohmann::json{{"keys", {json["entry"]}}};
+  const Ran ran = with_server("--api-key-file " + file, "ask /v1/models ''");
+  std::filesystem::remove(file);
+  EXPECT_THAT(ran.out, HasSubstr("405"));  // the address is for GET: told before keys are asked for
+  const Ran refused = qianwen({"serve", "--api-key-file", "/nonexistent"});
+  EXPECT_EQ(refused.code, 3);
+}
+
+TEST(CliServe, RefusesWhatItCannotServe) {
+  EXPECT_EQ(qianwen({"serve", "/nonexistent"}).code, 3);
+  EXPECT_EQ(qianwen({"serve", "--port", "70000"}).code, 2);
+  EXPECT_EQ(qianwen({"serve", "--host", "example.invalid"}).code, 2);
+  EXPECT_EQ(qianwen({"serve", "--model", "x"}).code, 2);
+  EXPECT_THAT(qianwen({"serve", "--model", "a=b", "--model", "a=c"}).err, HasSubstr("twice"));
+}
+
+}  // namespace
+}  // namespace qw::test
