@@ -13,7 +13,8 @@ namespace qw {
 
 Decoder::Decoder(DecodeContext& context)
     : context_(context),
-      unit_(context.scheduler.add_unit(static_cast<int64_t>(context.request_id))) {}
+      unit_(context.scheduler.add_unit(static_cast<int64_t>(context.request_id),
+                                       context.place.order)) {}
 
 Decoder::~Decoder() {
   if (!finished_) context_.scheduler.remove_unit(unit_);

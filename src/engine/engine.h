@@ -61,6 +61,10 @@ struct Request {
   bool skip_special_tokens = true;  // in text
   /// Not kNone: the request generates nothing and yields RequestResult::embedding.
   Pooling pooling = Pooling::kNone;
+  /// When its turn comes, which changes no bit: clients share the machine by tokens, whoever asks
+  /// for more; within that a lower priority goes first (engine/fair_queue.h).
+  std::string client;
+  int64_t priority = 0;
   /// More processors, after the configured ones and before the warpers (grammars enter here).
   std::vector<std::shared_ptr<LogitsProcessor>> processors;
 };

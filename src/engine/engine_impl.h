@@ -12,6 +12,7 @@
 
 #include "engine/decoder.h"
 #include "engine/engine.h"
+#include "engine/fair_queue.h"
 #include "engine/scheduler.h"
 #include "engine/speculation.h"
 
@@ -112,6 +113,7 @@ class Engine::Impl : private EventSink {
   int64_t draft_kv_bytes_ = 0;
   std::map<RequestId, std::unique_ptr<ActiveRequest>> active_;
   RequestId next_id_ = 1;
+  FairQueue queue_;
   /// What step() has yet to report, in order. An exception leaves it as it is: nothing is lost.
   std::vector<Event> events_;
   std::vector<float> logits_;

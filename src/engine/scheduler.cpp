@@ -29,9 +29,10 @@ int64_t Scheduler::pages_at_worst(int64_t prompt_len, int64_t max_len, int64_t w
 
 // ---- sequences and units -----------------------------------------------------------------------
 
-UnitId Scheduler::add_unit(int64_t family) {
+UnitId Scheduler::add_unit(int64_t family, int64_t order) {
   const UnitId id = next_unit_++;
-  units_[id].family = family;
+  orders_[id] = order;
+  units_[{order, id}].family = family;
   return id;
 }
 
@@ -41,7 +42,7 @@ SeqId Scheduler::add_sequence(UnitId unit, Sequence spec) {
   spec.unit = unit;
   spec.n_computed = 0;
   spec.pages.clear();
-  units_.at(unit).sequences.push_back(spec.id);
+  unit_at(unit).sequences.push_back(spec.id);
   const SeqId id = spec.id;
   sequences_.emplace(id, std::move(spec));
   return id;
@@ -52,7 +53,7 @@ SeqId Scheduler::fork(SeqId parent) {
   child.id = next_seq_++;
   for (const int32_t page : child.pages)
     pool_.retain(page);
-  units_.at(child.unit).sequences.push_back(child.id);
+  unit_at(child.unit).sequences.push_back(child.id);
   const SeqId id = child.id;
   sequences_.emplace(id, std::move(child));
   return id;
@@ -106,17 +107,24 @@ void Scheduler::replace_tokens(SeqId id, std::span<const int32_t> tokens) {
 void Scheduler::remove_sequence(SeqId id) {
   Sequence& sequence = at(id);
   drop_pages(sequence);
-  std::erase(units_.at(sequence.unit).sequences, id);
+  std::erase(unit_at(sequence.unit).sequences, id);
   sequences_.erase(id);
 }
 
 void Scheduler::remove_unit(UnitId id) {
-  const std::vector<SeqId> members = units_.at(id).sequences;
+  const std::vector<SeqId> members = unit_at(id).sequences;
   for (const SeqId seq : members) {
     publish_tail(at(seq));
     remove_sequence(seq);
   }
-  units_.erase(id);
+  units_.erase(place_of(id));
+  orders_.erase(id);
+}
+
+Scheduler::Place Scheduler::place_of(UnitId id) const {
+  const auto it = orders_.find(id);
+  QW_CHECK(it != orders_.end(), "no unit {}", id);
+  return {it->second, id};
 }
 
 Sequence& Scheduler::at(SeqId id) {
@@ -143,7 +151,7 @@ void Scheduler::drop_pages(Sequence& sequence) {
 
 Scheduler::Demand Scheduler::demand() const {
   Demand out;
-  for (const auto& [id, unit] : units_) {
+  for (const auto& [place, unit] : units_) {
     if (!unit.running && !can_admit(unit)) break;  // nobody overtakes the first that has to wait
     for (const SeqId seq : unit.sequences) {
       const int64_t n = sequences_.at(seq).n_pending();
@@ -166,8 +174,8 @@ StepPlan Scheduler::schedule() {
   Budget budget{options_.max_tokens, options_.max_rows};
   // Ids first: preempting changes flags of later units, never the map.
   std::vector<UnitId> ids;
-  for (const auto& [id, unit] : units_)
-    ids.push_back(id);
+  for (const auto& [place, unit] : units_)
+    ids.push_back(place.id);
   for (const UnitId id : ids)
     schedule_unit(id, false, step, budget);
   for (const UnitId id : ids)
@@ -187,8 +195,8 @@ StepPlan Scheduler::schedule() {
 
 /// Schedules the sequences of a running unit that decode (one token pending) or that prefill.
 void Scheduler::schedule_unit(UnitId id, bool prefill, StepPlan& step, Budget& budget) {
-  for (const SeqId seq : units_.at(id).sequences) {
-    if (!units_.at(id).running) return;  // not admitted, or preempted just now
+  for (const SeqId seq : unit_at(id).sequences) {
+    if (!unit_at(id).running) return;  // not admitted, or preempted just now
     Sequence& sequence = at(seq);
     const bool decodes = sequence.n_pending() == 1 && sequence.n_computed > 0;
     if (sequence.n_pending() == 0 || decodes == prefill) continue;
@@ -273,26 +281,26 @@ bool Scheduler::make_writable(Sequence& sequence, size_t page, int used, StepPla
   return true;
 }
 
-/// A free page, taken from the youngest running unit if need be; nothing when only units older
-/// than `for_unit` and itself hold any.
+/// A free page, taken from the last running unit in line if need be; nothing when only units before
+/// `for_unit` and itself hold any.
 std::optional<int32_t> Scheduler::allocate_or_preempt(UnitId for_unit, StepPlan& step) {
   while (true) {
     if (const std::optional<int32_t> page = pool_.allocate()) return page;
-    const std::optional<UnitId> victim = youngest_running();
-    if (!victim || *victim <= for_unit) return std::nullopt;
+    const std::optional<UnitId> victim = last_running();
+    if (!victim || place_of(*victim) <= place_of(for_unit)) return std::nullopt;
     preempt(*victim, step);
   }
 }
 
-std::optional<UnitId> Scheduler::youngest_running() const {
+std::optional<UnitId> Scheduler::last_running() const {
   for (auto it = units_.rbegin(); it != units_.rend(); ++it) {
-    if (it->second.running) return it->first;
+    if (it->second.running) return it->first.id;
   }
   return std::nullopt;
 }
 
 void Scheduler::preempt(UnitId id, StepPlan& step) {
-  Unit& unit = units_.at(id);
+  Unit& unit = unit_at(id);
   unit.running = false;
   ++n_preemptions_;
   for (const SeqId seq : unit.sequences) {
@@ -305,7 +313,7 @@ void Scheduler::preempt(UnitId id, StepPlan& step) {
 
 bool Scheduler::can_admit(const Unit& unit) const {
   std::set<int64_t> families;
-  for (const auto& [id, other] : units_) {
+  for (const auto& [place, other] : units_) {
     if (other.running) families.insert(other.family);
   }
   if (families.empty()) return true;
@@ -326,14 +334,14 @@ bool Scheduler::can_admit(const Unit& unit) const {
   return need <= pool_.n_free();
 }
 
-/// Admits waiting units in order of arrival; nobody overtakes the first that has to wait.
+/// Admits waiting units in their order; nobody overtakes the first that has to wait.
 void Scheduler::admit(StepPlan& step, Budget& budget) {
-  for (auto& [id, unit] : units_) {
+  for (auto& [place, unit] : units_) {
     if (unit.running) continue;
     if (budget.tokens <= 0 || !can_admit(unit)) return;
     unit.running = true;
-    schedule_unit(id, true, step, budget);
-    schedule_unit(id, false, step, budget);
+    schedule_unit(place.id, true, step, budget);
+    schedule_unit(place.id, false, step, budget);
   }
 }
 
@@ -344,7 +352,7 @@ Scheduler::Sharable Scheduler::find_sharable(const Sequence& sequence) const {
   const int64_t n_kept = best.prefix.n_tokens;
   for (const auto& [id, other] : sequences_) {
     if (id == sequence.id || other.lineage != sequence.lineage) continue;
-    if (!units_.at(other.unit).running) continue;
+    if (!unit_at(other.unit).running) continue;
     const auto mismatch =
         std::mismatch(tokens.begin(), tokens.end(), other.tokens.begin(), other.tokens.end());
     const int64_t common = mismatch.first - tokens.begin();
@@ -470,7 +478,7 @@ void Scheduler::check_integrity() const {
     QW_CHECK(sequence.n_computed <= sequence.size());
     const std::set<int32_t> distinct(sequence.pages.begin(), sequence.pages.end());
     QW_CHECK(distinct.size() == sequence.pages.size(), "sequence {} holds a page twice", id);
-    const Unit& unit = units_.at(sequence.unit);
+    const Unit& unit = unit_at(sequence.unit);
     QW_CHECK(std::count(unit.sequences.begin(), unit.sequences.end(), id) == 1);
     QW_CHECK(unit.running || sequence.pages.empty(), "sequence {} waits and holds pages", id);
     if (!pool_.keeps_blocks()) continue;

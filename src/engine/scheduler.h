@@ -1,13 +1,15 @@
-// Which tokens the next step computes: first come, first served, running decodes before prefill.
+// Which tokens the next step computes: running decodes before prefill, units in their order.
 //
 // Level 6 (engine). Pure host code: no tensors, no clock, no I/O. A *sequence* is a list of tokens
 // of which the first n_computed are in the KV cache; a *unit* is the set of sequences that advance
 // in lock-step (one for plain decoding; the beams of a search) and that lose their pages together.
-// When pages run out the youngest unit gives its pages back and is computed again later; a sequence
-// starts with the pages that hold its first tokens already. By the numeric contract neither changes
-// a bit. A sequence may carry a *draft*, tokens guessed to come next: what a step has left over
-// computes them along, and those that turn out right need not be computed again. Source: Orca (Yu
-// et al., 2022), vLLM, Sarathi (chunked prefill), speculative decoding (Leviathan et al., 2023).
+// Units go by the order given for them, equals first come, first served (engine/fair_queue.h makes
+// orders that are fair between clients). When pages run out the last unit gives its pages back and
+// is computed again later; a sequence starts with the pages that hold its first tokens already. By
+// the numeric contract neither changes a bit. A sequence may carry a *draft*, tokens guessed to
+// come next: what a step has left over computes them along, and those that turn out right need not
+// be computed again. Source: Orca (Yu et al., 2022), vLLM, Sarathi (chunked prefill), speculative
+// decoding (Leviathan et al., 2023).
 #pragma once
 
 #include <algorithm>
@@ -16,6 +18,7 @@
 #include <map>
 #include <optional>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "backend/batch_plan.h"
@@ -103,8 +106,9 @@ class Scheduler {
   /// each. The caller refuses what exceeds n_pages().
   int64_t pages_at_worst(int64_t prompt_len, int64_t max_len, int64_t width) const;
 
-  /// Units of one family (the answers to one request) take one place among max_families.
-  UnitId add_unit(int64_t family);
+  /// Units of one family (the answers to one request) take one place among max_families. The lower
+  /// `order`, the earlier its turn; equals by arrival.
+  UnitId add_unit(int64_t family, int64_t order = 0);
   /// `spec`: lineage, tokens (not empty), prompt_len, adapter, logits_from.
   SeqId add_sequence(UnitId unit, Sequence spec);
   /// A sequence of the same unit with the same tokens that shares all pages until one is written.
@@ -126,7 +130,7 @@ class Scheduler {
 
   const Sequence& sequence(SeqId id) const;
   bool has_sequence(SeqId id) const { return sequences_.count(id) != 0; }
-  bool has_unit(UnitId id) const { return units_.count(id) != 0; }
+  bool has_unit(UnitId id) const { return orders_.count(id) != 0; }
 
   /// The next step; empty when nothing is pending. Pages are taken, n_computed is not yet changed:
   /// call commit() once the step is computed, or abandon() when its copies were made and the rest
@@ -170,6 +174,12 @@ class Scheduler {
                            const SchedulerOptions& options, StepPlan& step);
 
  private:
+  /// Of a unit in the line of all units.
+  struct Place {
+    int64_t order = 0;
+    UnitId id = 0;
+    auto operator<=>(const Place&) const = default;
+  };
   struct Unit {
     int64_t family = 0;
     bool running = false;
@@ -180,6 +190,9 @@ class Scheduler {
   };
 
   Sequence& at(SeqId id);
+  Place place_of(UnitId id) const;
+  Unit& unit_at(UnitId id) { return units_.at(place_of(id)); }
+  const Unit& unit_at(UnitId id) const { return units_.at(place_of(id)); }
   void schedule_unit(UnitId id, bool prefill, StepPlan& step, Budget& budget);
   void schedule_sequence(Sequence& sequence, int64_t n_tokens, StepPlan& step, Budget& budget);
   void extend_by_drafts(StepPlan& step, Budget& budget);
@@ -198,14 +211,15 @@ class Scheduler {
   bool make_writable(Sequence& sequence, size_t page, int used, StepPlan& step);
   int64_t reserve(Sequence& sequence, int64_t end, StepPlan& step);
   std::optional<int32_t> allocate_or_preempt(UnitId for_unit, StepPlan& step);
-  std::optional<UnitId> youngest_running() const;
+  std::optional<UnitId> last_running() const;
   void preempt(UnitId id, StepPlan& step);
   void drop_pages(Sequence& sequence);
   void trim_pages(Sequence& sequence);
 
   SchedulerOptions options_;
   PagePool pool_;
-  std::map<UnitId, Unit> units_;  // in order of arrival
+  std::map<Place, Unit> units_;  // whose turn it is first, first
+  std::unordered_map<UnitId, int64_t> orders_;
   std::map<SeqId, Sequence> sequences_;
   UnitId next_unit_ = 1;
   SeqId next_seq_ = 1;

@@ -122,7 +122,7 @@ class Life {
       ++ended_;  // refused before the queue
       return;
     }
-    Load load{scheduler_.add_unit(arrived_), {}, end_len, random_.below(2) == 0};
+    Load load{scheduler_.add_unit(arrived_, random_.below(4)), {}, end_len, random_.below(2) == 0};
     Sequence spec;
     for (int64_t i = 0; i < prompt; ++i)
       spec.tokens.push_back(random_.below(12) == 0 ? 1 : 0);  // so that many start alike
@@ -369,6 +369,63 @@ TEST(Scheduler, DynamicRotationIsRecomputedTokenByToken) {
   EXPECT_EQ(step.batch.seq_rope_length, (std::vector<int32_t>{4, 5, 6}));
   EXPECT_EQ(step.batch.slots, (std::vector<int32_t>{28, 29, 30, 31, 36, 37}));
   EXPECT_EQ(step.batch.logit_rows, (std::vector<int32_t>{5}));
+}
+
+Sequence plain_sequence(int64_t n_tokens, int32_t first) {
+  Sequence spec;
+  spec.prompt_len = n_tokens;
+  for (int64_t i = 0; i < n_tokens; ++i)
+    spec.tokens.push_back(first + static_cast<int32_t>(i));
+  return spec;
+}
+
+TEST(Scheduler, UnitsGoByTheirOrderAndEqualsByArrival) {
+  SchedulerOptions options;
+  options.n_pages = 100;
+  options.page_tokens = 4;
+  options.max_tokens = 8;
+  Scheduler scheduler(options);
+  std::vector<SeqId> seqs;
+  for (const int64_t order : {5, 5, 1, 9}) {
+    const auto n = static_cast<int64_t>(seqs.size());
+    seqs.push_back(scheduler.add_sequence(scheduler.add_unit(n, order),
+                                          plain_sequence(6, static_cast<int32_t>(100 * n))));
+  }
+  std::vector<SeqId> begun;
+  for (int i = 0; i < 8; ++i) {
+    const StepPlan step = scheduler.schedule();
+    for (const StepPlan::Chunk& chunk : step.chunks) {
+      if (std::find(begun.begin(), begun.end(), chunk.seq) == begun.end())
+        begun.push_back(chunk.seq);
+    }
+    scheduler.commit(step);
+    for (const StepPlan::Chunk& chunk : step.chunks) {
+      if (scheduler.sequence(chunk.seq).n_pending() > 0) continue;
+      scheduler.remove_unit(scheduler.sequence(chunk.seq).unit);
+    }
+  }
+  EXPECT_EQ(begun, (std::vector<SeqId>{seqs[2], seqs[0], seqs[1], seqs[3]}));
+}
+
+TEST(Scheduler, TheLastInLineGivesItsPagesNotTheYoungest) {
+  SchedulerOptions options;
+  options.n_pages = 4;
+  options.page_tokens = 4;
+  options.max_families = 4;
+  Scheduler scheduler(options);
+  const SeqId late = scheduler.add_sequence(scheduler.add_unit(0, 9), plain_sequence(7, 0));
+  const SeqId early = scheduler.add_sequence(scheduler.add_unit(1, 1), plain_sequence(7, 100));
+  scheduler.commit(scheduler.schedule());
+  EXPECT_EQ(scheduler.sequence(late).pages.size(), 2u);
+  scheduler.append(early, 50);
+  scheduler.append(late, 51);
+  scheduler.commit(scheduler.schedule());
+  scheduler.append(early, 52);
+  scheduler.commit(scheduler.schedule());
+  EXPECT_EQ(scheduler.n_preemptions(), 1);
+  EXPECT_TRUE(scheduler.sequence(late).pages.empty());
+  EXPECT_EQ(scheduler.sequence(early).pages.size(), 3u);
+  scheduler.check_integrity();
 }
 
 }  // namespace

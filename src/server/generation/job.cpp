@@ -50,6 +50,7 @@ void GenerationJob::start(const std::shared_ptr<Call>& call, std::shared_ptr<Ser
   {
     const std::lock_guard lock(job->mutex_);
     for (size_t i = 0; i < requests.size(); ++i) {
+      requests[i].client = call->client().name;
       job->tickets_.push_back(
           job->model_->host().submit(std::move(requests[i]), std::make_shared<Sink>(job, i)));
     }

@@ -190,6 +190,7 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
   base.adapter = model.adapter();
   base.skip_special_tokens = task.skip_special_tokens;
   base.pooling = task.pooling;
+  base.priority = task.priority;
   return base;
 }
 

@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "engine/fair_queue.h"
 #include "server/fields.h"
 #include "server/generation/task.h"
 
@@ -72,6 +73,13 @@ void add_extra_sampling_fields(FieldTable<Task>& table) {
         task.use_beam_search = to_bool("use_beam_search", value);
       },
       "n (or best_of) beams, of which n are returned"));
+  table.push_back(honoured<Task>(
+      "priority",
+      [](const Json& value, Task& task) {
+        task.priority =
+            to_integer("priority", value, -FairQueue::kMaxPriority, FairQueue::kMaxPriority);
+      },
+      "lower goes first; nobody waits for ever"));
   table.push_back(ignored<Task>("spaces_between_special_tokens",
                                 "Qwen's tokenizer never puts spaces between tokens"));
   table.push_back(ignored<Task>("request_id", "the server numbers requests itself"));

@@ -55,6 +55,7 @@ struct GenerationTask {
   bool use_beam_search = false;
   bool skip_special_tokens = true;
   Pooling pooling = Pooling::kNone;
+  int64_t priority = 0;  // lower goes first
 
   void set(std::string field, std::string name, Json value) {
     parameters.push_back({std::move(field), std::move(name), std::move(value)});
