@@ -120,7 +120,7 @@ bool is_schema(const Json& value) {
 }  // namespace
 
 SchemaReader::SchemaReader(const Json& root) : root_(root) {
-  pointers_[&root] = "#";
+  pointers_[&root] += '#';  // not an assignment: GCC bug 105651 warns of it
 }
 
 std::string SchemaReader::pointer(const Json& schema) const {

@@ -196,6 +196,15 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
 
 }  // namespace
 
+void GenerationTask::set_chat(const Json& messages, const ToolTask& with) {
+  chat.emplace();
+  chat->messages = std::make_shared<const Json>(messages);
+  chat->add_generation_prompt = with.add_generation_prompt;
+  chat->continue_final_message = with.continue_final_message;
+  tools = with;
+  tools->messages = messages;
+}
+
 Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served,
                  bool model_defaults) {
   Prepared out;

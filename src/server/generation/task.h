@@ -57,6 +57,8 @@ struct GenerationTask {
   Pooling pooling = Pooling::kNone;
   int64_t priority = 0;  // lower goes first
 
+  /// A conversation in OpenAI's form, with what `with` says of tools and of its end.
+  void set_chat(const Json& messages, const ToolTask& with);
   void set(std::string field, std::string name, Json value) {
     parameters.push_back({std::move(field), std::move(name), std::move(value)});
   }

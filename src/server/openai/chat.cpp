@@ -14,9 +14,9 @@ struct ChatTask : GenerationTask {
   Json messages;
   Json template_variables;
   std::optional<Json> documents;
-  bool add_generation_prompt = true, continue_final_message = false, echo = false;
+  bool echo = false;
   bool logprobs = false;
-  ToolTask tool_task;  // but for the messages
+  ToolTask tool_task;  // but for the messages; and how the conversation ends
   std::optional<int64_t> top_logprobs;
   StreamOptions stream;
 };
@@ -66,11 +66,11 @@ void add_tool_fields(FieldTable<ChatTask>& table) {
 
 void add_template_fields(FieldTable<ChatTask>& table) {
   table.push_back(honoured<ChatTask>("add_generation_prompt", [](const Json& value, ChatTask& t) {
-    t.add_generation_prompt = to_bool("add_generation_prompt", value);
+    t.tool_task.add_generation_prompt = to_bool("add_generation_prompt", value);
   }));
   table.push_back(honoured<ChatTask>("continue_final_message", [](const Json& value, ChatTask& t) {
-    t.continue_final_message = to_bool("continue_final_message", value);
-    t.add_generation_prompt = t.add_generation_prompt && !t.continue_final_message;
+    t.tool_task.continue_final_message = to_bool("continue_final_message", value);
+    if (t.tool_task.continue_final_message) t.tool_task.add_generation_prompt = false;
   }));
   table.push_back(honoured<ChatTask>(
       "echo", [](const Json& value, ChatTask& task) { task.echo = to_bool("echo", value); },
@@ -133,7 +133,7 @@ class ChatListener : public GenerationListener {
             {"model", model_->name()}};
   }
   std::string echoed() const {
-    if (!task_.echo || !task_.continue_final_message) return "";
+    if (!task_.echo || !task_.tool_task.continue_final_message) return "";
     return task_.messages.back()["content"].get<std::string>();
   }
 
@@ -310,18 +310,10 @@ void chat(const std::shared_ptr<Call>& call) {
   ChatTask task;
   call->read(chat_fields(), task);
   check(task);
-  ChatInput input;
-  input.messages = std::make_shared<const Json>(task.messages);
-  if (task.documents) input.documents = std::make_shared<const Json>(*task.documents);
+  task.set_chat(task.messages, task.tool_task);
+  if (task.documents) task.chat->documents = std::make_shared<const Json>(*task.documents);
   if (!task.template_variables.is_null())
-    input.variables = std::make_shared<const Json>(task.template_variables);
-  input.add_generation_prompt = task.add_generation_prompt;
-  input.continue_final_message = task.continue_final_message;
-  task.chat = std::move(input);
-  task.tools = task.tool_task;
-  task.tools->messages = task.messages;
-  task.tools->add_generation_prompt = task.add_generation_prompt;
-  task.tools->continue_final_message = task.continue_final_message;
+    task.chat->variables = std::make_shared<const Json>(task.template_variables);
   if (task.logprobs) task.set("top_logprobs", "logprobs", task.top_logprobs.value_or(0));
   generate(call, task,
            [call, task](const Prepared& prepared) -> std::shared_ptr<GenerationListener> {

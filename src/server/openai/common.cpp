@@ -13,7 +13,7 @@ const Dialect kOpenAi{"openai", error_body};
 std::vector<Endpoint> endpoints() {
   std::vector<Endpoint> all;
   for (auto make : {chat_endpoints, completion_endpoints, embedding_endpoints, model_endpoints,
-                    token_endpoints}) {
+                    response_endpoints, token_endpoints}) {
     for (Endpoint& endpoint : make())
       all.push_back(std::move(endpoint));
   }

@@ -224,5 +224,73 @@ TEST_F(OpenAiTools, ConstraintsDoNotTouchOthers) {
   beside.join();
 }
 
+// ---- /v1/responses -----------------------------------------------------------------------------
+
+ordered_json response_tool() {
+  return {{"type", "function"},
+          {"name", "get_weather"},
+          {"description", "Get the weather of a city"},
+          {"parameters",
+           {{"type", "object"},
+            {"properties", {{"city", {{"type", "string"}}}}},
+            {"required", {"city"}}}}};
+}
+
+TEST_F(OpenAiTools, ResponsesAnswerCallAndGoOn) {
+  const ordered_json plain = running_->post(
+      "/v1/responses", {{"input", "What is the capital of Japan?"}, {"temperature", 0}});
+  EXPECT_EQ(plain["status"], "completed");
+  EXPECT_EQ(plain["output"][0]["content"][0]["text"], "The capital of Japan is Tokyo.");
+  EXPECT_EQ(plain["usage"]["total_tokens"],
+            plain["usage"]["input_tokens"].get<int>() + plain["usage"]["output_tokens"].get<int>());
+
+  ordered_json body = {
+      {"input", {{{"role", "user"}, {"content", "What is the weather in Paris?"}}}},
+      {"temperature", 0},
+      {"tools", {response_tool()}}};
+  const ordered_json first = running_->post("/v1/responses", body);
+  const ordered_json call = first["output"].at(0);
+  EXPECT_EQ(call["type"], "function_call");
+  EXPECT_EQ(call["arguments"], R"({"city": "Paris"})");
+  body["input"].push_back(call);
+  body["input"].push_back({{"type", "function_call_output"},
+                           {"call_id", call["call_id"]},
+                           {"output", R"({"temperature": 21, "condition": "sunny"})"}});
+  const ordered_json second = running_->post("/v1/responses", body);
+  EXPECT_THAT(second["output"][0]["content"][0]["text"], HasSubstr("21"));
+
+  body = {{"input", "Tell me a story."}, {"max_output_tokens", 3}, {"temperature", 0}};
+  const ordered_json cut = running_->post("/v1/responses", body);
+  EXPECT_EQ(cut["status"], "incomplete");
+  EXPECT_EQ(cut["incomplete_details"]["reason"], "max_output_tokens");
+  int status = 0;
+  running_->post("/v1/responses", {{"input", "Hi"}, {"previous_response_id", "resp_1"}}, &status);
+  EXPECT_EQ(status, 400);
+}
+
+TEST_F(OpenAiTools, ResponsesStreamItemsThatAddUpToTheWhole) {
+  for (const char* question : {"What is the weather in Paris?", "What is the capital of Japan?"}) {
+    ordered_json body = {
+        {"input", question}, {"temperature", 0}, {"tools", {response_tool()}}, {"stream", true}};
+    std::string text;
+    ordered_json last;
+    int64_t sequence = 0;
+    for (const ordered_json& event : running_->stream("/v1/responses", body)) {
+      EXPECT_EQ(event["sequence_number"], sequence++);
+      const std::string type = event["type"];
+      if (type.ends_with(".delta")) text += event["delta"].get<std::string>();
+      last = event;
+    }
+    EXPECT_EQ(last["type"], "response.completed");
+    const ordered_json& item = last["response"]["output"].at(0);
+    EXPECT_EQ(text, item["type"] == "message" ? item["content"][0]["text"] : item["arguments"]);
+    body["stream"] = false;
+    const ordered_json whole = running_->post("/v1/responses", body);
+    EXPECT_EQ(whole["output"].size(), last["response"]["output"].size());
+    EXPECT_EQ(whole["output"][0].value("arguments", ""), item.value("arguments", ""));
+    EXPECT_EQ(whole["usage"]["output_tokens"], last["response"]["usage"]["output_tokens"]);
+  }
+}
+
 }  // namespace
 }  // namespace qw::server

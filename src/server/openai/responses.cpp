@@ -1,0 +1,376 @@
+// POST /v1/responses: OpenAI's newer form of a chat, its core. Nothing is stored: a conversation is
+// sent whole each time.
+#include <map>
+
+#include "server/generation/grammar_fields.h"
+#include "server/generation/sampling_fields.h"
+#include "server/openai/common.h"
+#include "server/openai/messages.h"
+#include "server/service.h"
+
+namespace qw::server::openai {
+
+namespace {
+
+struct ResponsesTask : GenerationTask {
+  Json input;
+  std::string instructions;
+  ToolTask tool_task;  // but for the messages
+  Json tools = Json::array(), tool_choice = "auto", metadata = Json::object();
+  bool stream = false;
+};
+
+/// Tools have their function's members at the top here.
+Json chat_tools(const Json& tools) {
+  Json out = Json::array();
+  for (size_t i = 0; i < to_array("tools", tools).size(); ++i) {
+    const Json& tool = to_object(fmt::format("tools[{}]", i), tools[i]);
+    if (tool.value("type", Json()) != "function") {
+      throw RequestError(
+          ErrorKind::kUnsupported,
+          fmt::format(
+              "[request] tools[{}]: expected type function, got {} (the server has no tools "
+              "of its own)",
+              i, shown(tool.value("type", Json()))),
+          "tools");
+    }
+    Json function = tool;
+    function.erase("type");
+    function.erase("strict");
+    out.push_back({{"type", "function"}, {"function", std::move(function)}});
+  }
+  return out;
+}
+
+ToolChoice choice_of(const Json& value) {
+  if (value.is_object() && value.contains("name"))
+    return read_tool_choice("tool_choice", {{"function", {{"name", value["name"]}}}});
+  return read_tool_choice("tool_choice", value);
+}
+
+/// {"format": {"type": "json_schema", "schema"}} as response_format has it.
+void read_text_format(const Json& value, ResponsesTask& task) {
+  for (const auto& [name, item] : to_object("text", value).items()) {
+    if (name == "verbosity" || item.is_null()) continue;
+    if (name != "format") refuse_field("text", "expected format, got '{}'", printable(name));
+    Json format = to_object("text.format", item);
+    if (format.value("type", Json()) == "json_schema" && format.contains("schema"))
+      format = {{"type", "json_schema"}, {"json_schema", {{"schema", format["schema"]}}}};
+    read_response_format(format, task);
+  }
+}
+
+const FieldTable<ResponsesTask>& fields() {
+  using Task = ResponsesTask;
+  static const FieldTable<Task> table = [] {
+    FieldTable<Task> out;
+    out.push_back(honoured<Task>(
+        "model", [](const Json& value, Task& task) { task.model = to_string("model", value); }));
+    out.push_back(honoured<Task>(
+        "input", [](const Json& value, Task& task) { task.input = value; },
+        "a text, or messages, function calls and their outputs"));
+    out.push_back(honoured<Task>("instructions", [](const Json& value, Task& task) {
+      task.instructions = to_string("instructions", value);
+    }));
+    out.push_back(parameter_field<Task>("max_output_tokens", "max_new_tokens"));
+    out.push_back(parameter_field<Task>("temperature", "temperature"));
+    out.push_back(parameter_field<Task>("top_p", "top_p"));
+    out.push_back(honoured<Task>("seed", [](const Json& value, Task& task) {
+      task.seed = static_cast<uint64_t>(to_integer("seed", value));
+    }));
+    out.push_back(honoured<Task>(
+        "stream", [](const Json& value, Task& task) { task.stream = to_bool("stream", value); }));
+    out.push_back(honoured<Task>("tools", [](const Json& value, Task& task) {
+      task.tools = value;
+      task.tool_task.tools = chat_tools(value);
+    }));
+    out.push_back(honoured<Task>("tool_choice", [](const Json& value, Task& task) {
+      task.tool_choice = value;
+      task.tool_task.choice = choice_of(value);
+    }));
+    out.push_back(honoured<Task>("parallel_tool_calls", [](const Json& value, Task& task) {
+      task.tool_task.parallel_tool_calls = to_bool("parallel_tool_calls", value);
+    }));
+    out.push_back(honoured<Task>("text", read_text_format, "format; verbosity has no effect"));
+    out.push_back(honoured<Task>(
+        "metadata",
+        [](const Json& value, Task& task) { task.metadata = to_object("metadata", value); },
+        "given back"));
+    out.push_back(honoured<Task>("truncation", [](const Json& value, Task&) {
+      if (value != "disabled")
+        refuse_field("truncation", "expected disabled, got {} (nothing is cut in silence)",
+                     shown(value));
+    }));
+    out.push_back(
+        refused<Task>("previous_response_id", "nothing is stored: send the conversation"));
+    out.push_back(refused<Task>("conversation", "nothing is stored: send the conversation"));
+    out.push_back(refused<Task>("background", "an answer belongs to its connection"));
+    out.push_back(refused<Task>("prompt", "there are no stored prompts"));
+    out.push_back(ignored<Task>("store", "nothing is stored"));
+    for (const char* name : {"user", "safety_identifier", "prompt_cache_key"})
+      out.push_back(ignored<Task>(name, "nothing is kept about users"));
+    out.push_back(ignored<Task>("reasoning", "these models do not reason apart"));
+    out.push_back(ignored<Task>("include", "there is nothing more to include"));
+    out.push_back(ignored<Task>("service_tier", "there is one"));
+    return out;
+  }();
+  return table;
+}
+
+/// Messages as chat has them: calls join the assistant's message before them.
+Json chat_messages(const ResponsesTask& task) {
+  Json out = Json::array();
+  if (!task.instructions.empty())
+    out.push_back({{"role", "system"}, {"content", task.instructions}});
+  if (task.input.is_string()) {
+    out.push_back({{"role", "user"}, {"content", task.input}});
+    return out;
+  }
+  for (size_t i = 0; i < to_array("input", task.input).size(); ++i) {
+    const std::string where = fmt::format("input[{}]", i);
+    const Json& item = to_object(where, task.input[i]);
+    const Json type = item.value("type", Json("message"));
+    if (type == "message") {
+      Json message = item;
+      for (const char* name : {"type", "id", "status"})
+        message.erase(name);
+      out.push_back(std::move(message));
+    } else if (type == "function_call") {
+      const bool joins = !out.empty() && out.back()["role"] == "assistant";
+      if (!joins) out.push_back({{"role", "assistant"}, {"content", ""}});
+      out.back()["tool_calls"].push_back({{"id", item.value("call_id", Json())},
+                                          {"type", "function"},
+                                          {"function",
+                                           {{"name", item.value("name", Json())},
+                                            {"arguments", item.value("arguments", Json())}}}});
+    } else if (type == "function_call_output") {
+      out.push_back({{"role", "tool"},
+                     {"tool_call_id", item.value("call_id", Json())},
+                     {"content", item.value("output", Json())}});
+    } else {
+      throw RequestError(
+          ErrorKind::kUnsupported,
+          fmt::format(
+              "[request] {}: expected a message, function_call or function_call_output, got "
+              "type {}",
+              where, shown(type)),
+          where);
+    }
+  }
+  return plain_messages(out);
+}
+
+// ---- the answer --------------------------------------------------------------------------------
+
+class ResponsesListener : public GenerationListener {
+ public:
+  ResponsesListener(std::shared_ptr<Call> call, const ResponsesTask& task, const Prepared& prepared)
+      : call_(std::move(call)), task_(task), model_(prepared.model), tools_(prepared.tools) {}
+  void on_error(const Error& error) override { call_->fail(error); }
+
+ protected:
+  Json text_part(const std::string& text) const {
+    return {{"type", "output_text"}, {"text", text}, {"annotations", Json::array()}};
+  }
+  Json message_item(size_t index, const char* status, Json content) const {
+    return {{"type", "message"},
+            {"id", fmt::format("msg_{}{}", call_->id(), index)},
+            {"status", status},
+            {"role", "assistant"},
+            {"content", std::move(content)}};
+  }
+  Json call_item(size_t call, const char* status, const std::string& name,
+                 const std::string& arguments) const {
+    return {{"type", "function_call"},
+            {"id", fmt::format("fc_{}{}", call_->id(), call)},
+            {"call_id", tools_->call_id(0, call)},
+            {"status", status},
+            {"name", name},
+            {"arguments", arguments}};
+  }
+  Json response(const char* status, Json output, Json usage, Json incomplete = nullptr) const {
+    return {{"id", "resp_" + call_->id()},
+            {"object", "response"},
+            {"created_at", call_->created()},
+            {"status", status},
+            {"error", nullptr},
+            {"incomplete_details", std::move(incomplete)},
+            {"instructions", task_.instructions.empty() ? Json() : Json(task_.instructions)},
+            {"model", model_->name()},
+            {"output", std::move(output)},
+            {"parallel_tool_calls", task_.tool_task.parallel_tool_calls.value_or(false)},
+            {"tool_choice", task_.tool_choice},
+            {"tools", task_.tools},
+            {"metadata", task_.metadata},
+            {"usage", std::move(usage)}};
+  }
+  Json finished(Json output, const GenerationResult& result) const {
+    const bool cut = result.prompts[0]->completions[0].finish_reason == FinishReason::kLength;
+    Json incomplete = nullptr;
+    if (cut) incomplete = {{"reason", "max_output_tokens"}};
+    const Json usage = {{"input_tokens", result.n_prompt_tokens()},
+                        {"input_tokens_details", {{"cached_tokens", result.n_cached_tokens()}}},
+                        {"output_tokens", result.n_generated_tokens()},
+                        {"output_tokens_details", {{"reasoning_tokens", 0}}},
+                        {"total_tokens", result.n_prompt_tokens() + result.n_generated_tokens()}};
+    return response(cut ? "incomplete" : "completed", std::move(output), usage,
+                    std::move(incomplete));
+  }
+
+  std::shared_ptr<Call> call_;
+  ResponsesTask task_;
+  std::shared_ptr<ServedModel> model_;
+  std::shared_ptr<ToolStreams> tools_;  // null: answers are text only
+};
+
+class WholeResponse : public ResponsesListener {
+ public:
+  using ResponsesListener::ResponsesListener;
+
+  void on_end(const GenerationResult& result) override {
+    const Completion& completion = result.prompts[0]->completions[0];
+    ToolAnswer answer;
+    answer.text = completion.text;
+    if (tools_)
+      answer = tools_->parse(completion.text, completion.finish_reason == FinishReason::kLength);
+    Json output = Json::array();
+    if (!answer.text.empty() || answer.calls.empty())
+      output.push_back(message_item(0, "completed", Json::array({text_part(answer.text)})));
+    for (size_t i = 0; i < answer.calls.size(); ++i)
+      output.push_back(call_item(i, "completed", answer.calls[i].name, answer.calls[i].arguments));
+    call_->respond(finished(std::move(output), result));
+  }
+};
+
+/// The answer as events: items are added, filled by deltas, and done.
+class StreamedResponse : public ResponsesListener {
+ public:
+  using ResponsesListener::ResponsesListener;
+
+  void on_start() override {
+    call_->begin_stream("text/event-stream; charset=utf-8");
+    for (const char* type : {"response.created", "response.in_progress"}) {
+      Json start = response("in_progress", Json::array(), nullptr);
+      if (!call_->warnings().empty()) start["warnings"] = call_->warnings();
+      send(type, {{"response", std::move(start)}});
+    }
+  }
+  void on_token(int choice, const Event& event) override {
+    if (!tools_) return add_text(event.text);
+    take(tools_->push(choice, event.text));
+  }
+  void on_choice_end(int choice, FinishReason reason) override {
+    if (tools_) take(tools_->finish(choice, reason == FinishReason::kLength));
+    if (output_.empty() && open_ == Open::kNone) begin_text();
+    end_item();
+  }
+  void on_end(const GenerationResult& result) override {
+    Json end = finished(output_, result);
+    const bool cut = end["status"] == "incomplete";
+    send(cut ? "response.incomplete" : "response.completed", {{"response", std::move(end)}});
+    call_->end_stream();
+  }
+  void on_error(const Error& error) override {
+    if (!call_->streaming()) return call_->fail(error);
+    Json failed = response("failed", output_, nullptr);
+    failed["error"] = {{"code", "server_error"}, {"message", error.message()}};
+    send("response.failed", {{"response", std::move(failed)}});
+    call_->end_stream();
+  }
+
+ private:
+  enum class Open { kNone, kText, kCall };
+
+  void send(const char* type, Json members) {
+    Json event = {{"type", type}, {"sequence_number", sequence_++}};
+    event.update(members);
+    call_->write(fmt::format("event: {}\n{}", type, sse(event)));
+  }
+  /// An event about the item under way.
+  void send_item(const char* type, Json members) {
+    Json all = {{"output_index", output_.size()}, {"item_id", item_["id"]}};
+    all.update(members);
+    send(type, std::move(all));
+  }
+
+  void begin_text() {
+    end_item();
+    open_ = Open::kText;
+    item_ = message_item(output_.size(), "in_progress", Json::array());
+    send("response.output_item.added", {{"output_index", output_.size()}, {"item", item_}});
+    send_item("response.content_part.added", {{"content_index", 0}, {"part", text_part("")}});
+  }
+  void add_text(const std::string& text) {
+    if (text.empty()) return;
+    if (open_ != Open::kText) begin_text();
+    text_ += text;
+    send_item("response.output_text.delta", {{"content_index", 0}, {"delta", text}});
+  }
+  void begin_call(size_t call, const std::string& name) {
+    end_item();
+    open_ = Open::kCall;
+    item_ = call_item(call, "in_progress", name, "");
+    send("response.output_item.added", {{"output_index", output_.size()}, {"item", item_}});
+  }
+  void take(const std::vector<ToolEvent>& events) {
+    for (const ToolEvent& event : events) {
+      switch (event.kind) {
+        case ToolEvent::Kind::kText:
+          add_text(event.text);
+          break;
+        case ToolEvent::Kind::kCallBegin:
+          begin_call(event.call, event.text);
+          break;
+        case ToolEvent::Kind::kArguments:
+          text_ += event.text;
+          send_item("response.function_call_arguments.delta", {{"delta", event.text}});
+          break;
+        case ToolEvent::Kind::kThought:
+        case ToolEvent::Kind::kCallEnd:
+          break;
+      }
+    }
+  }
+  void end_item() {
+    if (open_ == Open::kNone) return;
+    if (open_ == Open::kText) {
+      send_item("response.output_text.done", {{"content_index", 0}, {"text", text_}});
+      send_item("response.content_part.done", {{"content_index", 0}, {"part", text_part(text_)}});
+      item_["content"] = Json::array({text_part(text_)});
+    } else {
+      send_item("response.function_call_arguments.done", {{"arguments", text_}});
+      item_["arguments"] = text_;
+    }
+    item_["status"] = "completed";
+    send("response.output_item.done", {{"output_index", output_.size()}, {"item", item_}});
+    output_.push_back(std::move(item_));
+    text_.clear();
+    open_ = Open::kNone;
+  }
+
+  Json output_ = Json::array();  // items that are done
+  Json item_;                    // under way
+  std::string text_;             // its text or arguments so far
+  Open open_ = Open::kNone;
+  int64_t sequence_ = 0;
+};
+
+void respond(const std::shared_ptr<Call>& call) {
+  ResponsesTask task;
+  call->read(fields(), task);
+  if (task.input.is_null()) refuse_field("input", "expected a text or a list of items, got none");
+  task.set_chat(chat_messages(task), task.tool_task);
+  generate(call, task, [call, task](const Prepared& p) -> std::shared_ptr<GenerationListener> {
+    if (task.stream) return std::make_shared<StreamedResponse>(call, task, p);
+    return std::make_shared<WholeResponse>(call, task, p);
+  });
+}
+
+}  // namespace
+
+std::vector<Endpoint> response_endpoints() {
+  return {{"POST", "/v1/responses", &kOpenAi, "The next message of a conversation, newer form",
+           respond, infos_of(fields())}};
+}
+
+}  // namespace qw::server::openai
