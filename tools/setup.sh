@@ -24,6 +24,9 @@ qw_packages=(
 # Wanted, but not needed: a second build is much faster with it.
 qw_optional_packages=("ccache:ccache")
 
+# What the tests with other systems' clients need (tests/clients); without them these are skipped.
+qw_client_packages=("nodejs:node" "npm:npm")
+
 qw_say() { printf '%s\n' "$*" >&2; }
 # The last line of a failure, in the form of the program's own: docs/errors.md.
 qw_error() { qw_say "qianwen: error: [setup] $*"; }
@@ -42,11 +45,12 @@ qw_missing() {
   done
 }
 
-# Installs missing packages, or says exactly what is missing and how to get it.
+# Installs missing packages, or says exactly what is missing and how to get it. Further arguments are
+# packages that are wanted but not needed, as in qw_optional_packages.
 qw_install_packages() {
   local missing optional
   mapfile -t missing < <(qw_missing "${qw_packages[@]}")
-  mapfile -t optional < <(qw_missing "${qw_optional_packages[@]}")
+  mapfile -t optional < <(qw_missing "${qw_optional_packages[@]}" "$@")
   (( ${#missing[@]} + ${#optional[@]} )) || return 0
 
   local as_root=()
@@ -78,6 +82,24 @@ qw_install_packages() {
   if (( ${#optional[@]} )); then
     DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${optional[@]}" >&2 ||
       qw_say "qianwen: going on without ${optional[*]}"
+  fi
+}
+
+# Node and the clients of tests/clients, as their lock file says. Without them their tests are skipped,
+# so nothing here is a failure.
+qw_install_clients() {
+  local folder="$qw_root/tests/clients" stamp
+  stamp="$(cksum < "$folder/package-lock.json")"
+  if [[ -f "$folder/node_modules/.qw-stamp" && "$(< "$folder/node_modules/.qw-stamp")" == "$stamp" ]]; then
+    return 0
+  fi
+  qw_install_packages "${qw_client_packages[@]}" || return 0
+  command -v npm > /dev/null 2>&1 || { qw_say "qianwen: no npm; tests with other clients are skipped"; return 0; }
+  qw_say "qianwen: installing the clients of tests/clients"
+  if (cd "$folder" && npm ci --no-fund --no-audit --ignore-scripts >&2); then
+    printf '%s' "$stamp" > "$folder/node_modules/.qw-stamp"
+  else
+    qw_say "qianwen: npm failed; tests with other clients are skipped"
   fi
 }
 

@@ -12,8 +12,11 @@ Everything after a line that begins with "$ " up to the next such line or the en
 command prints on stdout (and on stderr for a command that fails). Lines ending in a backslash go on. Commands run in the
 repository's root; QIANWEN_SHARED names the folder of further checkpoints (default ../shared).
 
+For a page that asks localhost:8000, `./run serve` runs beside the commands.
+
     tools/update_transcripts.py README.md docs/*.md
 """
+import contextlib
 import os
 import pathlib
 import re
@@ -25,10 +28,29 @@ FENCE = re.compile(r"(```console\n)(.*?)(```)", re.S)
 LIMIT = 40  # lines of output kept
 
 
+# A program to run in place of ./run (one that is built already).
+PROGRAM = os.environ.get("QIANWEN_RUN", "./run")
+
+
+@contextlib.contextmanager
+def server(text: str):
+    """The server that a page's commands ask, if they do."""
+    if "localhost:8000" not in text:
+        yield
+        return
+    process = subprocess.Popen([PROGRAM, "serve", "--json"], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)
+    process.stdout.readline()  # it serves
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
 def run(command: str) -> str:
     env = dict(os.environ, QIANWEN_SHARED=os.environ.get("QIANWEN_SHARED", "../shared"))
-    # QIANWEN_RUN: a program to run in place of ./run (one that is built already).
-    command = command.replace("./run", os.environ.get("QIANWEN_RUN", "./run"))
+    command = command.replace("./run", PROGRAM)
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, timeout=600)
     text = done.stdout.decode("utf-8", "replace")
     if done.returncode != 0:
@@ -66,7 +88,8 @@ def main() -> None:
         path = pathlib.Path(name)
         text = path.read_text(encoding="utf-8")
         print(name, file=sys.stderr)
-        new = FENCE.sub(lambda m: m.group(1) + update(m.group(2)) + m.group(3), text)
+        with server(text):
+            new = FENCE.sub(lambda m: m.group(1) + update(m.group(2)) + m.group(3), text)
         if new != text:
             path.write_text(new, encoding="utf-8")
 

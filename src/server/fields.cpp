@@ -17,8 +17,9 @@ std::string_view name_of(FieldStatus status) noexcept {
   return "";
 }
 
-bool asks_for_nothing(const Json& value) noexcept {
+bool asks_for_nothing(const FieldInfo& field, const Json& value) noexcept {
   if (value.is_null()) return true;
+  if (!field.neutral.is_null()) return value == field.neutral;
   if (value.is_boolean()) return !value.get<bool>();
   if (value.is_number()) return value.get<double>() == 0;
   if (value.is_string()) return value.get_ref<const std::string&>().empty();
@@ -26,7 +27,7 @@ bool asks_for_nothing(const Json& value) noexcept {
 }
 
 void note_refused(const FieldInfo& field, const Json& value) {
-  if (asks_for_nothing(value)) return;
+  if (asks_for_nothing(field, value)) return;
   throw RequestError(ErrorKind::kUnsupported,
                      fmt::format("[request] {}: expected it to be left out, got {} ({})",
                                  field.name, shown(value), field.note),

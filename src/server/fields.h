@@ -4,7 +4,7 @@
 // Level 7 (server). A body is read member by member, by the table: honoured fields go to their
 // reader, refused ones are an error unless they ask for nothing, ignored ones and unknown ones are
 // listed as warnings (or are errors in strict mode). So the table that /compat prints is the table
-// that is in force. null is the same as absent.
+// that is in force. null is the same as absent. A field "a.b" is the member b of the object a.
 #pragma once
 
 #include <functional>
@@ -26,6 +26,7 @@ struct FieldInfo {
   std::string name;
   FieldStatus status = FieldStatus::kHonoured;
   std::string note;  // what is done with it, or why it is not
+  Json neutral;  // the value that asks for nothing (refused and ignored fields); null: see below
 };
 
 template <typename Task>
@@ -36,46 +37,64 @@ struct Field : FieldInfo {
 /// Honoured; `read` gets the value, which is not null.
 template <typename Task, typename Read>
 Field<Task> honoured(std::string name, Read read, std::string note = "") {
-  return {{std::move(name), FieldStatus::kHonoured, std::move(note)}, std::move(read)};
+  return {{std::move(name), FieldStatus::kHonoured, std::move(note), nullptr}, std::move(read)};
+}
+/// Refused, or ignored with a warning, unless the value asks for nothing: `neutral` if it is given,
+/// else anything empty.
+template <typename Task>
+Field<Task> refused(std::string name, std::string reason, Json neutral = nullptr) {
+  return {{std::move(name), FieldStatus::kRefused, std::move(reason), std::move(neutral)}, {}};
 }
 template <typename Task>
-Field<Task> refused(std::string name, std::string reason) {
-  return {{std::move(name), FieldStatus::kRefused, std::move(reason)}, {}};
-}
-template <typename Task>
-Field<Task> ignored(std::string name, std::string reason) {
-  return {{std::move(name), FieldStatus::kIgnored, std::move(reason)}, {}};
+Field<Task> ignored(std::string name, std::string reason, Json neutral = nullptr) {
+  return {{std::move(name), FieldStatus::kIgnored, std::move(reason), std::move(neutral)}, {}};
 }
 
 template <typename Task>
 using FieldTable = std::vector<Field<Task>>;
 
-/// Whether a value asks for nothing: null, false, 0, "", [] or {}.
-bool asks_for_nothing(const Json& value) noexcept;
+/// Whether a value asks for nothing: null, the field's neutral value, or where it has none false,
+/// 0,
+/// "", [] or {}.
+bool asks_for_nothing(const FieldInfo& field, const Json& value) noexcept;
+
+/// The value as it may stand in a message: its JSON, cut.
+std::string shown(const Json& value);
 
 /// What is said of a field that is not honoured; throws if it must be.
 void note_refused(const FieldInfo& field, const Json& value);
 std::string ignored_warning(const FieldInfo& field);
 std::string unknown_warning(std::string_view name, bool strict);
 
-/// Reads `body`, an object, into `task`. Returns warnings. Errors: RequestError naming the field.
+/// Reads `body`, an object whose members' names begin with `prefix`, into `task`. Returns warnings.
+/// Errors: RequestError naming the field.
 template <typename Task>
 std::vector<std::string> read_fields(const Json& body, const FieldTable<Task>& table, Task& task,
-                                     bool strict) {
+                                     bool strict, const std::string& prefix = "") {
   std::vector<std::string> warnings;
-  if (!body.is_object()) refuse_field("body", "expected a JSON object, got {}", body.type_name());
-  for (const auto& [name, value] : body.items()) {
+  if (!body.is_object()) {
+    refuse_field(prefix.empty() ? "body" : prefix.substr(0, prefix.size() - 1),
+                 "expected a JSON object, got {}", shown(body));
+  }
+  for (const auto& [key, value] : body.items()) {
     if (value.is_null()) continue;
+    const std::string name = prefix + key, inner = name + ".";
     const Field<Task>* field = nullptr;
-    for (const Field<Task>& candidate : table)
+    bool is_object = false;
+    for (const Field<Task>& candidate : table) {
       if (candidate.name == name) field = &candidate;
-    if (field == nullptr) {
+      is_object = is_object || candidate.name.starts_with(inner);
+    }
+    if (field == nullptr && is_object) {
+      for (std::string& warning : read_fields(value, table, task, strict, inner))
+        warnings.push_back(std::move(warning));
+    } else if (field == nullptr) {
       warnings.push_back(unknown_warning(name, strict));
     } else if (field->status == FieldStatus::kHonoured) {
       field->read(value, task);
     } else if (field->status == FieldStatus::kRefused) {
       note_refused(*field, value);
-    } else if (!asks_for_nothing(value)) {
+    } else if (!asks_for_nothing(*field, value)) {
       warnings.push_back(ignored_warning(*field));
     }
   }
@@ -99,7 +118,28 @@ std::vector<std::string> to_strings(std::string_view name, const Json& value);
 std::vector<int32_t> to_ids(std::string_view name, const Json& value);
 const Json& to_object(std::string_view name, const Json& value);
 const Json& to_array(std::string_view name, const Json& value);
-/// The value as it may stand in a message: its JSON, cut.
-std::string shown(const Json& value);
+
+// Fields that are a member of the task.
+template <typename Task, typename Member>
+Field<Task> flag_field(std::string name, Member member, std::string note = "") {
+  auto read = [name, member](const Json& value, Task& task) {
+    task.*member = to_bool(name, value);
+  };
+  return honoured<Task>(name, std::move(read), std::move(note));
+}
+template <typename Task, typename Member>
+Field<Task> string_field(std::string name, Member member, std::string note = "") {
+  auto read = [name, member](const Json& value, Task& task) {
+    task.*member = to_string(name, value);
+  };
+  return honoured<Task>(name, std::move(read), std::move(note));
+}
+template <typename Task, typename Member>
+Field<Task> integer_field(std::string name, Member member, int64_t least, std::string note = "") {
+  auto read = [name, member, least](const Json& value, Task& task) {
+    task.*member = to_integer(name, value, least);
+  };
+  return honoured<Task>(name, std::move(read), std::move(note));
+}
 
 }  // namespace qw::server

@@ -102,8 +102,15 @@ void ModelHub::with_model(const std::string& name, Ready ready, Failed failed) {
 }
 
 ModelHub::Listing ModelHub::listing_of(const Entry& entry) {
-  return {entry.spec.name, entry.spec.path, entry.spec.aliases,
-          entry.created,   entry.model,     entry.loading};
+  Listing out{entry.spec.name, entry.spec.path, entry.spec.aliases, entry.created,
+              entry.model,     entry.loading,   std::nullopt};
+  if (entry.model != nullptr && entry.keep_alive) {
+    using std::chrono::seconds;
+    const auto idle = std::chrono::steady_clock::now() - entry.last_used;
+    out.expires_in =
+        std::max(seconds(0), *entry.keep_alive - std::chrono::duration_cast<seconds>(idle));
+  }
+  return out;
 }
 
 std::vector<ModelHub::Listing> ModelHub::list() const {
@@ -154,6 +161,7 @@ void ModelHub::load(Entry& entry) {
     std::erase_if(made_, [](const auto& made) { return made.expired(); });
     if (model) made_.push_back(model);
     entry.loading = false;
+    entry.keep_alive = entry.spec.keep_alive;
     entry.last_used = std::chrono::steady_clock::now();
     waiters.swap(entry.waiters);
   }
@@ -191,15 +199,23 @@ std::shared_ptr<ServedModel> ModelHub::take_idle_model() {
   return oldest == nullptr ? nullptr : std::exchange(oldest->model, nullptr);
 }
 
+void ModelHub::set_keep_alive(const std::string& name,
+                              std::optional<std::chrono::seconds> keep_alive) {
+  const std::lock_guard lock(mutex_);
+  Entry& entry = entry_of(name);
+  entry.keep_alive = keep_alive;
+  entry.last_used = std::chrono::steady_clock::now();
+}
+
 void ModelHub::unload_idle() {
   std::vector<std::shared_ptr<ServedModel>> unloaded;  // goes after the lock
   const auto now = std::chrono::steady_clock::now();
   const std::lock_guard lock(mutex_);
   for (Entry& entry : entries_) {
-    if (entry.model == nullptr || !entry.spec.keep_alive) continue;
+    if (entry.model == nullptr || !entry.keep_alive) continue;
     if (entry.model.use_count() != 1) {
       entry.last_used = now;
-    } else if (now - entry.last_used >= *entry.spec.keep_alive) {
+    } else if (now - entry.last_used >= *entry.keep_alive) {
       logger().info("[server] {} is unloaded: nobody has asked for it", entry.spec.name);
       unloaded.push_back(std::exchange(entry.model, nullptr));
     }

@@ -77,11 +77,15 @@ class ModelHub {
     int64_t created = 0;                  // seconds since 1970
     std::shared_ptr<ServedModel> loaded;  // null: it is not
     bool loading = false;
+    std::optional<std::chrono::seconds> expires_in;  // of a loaded one; nullopt: it stays
   };
   std::vector<Listing> list() const;
   /// What list() says of one. Errors: not_found.
   Listing find(const std::string& name) const;
 
+  /// From now until it is unloaded: how long a model stays without a request; nullopt: for ever.
+  /// Errors: not_found.
+  void set_keep_alive(const std::string& name, std::optional<std::chrono::seconds> keep_alive);
   /// Unloads the models whose time has come; call it now and then.
   void unload_idle();
   /// Unloads one as soon as nobody uses it. Errors: not_found.
@@ -97,6 +101,7 @@ class ModelHub {
     int64_t created = 0;
     std::shared_ptr<ServedModel> model;
     bool loading = false;
+    std::optional<std::chrono::seconds> keep_alive;  // of the loaded model
     std::vector<Waiter> waiters;
     std::chrono::steady_clock::time_point last_used;
   };

@@ -5,10 +5,15 @@
 
 #include "base/log.h"
 #include "engine/current_error.h"
+#include "server/anthropic/anthropic.h"
 #include "server/call.h"
 #include "server/generation/job.h"
+#include "server/llama_server/llama_server.h"
+#include "server/ollama/ollama.h"
 #include "server/openai/openai.h"
 #include "server/operation.h"
+#include "server/sglang/sglang.h"
+#include "server/tokens.h"
 
 namespace qw::server {
 
@@ -17,7 +22,8 @@ Services::Services(ServiceOptions given) : options(std::move(given)) {
 }
 
 Service::Service(ServiceOptions options) : services_(std::move(options)) {
-  for (auto make : {operation_endpoints, openai::endpoints}) {
+  for (auto make : {operation_endpoints, openai::endpoints, token_endpoints, ollama::endpoints,
+                    llama_server::endpoints, sglang::endpoints, anthropic::endpoints}) {
     for (Endpoint& endpoint : make())
       services_.endpoints.push_back(std::move(endpoint));
   }

@@ -15,23 +15,33 @@ void read_response_format(const Json& value, GenerationTask& task);
 /// A JSON schema, as an object or as its text.
 std::string to_schema(const std::string& field, const Json& value);
 
+/// A field whose value is the text of a grammar of that kind; "" asks for none.
+template <typename Task>
+Field<Task> grammar_field(std::string name, GrammarSource::Kind kind, std::string note = "") {
+  auto read = [name, kind](const Json& value, Task& task) {
+    const std::string text = to_string(name, value);
+    if (!text.empty()) set_grammar(task, name, {kind, text});
+  };
+  return honoured<Task>(name, std::move(read), std::move(note));
+}
+/// A field whose value is a JSON schema, as an object or as its text; "" asks for none.
+template <typename Task>
+Field<Task> schema_field(std::string name, std::string note = "") {
+  auto read = [name](const Json& value, Task& task) {
+    if (value != "")
+      set_grammar(task, name, {GrammarSource::Kind::kJsonSchema, to_schema(name, value)});
+  };
+  return honoured<Task>(name, std::move(read), std::move(note));
+}
+
 template <typename Task>
 void add_grammar_fields(FieldTable<Task>& table) {
   table.push_back(honoured<Task>(
       "response_format", [](const Json& value, Task& task) { read_response_format(value, task); },
       "text, json_object or json_schema, whose parts are listed in the docs"));
-  table.push_back(honoured<Task>("guided_json", [](const Json& value, Task& task) {
-    set_grammar(task, "guided_json",
-                {GrammarSource::Kind::kJsonSchema, to_schema("guided_json", value)});
-  }));
-  table.push_back(honoured<Task>("guided_regex", [](const Json& value, Task& task) {
-    set_grammar(task, "guided_regex",
-                {GrammarSource::Kind::kRegex, to_string("guided_regex", value)});
-  }));
-  table.push_back(honoured<Task>("guided_grammar", [](const Json& value, Task& task) {
-    set_grammar(task, "guided_grammar",
-                {GrammarSource::Kind::kGbnf, to_string("guided_grammar", value)});
-  }));
+  table.push_back(schema_field<Task>("guided_json"));
+  table.push_back(grammar_field<Task>("guided_regex", GrammarSource::Kind::kRegex));
+  table.push_back(grammar_field<Task>("guided_grammar", GrammarSource::Kind::kGbnf));
   table.push_back(honoured<Task>("guided_choice", [](const Json& value, Task& task) {
     GrammarSource source;
     source.kind = GrammarSource::Kind::kChoice;

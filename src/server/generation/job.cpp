@@ -166,9 +166,13 @@ void generate(const std::shared_ptr<Call>& call, GenerationTask task,
   with_model(call, name,
              [call, task = std::move(task),
               make = std::move(make)](const std::shared_ptr<ServedModel>& model) {
-               Prepared prepared = prepare(task, model, call->services().options.model_defaults);
-               for (std::string& warning : prepared.warnings)
-                 call->warn(std::move(warning));
+               GenerationTask full = task;
+               if (full.complete) full.complete(full, *model);
+               Prepared prepared = prepare(full, model, call->services().options.model_defaults);
+               for (const auto* warnings : {&full.warnings, &prepared.warnings}) {
+                 for (const std::string& warning : *warnings)
+                   call->warn(warning);
+               }
                auto listener = make(prepared);
                GenerationJob::start(call, model, std::move(prepared.requests), std::move(listener));
              });

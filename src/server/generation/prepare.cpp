@@ -173,6 +173,7 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
   base.config = base_config(task, model, model_defaults);
   apply_parameters(task, base.config);
   GenerationConfig& config = base.config;
+  if (task.no_repetition_penalty) config.set("repetition_penalty", 1, ParameterSource::kUser);
   config.seed = task.seed ? *task.seed : random_seed();
   for (const int32_t id : task.stop_token_ids) {
     if (!config.is_eos(id)) config.eos_token_id.push_back(id);

@@ -20,6 +20,52 @@ Field<Task> parameter_field(std::string name, std::string parameter, std::string
       std::move(note));
 }
 
+/// A seed; negative numbers ask for a random one.
+template <typename Task>
+Field<Task> seed_field(std::string name) {
+  auto read = [name](const Json& value, Task& task) {
+    const int64_t seed = to_integer(name, value);
+    if (seed >= 0) task.seed = static_cast<uint64_t>(seed);
+  };
+  return honoured<Task>(name, std::move(read), "negative: a random one");
+}
+
+/// A string, or a list of them, that ends the answer.
+template <typename Task>
+Field<Task> stop_field(std::string name) {
+  auto read = [name](const Json& value, Task& task) {
+    const std::vector<std::string> stop = to_strings(name, value);
+    if (!stop.empty()) task.set(name, "stop_strings", stop);
+  };
+  return honoured<Task>(name, std::move(read));
+}
+
+/// The most tokens of an answer; negative: as many as fit the context.
+template <typename Task>
+Field<Task> limit_field(std::string name) {
+  auto read = [name](const Json& value, Task& task) {
+    const int64_t limit = to_integer(name, value);
+    if (limit >= 0) task.set(name, "max_new_tokens", limit);
+  };
+  return honoured<Task>(name, std::move(read), "negative: as many as fit the context");
+}
+
+/// A repetition penalty's window. Ours looks at the whole text: no window is honoured, none too.
+template <typename Task>
+Field<Task> penalty_window_field(std::string name) {
+  auto read = [name](const Json& value, Task& task) {
+    const int64_t window = to_integer(name, value, -1);
+    task.no_repetition_penalty = window == 0;
+    if (window > 0) {
+      task.warnings.push_back(
+          fmt::format("{}: ignored (penalties look at the whole text, not at its last {} tokens)",
+                      name, window));
+    }
+  };
+  return honoured<Task>(name, std::move(read),
+                        "-1 (all) and 0 (no penalty); other windows are ignored with a warning");
+}
+
 /// OpenAI's own.
 template <typename Task>
 void add_openai_sampling_fields(FieldTable<Task>& table) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -56,6 +57,12 @@ struct GenerationTask {
   bool skip_special_tokens = true;
   Pooling pooling = Pooling::kNone;
   int64_t priority = 0;  // lower goes first
+  bool no_repetition_penalty = false;  // whatever the parameters say
+
+  /// What cannot be filled in before the model is there; called once, before prepare().
+  std::function<void(GenerationTask& task, const ServedModel& model)> complete;
+  /// For the client, a sentence each.
+  std::vector<std::string> warnings;
 
   /// A conversation in OpenAI's form, with what `with` says of tools and of its end.
   void set_chat(const Json& messages, const ToolTask& with);

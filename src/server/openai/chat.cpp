@@ -1,8 +1,8 @@
 // POST /v1/chat/completions.
 #include "server/generation/grammar_fields.h"
+#include "server/generation/messages.h"
 #include "server/generation/sampling_fields.h"
 #include "server/openai/common.h"
-#include "server/openai/messages.h"
 #include "server/service.h"
 #include "text/chat_template.h"
 

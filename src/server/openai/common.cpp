@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/utf8.h"
+#include "server/generation/logprobs.h"
 #include "server/openai/openai.h"
 #include "text/tokenizer.h"
 
@@ -13,7 +14,7 @@ const Dialect kOpenAi{"openai", error_body};
 std::vector<Endpoint> endpoints() {
   std::vector<Endpoint> all;
   for (auto make : {chat_endpoints, completion_endpoints, embedding_endpoints, model_endpoints,
-                    response_endpoints, token_endpoints}) {
+                    response_endpoints}) {
     for (Endpoint& endpoint : make())
       all.push_back(std::move(endpoint));
   }
@@ -35,23 +36,6 @@ std::string_view type_of(int status) {
     default:
       return status < 500 ? "invalid_request_error" : "server_error";
   }
-}
-
-/// The bytes of a token, and the same as text (a part of a character shows as U+FFFD).
-void add_token(Json& json, int32_t id, const Tokenizer& tokenizer) {
-  const std::string_view bytes = tokenizer.token_bytes(id);
-  json["token"] = replace_invalid_utf8(bytes);
-  Json list = Json::array();
-  for (const char byte : bytes)
-    list.push_back(static_cast<int>(static_cast<unsigned char>(byte)));
-  json["bytes"] = std::move(list);
-}
-
-Json logprob_entry(const Logprob& logprob, const Tokenizer& tokenizer) {
-  Json json;
-  add_token(json, logprob.id, tokenizer);
-  json["logprob"] = logprob.logprob;
-  return json;
 }
 
 double mean_logprob(const Completion& completion) {
@@ -92,24 +76,8 @@ std::string_view finish_reason(FinishReason reason) {
   return reason == FinishReason::kLength ? "length" : "stop";
 }
 
-std::string sse(const Json& json) {
-  return "data: " + json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n\n";
-}
-
-Json chat_logprob(const TokenLogprobs& entry, const Tokenizer& tokenizer) {
-  Json json = logprob_entry(entry.chosen, tokenizer);
-  Json top = Json::array();
-  for (const Logprob& candidate : entry.top)
-    top.push_back(logprob_entry(candidate, tokenizer));
-  json["top_logprobs"] = std::move(top);
-  return json;
-}
-
 Json chat_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer& tokenizer) {
-  Json content = Json::array();
-  for (const TokenLogprobs& entry : entries)
-    content.push_back(chat_logprob(entry, tokenizer));
-  return {{"content", std::move(content)}};
+  return {{"content", logprobs_json(entries, tokenizer)}};
 }
 
 Json prompt_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer* tokenizer) {

@@ -10,6 +10,7 @@
 
 #include "server/call.h"
 #include "server/generation/job.h"
+#include "server/generation/stream.h"
 #include "server/generation/task.h"
 
 namespace qw::server::openai {
@@ -26,12 +27,7 @@ Json usage(const GenerationResult& result);
 /// "stop", "length"; a cancelled answer is "stop".
 std::string_view finish_reason(FinishReason reason);
 
-/// "data: JSON\n\n".
-std::string sse(const Json& json);
-inline constexpr std::string_view kSseDone = "data: [DONE]\n\n";
-
-/// Entry of choices[].logprobs.content: {"token", "logprob", "bytes", "top_logprobs"}.
-Json chat_logprob(const TokenLogprobs& entry, const Tokenizer& tokenizer);
+/// choices[].logprobs: {"content": [{"token", "logprob", "bytes", "top_logprobs"}, ...]}.
 Json chat_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer& tokenizer);
 
 /// vLLM's prompt_logprobs: null for the first token, then {"id": {"logprob", "rank",
@@ -52,6 +48,5 @@ std::vector<Endpoint> completion_endpoints();
 std::vector<Endpoint> embedding_endpoints();
 std::vector<Endpoint> model_endpoints();
 std::vector<Endpoint> response_endpoints();
-std::vector<Endpoint> token_endpoints();
 
 }  // namespace qw::server::openai

@@ -3,9 +3,9 @@
 #include <map>
 
 #include "server/generation/grammar_fields.h"
+#include "server/generation/messages.h"
 #include "server/generation/sampling_fields.h"
 #include "server/openai/common.h"
-#include "server/openai/messages.h"
 #include "server/service.h"
 
 namespace qw::server::openai {

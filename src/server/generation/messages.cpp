@@ -1,12 +1,13 @@
-#include "server/openai/messages.h"
+#include "server/generation/messages.h"
 
-namespace qw::server::openai {
+namespace qw::server {
 
-namespace {
-
-std::string text_of_parts(const Json& parts, const std::string& where) {
+std::string text_of_content(const Json& content, const std::string& where) {
+  if (content.is_string()) return content.get<std::string>();
+  if (!content.is_array())
+    refuse_field(where, "expected a string or a list of parts, got {}", shown(content));
   std::string text;
-  for (const Json& part : parts) {
+  for (const Json& part : content) {
     if (part.is_string()) {
       text += part.get<std::string>();
       continue;
@@ -27,8 +28,6 @@ std::string text_of_parts(const Json& parts, const std::string& where) {
   return text;
 }
 
-}  // namespace
-
 Json plain_messages(const Json& messages) {
   if (to_array("messages", messages).empty())
     refuse_field("messages", "expected at least one message, got none");
@@ -39,19 +38,16 @@ Json plain_messages(const Json& messages) {
     const std::string role = to_string(where + ".role", message.value("role", Json()));
     if (role == "developer") message["role"] = "system";
     const auto content = message.find("content");
-    if (content != message.end() && content->is_array()) {
-      *content = text_of_parts(*content, where + ".content");
-    } else if (content == message.end() || content->is_null()) {
+    if (content == message.end() || content->is_null()) {
       if (!message.contains("tool_calls"))
         refuse_field(where + ".content", "expected a text, got none");
       message["content"] = "";
-    } else if (!content->is_string()) {
-      refuse_field(where + ".content", "expected a string or a list of parts, got {}",
-                   shown(*content));
+    } else {
+      *content = text_of_content(*content, where + ".content");
     }
     out.push_back(std::move(message));
   }
   return out;
 }
 
-}  // namespace qw::server::openai
+}  // namespace qw::server

@@ -1,0 +1,226 @@
+// Anthropic's dialect over HTTP, with the bundled model.
+#include "server/anthropic/anthropic.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "support/running_service.h"
+
+namespace qw::server {
+namespace {
+
+using nlohmann::ordered_json;
+using qw::testing::RunningService;
+using ::testing::HasSubstr;
+
+class Anthropic : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() { running_ = new RunningService; }
+  static void TearDownTestSuite() {
+    delete running_;
+    running_ = nullptr;
+  }
+  static ordered_json body_of(const std::string& question) {
+    return {{"model", "mini"},
+            {"max_tokens", 40},
+            {"messages", {{{"role", "user"}, {"content", question}}}}};
+  }
+  static ordered_json error_of(const ordered_json& body, int expected_status = 400) {
+    int status = 0;
+    const ordered_json answer = running_->post("/v1/messages", body, &status);
+    EXPECT_EQ(status, expected_status) << answer.dump();
+    EXPECT_EQ(answer.at("type"), "error");
+    return answer.at("error");
+  }
+
+  static RunningService* running_;
+};
+RunningService* Anthropic::running_ = nullptr;
+
+TEST_F(Anthropic, AnswersWhole) {
+  ordered_json body = body_of("What is the capital of Japan?");
+  body["temperature"] = 0;
+  const ordered_json answer = running_->post("/v1/messages", body);
+  EXPECT_THAT(answer["id"].get<std::string>(), ::testing::StartsWith("msg_"));
+  EXPECT_EQ(answer["type"], "message");
+  EXPECT_EQ(answer["role"], "assistant");
+  EXPECT_EQ(answer["model"], "mini");
+  EXPECT_EQ(answer["content"].dump(),
+            R"([{"type":"text","text":"The capital of Japan is Tokyo."}])");
+  EXPECT_EQ(answer["stop_reason"], "end_turn");
+  EXPECT_TRUE(answer["stop_sequence"].is_null());
+  const ordered_json count = running_->post("/v1/messages/count_tokens",
+                                            {{"model", "mini"}, {"messages", body["messages"]}});
+  const ordered_json& usage = answer["usage"];
+  EXPECT_EQ(count["input_tokens"].get<int>(),
+            usage["input_tokens"].get<int>() + usage["cache_read_input_tokens"].get<int>());
+  EXPECT_GT(usage["output_tokens"].get<int>(), 3);
+}
+
+TEST_F(Anthropic, StreamsTheVeryTextThatItGivesWhole) {
+  ordered_json body = body_of("Tell me a story.");
+  body["temperature"] = 1.0;
+  body["seed"] = 7;
+  const ordered_json whole = running_->post("/v1/messages", body);
+  body["stream"] = true;
+  const auto events = running_->stream("/v1/messages", body);
+  std::string text, types;
+  for (const ordered_json& event : events) {
+    if (event["type"] == "content_block_delta") {
+      text += event["delta"]["text"].get<std::string>();
+    } else {
+      types += event["type"].get<std::string>() + " ";
+    }
+  }
+  EXPECT_EQ(
+      types,
+      "message_start ping content_block_start content_block_stop message_delta message_stop ");
+  EXPECT_EQ(text, whole["content"][0]["text"]);
+  const ordered_json& start = events[0]["message"];
+  EXPECT_EQ(start["content"], ordered_json::array());
+  EXPECT_TRUE(start["stop_reason"].is_null());
+  const ordered_json& delta = events[events.size() - 2];
+  EXPECT_EQ(delta["delta"]["stop_reason"], whole["stop_reason"]);
+  EXPECT_EQ(delta["usage"]["output_tokens"], whole["usage"]["output_tokens"]);
+  body["max_tokens"] = 1;
+  EXPECT_THAT(running_->client().post("/v1/messages", body.dump()).body,
+              ::testing::StartsWith("event: message_start\ndata: {\"type\":\"message_start\","));
+}
+
+TEST_F(Anthropic, StopsAtSequencesAndLimits) {
+  ordered_json body = body_of("What is the capital of Japan?");
+  body["temperature"] = 0;
+  body["stop_sequences"] = {" of Japan"};
+  ordered_json answer = running_->post("/v1/messages", body);
+  EXPECT_EQ(answer["content"][0]["text"], "The capital");
+  EXPECT_EQ(answer["stop_reason"], "stop_sequence");
+  EXPECT_EQ(answer["stop_sequence"], " of Japan");
+  body.erase("stop_sequences");
+  body["max_tokens"] = 2;
+  answer = running_->post("/v1/messages", body);
+  EXPECT_EQ(answer["stop_reason"], "max_tokens");
+  EXPECT_EQ(answer["usage"]["output_tokens"], 2);
+}
+
+TEST_F(Anthropic, ReadsBlocksAndGoesOnWithAnAssistant) {
+  ordered_json plain = body_of("What is the capital of Japan?");
+  plain["temperature"] = 0;
+  plain["system"] = "You are a helpful assistant";
+  ordered_json blocks = plain;
+  blocks["system"] = {{{"type", "text"}, {"text", "You are a "}},
+                      {{"type", "text"},
+                       {"text", "helpful assistant"},
+                       {"cache_control", {{"type", "ephemeral"}}}}};
+  blocks["messages"][0]["content"] = {
+      {{"type", "text"}, {"text", "What is the capital of Japan?"}}};
+  const ordered_json answer = running_->post("/v1/messages", plain);
+  EXPECT_EQ(running_->post("/v1/messages", blocks)["content"], answer["content"]);
+  plain["messages"].push_back({{"role", "assistant"}, {"content", "The capital of"}});
+  EXPECT_EQ(running_->post("/v1/messages", plain)["content"][0]["text"], " Japan is Tokyo.");
+}
+
+ordered_json weather_tools() {
+  return ordered_json::array({{{"name", "get_weather"},
+                               {"description", "Get the weather of a city"},
+                               {"input_schema",
+                                {{"type", "object"},
+                                 {"properties", {{"city", {{"type", "string"}}}}},
+                                 {"required", ordered_json::array({"city"})}}}}});
+}
+
+TEST_F(Anthropic, CallsToolsAndReadsTheirResults) {
+  ordered_json body = body_of("What is the weather in Paris?");
+  body["temperature"] = 0;
+  body["max_tokens"] = 100;
+  body["tools"] = weather_tools();
+  const ordered_json first = running_->post("/v1/messages", body);
+  EXPECT_EQ(first["stop_reason"], "tool_use") << first.dump();
+  EXPECT_TRUE(first["stop_sequence"].is_null());
+  const ordered_json call = first["content"].back();
+  EXPECT_EQ(call["type"], "tool_use");
+  EXPECT_EQ(call["name"], "get_weather");
+  EXPECT_EQ(call["input"].dump(), R"({"city":"Paris"})");
+  // The same streamed.
+  ordered_json streamed = body;
+  streamed["stream"] = true;
+  std::string json;
+  ordered_json begun;
+  for (const ordered_json& event : running_->stream("/v1/messages", streamed)) {
+    if (event["type"] == "content_block_start" && event["content_block"]["type"] == "tool_use")
+      begun = event["content_block"];
+    if (event["type"] == "content_block_delta" && event["delta"]["type"] == "input_json_delta")
+      json += event["delta"]["partial_json"].get<std::string>();
+    if (event["type"] == "message_delta") {
+      EXPECT_EQ(event["delta"]["stop_reason"], "tool_use");
+    }
+  }
+  EXPECT_EQ(begun["name"], "get_weather");
+  EXPECT_EQ(ordered_json::parse(json), call["input"]);
+  // And its result.
+  body["messages"].push_back({{"role", "assistant"}, {"content", first["content"]}});
+  body["messages"].push_back(
+      {{"role", "user"},
+       {"content",
+        ordered_json::array({{{"type", "tool_result"},
+                              {"tool_use_id", call["id"]},
+                              {"content", R"({"temperature": 21, "condition": "sunny"})"}}})}});
+  const ordered_json second = running_->post("/v1/messages", body);
+  EXPECT_EQ(second["stop_reason"], "end_turn");
+  EXPECT_THAT(second["content"][0]["text"].get<std::string>(), HasSubstr("21"));
+  int status = 0;
+  const ordered_json count =
+      running_->post("/v1/messages/count_tokens",
+                     {{"messages", body["messages"]}, {"tools", body["tools"]}}, &status);
+  EXPECT_EQ(count["input_tokens"].get<int>(),
+            second["usage"]["input_tokens"].get<int>() +
+                second["usage"]["cache_read_input_tokens"].get<int>());
+}
+
+TEST_F(Anthropic, ForcesToolsAndFormats) {
+  ordered_json body = body_of("Hello!");
+  body["max_tokens"] = 100;
+  body["tools"] = weather_tools();
+  body["tool_choice"] = {{"type", "tool"}, {"name", "get_weather"}};
+  const ordered_json forced = running_->post("/v1/messages", body);
+  EXPECT_EQ(forced["content"].back()["name"], "get_weather") << forced.dump();
+  body["tool_choice"] = {{"type", "tool"}, {"name", "other"}};
+  error_of(body);
+  body["tools"] = ordered_json::array({{{"type", "bash_20250124"}, {"name", "bash"}}});
+  EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("tools[0]"));
+  body.erase("tools");
+  body.erase("tool_choice");
+  body["output_format"] = {{"type", "json_schema"},
+                           {"schema", {{"enum", ordered_json::array({7})}}}};
+  EXPECT_EQ(running_->post("/v1/messages", body)["content"][0]["text"], "7");
+}
+
+TEST_F(Anthropic, NamesTheFieldThatIsWrong) {
+  ordered_json body = body_of("Hi");
+  body.erase("max_tokens");
+  EXPECT_EQ(error_of(body)["type"], "invalid_request_error");
+  EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("max_tokens"));
+  body = body_of("Hi");
+  body["messages"][0]["content"] = {{{"type", "image"}, {"source", {{"type", "base64"}}}}};
+  EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("messages[0].content[0]"));
+  body = body_of("Hi");
+  body["messages"][0]["role"] = "system";
+  EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("messages[0].role"));
+  body = body_of("Hi");
+  body["model"] = "claude-opus";
+  EXPECT_EQ(error_of(body, 404)["type"], "not_found_error");
+  body = body_of("Hi");
+  body["max_tokens"] = 100'000;
+  EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("2048"));
+}
+
+TEST_F(Anthropic, ListsWhatItIgnores) {
+  ordered_json body = body_of("Hi");
+  body["metadata"] = {{"user_id", "somebody"}};
+  body["thinking"] = {{"type", "disabled"}};  // asks for nothing
+  EXPECT_EQ(running_->post("/v1/messages", body)["warnings"].size(), 1u);
+  body["thinking"] = {{"type", "enabled"}, {"budget_tokens", 1024}};
+  EXPECT_EQ(running_->post("/v1/messages", body)["warnings"].size(), 2u);
+}
+
+}  // namespace
+}  // namespace qw::server

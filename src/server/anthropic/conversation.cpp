@@ -1,0 +1,167 @@
+#include "server/anthropic/conversation.h"
+
+namespace qw::server::anthropic {
+
+namespace {
+
+[[noreturn]] void refuse_block(const std::string& where, std::string_view expected,
+                               const std::string& type) {
+  throw RequestError(
+      ErrorKind::kUnsupported,
+      fmt::format(
+          "[request] {}: expected {}, got a block of type '{}' (these models read text only)",
+          where, expected, printable(type)),
+      where);
+}
+
+std::string type_of(const Json& block, const std::string& where) {
+  return to_string(where + ".type", to_object(where, block).value("type", Json()));
+}
+
+std::string member(const Json& block, const char* name, const std::string& where) {
+  return to_string(where + "." + name, block.value(name, Json()));
+}
+
+/// A string, or a list of blocks: their texts joined. cache_control may stand in a block: prefixes
+/// are kept for everybody, so there is nothing to do.
+std::string text_of_blocks(const Json& value, const std::string& where) {
+  if (value.is_string()) return value.get<std::string>();
+  if (!value.is_array())
+    refuse_field(where, "expected a string or a list of blocks, got {}", shown(value));
+  std::string text;
+  for (size_t i = 0; i < value.size(); ++i) {
+    const std::string block = fmt::format("{}[{}]", where, i), type = type_of(value[i], block);
+    if (type != "text") refuse_block(block, "a text block", type);
+    text += member(value[i], "text", block);
+  }
+  return text;
+}
+
+/// The blocks of one message become an assistant's text with calls; or results, each a message of
+/// its own, and what the user says after them.
+class MessageReader {
+ public:
+  MessageReader(const Json& message, const std::string& where, Json& out)
+      : role_(member(message, "role", where)), out_(out) {
+    if (role_ != "user" && role_ != "assistant")
+      refuse_field(where + ".role", "expected user or assistant, got '{}'", printable(role_));
+    const Json& content = message.value("content", Json());
+    if (!content.is_array()) {
+      text_ = text_of_blocks(content, where + ".content");
+      has_text_ = true;
+    } else {
+      for (size_t i = 0; i < content.size(); ++i)
+        read_block(content[i], fmt::format("{}.content[{}]", where, i));
+    }
+    if (!has_text_ && calls_.empty() && has_results_) return;
+    Json plain = {{"role", role_}, {"content", text_}};
+    if (!calls_.empty()) plain["tool_calls"] = calls_;
+    out_.push_back(std::move(plain));
+  }
+
+ private:
+  void read_block(const Json& block, const std::string& where) {
+    const std::string type = type_of(block, where);
+    if (type == "text") {
+      text_ += member(block, "text", where);
+      has_text_ = true;
+    } else if (type == "tool_use" && role_ == "assistant") {
+      calls_.push_back(
+          {{"id", member(block, "id", where)},
+           {"type", "function"},
+           {"function",
+            {{"name", member(block, "name", where)},
+             {"arguments", to_object(where + ".input", block.value("input", Json::object()))}}}});
+    } else if (type == "tool_result" && role_ == "user") {
+      const Json content = block.value("content", Json(""));
+      out_.push_back({{"role", "tool"},
+                      {"tool_call_id", member(block, "tool_use_id", where)},
+                      {"content", text_of_blocks(content, where + ".content")}});
+      has_results_ = true;
+    } else if (type != "thinking" && type != "redacted_thinking") {  // no answer of ours has those
+      refuse_block(where, role_ == "user" ? "text or tool_result" : "text or tool_use", type);
+    }
+  }
+
+  std::string role_, text_;
+  Json& out_;
+  Json calls_ = Json::array();
+  bool has_text_ = false, has_results_ = false;
+};
+
+}  // namespace
+
+std::string read_system(const Json& value) {
+  return text_of_blocks(value, "system");
+}
+
+Json read_messages(const Json& value) {
+  if (to_array("messages", value).empty())
+    refuse_field("messages", "expected at least one message, got none");
+  Json out = Json::array();
+  for (size_t i = 0; i < value.size(); ++i) {
+    const std::string where = fmt::format("messages[{}]", i);
+    MessageReader(to_object(where, value[i]), where, out);
+  }
+  return out;
+}
+
+Json read_tools(const Json& value) {
+  Json out = Json::array();
+  for (size_t i = 0; i < to_array("tools", value).size(); ++i) {
+    const std::string where = fmt::format("tools[{}]", i);
+    const Json& tool = to_object(where, value[i]);
+    const Json type = tool.value("type", Json("custom"));
+    if (type != "custom" && !type.is_null()) {
+      throw RequestError(ErrorKind::kUnsupported,
+                         fmt::format("[request] {}: expected a tool with an input_schema, got one "
+                                     "of type {} (the server has no tools of its own)",
+                                     where, shown(type)),
+                         where);
+    }
+    Json function = {
+        {"name", member(tool, "name", where)},
+        {"parameters", to_object(where + ".input_schema", tool.value("input_schema", Json()))}};
+    if (tool.contains("description")) function["description"] = tool["description"];
+    out.push_back({{"type", "function"}, {"function", std::move(function)}});
+  }
+  return out;
+}
+
+void read_tool_choice(const Json& value, Conversation& conversation) {
+  const std::string type = type_of(value, "tool_choice");
+  ToolChoice& choice = conversation.tool_choice;
+  if (type == "any") {
+    choice.mode = ToolChoice::Mode::kRequired;
+  } else if (type == "none") {
+    choice.mode = ToolChoice::Mode::kNone;
+  } else if (type == "tool") {
+    choice.mode = ToolChoice::Mode::kNamed;
+    choice.name = member(value, "name", "tool_choice");
+  } else if (type != "auto") {
+    refuse_field("tool_choice", "expected type auto, any, tool or none, got '{}'", printable(type));
+  }
+  const Json single = value.value("disable_parallel_tool_use", Json());
+  if (!single.is_null())
+    conversation.parallel_tool_calls = !to_bool("tool_choice.disable_parallel_tool_use", single);
+}
+
+void set_conversation(const Conversation& conversation, GenerationTask& task) {
+  if (conversation.messages.is_null())
+    refuse_field("messages", "expected a list of messages, got none");
+  Json messages = Json::array();
+  if (!conversation.system.empty())
+    messages.push_back({{"role", "system"}, {"content", conversation.system}});
+  for (const Json& message : conversation.messages)
+    messages.push_back(message);
+  const Json& last = messages.back();
+  ToolTask tools;
+  tools.tools = conversation.offered;
+  tools.choice = conversation.tool_choice;
+  tools.parallel_tool_calls = conversation.parallel_tool_calls;
+  tools.continue_final_message = last["role"] == "assistant" && !last.contains("tool_calls");
+  tools.add_generation_prompt = !tools.continue_final_message;
+  task.set_chat(messages, tools);
+}
+
+}  // namespace qw::server::anthropic

@@ -1,0 +1,56 @@
+// Anthropic's system prompt, messages and tools, as blocks, to what the rest of the server reads.
+//
+// Level 7 (server).
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "server/fields.h"
+#include "server/generation/task.h"
+
+namespace qw::server::anthropic {
+
+/// What /v1/messages and /v1/messages/count_tokens have in common, in OpenAI's form.
+struct Conversation {
+  std::string system;  // "": none
+  Json messages;  // contents are strings, calls and results have their places; null: none given
+  Json offered = Json::array();  // tools
+  ToolChoice tool_choice;
+  std::optional<bool> parallel_tool_calls;
+};
+
+/// system: a string or text blocks. Errors: RequestError.
+std::string read_system(const Json& value);
+/// Errors: RequestError naming the message (role, a block of a kind that cannot be read).
+Json read_messages(const Json& value);
+/// tools with "input_schema". Errors: RequestError (tools that only Anthropic's servers have).
+Json read_tools(const Json& value);
+void read_tool_choice(const Json& value, Conversation& conversation);
+
+/// The conversation as a task's. An assistant's message at the end is gone on with.
+void set_conversation(const Conversation& conversation, GenerationTask& task);
+
+/// model, system, messages, tools, and what is refused in both.
+template <typename Task>
+void add_conversation_fields(FieldTable<Task>& table) {
+  table.push_back(string_field<Task>("model", &Task::model));
+  table.push_back(honoured<Task>(
+      "system", [](const Json& value, Task& task) { task.system = read_system(value); },
+      "a text or text blocks"));
+  table.push_back(honoured<Task>(
+      "messages", [](const Json& value, Task& task) { task.messages = read_messages(value); },
+      "texts, blocks of text, tool_use and tool_result; images and documents are refused; an "
+      "assistant's at the end is gone on with"));
+  table.push_back(honoured<Task>(
+      "tools", [](const Json& value, Task& task) { task.offered = read_tools(value); },
+      "those with an input_schema"));
+  table.push_back(honoured<Task>(
+      "tool_choice", [](const Json& value, Task& task) { read_tool_choice(value, task); },
+      "auto, any, tool, none; disable_parallel_tool_use"));
+  table.push_back(
+      ignored<Task>("thinking", "these models do not think apart", Json{{"type", "disabled"}}));
+  table.push_back(refused<Task>("mcp_servers", "the server calls no other server"));
+}
+
+}  // namespace qw::server::anthropic

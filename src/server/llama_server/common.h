@@ -1,0 +1,39 @@
+// What the addresses of llama.cpp's server share: errors, samplers, settings as they are printed.
+//
+// Level 7 (server).
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/generation_config.h"
+#include "server/call.h"
+
+namespace qw::server::llama_server {
+
+extern const Dialect kLlamaServer;
+
+/// {"error": {"code", "message", "type"}}.
+Json error_body(const Error& error, int status);
+
+/// "samplers": names, or a string of llama.cpp's letters; samplers that are always off here are
+/// left out. Errors: RequestError (no such sampler, one that is not there).
+std::vector<std::string> read_samplers(const Json& value);
+
+/// Parameters of GenerationConfig, with their neutral values, of the samplers that are not named.
+std::vector<std::pair<std::string, Json>> parameters_without(
+    const std::vector<std::string>& samplers);
+
+/// Throws RequestError unless applying the samplers in the order named is the same as applying them
+/// in ours: penalties, temperature, top_k, top_p, min_p, typ_p.
+void check_sampler_order(const std::vector<std::string>& samplers, const GenerationConfig& config);
+
+/// "generation_settings" of an answer, "params" of /props.
+Json settings_json(const GenerationConfig& config);
+
+std::vector<Endpoint> completion_endpoints();
+std::vector<Endpoint> embedding_endpoints();
+std::vector<Endpoint> state_endpoints();
+
+}  // namespace qw::server::llama_server

@@ -1,0 +1,50 @@
+// /tokenize, /detokenize and /apply-template as each system's clients use them.
+#include "server/tokens.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "support/running_service.h"
+
+namespace qw::server {
+namespace {
+
+using nlohmann::ordered_json;
+using qw::testing::RunningService;
+
+TEST(Tokens, UnderstandsEverySystemsForm) {
+  RunningService running;
+  const ordered_json vllm = running.post("/tokenize", {{"prompt", "Hello 千问"}});
+  EXPECT_EQ(vllm.dump(), R"({"count":4,"max_model_len":2048,"tokens":[2789,220,2651,940]})");
+  const ordered_json sglang = running.post("/tokenize", {{"prompt", {"Hello 千问", "Hello"}}});
+  EXPECT_EQ(sglang["tokens"].dump(), "[[2789,220,2651,940],[2789]]");
+  EXPECT_EQ(sglang["count"].dump(), "[4,1]");
+  const ordered_json llama = running.post("/tokenize", {{"content", "Hello 千问"}});
+  EXPECT_EQ(llama.dump(), R"({"tokens":[2789,220,2651,940]})");
+  const ordered_json pieces =
+      running.post("/tokenize", {{"content", "a\xC3\xBF"}, {"with_pieces", true}});
+  EXPECT_EQ(pieces["tokens"][0]["piece"], "a");
+  EXPECT_EQ(running.post("/tokenize", {{"content", "<|im_end|>"}})["tokens"].dump(), "[6002]");
+  EXPECT_GT(
+      running.post("/tokenize", {{"content", "<|im_end|>"}, {"parse_special", false}})["tokens"]
+          .size(),
+      1u);
+  EXPECT_EQ(running.post("/detokenize", {{"tokens", llama["tokens"]}}).dump(),
+            R"({"prompt":"Hello 千问","content":"Hello 千问","text":"Hello 千问"})");
+  const ordered_json messages = {{{"role", "user"}, {"content", "Hi"}}};
+  const ordered_json prompt = running.post("/apply-template", {{"messages", messages}});
+  EXPECT_EQ(prompt["prompt"],
+            "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n<|im_start|>user\n"
+            "Hi<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(running.post("/tokenize", {{"content", prompt["prompt"]}})["tokens"],
+            running.post("/tokenize", {{"messages", messages}})["tokens"]);
+  int status = 0;
+  const ordered_json error =
+      running.post("/tokenize", {{"content", "a"}, {"prompt", "b"}}, &status);
+  EXPECT_EQ(status, 400);
+  EXPECT_EQ(error["error"]["type"], "invalid_request_error");
+  EXPECT_EQ(error["error"]["code"], 400);
+}
+
+}  // namespace
+}  // namespace qw::server
