@@ -57,7 +57,9 @@ test("a tool is called and its result told", async () => {
 });
 
 test("an answer in JSON", async () => {
-  const format = { type: "object", properties: { n: { type: "integer" } }, required: ["n"] };
+  const format = {
+    type: "object", properties: { n: { enum: [6, 7, 8] } }, required: ["n"], additionalProperties: false,
+  };
   const { response } = await client().generate({
     model: "mini", prompt: "What is 3 + 4?", format, options: { seed: 1, num_predict: 60 },
   });

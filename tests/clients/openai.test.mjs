@@ -71,7 +71,9 @@ test("a tool is called and its result told, whole and streamed", async () => {
 });
 
 test("an answer in JSON", async () => {
-  const schema = { type: "object", properties: { n: { type: "integer" } }, required: ["n"] };
+  const schema = {
+    type: "object", properties: { n: { enum: [6, 7, 8] } }, required: ["n"], additionalProperties: false,
+  };
   const { choices } = await client().chat.completions.create({
     ...request, max_tokens: 60,
     response_format: { type: "json_schema", json_schema: { name: "answer", schema } },
@@ -81,13 +83,13 @@ test("an answer in JSON", async () => {
 
 test("completions", async () => {
   const { choices, usage } = await client().completions.create({
-    model: "mini", prompt: ["One two three", "Hello"], max_tokens: 4, n: 2, seed: 1,
+    model: "mini", prompt: ["One two three", "Hello"], max_tokens: 4, n: 2, seed: 1, ignore_eos: true,
   });
   assert.deepEqual(choices.map((choice) => choice.index), [0, 1, 2, 3]);
   assert.equal(usage.completion_tokens, 16);
   let text = "";
   for await (const chunk of await client().completions.create({
-    model: "mini", prompt: "One two three", max_tokens: 4, seed: 1, stream: true,
+    model: "mini", prompt: "One two three", max_tokens: 4, seed: 1, stream: true, ignore_eos: true,
   })) {
     text += chunk.choices[0].text;
   }

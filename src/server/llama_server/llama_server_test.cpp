@@ -104,6 +104,7 @@ TEST_F(LlamaServer, TakesPromptsInEveryForm) {
   ordered_json two = options;
   two["prompt"] = "The capital of";
   two["n_cmpl"] = 2;
+  two["temperature"] = 1;
   EXPECT_EQ(complete(two).size(), 2u);
 }
 
@@ -176,7 +177,7 @@ TEST_F(LlamaServer, GivesTheFieldsThatAreAskedFor) {
 }
 
 TEST_F(LlamaServer, RefusesAndWarns) {
-  EXPECT_THAT(error_of({{"prompt", "x"}, {"grammar", "root ::= x"}}), HasSubstr("grammar"));
+  EXPECT_THAT(error_of({{"prompt", "x"}, {"grammar", "root ::= x"}}), HasSubstr("gbnf"));
   EXPECT_EQ(
       complete({{"prompt", "x"}, {"grammar", "root ::= \"yes\""}, {"n_predict", 9}})["content"],
       "yes");

@@ -86,6 +86,7 @@ TEST_F(Sglang, AnswersListsInOrder) {
       generate({{"text", ordered_json::array({"Hello"})}, {"sampling_params", params}}).size(), 1u);
   ordered_json two = params;
   two["n"] = 2;
+  two["temperature"] = 1;
   EXPECT_EQ(generate({{"text", "Hello"}, {"sampling_params", two}}).size(), 2u);
 }
 
