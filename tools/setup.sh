@@ -105,8 +105,8 @@ qw_install_clients() {
 
 # A hash of every file that can change the build: names, sizes and times, so it costs milliseconds.
 qw_source_stamp() {
-  (cd "$qw_root" && find CMakeLists.txt CMakePresets.json cmake src include tests tools examples bench \
-    \( -name '*.cpp' -o -name '*.h' -o -name '*.cmake' -o -name 'CMakeLists.txt' -o -name '*.json' -o -name '*.in' \) \
+  (cd "$qw_root" && find CMakeLists.txt CMakePresets.json cmake src include tests tools examples bench web/CMakeLists.txt web/dist \
+    \( -name '*.cpp' -o -name '*.h' -o -name '*.cmake' -o -name 'CMakeLists.txt' -o -name '*.json' -o -name '*.in' -o -name '*.html' \) \
     -not -path 'tests/golden/*' -not -path 'tests/fuzz/*' -printf '%p %s %T@\n' 2> /dev/null | LC_ALL=C sort | cksum)
 }
 
@@ -135,3 +135,8 @@ qw_build() {
   }
   printf '%s' "$stamp" > "$build/.qw-stamp-$key"
 }
+
+# What the tests of the chat page need; without it they are skipped. Not for `./run`, whose users need
+# none of it.
+qw_web_packages=("nodejs:node" "npm:npm" "chromium:/usr/bin/chromium")
+qw_install_web() { qw_install_packages "${qw_web_packages[@]}" || qw_say "qianwen: tests of the chat page are skipped"; }

@@ -170,6 +170,8 @@ Command register_serve(CLI::App& root) {
   app->add_flag_callback(
       "--no-access-log", [options] { options->service.access_log = false; },
       "Do not log a line for each answer");
+  app->add_flag_callback(
+      "--no-web", [options] { options->service.web_page = false; }, "Leave out the chat page at /");
   app->add_option("--ssl-certfile", http.tls_certificate, "PEM file of a certificate chain: HTTPS");
   app->add_option("--ssl-keyfile", http.tls_key, "PEM file of the certificate's private key");
   app->add_option("--drain-timeout", options->drain_s,

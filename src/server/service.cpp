@@ -14,6 +14,7 @@
 #include "server/operation.h"
 #include "server/sglang/sglang.h"
 #include "server/tokens.h"
+#include "server/web/web.h"
 
 namespace qw::server {
 
@@ -25,6 +26,10 @@ Service::Service(ServiceOptions options) : services_(std::move(options)) {
   for (auto make : {operation_endpoints, openai::endpoints, token_endpoints, ollama::endpoints,
                     llama_server::endpoints, sglang::endpoints, anthropic::endpoints}) {
     for (Endpoint& endpoint : make())
+      services_.endpoints.push_back(std::move(endpoint));
+  }
+  if (services_.options.web_page) {
+    for (Endpoint& endpoint : web::endpoints())
       services_.endpoints.push_back(std::move(endpoint));
   }
   services_.http = std::make_unique<http::Server>(

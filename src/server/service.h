@@ -33,6 +33,7 @@ struct ServiceOptions {
   std::optional<std::chrono::seconds> request_timeout;  // of a generation, queueing included
   std::chrono::seconds drain_timeout{30};
   bool access_log = true;
+  bool web_page = true;                    // the chat page at "/"
   const CancelFlag* stop_asked = nullptr;  // set: drain and end
   std::string version;                     // of the program
 };

@@ -344,7 +344,8 @@ class Connection<Stream>::ExchangeImpl : public Exchange {
     status_ = response.status;
     body_bytes_ = response.body.size();
     auto head = head_of(response);
-    head.content_length(response.body.size());
+    // These two have no body, and a length that is not that of the body they stand for would lie.
+    if (response.status != 204 && response.status != 304) head.content_length(response.body.size());
     std::string bytes = text_of(head);
     if (!is_head_) bytes += response.body;
     send(std::move(bytes));

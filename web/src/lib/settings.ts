@@ -1,0 +1,77 @@
+// What a request can be told, as the settings panel shows it and as the server reads it.
+
+/** Name as in the request, limits as the panel offers them; the server has the last word. */
+export interface NumberField {
+  key: NumberKey;
+  min: number;
+  max?: number;
+  step: number; // 1: whole numbers only
+  slider?: number; // upper end of the slider; none: a number box alone
+}
+
+export const numberFields = [
+  { key: 'temperature', min: 0, max: 10, step: 0.05, slider: 2 },
+  { key: 'top_p', min: 0, max: 1, step: 0.01, slider: 1 },
+  { key: 'top_k', min: 0, step: 1 },
+  { key: 'min_p', min: 0, max: 1, step: 0.01, slider: 1 },
+  { key: 'typical_p', min: 0, max: 1, step: 0.01, slider: 1 },
+  { key: 'repetition_penalty', min: 0.05, max: 10, step: 0.01, slider: 2 },
+  { key: 'presence_penalty', min: -2, max: 2, step: 0.05, slider: 2 },
+  { key: 'frequency_penalty', min: -2, max: 2, step: 0.05, slider: 2 },
+  { key: 'max_tokens', min: 1, step: 1 },
+  { key: 'seed', min: 0, step: 1 },
+  { key: 'n', min: 1, max: 8, step: 1 },
+] as const satisfies readonly { key: string; min: number; max?: number; step: number; slider?: number }[];
+
+export type NumberKey = (typeof numberFields)[number]['key'];
+
+export interface Settings {
+  model: string; // '': the server's default
+  system: string;
+  numbers: Partial<Record<NumberKey, number>>; // what is not there is left to the model
+  stop: string[];
+  tools: string; // JSON: a list of OpenAI's tool definitions; '': none
+  logprobs: boolean;
+}
+
+export function defaultSettings(): Settings {
+  return { model: '', system: '', numbers: {}, stop: [], tools: '', logprobs: false };
+}
+
+export type ToolsResult = { tools: unknown[] } | { problem: 'json' | 'list' | 'name'; detail: string };
+
+/** A tool definition: {"type": "function", "function": {"name", ...}}; a bare function is wrapped. */
+export function parseTools(text: string): ToolsResult {
+  if (text.trim() === '') return { tools: [] };
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    return { problem: 'json', detail: (error as Error).message };
+  }
+  if (!Array.isArray(value)) return { problem: 'list', detail: '' };
+  const tools = value.map((item: unknown) => {
+    const object = item as { type?: unknown; function?: unknown; name?: unknown } | null;
+    return object && !object.function && typeof object.name === 'string' ? { type: 'function', function: object } : item;
+  });
+  const bad = tools.findIndex((tool) => {
+    const name = (tool as { function?: { name?: unknown } } | null)?.function?.name;
+    return typeof name !== 'string' || name === '';
+  });
+  return bad < 0 ? { tools } : { problem: 'name', detail: String(bad + 1) };
+}
+
+/** One stop string a line; \n, \t and \\ stand for what they usually do. */
+export function parseStops(text: string): string[] {
+  const escapes: Record<string, string> = { n: '\n', t: '\t', '\\': '\\' };
+  return text
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => line.replace(/\\([nt\\])/g, (_, letter: string) => escapes[letter]!));
+}
+
+export function formatStops(stops: string[]): string {
+  return stops
+    .map((stop) => stop.replaceAll('\\', '\\\\').replaceAll('\n', '\\n').replaceAll('\t', '\\t'))
+    .join('\n');
+}

@@ -1,0 +1,77 @@
+// Where conversations and preferences stay: in this browser, nowhere else.
+import { openDB, type DBSchema, type IDBPDatabase } from 'idb';
+import { defaultSettings, type Settings } from './settings';
+import type { Conversation } from './tree';
+
+interface Schema extends DBSchema {
+  conversations: { key: string; value: Conversation };
+}
+
+let database: Promise<IDBPDatabase<Schema>> | undefined;
+function open(): Promise<IDBPDatabase<Schema>> {
+  database ??= openDB<Schema>('qianwen', 1, {
+    upgrade: (db) => void db.createObjectStore('conversations', { keyPath: 'id' }),
+  });
+  return database;
+}
+
+export async function loadConversations(): Promise<Conversation[]> {
+  return (await open()).getAll('conversations');
+}
+export async function loadConversation(id: string): Promise<Conversation | undefined> {
+  return (await open()).get('conversations', id);
+}
+export async function saveConversation(conversation: Conversation): Promise<void> {
+  await (await open()).put('conversations', conversation);
+}
+export async function deleteConversation(id: string): Promise<void> {
+  await (await open()).delete('conversations', id);
+}
+
+export type Theme = 'system' | 'light' | 'dark';
+export interface Preferences {
+  theme: Theme;
+  language: string; // '': the browser's
+  sidebar: boolean;
+  panel: boolean;
+  settings: Settings; // of new conversations
+}
+
+const kPreferences = 'qianwen.preferences';
+
+export function loadPreferences(): Preferences {
+  const defaults: Preferences = { theme: 'system', language: '', sidebar: true, panel: false, settings: defaultSettings() };
+  try {
+    const stored = JSON.parse(localStorage.getItem(kPreferences) ?? '{}') as Partial<Preferences>;
+    return { ...defaults, ...stored, settings: { ...defaults.settings, ...stored.settings } };
+  } catch {
+    return defaults;
+  }
+}
+export function savePreferences(preferences: Preferences): void {
+  try {
+    localStorage.setItem(kPreferences, JSON.stringify(preferences));
+  } catch {
+    // storage is full or forbidden: preferences last as long as the page
+  }
+}
+
+const kKey = 'qianwen.api-key';
+
+export function loadKey(): { key: string; remember: boolean } {
+  try {
+    const kept = localStorage.getItem(kKey);
+    return { key: kept ?? sessionStorage.getItem(kKey) ?? '', remember: kept !== null };
+  } catch {
+    return { key: '', remember: false };
+  }
+}
+export function saveKey(key: string, remember: boolean): void {
+  try {
+    localStorage.removeItem(kKey);
+    sessionStorage.removeItem(kKey);
+    if (key) (remember ? localStorage : sessionStorage).setItem(kKey, key);
+  } catch {
+    // the key lasts as long as the page
+  }
+}

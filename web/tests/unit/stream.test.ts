@@ -1,0 +1,169 @@
+import { describe, expect, it } from 'vitest';
+import { AnswerStream, speed } from '../../src/lib/answer';
+import { Paragraphs, plain } from '../../src/lib/announcer';
+import { addToolCalls, requestBody } from '../../src/lib/api';
+import { defaultSettings, formatStops, parseStops, parseTools } from '../../src/lib/settings';
+import { SseParser, sseEvents } from '../../src/lib/sse';
+import { shownTokens, surprise, visible } from '../../src/lib/tokens';
+import type { Message, ToolCall } from '../../src/lib/tree';
+
+const stream =
+  ': a comment\r\ndata: {"a":1}\r\n\r\nevent: x\nid: 7\ndata:{"b":2}\n\ndata: first\ndata: second\r\rdata: one\r\ndata: two\r\n\r\ndata: 千问\n\ndata: cut';
+const events = ['{"a":1}', '{"b":2}', 'first\nsecond', 'one\ntwo', '千问'];
+
+describe('server-sent events', () => {
+  it('come out the same wherever the text is cut', () => {
+    for (let size = 1; size <= stream.length; ++size) {
+      const parser = new SseParser();
+      const out: string[] = [];
+      for (let at = 0; at < stream.length; at += size) out.push(...parser.push(stream.slice(at, at + size)));
+      expect(out, `pieces of ${size}`).toEqual(events);
+    }
+  });
+  it('come out the same wherever the bytes are cut, within characters too', async () => {
+    const bytes = new TextEncoder().encode(stream);
+    for (const size of [1, 2, 3, 5, bytes.length]) {
+      const body = new ReadableStream<Uint8Array>({
+        start(controller) {
+          for (let at = 0; at < bytes.length; at += size) controller.enqueue(bytes.slice(at, at + size));
+          controller.close();
+        },
+      });
+      const out: string[] = [];
+      for await (const event of sseEvents(body)) out.push(event);
+      expect(out).toEqual(events);
+    }
+  });
+});
+
+const empty = (): Message => ({ id: '1', parent: null, role: 'assistant', content: '', created: 0 });
+
+describe('an answer gathered from chunks', () => {
+  it('has text, end, usage, warnings and times', () => {
+    const gathered = new AnswerStream(1, 1000);
+    const message = empty();
+    gathered.take({ choices: [{ index: 0, delta: { content: '' } }], warnings: ['w'] }, 1050);
+    gathered.take({ warnings: ['w'] }, 1060);
+    gathered.take({ choices: [{ index: 0, delta: { content: 'To' } }] }, 1100);
+    gathered.flush(0, message);
+    expect(message.content).toBe('To');
+    gathered.take({ choices: [{ index: 0, delta: { content: 'kyo' }, finish_reason: 'stop' }] }, 1300);
+    gathered.take({ choices: [], usage: { prompt_tokens: 9, completion_tokens: 3, total_tokens: 12, prompt_tokens_details: { cached_tokens: 4 } } }, 1400);
+    gathered.flush(0, message);
+    gathered.flush(0, message);
+    expect(message).toMatchObject({
+      content: 'Tokyo',
+      finish: 'stop',
+      warnings: ['w'],
+      stats: { promptTokens: 9, completionTokens: 3, cachedTokens: 4, firstTokenMs: 100, decodeMs: 200 },
+    });
+    expect(speed(message.stats!)).toBeCloseTo(10);
+    expect(speed({ ...message.stats!, completionTokens: 1 })).toBeUndefined();
+    expect(speed({ ...message.stats!, decodeMs: 1 })).toBeUndefined();
+  });
+  it('keeps several answers apart and counts each by itself', () => {
+    const gathered = new AnswerStream(2, 0);
+    const [a, b] = [empty(), empty()];
+    gathered.take({ choices: [{ index: 1, delta: { content: 'b' } }] }, 5);
+    gathered.take({ choices: [{ index: 0, delta: { content: 'a' } }, { index: 1, delta: { content: 'B' } }, { index: 7 }] }, 6);
+    gathered.take({ choices: [], usage: { prompt_tokens: 2, completion_tokens: 3, total_tokens: 5 } }, 7);
+    gathered.flush(0, a);
+    gathered.flush(1, b);
+    expect([a.content, b.content]).toEqual(['a', 'bB']);
+    expect([a.stats?.completionTokens, b.stats?.completionTokens]).toEqual([1, 2]);
+  });
+  it('joins the pieces of tool calls by their places', () => {
+    const calls: ToolCall[] = [];
+    addToolCalls(calls, [{ index: 0, id: 'x', function: { name: 'get', arguments: '' } }]);
+    addToolCalls(calls, [{ index: 0, function: { arguments: '{"a"' } }, { index: 1, id: 'y', function: { name: 'put' } }]);
+    addToolCalls(calls, [{ index: 0, function: { arguments: ':1}' } }]);
+    expect(calls).toEqual([
+      { id: 'x', type: 'function', function: { name: 'get', arguments: '{"a":1}' } },
+      { id: 'y', type: 'function', function: { name: 'put', arguments: '' } },
+    ]);
+  });
+});
+
+describe('a request', () => {
+  const messages: Message[] = [
+    { id: '1', parent: null, role: 'user', content: 'hi', created: 0 },
+    { id: '2', parent: '1', role: 'assistant', content: '', created: 0, toolCalls: [{ id: 'x', type: 'function', function: { name: 'f', arguments: '{}' } }] },
+    { id: '3', parent: '2', role: 'tool', content: '5', created: 0, toolCallId: 'x' },
+  ];
+  it('says no more than what was chosen', () => {
+    expect(requestBody(messages.slice(0, 1), defaultSettings())).toEqual({
+      messages: [{ role: 'user', content: 'hi' }],
+      stream: true,
+      stream_options: { include_usage: true, continuous_usage_stats: true },
+    });
+  });
+  it('says all that was chosen', () => {
+    const body = requestBody(messages, {
+      model: 'm', system: 'be brief', numbers: { temperature: 0, top_k: 5, n: 2 }, stop: ['\n'], tools: '[{"name":"f"}]', logprobs: true,
+    });
+    expect(body).toEqual({
+      model: 'm',
+      messages: [
+        { role: 'system', content: 'be brief' },
+        { role: 'user', content: 'hi' },
+        { role: 'assistant', content: '', tool_calls: messages[1]!.toolCalls },
+        { role: 'tool', tool_call_id: 'x', content: '5' },
+      ],
+      stream: true,
+      stream_options: { include_usage: true, continuous_usage_stats: false },
+      temperature: 0, top_k: 5, n: 2, stop: ['\n'],
+      tools: [{ type: 'function', function: { name: 'f' } }],
+      logprobs: true, top_logprobs: 5,
+    });
+  });
+  it('leaves out answers that never came', () => {
+    const failed: Message = { id: '2', parent: '1', role: 'assistant', content: '', created: 0, finish: 'error', error: 'e' };
+    expect(requestBody([messages[0]!, failed, messages[0]!], defaultSettings())['messages']).toHaveLength(2);
+  });
+  it('leaves out tools that are not right, and says what is wrong with them', () => {
+    expect(requestBody([], { ...defaultSettings(), tools: '[{' })).not.toHaveProperty('tools');
+    expect(parseTools('[{')).toMatchObject({ problem: 'json' });
+    expect(parseTools('{}')).toMatchObject({ problem: 'list' });
+    expect(parseTools('[{"name":"f"},{"type":"function"}]')).toEqual({ problem: 'name', detail: '2' });
+    expect(parseTools('[null]')).toMatchObject({ problem: 'name' });
+    expect(parseTools(' ')).toEqual({ tools: [] });
+  });
+  it('takes stop strings back as it shows them', () => {
+    const stops = ['\n', 'a\\nb', '\t', 'END', '\\'];
+    expect(parseStops(formatStops(stops))).toEqual(stops);
+    expect(parseStops('a\n\nb\n')).toEqual(['a', 'b']);
+  });
+});
+
+describe('tokens as they are shown', () => {
+  it('joins parts of a character', () => {
+    const [first, second] = [[0xe5, 0x8d], [0x83]];
+    const shown = shownTokens([
+      { text: '\uFFFD', bytes: first, logprob: Math.log(0.5), top: [] },
+      { text: '\uFFFD', bytes: second, logprob: Math.log(0.5), top: [] },
+      { text: 'x', logprob: 0, top: [{ text: 'x', logprob: 0 }, { text: 'y', logprob: -9 }] },
+    ]);
+    expect(shown.map((token) => token.text)).toEqual(['千', 'x']);
+    expect(shown[0]!.probability).toBeCloseTo(0.25);
+    expect(shown[1]!.top.map((top) => top.chosen)).toEqual([true, false]);
+    expect(shownTokens([{ text: '\uFFFD', bytes: first, logprob: 0, top: [] }])[0]!.text).toBe('\uFFFD');
+  });
+  it('shades by probability and makes white space visible', () => {
+    expect([1, 0.9, 0.7, 0.4, 0.2, 0].map(surprise)).toEqual([0, 0, 1, 2, 3, 4]);
+    expect([' a', 'b ', '\n', ''].map(visible)).toEqual(['␣a', 'b␣', '⏎', '∅']);
+  });
+});
+
+describe('what a screen reader hears', () => {
+  it('is told paragraph by paragraph, each once', () => {
+    const paragraphs = new Paragraphs();
+    expect(paragraphs.next('Hel', false)).toBe('');
+    expect(paragraphs.next('Hello.\n\nAnd', false)).toBe('Hello.');
+    expect(paragraphs.next('Hello.\n\nAnd **more**', false)).toBe('');
+    expect(paragraphs.next('Hello.\n\nAnd **more**.', true)).toBe('And more .');
+    expect(paragraphs.next('Hello.\n\nAnd **more**.', true)).toBe('');
+  });
+  it('has no marks', () => {
+    expect(plain('## Head\n\n- [a link](http://x) and `code`\n```js\nf()\n```')).toBe('Head - a link and code f()');
+  });
+});
