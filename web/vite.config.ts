@@ -31,12 +31,12 @@ export default defineConfig({
   },
   test: {
     projects: [
-      { extends: true, test: { name: 'unit', include: ['tests/unit/*.test.ts'] } },
+      { extends: true, test: { name: 'unit', include: ['tests/unit/*.test.ts'], testTimeout: 30_000 } },
       {
         test: {
           name: 'page',
           include: ['tests/page/*.test.ts'],
-          testTimeout: 30_000,
+          testTimeout: 90_000,
           hookTimeout: 60_000,
         },
       },

@@ -66,7 +66,7 @@ describe('asking', () => {
   });
 
   visit('draws a growing answer before it has ended, and Escape stops it', async (visit, page) => {
-    await visit.withFields({ ignore_eos: true, temperature: 1.5, max_tokens: 1500 });
+    await visit.withFields({ ignore_eos: true, temperature: 1.5, max_tokens: 15_000 });
     await visit.composer.fill('Tell me a long story.');
     await visit.composer.press('Enter');
     await page.waitForFunction(() => (document.querySelector('.assistant .markdown')?.textContent?.length ?? 0) > 20);

@@ -20,11 +20,11 @@ export class Server {
     // For work on the page: one that runs already, such as vite's.
     const running = process.env['QIANWEN_PAGE_URL'];
     if (running && flags.length === 0) return Promise.resolve(new Server(undefined, running));
-    const child = spawn(
-      program,
-      ['serve', join(root, 'models/qianwen-mini-chat'), '--port', '0', '--json', '--threads', '1', '--no-access-log', ...flags],
-      { stdio: ['ignore', 'pipe', 'pipe'] },
-    );
+    // More context than the model was made for: an answer that is to be stopped must not end before.
+    const options = ['--port', '0', '--json', '--threads', '1', '--slots', '2', '--ctx', '16384', '--no-access-log'];
+    const child = spawn(program, ['serve', join(root, 'models/qianwen-mini-chat'), ...options, ...flags], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
     return new Promise((done, failed) => {
       let out = '';
       let errors = '';
@@ -75,7 +75,7 @@ export class Visit {
 
   static async open(browser: Browser, url: string, options: BrowserContextOptions = {}): Promise<Visit> {
     const context = await browser.newContext({ locale: 'en-GB', viewport: { width: 1280, height: 800 }, ...options });
-    context.setDefaultTimeout(15_000);
+    context.setDefaultTimeout(30_000);
     const page = await context.newPage();
     const visit = new Visit(context, page, url);
     await context.exposeBinding('reportViolation', (_, what: string) => void visit.faults.push(`policy: ${what}`));

@@ -106,12 +106,12 @@ describe('Markdown', () => {
     expect(html('see [r]\n\n[r]: https://a.example')).toContain('href="https://a.example"');
   });
   it('holds a long answer in bounds', () => {
-    const start = performance.now();
+    const start = process.cpuUsage(); // not the clock's time: others may want the machine, too
     let text = '';
     for (let i = 0; i < 100; ++i) {
       text += `Paragraph ${i} with **bold** text and \`code\`.\n\n`;
       renderBlocks(text);
     }
-    expect(performance.now() - start).toBeLessThan(5000);
+    expect(process.cpuUsage(start).user / 1000).toBeLessThan(5000);
   });
 });
