@@ -212,7 +212,7 @@ TEST_F(OpenAiTools, ConstraintsDoNotTouchOthers) {
                               {"seed", 4},
                               {"temperature", 1.0}};
   const std::string alone = answer(plain)["choices"].dump();
-  std::thread beside([&] {
+  std::jthread beside([&] {
     for (int i = 0; i < 5; ++i) {
       ordered_json body = plain;
       body["guided_regex"] = "[a-z ]{50}";
@@ -221,7 +221,6 @@ TEST_F(OpenAiTools, ConstraintsDoNotTouchOthers) {
   });
   for (int i = 0; i < 5; ++i)
     EXPECT_EQ(answer(plain)["choices"].dump(), alone);
-  beside.join();
 }
 
 // ---- /v1/responses -----------------------------------------------------------------------------

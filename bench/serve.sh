@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# What serving costs: 16 streams over HTTP against `bench -b 16` on the same file, in turn; and the
+# first token behind a long prompt that is new, and that is not. Markdown, medians.
+#
+#   bench/serve.sh [-r ROUNDS] [-n TOKENS] MODEL.gguf
+#
+# QIANWEN and LOAD_GENERATOR name our programs (default: the release build). The client runs on the
+# same cores as the server. Prompts are token ids, so that the file needs no tokenizer.
+set -euo pipefail
+
+. "$(dirname "$0")/common.sh"
+
+rounds=5 tokens=192
+while getopts r:n: flag; do
+  case $flag in
+    r) rounds=$OPTARG ;;
+    n) tokens=$OPTARG ;;
+    *) usage ;;
+  esac
+done
+shift $((OPTIND - 1))
+[[ $# -eq 1 ]] || usage
+model=$1
+release=$(dirname "$0")/../build/release
+ours=${QIANWEN:-$release/qianwen} load=${LOAD_GENERATOR:-$release/tools/load_generator}
+need_files "$ours" "$load" "$model"
+need_count -r "$rounds"
+need_count -n "$tokens"
+
+work=$(mktemp -d)
+server=
+stop_server() {
+  [[ -n $server ]] && kill "$server" 2> /dev/null && wait "$server" 2> /dev/null
+  server=
+}
+trap 'stop_server || true; rm -rf "$work"' EXIT
+
+start_server() {
+  : > "$work/where"
+  "$ours" serve "$model" --port 0 --json --slots 16 --ctx 4096 --no-access-log > "$work/where" 2> "$work/log" &
+  server=$!
+  while [[ ! -s $work/where ]]; do
+    kill -0 "$server" 2> /dev/null || { cat "$work/log" >&2; exit 1; }
+    sleep 0.1
+  done
+  url=$(sed 's/.*"url":"\([^"]*\)".*/\1/' "$work/where")
+}
+
+# field NAME: a number of the JSON on stdin, at its first place.
+field() {
+  grep -o "\"$1\":[-0-9.e+]*" | head -1 | cut -d: -f2
+}
+
+for ((i = 0; i < rounds; ++i)); do
+  "$ours" bench "$model" -p 16 -n "$tokens" -b 16 -r 1 --json 2> /dev/null | grep '"test":"tg' |
+    field median >> "$work/bench"
+  start_server
+  "$load" --url "$url" --ids -n 16 -c 16 --prompt-tokens 16 --max-tokens "$tokens" --json > "$work/load"
+  field generated_per_second_of_decoding < "$work/load" >> "$work/served"
+  awk -v gap="$(grep -o '"inter_token_s":{"p50":[0-9.e-]*' "$work/load" | cut -d: -f3)" 'BEGIN { print 16 / gap }' \
+    >> "$work/steady"
+  "$load" --url "$url" --ids -n 6 -c 1 --trace shared-prefix --prefix-tokens 2000 --prompt-tokens 20 --max-tokens 4 \
+    --json > "$work/prefix" || true
+  field first_request_to_first_token_s < "$work/prefix" >> "$work/first"
+  grep -o '"time_to_first_token_s":{"p50":[0-9.e-]*' "$work/prefix" | cut -d: -f3 >> "$work/later"
+  stop_server || true
+done
+
+bench=$(median < "$work/bench") served=$(median < "$work/served") steady=$(median < "$work/steady")
+first=$(median < "$work/first") later=$(median < "$work/later")
+awk -v bench="$bench" -v served="$served" -v steady="$steady" -v first="$first" -v later="$later" 'BEGIN {
+  print "| what | value |"
+  print "|---|---|"
+  printf "| bench -b 16 | %.0f tok/s |\n", bench
+  printf "| 16 streams, first token to last | %.0f tok/s, %.0f %% |\n", served, 100 * served / bench
+  printf "| 16 streams, by the median time between tokens | %.0f tok/s, %.0f %% |\n", steady, 100 * steady / bench
+  printf "| first token behind 2,000 new tokens | %.2f s |\n", first
+  printf "| behind the same 2,000 later | %.3f s, %.1f %% |\n", later, 100 * later / first
+}'
