@@ -202,6 +202,10 @@ class Backend {
     return step.logit_rows * (step.hidden + step.vocab) * int64_t{sizeof(float)};
   }
   virtual std::unique_ptr<DeviceVector> upload(std::span<const float> values) = 0;
+  /// A backend that packs for this one: its weights, tables and vectors can be used in this one's
+  /// steps, with the same bits as if this one had packed them. Another thread may use it while this
+  /// one computes, and is not in its way: they share nothing that changes. Any thread.
+  virtual std::unique_ptr<Backend> make_packer() const = 0;
   virtual std::unique_ptr<KvCache> make_kv(const KvSpec& spec) = 0;
   virtual int kv_page_tokens() const = 0;
   /// Bytes that a cache of this spec takes, without making it (the memory plan).

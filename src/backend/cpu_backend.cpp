@@ -53,7 +53,8 @@ Rows CpuScratch::rows(int64_t rows, int64_t cols) {
 }
 
 CpuBackend::CpuBackend(const BackendOptions& options)
-    : context_(options),
+    : options_(options),
+      context_(options),
       ops_(kernels::elementwise_ops(context_.isa)),
       attention_(context_.isa, context_.pool) {}
 
@@ -97,6 +98,15 @@ int64_t CpuBackend::working_bytes(const StepSizes& step) const {
          attention_.working_bytes(step);
 }
 
+/// One thread, its own: the team would have the steps wait. Nor does it look for stored weights, of
+/// which only this backend keeps count.
+std::unique_ptr<Backend> CpuBackend::make_packer() const {
+  BackendOptions options = options_;
+  options.n_threads = 1;
+  options.packed_cache.clear();
+  return std::make_unique<CpuBackend>(options);
+}
+
 std::unique_ptr<KvCache> CpuBackend::make_kv(const KvSpec& spec) {
   return std::make_unique<CpuKv>(spec);
 }
@@ -136,9 +146,13 @@ void CpuBackend::begin_step(const BatchPlan& plan, std::span<const float> rope_c
   if (std::all_of(plan.adapters.begin(), plan.adapters.end(), [](int32_t id) { return id < 0; }))
     return;
   adapter_of_row_.resize(plan.tokens.size());
+  step_adapters_.clear();
   for (size_t s = 0; s < plan.adapters.size(); ++s) {
+    const int32_t id = plan.adapters[s];
+    if (id >= 0 && std::ranges::find(step_adapters_, id) == step_adapters_.end())
+      step_adapters_.push_back(id);
     std::fill(adapter_of_row_.begin() + plan.seq_begin[s],
-              adapter_of_row_.begin() + plan.seq_begin[s + 1], plan.adapters[s]);
+              adapter_of_row_.begin() + plan.seq_begin[s + 1], id);
   }
 }
 

@@ -47,6 +47,7 @@ class CpuBackend final : public Backend {
   int64_t embedding_bytes(const LinearSource& /*source*/) const override { return 0; }
   int64_t working_bytes(const StepSizes& step) const override;
   std::unique_ptr<DeviceVector> upload(std::span<const float> values) override;
+  std::unique_ptr<Backend> make_packer() const override;
   std::unique_ptr<KvCache> make_kv(const KvSpec& spec) override;
   int kv_page_tokens() const override { return kernels::kKvPageTokens; }
   int64_t kv_bytes(const KvSpec& spec) const override { return CpuKv::bytes(spec); }
@@ -121,12 +122,14 @@ class CpuBackend final : public Backend {
 
   static constexpr std::string_view kGatedActivation = "gated activation";  // of a fault
 
+  const BackendOptions options_;
   CpuContext context_;
   const kernels::ElementwiseOps& ops_;
   CpuAttention attention_;
   const BatchPlan* plan_ = nullptr;
   std::span<const float> rope_cos_, rope_sin_;
   std::vector<int32_t> adapter_of_row_;  // empty: no sequence of this step has one
+  std::vector<int32_t> step_adapters_;   // ids of this step's sequences, each once
   std::optional<NumericFault> fault_;
   std::map<std::string, std::string> kernels_used_;  // format -> kernel, for describe()
   CpuScratch gated_, delta_in_, delta_rank_, delta_out_, delta_base_;

@@ -1,7 +1,8 @@
 // Low-rank additions (LoRA, DoRA) to linear layers of the CPU backend.
 //
 // Level 4 (backend). The rows of each adapter are gathered, so that a delta costs two thin
-// products however many sequences use it. Deltas join a row in the order of Linear::deltas.
+// products however many sequences use it; adapters that no sequence of a step has cost it nothing.
+// Deltas join a row in the order of Linear::deltas.
 #include <algorithm>
 
 #include "backend/cpu_backend.h"
@@ -15,11 +16,8 @@ void CpuBackend::add_deltas(const Rows& x, const Linear& layer, const Rows& y,
     return adapter_of_row_[static_cast<size_t>(
         rows_of_plan.empty() ? r : rows_of_plan[static_cast<size_t>(r)])];
   };
-  std::vector<int32_t> ids;
-  for (const LoraDelta& delta : layer.deltas) {
-    if (std::find(ids.begin(), ids.end(), delta.adapter) == ids.end()) ids.push_back(delta.adapter);
-  }
-  for (const int32_t id : ids) {
+  for (const int32_t id : step_adapters_) {
+    if (std::ranges::find(layer.deltas, id, &LoraDelta::adapter) == layer.deltas.end()) continue;
     std::vector<int32_t> rows;
     for (int64_t r = 0; r < x.rows; ++r) {
       if (adapter_of(r) == id) rows.push_back(static_cast<int32_t>(r));

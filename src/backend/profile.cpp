@@ -91,6 +91,7 @@ class ProfiledBackend final : public Backend {
   std::unique_ptr<DeviceVector> upload(std::span<const float> values) override {
     return inner_->upload(values);
   }
+  std::unique_ptr<Backend> make_packer() const override { return inner_->make_packer(); }
   std::unique_ptr<KvCache> make_kv(const KvSpec& spec) override { return inner_->make_kv(spec); }
   int kv_page_tokens() const override { return inner_->kv_page_tokens(); }
   int64_t kv_bytes(const KvSpec& spec) const override { return inner_->kv_bytes(spec); }

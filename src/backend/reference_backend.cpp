@@ -166,6 +166,9 @@ class ReferenceBackend : public Backend {
     return checked_mul<int64_t>(checked_mul(source.n, source.k, "weight"), sizeof(float), "weight");
   }
   std::unique_ptr<DeviceVector> upload(std::span<const float> values) override;
+  std::unique_ptr<Backend> make_packer() const override {
+    return std::make_unique<ReferenceBackend>();
+  }
   std::unique_ptr<KvCache> make_kv(const KvSpec& spec) override {
     check_kv(spec);
     return std::make_unique<HostKv>(spec);

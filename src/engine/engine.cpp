@@ -70,6 +70,13 @@ Engine::Load Engine::load() const {
   return impl_->load();
 }
 
+int32_t Engine::install_adapter(std::unique_ptr<StagedAdapter> staged) {
+  return impl_->model().install_adapter(std::move(staged));
+}
+void Engine::remove_adapter(int32_t id, Model::OnRemoved on_removed) {
+  impl_->model().remove_adapter(id, std::move(on_removed));
+}
+
 RequestResult Engine::generate(Request request, const EventCallback& on_event,
                                const CancelFlag* cancel) {
   return impl_->generate(std::move(request), on_event, cancel);

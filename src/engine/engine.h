@@ -55,7 +55,7 @@ enum class Pooling { kNone, kLast, kMean };
 struct Request {
   std::vector<int32_t> prompt;  // not empty (put bos_token_id in it where that is wanted)
   GenerationConfig config;
-  int32_t adapter = -1;  // id from Model::add_adapters; -1: none
+  int32_t adapter = -1;  // id from install_adapter; -1: none
   std::vector<int32_t>
       negative_prompt;              // guidance; empty: the prompt's last token, as Transformers
   bool skip_special_tokens = true;  // in text
@@ -182,6 +182,11 @@ class Engine {
     int64_t n_running = 0, n_waiting = 0;
   };
   Load load() const;
+
+  /// Adapters while requests are under way: those of Model, which stages them on other threads.
+  /// One that is removed is refused to new requests, and stays for those that use it already.
+  int32_t install_adapter(std::unique_ptr<StagedAdapter> staged);
+  void remove_adapter(int32_t id, Model::OnRemoved on_removed = {});
 
   /// submit() and step() until the request ends; other requests go on meanwhile, their events are
   /// kept for the next step(). Returns also when cancelled (finish reason kCancelled); an answer

@@ -44,7 +44,6 @@ void Engine::Impl::check_request(const Request& request) const {
   };
   check_top("logprobs", config.logprobs);
   check_top("prompt_logprobs", config.prompt_logprobs);
-  check_adapter(request.adapter);
   if (request.pooling != Pooling::kNone &&
       (config.num_return_sequences != 1 || config.guidance_scale != 1 || config.num_beams != 1)) {
     fail(ErrorKind::kInvalidArgument, "engine",
@@ -54,13 +53,6 @@ void Engine::Impl::check_request(const Request& request) const {
     fail(ErrorKind::kInvalidArgument, "engine",
          "stop strings: expected a checkpoint with a tokenizer, got one without");
   }
-}
-
-void Engine::Impl::check_adapter(int32_t adapter) const {
-  if (adapter >= -1 && adapter < model_.n_adapters()) return;
-  fail(ErrorKind::kInvalidArgument, "engine",
-       "adapter: expected -1 (none) or an id below {} (those loaded), got {}", model_.n_adapters(),
-       adapter);
 }
 
 /// The length at which the sequence ends at the latest, prompt included. What the user asks for is
@@ -177,11 +169,12 @@ void Engine::Impl::check_working_bytes(int64_t wanted) const {
 
 RequestId Engine::Impl::submit(Request request) {
   check_request(request);
+  AdapterUse adapter = model_.use_adapter(request.adapter);
   const int64_t max_len = max_length_of(request);
   const int64_t working_bytes = working_bytes_of(request, max_len);
   check_working_bytes(working_bytes);
   const RequestId id = next_id_++;
-  auto active = std::make_unique<ActiveRequest>(std::move(request));
+  auto active = std::make_unique<ActiveRequest>(std::move(request), std::move(adapter));
   const Request& own = active->request;
   active->context = std::unique_ptr<DecodeContext>(new DecodeContext{
       id, own, *scheduler_,

@@ -45,7 +45,7 @@ TEST(Admission, AdaptersThatAreNotLoadedAreRefused) {
   for (const int32_t adapter : {-2, 1, 77}) {
     request.adapter = adapter;
     EXPECT_THAT(refusal(engine, request),
-                HasSubstr(fmt::format("below 1 (those loaded), got {}", adapter)));
+                HasSubstr(fmt::format("one of the 1 that are loaded, got {}", adapter)));
     ScoreOptions score;
     score.adapter = adapter;
     EXPECT_THROW(engine.score_logprobs(request.prompt, 0, score), Error);

@@ -249,8 +249,7 @@ void Engine::Impl::prepare_all(std::span<const UnitId> units,
     }
     if (pointers.size() != decoder->sequences().size()) continue;  // some are held, or to come
     auto job = jobs.end();
-    if (!active->request.processors.empty())
-      job = std::ranges::find(jobs, active, &Job::active);
+    if (!active->request.processors.empty()) job = std::ranges::find(jobs, active, &Job::active);
     if (job == jobs.end()) job = jobs.insert(job, {active, {}});
     job->decoders.emplace_back(decoder, std::move(pointers));
   }
@@ -490,7 +489,7 @@ void Engine::Impl::score(std::span<const int32_t> ids, RowsCallback on_rows,
   if (n_tokens == 0)
     fail(ErrorKind::kInvalidArgument, "engine", "score: expected at least one token, got none");
   check_token_ids("engine", "score", ids, vocab_);
-  check_adapter(options.adapter);
+  const AdapterUse adapter = model_.use_adapter(options.adapter);
   const int64_t limit = std::min(options_.ctx, scheduler_->n_pages() * scheduler_->page_tokens());
   if (n_tokens > limit) {
     fail(ErrorKind::kInvalidArgument, "engine",

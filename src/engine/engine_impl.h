@@ -22,8 +22,9 @@ namespace qw {
 struct ActiveRequest {
   using Clock = std::chrono::steady_clock;
 
-  explicit ActiveRequest(Request r) : request(std::move(r)) {}
+  ActiveRequest(Request r, AdapterUse use) : adapter(std::move(use)), request(std::move(r)) {}
 
+  AdapterUse adapter;  // first: it outlives the decoders
   Request request;
   std::unique_ptr<DecodeContext> context;
   std::vector<std::unique_ptr<Decoder>> decoders;
@@ -63,6 +64,7 @@ class Engine::Impl : private EventSink {
   RequestResult generate(Request request, const EventCallback& on_event, const CancelFlag* cancel);
   void score(std::span<const int32_t> ids, RowsCallback on_rows, const ScoreOptions& options);
 
+  Model& model() { return model_; }
   const EngineOptions& options() const { return options_; }
   const Scheduler& scheduler() const { return *scheduler_; }
   int64_t kv_bytes() const { return kv_->resident_bytes + draft_kv_bytes_; }
@@ -76,7 +78,6 @@ class Engine::Impl : private EventSink {
 
   // engine_admission.cpp
   void check_request(const Request& request) const;
-  void check_adapter(int32_t adapter) const;
   int64_t max_length_of(const Request& request) const;
   int64_t pages_at_worst(const Request& request, int64_t max_len) const;
   int64_t longest_that_fits(const Request& request, int64_t max_len) const;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -60,6 +61,7 @@ class FakeBackend : public Backend {
   std::unique_ptr<LinearWeight> pack_linear(std::span<const LinearSource>) override { unused(); }
   std::unique_ptr<EmbeddingWeight> pack_embedding(const LinearSource&) override { unused(); }
   std::unique_ptr<DeviceVector> upload(std::span<const float>) override { unused(); }
+  std::unique_ptr<Backend> make_packer() const override { unused(); }
   std::unique_ptr<KvCache> make_kv(const KvSpec&) override { unused(); }
   void download(const Rows&, float*) const override { unused(); }
   void upload_rows(const float*, const Rows&) const override { unused(); }
@@ -98,12 +100,15 @@ class FakeModel : public Model {
       : backend_(page_tokens), page_tokens_(page_tokens) {
     config_.vocab = vocab;
     config_.max_positions = 256;
+    install_adapter(std::make_unique<StagedAdapter>());  // 0
   }
   const ModelConfig& config() const override { return config_; }
   void set_max_positions(int64_t n) { config_.max_positions = n; }
   Backend& backend() const override { return backend_; }
-  int32_t add_adapters(const std::vector<AdapterSpec>&) override { return 0; }
-  int32_t n_adapters() const override { return 1; }
+  std::unique_ptr<StagedAdapter> stage_adapters(const std::vector<AdapterSpec>&,
+                                                const StageOptions&) override {
+    return std::make_unique<StagedAdapter>();
+  }
   std::unique_ptr<KvCache> make_kv(int64_t n_pages, DType) const override {
     return std::make_unique<FakeKv>(n_pages, page_tokens_);
   }
@@ -115,6 +120,8 @@ class FakeModel : public Model {
                ForwardObserver* observer) override {
     auto& kv = dynamic_cast<FakeKv&>(cache);
     ++n_forwards;
+    for (const int32_t adapter : plan.adapters)
+      QW_CHECK(adapter < 0 || installed.contains(adapter), "adapter {} is gone", adapter);
     if (throw_after >= 0 && n_forwards > throw_after)
       fail(ErrorKind::kCorrupt, "model", "layer 3: not a number");
     max_rows = std::max(max_rows, plan.logit_rows.size());
@@ -170,7 +177,12 @@ class FakeModel : public Model {
   double habit = 0;
   /// How much it differs from a model without, which it then guesses less well.
   double noise = 0;
-  int32_t largest_token = -1;  // that was ever computed
+  int32_t largest_token = -1;   // that was ever computed
+  std::set<int32_t> installed;  // adapters
+
+ protected:
+  void put_adapter(int32_t id, StagedAdapter&) override { installed.insert(id); }
+  void take_adapter(int32_t id, StagedAdapter&) noexcept override { installed.erase(id); }
 
  private:
   /// The hash of a row is over adapter and tokens 0 .. its position, read through the page table.

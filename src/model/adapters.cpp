@@ -1,12 +1,16 @@
 // Applying adapters: low-rank deltas join the layers, whole tensors become overrides.
 //
-// Level 5 (model). Everything is staged first, so that an adapter that fails leaves no trace.
+// Level 5 (model). Everything is staged first, so that an adapter that fails leaves no trace, and
+// that staging can go on beside the forward pass: it reads what never changes once a model is
+// loaded (config, sources, which layers there are), and packs with a backend of its own.
 #include <algorithm>
 #include <cmath>
 #include <optional>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "model/adapter_file.h"
+#include "model/memory_plan.h"
 #include "model/qwen2_model.h"
 
 namespace qw {
@@ -78,9 +82,9 @@ void add_embedding_delta(std::vector<float>& table, int64_t vocab, int64_t hidde
 /// One combination of adapters, as it is being put together.
 class Combination {
  public:
-  Combination(int32_t id, const ModelConfig& config, const NetworkSources& sources,
-              Network& network, Backend& backend)
-      : id_(id), config_(config), sources_(sources), network_(network), backend_(backend) {}
+  Combination(const ModelConfig& config, const NetworkSources& sources, Network& network,
+              Backend& backend)
+      : config_(config), sources_(sources), network_(network), backend_(backend) {}
 
   /// Takes the whole tensors of a file. Those of all files go before the deltas of any, which may
   /// change them.
@@ -98,20 +102,25 @@ class Combination {
       add_delta(delta, scale, file.path);
   }
 
-  /// Moves the deltas into the layers; nothing can fail from here on but memory.
-  AdapterOverrides finish() {
-    AdapterOverrides out;
-    if (embedding_) out.embedding = backend_.pack_embedding(*embedding_);
+  std::unique_ptr<Qwen2Adapter> finish() {
+    auto out = std::make_unique<Qwen2Adapter>();
+    AdapterOverrides& own = out->overrides;
+    if (embedding_) {
+      own.embedding = backend_.pack_embedding(*embedding_);
+      bytes_ += own.embedding->resident_bytes;
+    }
     if (head_) {
-      out.lm_head.name = "lm_head";
-      out.lm_head.weight = backend_.pack_linear({&*head_, 1});
+      own.lm_head.name = "lm_head";
+      own.lm_head.weight = pack(*head_);
     }
-    out.norms = std::move(norms_);
-    for (auto& [linear, delta] : staged_) {
+    own.norms = std::move(norms_);
+    for (auto& [linear, delta] : deltas_) {
       // Deltas of lm_head go to the adapter's own one when it has one.
-      Linear* target = linear == &network_.lm_head && head_ ? &out.lm_head : linear;
-      target->deltas.push_back(std::move(delta));
+      Linear* target = linear == &network_.lm_head && head_ ? &own.lm_head : linear;
+      out->deltas.push_back({target, std::move(delta)});
+      ++out->n_deltas[target];
     }
+    out->resident_bytes = bytes_;
     return out;
   }
 
@@ -145,7 +154,18 @@ class Combination {
       fail(ErrorKind::kCorrupt, "adapter", "module {}: expected [{}], got [{}] ({})",
            hf_name(norm.id), config_.hidden, norm.weight.size(), printable(path));
     }
-    norms_.push_back({norm.id, backend_.upload(norm.weight)});
+    norms_.push_back({norm.id, upload(norm.weight)});
+  }
+
+  std::unique_ptr<LinearWeight> pack(const LinearSource& source) {
+    std::unique_ptr<LinearWeight> weight = backend_.pack_linear({&source, 1});
+    bytes_ += weight->resident_bytes;
+    return weight;
+  }
+
+  std::unique_ptr<DeviceVector> upload(const std::vector<float>& values) {
+    bytes_ += std::ssize(values) * int64_t{sizeof(float)};
+    return backend_.upload(values);
   }
 
   void add_to_embedding(const EmbeddingDelta& delta, double scale, const std::string& path) {
@@ -173,20 +193,17 @@ class Combination {
     check_shape(delta.name, delta.b, part.n, delta.a.n, path);
     const double total = delta.scaling * scale;
     LoraDelta out;
-    out.adapter = id_;
     out.out_begin = place.row_begin;
     out.scale = static_cast<float>(total);
-    const LinearSource a = widened(delta.a), b = widened(delta.b);
-    out.a = backend_.pack_linear({&a, 1});
-    out.b = backend_.pack_linear({&b, 1});
+    out.a = pack(widened(delta.a));
+    out.b = pack(widened(delta.b));
     if (!delta.magnitude.empty()) {
       const LinearSource& w = delta.id.slot == Slot::kLmHead && head_ ? *head_ : part;
-      out.row_factor = backend_.upload(dora_row_factors(w, delta, total));
+      out.row_factor = upload(dora_row_factors(w, delta, total));
     }
-    staged_.emplace_back(place.linear, std::move(out));
+    deltas_.emplace_back(place.linear, std::move(out));
   }
 
-  int32_t id_;
   const ModelConfig& config_;
   const NetworkSources& sources_;
   Network& network_;
@@ -194,32 +211,82 @@ class Combination {
   std::optional<LinearSource> embedding_, head_;  // empty: the base's
   std::vector<NormOverride> norms_;
   std::vector<std::pair<ModuleId, std::string>> replaced_by_;  // path of the adapter
-  std::vector<std::pair<Linear*, LoraDelta>> staged_;
+  std::vector<std::pair<Linear*, LoraDelta>> deltas_;
+  int64_t bytes_ = 0;  // packed so far
 };
+
+/// Refuses what takes more than there is.
+void check_limit(const std::vector<AdapterSpec>& adapters, int64_t bytes,
+                 const StageOptions& options) {
+  if (!options.limit_bytes || bytes <= *options.limit_bytes) return;
+  const auto mib = [](int64_t n) { return static_cast<double>(n) / (1 << 20); };
+  std::string names;
+  for (const AdapterSpec& spec : adapters)
+    names += (names.empty() ? "" : ", ") + printable(spec.path);
+  fail(ErrorKind::kOutOfMemory, "memory",
+       "adapter: expected to need at most {:.1f} MiB (what is available), got {:.1f} MiB ({})",
+       mib(*options.limit_bytes), mib(bytes), names);
+}
 
 }  // namespace
 
-int32_t Qwen2Model::add_adapters(const std::vector<AdapterSpec>& adapters) {
-  const auto id = static_cast<int32_t>(adapters_.size());
-  Combination combination(id, config_, sources_, network_, backend_);
+std::unique_ptr<StagedAdapter> Qwen2Model::stage_adapters(const std::vector<AdapterSpec>& adapters,
+                                                          const StageOptions& options) {
+  const auto check_cancelled = [&options] {
+    if (options.cancel != nullptr) options.cancel->check("loading an adapter");
+  };
+  const std::unique_ptr<Backend> packer = backend_.make_packer();
+  Combination combination(config_, sources_, network_, *packer);
   std::vector<AdapterFile> files;
+  int64_t bytes = 0;
   for (const AdapterSpec& spec : adapters) {
+    check_cancelled();
     if (!std::isfinite(spec.scale)) {
       fail(ErrorKind::kInvalidArgument, "adapter", "scale of {}: expected a number, got {}",
            printable(spec.path), spec.scale);
     }
     files.push_back(read_adapter(spec.path));
-    combination.add_replacements(files.back());
+    bytes = checked_add(bytes, qw::adapter_bytes(files.back(), config_, *packer), "adapters");
   }
-  for (size_t i = 0; i < files.size(); ++i)
-    combination.add_deltas(files[i], adapters[i].scale);
-  check_readable();  // DoRA and embeddings were computed from the base
+  check_limit(adapters, bytes, options);
   for (const AdapterFile& file : files)
+    combination.add_replacements(file);
+  for (size_t i = 0; i < files.size(); ++i) {
+    check_cancelled();
+    combination.add_deltas(files[i], adapters[i].scale);
+  }
+  std::unique_ptr<Qwen2Adapter> out = combination.finish();
+  out->model = this;
+  checkpoint_->check_readable();  // DoRA and embeddings were computed from the base
+  for (AdapterFile& file : files) {
     file.mapping->check_readable();
-  adapters_.push_back(combination.finish());
-  for (AdapterFile& file : files)
-    adapter_files_.push_back(std::move(file.mapping));
-  return id;
+    out->files.push_back(std::move(file.mapping));
+  }
+  return out;
+}
+
+void Qwen2Model::put_adapter(int32_t id, StagedAdapter& staged) {
+  auto& adapter = dynamic_cast<Qwen2Adapter&>(staged);
+  QW_CHECK(adapter.model == this, "an adapter of another model");
+  for (const auto& [layer, n] : adapter.n_deltas)
+    layer->deltas.reserve(layer->deltas.size() + n);
+  installed_.emplace(id, &adapter);
+  for (Qwen2Adapter::Delta& part : adapter.deltas) {
+    part.delta.adapter = id;
+    part.layer->deltas.push_back(std::move(part.delta));
+  }
+}
+
+void Qwen2Model::take_adapter(int32_t id, StagedAdapter& staged) noexcept {
+  auto& adapter = static_cast<Qwen2Adapter&>(staged);
+  installed_.erase(id);
+  for (Qwen2Adapter::Delta& part : adapter.deltas) {
+    // Each takes back one, in order: a layer has as many of the adapter as there are parts for it.
+    std::vector<LoraDelta>& deltas = part.layer->deltas;
+    const auto own = std::ranges::find(deltas, id, &LoraDelta::adapter);
+    part.delta = std::move(*own);
+    deltas.erase(own);
+  }
 }
 
 }  // namespace qw

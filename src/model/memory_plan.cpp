@@ -13,7 +13,6 @@
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "model/adapter_file.h"
 #include "model/sources.h"
 
 namespace qw {
@@ -127,8 +126,12 @@ WeightBytes weight_bytes(const NetworkSources& sources, const Backend& backend) 
   return out;
 }
 
-/// What an adapter adds: its low-rank matrices in f32, whole matrices as the backend packs them. A
-/// changed embedding becomes a table of its own, in f32.
+std::string mib(int64_t bytes) {
+  return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20));
+}
+
+}  // namespace
+
 int64_t adapter_bytes(const AdapterFile& file, const ModelConfig& config, const Backend& backend) {
   constexpr int64_t kFloat = sizeof(float);
   int64_t sum = 0;
@@ -149,12 +152,6 @@ int64_t adapter_bytes(const AdapterFile& file, const ModelConfig& config, const 
   if (!file.embedding_deltas.empty()) add(config.vocab, config.hidden);
   return sum;
 }
-
-std::string mib(int64_t bytes) {
-  return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20));
-}
-
-}  // namespace
 
 int64_t program_memory_bytes(const std::string& proc) {
   const std::string status = read_all(proc + "/self/status");

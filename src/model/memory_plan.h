@@ -9,6 +9,7 @@
 
 #include "backend/backend.h"
 #include "checkpoint/checkpoint.h"
+#include "model/adapter_file.h"
 #include "model/config.h"
 #include "model/model.h"
 
@@ -52,6 +53,10 @@ MemoryForecast forecast_memory(const Checkpoint& checkpoint, const ModelConfig& 
 
 /// Errors: out_of_memory, naming every part, what is available and the largest context that fits.
 void require_memory(const MemoryForecast& forecast, const MemoryRequest& request);
+
+/// What an adapter adds: its low-rank matrices in f32, whole matrices as the backend packs them. A
+/// changed embedding becomes a table of its own, in f32. Errors: corrupt (sizes out of range).
+int64_t adapter_bytes(const AdapterFile& file, const ModelConfig& config, const Backend& backend);
 
 /// Memory that this process holds (resident), and all of its own code, which it may yet touch.
 /// `proc` is for tests. 0 where the system does not say.

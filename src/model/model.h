@@ -6,9 +6,12 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -56,7 +59,44 @@ struct AdapterSpec {
   double scale = 1.0;
 };
 
+/// A combination of adapters that was read, checked and packed for one model, and is not, or no
+/// longer, in it.
+class StagedAdapter {
+ public:
+  virtual ~StagedAdapter() = default;
+  int64_t resident_bytes = 0;
+};
+
+struct StageOptions {
+  /// Refuse what would take more; nullopt: no limit.
+  std::optional<int64_t> limit_bytes;
+  const CancelFlag* cancel = nullptr;
+};
+
+class Model;
+
+/// While it lives, an adapter stays in its model, even one that is removed. Of the model's thread.
+class AdapterUse {
+ public:
+  AdapterUse() = default;  // of none
+  AdapterUse(AdapterUse&& other) noexcept
+      : model_(std::exchange(other.model_, nullptr)), id_(other.id_) {}
+  AdapterUse& operator=(AdapterUse&& other) noexcept {
+    std::swap(model_, other.model_);
+    std::swap(id_, other.id_);
+    return *this;
+  }
+  ~AdapterUse();
+
+ private:
+  friend class Model;
+  AdapterUse(Model& model, int32_t id) : model_(&model), id_(id) {}
+  Model* model_ = nullptr;
+  int32_t id_ = -1;
+};
+
 /// One thread at a time may use a model, and one the backend under it: both keep scratch memory.
+/// stage_adapters alone may run on others meanwhile.
 class Model {
  public:
   /// Checks every tensor's name, shape and type against the config before packing anything.
@@ -68,14 +108,33 @@ class Model {
   virtual const ModelConfig& config() const = 0;
   virtual Backend& backend() const = 0;
 
-  /// Loads one combination of adapters (their deltas add up) and returns its id for
-  /// BatchPlan::adapters. peft directories or GGUF LoRA files. Errors: corrupt, unsupported,
-  /// not_found; invalid_argument when two replace the same module; each names the adapter and the
-  /// module.
-  virtual int32_t add_adapters(const std::vector<AdapterSpec>& adapters) = 0;
+  // Adapters come in two parts, so that loading one keeps no step waiting: all that takes time is
+  // done by stage_adapters, on whatever thread; install_adapter and remove_adapter are for the
+  // model's own, between two steps, and move pointers. An id is given once and never again: what
+  // was computed with it (kept pages of a KV cache) stays true.
 
-  /// How many ids add_adapters has given out: 0 .. n_adapters() - 1.
-  virtual int32_t n_adapters() const = 0;
+  /// Reads, checks and packs one combination of adapters (their deltas add up): peft directories
+  /// or GGUF LoRA files. Any thread, while others stage and the model's own computes. Errors:
+  /// corrupt, unsupported, not_found; invalid_argument when two replace the same module; each names
+  /// the adapter and the module; out_of_memory, with the numbers; cancelled.
+  virtual std::unique_ptr<StagedAdapter> stage_adapters(const std::vector<AdapterSpec>& adapters,
+                                                        const StageOptions& options = {}) = 0;
+  /// Puts it into the model that staged it; returns its id for BatchPlan::adapters.
+  int32_t install_adapter(std::unique_ptr<StagedAdapter> staged);
+  int32_t add_adapters(const std::vector<AdapterSpec>& adapters) {
+    return install_adapter(stage_adapters(adapters));
+  }
+  /// Keeps it until the use ends; -1: none. Errors: invalid_argument, for an id that was never
+  /// given, or whose adapter was removed.
+  AdapterUse use_adapter(int32_t id);
+  /// Gets what was removed, to free it on another thread, say.
+  using OnRemoved = std::function<void(std::unique_ptr<StagedAdapter>)>;
+  /// From now on nobody can begin to use it. It goes, and `on_removed` is called, when the last use
+  /// has ended: now, if there is none. Errors: as use_adapter.
+  void remove_adapter(int32_t id, OnRemoved on_removed = {});
+  /// Installed, removed ones in use included, and the bytes that they take.
+  int64_t n_adapters() const { return std::ssize(adapters_); }
+  int64_t adapter_bytes() const;
 
   virtual std::unique_ptr<KvCache> make_kv(int64_t n_pages, DType type) const = 0;
 
@@ -98,6 +157,28 @@ class Model {
     int64_t n, k, resident_bytes;
   };
   virtual std::vector<LayerInfo> layers() const = 0;
+
+ protected:
+  /// Makes a combination that this model staged part of the forward pass, under an id; nothing may
+  /// fail but memory, which leaves no trace. `staged` stays alive until take_adapter.
+  virtual void put_adapter(int32_t id, StagedAdapter& staged) = 0;
+  /// The reverse: nothing of the forward pass refers to it any more.
+  virtual void take_adapter(int32_t id, StagedAdapter& staged) noexcept = 0;
+
+ private:
+  friend class AdapterUse;
+  struct Installed {
+    std::unique_ptr<StagedAdapter> staged;
+    int64_t n_uses = 0;
+    bool is_removed = false;
+    OnRemoved on_removed;
+  };
+  Installed& installed(int32_t id);
+  void end_use(int32_t id) noexcept;
+  void take_out(int32_t id);
+
+  std::map<int32_t, Installed> adapters_;  // by id
+  int32_t next_adapter_ = 0;
 };
 
 }  // namespace qw

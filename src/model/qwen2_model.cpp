@@ -119,31 +119,37 @@ void Qwen2Model::forward(const BatchPlan& plan, KvCache& kv, float* logits,
   for (int l = 0; l < config_.n_layers; ++l) {
     const LayerWeights& w = network_.layers[static_cast<size_t>(l)];
     add_norm(plan, {Slot::kInputNorm, l}, *w.input_norm, y, a);  // x += y; h = norm(x)
-    check_fault(l - 1, "feed-forward block");  // a norm sees what the block before it gave
+    check_fault(plan, l - 1, "feed-forward block");  // a norm sees what the block before it gave
     if (l > 0) tap(observer, backend_, a.x, "hidden.layer.{}", l - 1);
     tap(observer, backend_, a.h, "layer{}.input_layernorm", l);
     attention(l, a, kv, observer);  // y = attention(h)
     add_norm(plan, {Slot::kPostNorm, l}, *w.post_norm, a.y, a);
-    check_fault(l, "attention block");
+    check_fault(plan, l, "attention block");
     tap(observer, backend_, a.h, "layer{}.post_attention_layernorm", l);
     feed_forward(l, a, observer);  // y = ffn(h)
     y = a.y;
   }
   add_norm(plan, {Slot::kFinalNorm}, *network_.final_norm, y, a);
-  check_fault(config_.n_layers - 1, "feed-forward block");
+  check_fault(plan, config_.n_layers - 1, "feed-forward block");
   tap(observer, backend_, a.x, "hidden.layer.{}", config_.n_layers - 1);
   tap(observer, backend_, a.h, "hidden.norm");
   if (logits != nullptr && !plan.logit_rows.empty()) compute_logits(plan, a.h, logits);
   backend_.sync();
   // Embedding rows, and weights without a packed layout, were read from the mapped files just now:
   // of a file that was cut they were zeros, and neither logits nor KV pages may be used.
-  check_readable();
+  check_readable(plan);
 }
 
-void Qwen2Model::check_readable() const {
+void Qwen2Model::check_readable(const BatchPlan& plan) const {
   checkpoint_->check_readable();
-  for (const auto& file : adapter_files_)
-    file->check_readable();
+  const Qwen2Adapter* last = nullptr;
+  for (const int32_t id : plan.adapters) {
+    const Qwen2Adapter* adapter = id < 0 ? nullptr : installed_.at(id);
+    if (adapter == nullptr || adapter == last) continue;
+    for (const auto& file : adapter->files)
+      file->check_readable();
+    last = adapter;
+  }
 }
 
 /// y = W_o softmax(q k^T / sqrt(d)) v of the rotated projections of h.
@@ -188,7 +194,7 @@ void Qwen2Model::feed_forward(int layer, const Activations& a, ForwardObserver* 
 
 const AdapterOverrides* Qwen2Model::overrides_of(const BatchPlan& plan, size_t s) const {
   const int32_t adapter = plan.adapters.empty() ? -1 : plan.adapters[s];
-  return adapter < 0 ? nullptr : &adapters_[static_cast<size_t>(adapter)];
+  return adapter < 0 ? nullptr : &installed_.at(adapter)->overrides;
 }
 
 void Qwen2Model::embed(const BatchPlan& plan, const Rows& x) {
@@ -243,9 +249,9 @@ void Qwen2Model::note_fault(int64_t first_row) {
   fault_ = std::move(fault);
 }
 
-void Qwen2Model::check_fault(int layer, std::string_view block) {
+void Qwen2Model::check_fault(const BatchPlan& plan, int layer, std::string_view block) {
   if (!fault_) return;
-  check_readable();  // a lost file is the better explanation
+  check_readable(plan);  // a lost file is the better explanation
   const std::string where = layer < 0 ? "embedding" : fmt::format("layer {}, {}", layer, block);
   throw NumericError(
       fmt::format("[model] hidden state: expected finite values, got NaN or infinity "
@@ -269,8 +275,8 @@ void Qwen2Model::check_plan(const BatchPlan& plan, const KvCache& kv) const {
   for (size_t s = 0; s < n_seqs; ++s) {
     QW_CHECK(plan.seq_begin[s] <= plan.seq_begin[s + 1] &&
              plan.page_begin[s] <= plan.page_begin[s + 1]);
-    QW_CHECK(plan.adapters.empty() || plan.adapters[s] < static_cast<int32_t>(adapters_.size()),
-             "adapter {} of {}", plan.adapters[s], adapters_.size());
+    QW_CHECK(plan.adapters.empty() || plan.adapters[s] < 0 || installed_.contains(plan.adapters[s]),
+             "adapter {} is not installed", plan.adapters[s]);
     const int64_t held = int64_t{plan.page_begin[s + 1] - plan.page_begin[s]} * kv.page_tokens;
     for (auto t = static_cast<size_t>(plan.seq_begin[s]);
          t < static_cast<size_t>(plan.seq_begin[s + 1]); ++t) {

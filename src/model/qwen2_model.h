@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "model/model.h"
@@ -28,6 +29,19 @@ struct AdapterOverrides {
   std::vector<NormOverride> norms;             // the base's where an id is missing
 };
 
+/// A combination of adapters. Installed, its deltas are in the layers.
+struct Qwen2Adapter : StagedAdapter {
+  const Model* model = nullptr;  // that staged it
+  AdapterOverrides overrides;
+  struct Delta {
+    Linear* layer = nullptr;  // of the model, or overrides.lm_head
+    LoraDelta delta;
+  };
+  std::vector<Delta> deltas;
+  std::map<Linear*, size_t> n_deltas;                    // of each layer
+  std::vector<std::shared_ptr<const MappedFile>> files;  // that overrides may read
+};
+
 class Qwen2Model : public Model {
  public:
   Qwen2Model(std::shared_ptr<const Checkpoint> checkpoint, ModelConfig config,
@@ -35,14 +49,18 @@ class Qwen2Model : public Model {
 
   const ModelConfig& config() const override { return config_; }
   Backend& backend() const override { return backend_; }
-  int32_t add_adapters(const std::vector<AdapterSpec>& adapters) override;
-  int32_t n_adapters() const override { return static_cast<int32_t>(adapters_.size()); }
+  std::unique_ptr<StagedAdapter> stage_adapters(const std::vector<AdapterSpec>& adapters,
+                                                const StageOptions& options) override;
   std::unique_ptr<KvCache> make_kv(int64_t n_pages, DType type) const override;
   void forward(const BatchPlan& plan, KvCache& kv, float* logits,
                ForwardObserver* observer) override;
   int64_t weight_bytes() const override { return weight_bytes_; }
   int64_t read_bytes_per_token() const override { return read_bytes_per_token_; }
   std::vector<LayerInfo> layers() const override;
+
+ protected:
+  void put_adapter(int32_t id, StagedAdapter& staged) override;
+  void take_adapter(int32_t id, StagedAdapter& staged) noexcept override;
 
  private:
   /// Activations of one step, [T, ...]; grown when a step needs more rows, never shrunk.
@@ -63,9 +81,10 @@ class Qwen2Model : public Model {
   /// Takes the backend's fault, whose rows count from row `first_row` of the plan; the first stays.
   void note_fault(int64_t first_row);
   /// Errors: NumericError, when a fault was noted in this step.
-  void check_fault(int layer, std::string_view block);
-  /// Errors: io, when a file that weights are read from was cut or lost since it was opened.
-  void check_readable() const;
+  void check_fault(const BatchPlan& plan, int layer, std::string_view block);
+  /// Errors: io, when a file that weights of a step are read from was cut or lost since it was
+  /// opened.
+  void check_readable(const BatchPlan& plan) const;
 
   std::shared_ptr<const Checkpoint> checkpoint_;  // keeps the sources' bytes alive
   ModelConfig config_;
@@ -73,8 +92,7 @@ class Qwen2Model : public Model {
   Network network_;
   Backend& backend_;
   Rope rope_;
-  std::vector<AdapterOverrides> adapters_;                        // by adapter id
-  std::vector<std::shared_ptr<const MappedFile>> adapter_files_;  // that overrides may read
+  std::unordered_map<int32_t, const Qwen2Adapter*> installed_;  // by id
   int64_t weight_bytes_ = 0, read_bytes_per_token_ = 0;
 
   std::optional<NumericFault> fault_;  // of the step under way, by the plan's rows
