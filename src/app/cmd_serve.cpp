@@ -2,6 +2,7 @@
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -19,8 +20,9 @@ namespace {
 
 struct Options : CommonOptions {
   server::ServiceOptions service;
-  std::string name;                      // of MODEL; "": its directory's or file's
-  std::vector<std::string> more_models;  // NAME=PATH
+  std::string name;                       // of MODEL; "": its directory's or file's
+  std::vector<std::string> more_models;   // NAME=PATH
+  std::vector<std::string> lora_modules;  // NAME=PATH
   int64_t slots = 8;
   int64_t keep_alive_s = -1;
   int64_t drain_s = 30, timeout_s = 0;
@@ -46,26 +48,40 @@ server::ModelSpec spec_of(const Options& options, std::string name, std::string 
   return spec;
 }
 
+/// NAME=PATH, with a name that nothing else has.
+std::pair<std::string, std::string> split_named(const std::string& flag, const std::string& text,
+                                                const std::vector<server::ModelSpec>& specs) {
+  const size_t equals = text.find('=');
+  if (equals == 0 || equals == std::string::npos || equals + 1 == text.size()) {
+    fail(ErrorKind::kInvalidArgument, "command line", "{}: expected NAME=PATH, got '{}'", flag,
+         printable(text));
+  }
+  const std::string name = text.substr(0, equals);
+  for (const server::ModelSpec& other : specs) {
+    const auto& modules = other.lora_modules;
+    if (other.name != name &&
+        std::ranges::find(modules, name, &server::LoraModule::name) == modules.end())
+      continue;
+    fail(ErrorKind::kInvalidArgument, "command line",
+         "{}: expected every model to have a name of its own, got '{}' twice", flag,
+         printable(name));
+  }
+  return {name, text.substr(equals + 1)};
+}
+
 std::vector<server::ModelSpec> specs_of(const Options& options) {
   const std::string path = model_path(options);
   std::vector<server::ModelSpec> specs;
   specs.push_back(spec_of(options, options.name.empty() ? name_of_path(path) : options.name, path));
   for (const std::string& text : options.more_models) {
-    const size_t equals = text.find('=');
-    if (equals == 0 || equals == std::string::npos || equals + 1 == text.size()) {
-      fail(ErrorKind::kInvalidArgument, "command line", "--model: expected NAME=PATH, got '{}'",
-           printable(text));
-    }
-    const std::string name = text.substr(0, equals);
-    for (const server::ModelSpec& other : specs) {
-      if (other.name != name) continue;
-      fail(ErrorKind::kInvalidArgument, "command line",
-           "--model: expected every model to have a name of its own, got '{}' twice",
-           printable(name));
-    }
-    specs.push_back(spec_of(options, name, text.substr(equals + 1)));
+    const auto [name, other] = split_named("--model", text, specs);
+    specs.push_back(spec_of(options, name, other));
     specs.back().open.adapters.clear();  // those are of MODEL
     specs.back().open.draft_model.clear();
+  }
+  for (const std::string& text : options.lora_modules) {
+    auto [name, adapter] = split_named("--lora-modules", text, specs);
+    specs.front().lora_modules.push_back({std::move(name), std::move(adapter)});
   }
   if (options.keep_alive_s >= 0) {
     for (server::ModelSpec& spec : specs)
@@ -135,6 +151,14 @@ Command register_serve(CLI::App& root) {
   app->add_option("--model", options->more_models,
                   "NAME=PATH: another model, loaded when it is first asked for; may be repeated")
       ->allow_extra_args(false);
+  app->add_option("--lora-modules", options->lora_modules,
+                  "NAME=PATH: an adapter of MODEL that clients call by a name of its own; may be "
+                  "repeated")
+      ->allow_extra_args(false);
+  app->add_option("--lora-dir", options->service.lora_dir,
+                  "Let clients load and unload adapters while the server runs "
+                  "(/v1/load_lora_adapter), from this directory only")
+      ->check(CLI::ExistingDirectory);
   app->add_option("--keep-alive", options->keep_alive_s,
                   "Unload a model after so many seconds without a request (-1, the default: never)")
       ->check(CLI::Range(int64_t{-1}, int64_t{1} << 40));

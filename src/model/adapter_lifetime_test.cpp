@@ -160,8 +160,8 @@ TEST(AdapterLifetime, OfAnotherModelIsRefusedAndLeavesNoTrace) {
   EXPECT_EQ(other.model->add_adapters({{path, 1.0}}), 0);
 }
 
-// Two threads stage, of which one fails again and again, while the model's own computes steps in
-// which the base and an adapter are side by side. Meant for ThreadSanitizer, too.
+// Two threads stage, and one meets a broken file again and again, while the model's own computes
+// steps in which the base and an adapter are side by side. Meant for ThreadSanitizer, too.
 TEST(AdapterLifetime, StagingGoesOnBesideSteps) {
   constexpr int kRounds = 4;
   Adapter first_files, second_files, broken_files;
@@ -200,8 +200,10 @@ TEST(AdapterLifetime, StagingGoesOnBesideSteps) {
     });
     std::thread failing([&] {
       ++n_begun;
-      for (int i = 0; i < 3; ++i)
+      for (int i = 0; i < 3; ++i) {
         EXPECT_THROW(model.stage_adapters({{broken_path, 1.0}}), Error);
+        EXPECT_GT(model.stage_adapters({{first_path, 1.0}})->resident_bytes, 0);
+      }
       wait_for_a_step();
       ++n_done;
     });

@@ -165,8 +165,13 @@ void Call::on_close(std::function<void()> callback) {
 
 void with_model(const std::shared_ptr<Call>& call, const std::string& name,
                 std::function<void(const std::shared_ptr<ServedModel>&)> use) {
+  with_model(call, ModelChoice{name, std::nullopt}, std::move(use));
+}
+
+void with_model(const std::shared_ptr<Call>& call, const ModelChoice& choice,
+                std::function<void(const std::shared_ptr<ServedModel>&)> use) {
   call->services().hub->with_model(
-      name,
+      choice,
       [call, use = std::move(use)](const std::shared_ptr<ServedModel>& model) {
         try {
           use(model);

@@ -16,6 +16,7 @@
 namespace qw::server {
 
 struct Services;
+struct ModelChoice;
 class ServedModel;
 
 class Call : public std::enable_shared_from_this<Call> {
@@ -88,8 +89,11 @@ class Call : public std::enable_shared_from_this<Call> {
   int64_t n_prompt_tokens_ = 0, n_generated_tokens_ = 0;
 };
 
-/// Calls `use` with the model of that name ("": the default), on a worker's or the loader's thread.
-/// What it throws, and what goes wrong before, is the call's failure.
+/// Calls `use` with the model chosen, on a worker's or a loading thread. What it throws, and what
+/// goes wrong before, is the call's failure.
+void with_model(const std::shared_ptr<Call>& call, const ModelChoice& choice,
+                std::function<void(const std::shared_ptr<ServedModel>&)> use);
+/// The same, by name ("": the default).
 void with_model(const std::shared_ptr<Call>& call, const std::string& name,
                 std::function<void(const std::shared_ptr<ServedModel>&)> use);
 

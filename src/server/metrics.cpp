@@ -196,9 +196,11 @@ void Metrics::refused_by_quota(std::string_view key) {
 }
 
 std::string Metrics::text(const ModelHub& hub, size_t n_connections) {
-  for (const ModelHub::Listing& model : hub.list())
+  for (const ModelHub::Listing& model : hub.list()) {
+    if (!model.parent.empty()) continue;  // an engine is its base's
     impl_->of_model(model.name)
         .set_stats(model.loaded ? model.loaded->host().stats() : HostStats());
+  }
   impl_->connections.Add({}).Set(static_cast<double>(n_connections));
   return prometheus::TextSerializer().Serialize(impl_->registry.Collect());
 }

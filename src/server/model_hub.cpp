@@ -8,34 +8,8 @@
 
 #include "base/log.h"
 #include "engine/current_error.h"
-#include "text/tokenizer.h"
 
 namespace qw::server {
-
-ServedModel::ServedModel(const ModelSpec& spec, EngineHost::Executor executor)
-    : spec_(spec),
-      loaded_(open_model(spec.path, spec.open)),
-      host_(std::make_unique<EngineHost>(*loaded_, std::move(executor))) {}
-
-const Tokenizer& ServedModel::tokenizer() const {
-  if (loaded_->tokenizer == nullptr) {
-    throw RequestError(
-        ErrorKind::kUnsupported,
-        fmt::format("[request] model: expected one with a tokenizer, got '{}', which has none "
-                    "(token ids are possible)",
-                    printable(name())),
-        "model");
-  }
-  return *loaded_->tokenizer;
-}
-
-GrammarCache& ServedModel::grammars() const {
-  const Tokenizer& own = tokenizer();
-  std::call_once(grammars_made_, [&] {
-    grammars_ = std::make_unique<GrammarCache>(std::make_shared<const GrammarVocabulary>(own));
-  });
-  return *grammars_;
-}
 
 ModelHub::ModelHub(std::vector<ModelSpec> specs, EngineHost::Executor executor)
     : executor_(std::move(executor)) {
@@ -45,6 +19,10 @@ ModelHub::ModelHub(std::vector<ModelSpec> specs, EngineHost::Executor executor)
     spec.open.cancel = &cancel_;
     entry.spec = std::move(spec);
     entry.created = static_cast<int64_t>(std::time(nullptr));
+    for (const AdapterSpec& adapter : entry.spec.open.adapters)
+      add_adapter(entry, "", adapter.path, adapter.scale, false);
+    for (const LoraModule& module : entry.spec.lora_modules)
+      add_adapter(entry, module.name, module.path, 0, false);
     entries_.push_back(std::move(entry));
   }
   loader_ = std::thread([this] { load_loop(); });
@@ -58,23 +36,41 @@ ModelHub::~ModelHub() {
   }
   wake_.notify_all();
   loader_.join();
+  stager_.reset();  // it waits for engines, which end below
   // Requests that wait to be told of their end may hold a model still: its thread ends here.
   for (const auto& made : made_) {
     if (const auto model = made.lock()) model->host().stop();
   }
 }
 
+/// The entry of a model or of an adapter's base; null: none of that name.
+const ModelHub::Entry* ModelHub::find_entry(const std::string& name,
+                                            const Adapter** adapter) const {
+  if (adapter != nullptr) *adapter = nullptr;
+  if (name.empty()) return &entries_.front();
+  for (const Entry& entry : entries_) {
+    if (entry.spec.name == name) return &entry;
+    for (const Adapter& candidate : entry.adapters) {
+      if (candidate.name != name || candidate.loading) continue;
+      if (adapter != nullptr) *adapter = &candidate;
+      return &entry;
+    }
+  }
+  for (const Entry& entry : entries_) {
+    if (std::ranges::find(entry.spec.aliases, name) != entry.spec.aliases.end()) return &entry;
+  }
+  return nullptr;
+}
+
 const ModelHub::Entry& ModelHub::entry_of(const std::string& name) const {
-  if (name.empty()) return entries_.front();
-  for (const Entry& entry : entries_) {
-    if (entry.spec.name == name) return entry;
-  }
-  for (const Entry& entry : entries_) {
-    if (std::ranges::find(entry.spec.aliases, name) != entry.spec.aliases.end()) return entry;
-  }
+  if (const Entry* entry = find_entry(name, nullptr)) return *entry;
   std::vector<std::string> names;
-  for (const Entry& entry : entries_)
+  for (const Entry& entry : entries_) {
     names.push_back(entry.spec.name);
+    for (const Adapter& adapter : entry.adapters) {
+      if (!adapter.name.empty() && !adapter.loading) names.push_back(adapter.name);
+    }
+  }
   throw RequestError(ErrorKind::kNotFound,
                      fmt::format("[request] model: expected one of {}, got '{}'",
                                  fmt::join(names, ", "), printable(name)),
@@ -85,25 +81,49 @@ ModelHub::Entry& ModelHub::entry_of(const std::string& name) {
   return const_cast<Entry&>(std::as_const(*this).entry_of(name));
 }
 
-void ModelHub::with_model(const std::string& name, Ready ready, Failed failed) {
+void ModelHub::with_model(const ModelChoice& choice, Ready ready, Failed failed) {
+  Entry* entry = nullptr;
+  Waiter waiter{{}, std::move(ready), std::move(failed)};
+  {
+    const std::lock_guard lock(mutex_);
+    entry = &entry_of(choice.name);
+    const Adapter* adapter = nullptr;
+    find_entry(choice.name, &adapter);
+    waiter.wanted.name = adapter == nullptr ? entry->spec.name : adapter->name;
+    if (choice.adapters) {
+      waiter.wanted.adapters = specs_of(*entry, *choice.adapters);
+    } else if (adapter != nullptr) {
+      waiter.wanted.adapters = {{adapter->path, 1.0}};
+    } else {
+      waiter.wanted.adapters = specs_of(*entry, scales_of(*entry));
+    }
+  }
+  wait_for(*entry, std::move(waiter));
+}
+
+void ModelHub::wait_for(Entry& entry, Waiter waiter) {
   std::shared_ptr<ServedModel> model;
   {
     const std::lock_guard lock(mutex_);
-    Entry& entry = entry_of(name);
     entry.last_used = std::chrono::steady_clock::now();
     model = entry.model;
     if (model == nullptr) {
-      entry.waiters.push_back({std::move(ready), std::move(failed)});
+      entry.waiters.push_back(std::move(waiter));
       wake_.notify_all();
       return;
     }
   }
-  ready(std::move(model));
+  give(entry, model, std::move(waiter));
 }
 
 ModelHub::Listing ModelHub::listing_of(const Entry& entry) {
-  Listing out{entry.spec.name, entry.spec.path, entry.spec.aliases, entry.created,
-              entry.model,     entry.loading,   std::nullopt};
+  Listing out;
+  out.name = entry.spec.name;
+  out.path = entry.spec.path;
+  out.aliases = entry.spec.aliases;
+  out.created = entry.created;
+  out.loaded = entry.model;
+  out.loading = entry.loading;
   if (entry.model != nullptr && entry.keep_alive) {
     using std::chrono::seconds;
     const auto idle = std::chrono::steady_clock::now() - entry.last_used;
@@ -113,17 +133,34 @@ ModelHub::Listing ModelHub::listing_of(const Entry& entry) {
   return out;
 }
 
+ModelHub::Listing ModelHub::listing_of(const Entry& entry, const Adapter& adapter) {
+  Listing out = listing_of(entry);
+  out.name = adapter.name;
+  out.aliases.clear();
+  out.created = adapter.created;
+  out.parent = entry.spec.name;
+  out.adapter_path = adapter.path;
+  return out;
+}
+
 std::vector<ModelHub::Listing> ModelHub::list() const {
   const std::lock_guard lock(mutex_);
   std::vector<Listing> out;
-  for (const Entry& entry : entries_)
+  for (const Entry& entry : entries_) {
     out.push_back(listing_of(entry));
+    for (const Adapter& adapter : entry.adapters) {
+      if (!adapter.name.empty() && !adapter.loading) out.push_back(listing_of(entry, adapter));
+    }
+  }
   return out;
 }
 
 ModelHub::Listing ModelHub::find(const std::string& name) const {
   const std::lock_guard lock(mutex_);
-  return listing_of(entry_of(name));
+  const Entry& entry = entry_of(name);
+  const Adapter* adapter = nullptr;
+  find_entry(name, &adapter);
+  return adapter == nullptr ? listing_of(entry) : listing_of(entry, *adapter);
 }
 
 void ModelHub::load_loop() {
@@ -165,9 +202,9 @@ void ModelHub::load(Entry& entry) {
     entry.last_used = std::chrono::steady_clock::now();
     waiters.swap(entry.waiters);
   }
-  for (const Waiter& waiter : waiters) {
+  for (Waiter& waiter : waiters) {
     if (model) {
-      waiter.ready(model);
+      give(entry, model, std::move(waiter));
     } else {
       waiter.failed(*error);
     }
@@ -181,22 +218,35 @@ std::shared_ptr<ServedModel> ModelHub::make(const ModelSpec& spec) {
       return std::make_shared<ServedModel>(spec, executor_);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kOutOfMemory) throw;
-      std::shared_ptr<ServedModel> idle = take_idle_model();
-      if (idle == nullptr) throw;
-      logger().info("[server] {} makes room for {}", idle->name(), spec.name);
+      const Unloaded idle = take_idle_model();
+      if (idle.model == nullptr) throw;
+      logger().info("[server] {} makes room for {}", idle.model->name(), spec.name);
     }
   }
 }
 
-/// The model that nobody uses and that was used longest ago, no longer offered as loaded.
-std::shared_ptr<ServedModel> ModelHub::take_idle_model() {
+/// Whether nobody uses a loaded model: it is held by its entry and by adapters that nobody uses.
+bool ModelHub::is_idle(const Entry& entry) {
+  return entry.model.use_count() == 1 + std::ssize(entry.residents) &&
+         std::ranges::all_of(entry.residents, [](const Resident& resident) {
+           return resident.adapter.use_count() == 1;
+         });
+}
+
+/// No longer offered as loaded; its adapters are remembered by their paths.
+ModelHub::Unloaded ModelHub::take_model(Entry& entry) {
+  return {std::exchange(entry.residents, {}), std::exchange(entry.model, nullptr)};
+}
+
+/// The model that nobody uses and that was used longest ago.
+ModelHub::Unloaded ModelHub::take_idle_model() {
   const std::lock_guard lock(mutex_);
   Entry* oldest = nullptr;
   for (Entry& entry : entries_) {
-    if (entry.model.use_count() != 1) continue;  // not loaded, or somebody's
+    if (entry.model == nullptr || !is_idle(entry)) continue;
     if (oldest == nullptr || entry.last_used < oldest->last_used) oldest = &entry;
   }
-  return oldest == nullptr ? nullptr : std::exchange(oldest->model, nullptr);
+  return oldest == nullptr ? Unloaded() : take_model(*oldest);
 }
 
 void ModelHub::set_keep_alive(const std::string& name,
@@ -208,24 +258,24 @@ void ModelHub::set_keep_alive(const std::string& name,
 }
 
 void ModelHub::unload_idle() {
-  std::vector<std::shared_ptr<ServedModel>> unloaded;  // goes after the lock
+  std::vector<Unloaded> unloaded;  // goes after the lock
   const auto now = std::chrono::steady_clock::now();
   const std::lock_guard lock(mutex_);
   for (Entry& entry : entries_) {
     if (entry.model == nullptr || !entry.keep_alive) continue;
-    if (entry.model.use_count() != 1) {
+    if (!is_idle(entry)) {
       entry.last_used = now;
     } else if (now - entry.last_used >= *entry.keep_alive) {
       logger().info("[server] {} is unloaded: nobody has asked for it", entry.spec.name);
-      unloaded.push_back(std::exchange(entry.model, nullptr));
+      unloaded.push_back(take_model(entry));
     }
   }
 }
 
 void ModelHub::unload(const std::string& name) {
-  std::shared_ptr<ServedModel> model;
+  Unloaded unloaded;  // goes after the lock
   const std::lock_guard lock(mutex_);
-  model = std::exchange(entry_of(name).model, nullptr);
+  unloaded = take_model(entry_of(name));
 }
 
 }  // namespace qw::server

@@ -2,6 +2,8 @@
 //
 // Level 7 (server). A model is one engine on one thread. Loading happens beside the serving of
 // others; when memory is short, models that nobody uses make room, the one used longest ago first.
+// Adapters are models by names of their own: loaded beside the steps of their base, resident with
+// it, and remembered by their paths when it is unloaded.
 #pragma once
 
 #include <chrono>
@@ -15,44 +17,21 @@
 #include <thread>
 #include <vector>
 
-#include "engine/grammar/grammar_cache.h"
-#include "server/engine_host.h"
-#include "server/request_error.h"
+#include "server/served_model.h"
 
 namespace qw::server {
 
-struct ModelSpec {
-  std::string name;                  // what clients call it
-  std::vector<std::string> aliases;  // and may call it
-  std::string path;
-  OpenOptions open;
-  /// Unloaded after so long without a request; nullopt: never.
-  std::optional<std::chrono::seconds> keep_alive;
+/// An adapter of a model, by its number, and how much of it.
+struct AdapterScale {
+  int64_t id = 0;
+  double scale = 0;
 };
 
-/// A model that is loaded. Held by whoever computes with it: it is unloaded after the last.
-class ServedModel {
- public:
-  ServedModel(const ModelSpec& spec, EngineHost::Executor executor);
-
-  const ModelSpec& spec() const { return spec_; }
-  const std::string& name() const { return spec_.name; }
-  /// Files, tokenizer, template and defaults; the model itself belongs to the host's thread.
-  const LoadedModel& files() const { return *loaded_; }
-  EngineHost& host() const { return *host_; }
-  int64_t context() const { return loaded_->engine_options.ctx; }
-  int32_t adapter() const { return loaded_->adapter; }
-  /// The tokenizer. Errors: unsupported, naming the model.
-  const Tokenizer& tokenizer() const;
-  /// Grammars compiled for its vocabulary. Any thread. Errors: as tokenizer().
-  GrammarCache& grammars() const;
-
- private:
-  ModelSpec spec_;
-  std::unique_ptr<LoadedModel> loaded_;
-  std::unique_ptr<EngineHost> host_;
-  mutable std::once_flag grammars_made_;
-  mutable std::unique_ptr<GrammarCache> grammars_;  // when they are first wanted
+/// Which model a request wants: a name ("": the default), or its base with these adapters and no
+/// others.
+struct ModelChoice {
+  std::string name;
+  std::optional<std::vector<AdapterScale>> adapters;
 };
 
 class ModelHub {
@@ -60,16 +39,22 @@ class ModelHub {
   using Ready = std::function<void(std::shared_ptr<ServedModel>)>;
   using Failed = std::function<void(const Error&)>;
 
+  /// Combinations that no name stands for are kept for later requests, so many of each model.
+  static constexpr size_t kMaxCombinations = 8;
+
   /// executor: see EngineHost. The first spec is the default model.
   ModelHub(std::vector<ModelSpec> specs, EngineHost::Executor executor);
   ~ModelHub();
   ModelHub(const ModelHub&) = delete;
   ModelHub& operator=(const ModelHub&) = delete;
 
-  /// Calls `ready` with the model of that name ("": the default), at once if it is loaded, else
-  /// when it is, on another thread; or `failed`. Errors: not_found, naming the models there are
-  /// (thrown); those of loading (given to `failed`).
-  void with_model(const std::string& name, Ready ready, Failed failed);
+  /// Calls `ready` with the model chosen, at once if it is loaded, else when it is, on another
+  /// thread; or `failed`. Errors: not_found, naming the models there are, invalid_argument, for an
+  /// adapter that there is not (thrown); those of loading (given to `failed`).
+  void with_model(const ModelChoice& choice, Ready ready, Failed failed);
+  void with_model(const std::string& name, Ready ready, Failed failed) {
+    with_model(ModelChoice{name, std::nullopt}, std::move(ready), std::move(failed));
+  }
 
   struct Listing {
     std::string name, path;
@@ -78,10 +63,37 @@ class ModelHub {
     std::shared_ptr<ServedModel> loaded;  // null: it is not
     bool loading = false;
     std::optional<std::chrono::seconds> expires_in;  // of a loaded one; nullopt: it stays
+    std::string parent, adapter_path;                // of an adapter; `path` is its base's
   };
+  /// Models, each before its adapters.
   std::vector<Listing> list() const;
   /// What list() says of one. Errors: not_found.
   Listing find(const std::string& name) const;
+
+  // ---- adapters ---------------------------------------------------------------------------------
+
+  struct Adapter {
+    int64_t id = 0;    // given once, from 0
+    std::string name;  // "": from the model's start, part of it
+    std::string path;
+    double scale = 0;  // how much of it there is in answers of the model itself
+    int64_t created = 0;
+    bool loading = false;  // nobody can ask for it yet
+  };
+  /// Loads one, its base first if need be; `done` when requests may name it. Errors:
+  /// invalid_argument, for a name in use (thrown), not_found for no such base (thrown); those of
+  /// Model::stage_adapters (given to `failed`).
+  void load_adapter(const std::string& base, const LoraModule& module, std::function<void()> done,
+                    Failed failed);
+  /// From now on nobody can ask for it; its memory goes with the last request that uses it. Errors:
+  /// not_found.
+  void unload_adapter(const std::string& name);
+  /// Those of a model that can be asked for. Errors: not_found.
+  std::vector<Adapter> adapters(const std::string& model) const;
+  /// How much of each adapter there is in answers of the model itself from now on; of those that
+  /// are not named: nothing. Errors: as with_model.
+  void set_adapter_scales(const std::string& model, const std::vector<AdapterScale>& scales,
+                          std::function<void()> done, Failed failed);
 
   /// From now until it is unloaded: how long a model stays without a request; nullopt: for ever.
   /// Errors: not_found.
@@ -92,9 +104,26 @@ class ModelHub {
   void unload(const std::string& name);
 
  private:
+  /// What a request gets: the model as it was loaded, or with these adapters instead of its own.
+  struct Wanted {
+    std::string name;
+    std::optional<std::vector<AdapterSpec>> adapters;
+  };
   struct Waiter {
+    Wanted wanted;
     Ready ready;
     Failed failed;
+  };
+  struct Resident {
+    std::vector<AdapterSpec> specs;
+    std::shared_ptr<ResidentAdapter> adapter;
+    std::chrono::steady_clock::time_point last_used;
+  };
+  /// A combination on its way.
+  struct Staging {
+    std::shared_ptr<ServedModel> base;
+    std::vector<AdapterSpec> specs;
+    std::vector<Waiter> waiters;
   };
   struct Entry {
     ModelSpec spec;
@@ -104,15 +133,45 @@ class ModelHub {
     std::optional<std::chrono::seconds> keep_alive;  // of the loaded model
     std::vector<Waiter> waiters;
     std::chrono::steady_clock::time_point last_used;
+    std::vector<Adapter> adapters;
+    int64_t next_adapter = 0;
+    std::vector<Resident> residents;  // of `model`
+    std::vector<Staging> staging;
+  };
+  /// What an entry held, to be let go of without the lock.
+  struct Unloaded {
+    std::vector<Resident> residents;
+    std::shared_ptr<ServedModel> model;
   };
 
+  // With the lock.
+  const Entry* find_entry(const std::string& name, const Adapter** adapter) const;
   Entry& entry_of(const std::string& name);
   const Entry& entry_of(const std::string& name) const;
   static Listing listing_of(const Entry& entry);
+  static Listing listing_of(const Entry& entry, const Adapter& adapter);
+  static bool is_idle(const Entry& entry);
+  static Unloaded take_model(Entry& entry);
+
+  // model_hub_adapters.cpp, with the lock
+  void add_adapter(Entry& entry, std::string name, std::string path, double scale, bool loading);
+  static std::optional<std::vector<AdapterSpec>> specs_of(const Entry& entry,
+                                                          const std::vector<AdapterScale>& scales);
+  static std::vector<AdapterScale> scales_of(const Entry& entry);
+  static bool has_name(const Entry& entry, const std::vector<AdapterSpec>& specs);
+  static bool is_known(const Entry& entry, const std::vector<AdapterSpec>& specs);
+  static std::vector<Resident> take_surplus(Entry& entry);
+  StageOptions limits_of(const Entry& entry, const ServedModel& base) const;
+  // model_hub_adapters.cpp, without
+  void wait_for(Entry& entry, Waiter waiter);
+  void give(Entry& entry, const std::shared_ptr<ServedModel>& model, Waiter waiter);
+  void stage(Entry& entry, const std::shared_ptr<ServedModel>& base,
+             const std::vector<AdapterSpec>& specs);
+
   void load_loop();
   void load(Entry& entry);
   std::shared_ptr<ServedModel> make(const ModelSpec& spec);
-  std::shared_ptr<ServedModel> take_idle_model();
+  Unloaded take_idle_model();
 
   EngineHost::Executor executor_;
   mutable std::mutex mutex_;
@@ -121,6 +180,8 @@ class ModelHub {
   bool stopping_ = false;
   CancelFlag cancel_;
   std::thread loader_;
+  std::shared_ptr<Workers> disposal_ = std::make_shared<Workers>(1);  // frees adapters
+  std::unique_ptr<Workers> stager_ = std::make_unique<Workers>(1);    // makes them
   /// Every model that was loaded: requests may hold one that is no longer offered.
   std::vector<std::weak_ptr<ServedModel>> made_;
 };

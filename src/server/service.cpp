@@ -53,13 +53,18 @@ uint16_t Service::port() const {
 }
 
 void Service::load_default() {
-  std::promise<void> loaded;
-  services_.hub->with_model(
-      "", [&loaded](const auto&) { loaded.set_value(); },
-      [&loaded](const Error& error) {
-        loaded.set_exception(std::make_exception_ptr(Error(error.kind(), error.message())));
-      });
-  loaded.get_future().get();
+  std::vector<std::string> names = {""};
+  for (const LoraModule& module : services_.options.models.front().lora_modules)
+    names.push_back(module.name);
+  for (const std::string& name : names) {
+    std::promise<void> loaded;
+    services_.hub->with_model(
+        name, [&loaded](const auto&) { loaded.set_value(); },
+        [&loaded](const Error& error) {
+          loaded.set_exception(std::make_exception_ptr(Error(error.kind(), error.message())));
+        });
+    loaded.get_future().get();
+  }
 }
 
 void Service::run() {

@@ -34,6 +34,7 @@ struct ServiceOptions {
   std::chrono::seconds drain_timeout{30};
   bool access_log = true;
   bool web_page = true;                    // the chat page at "/"
+  std::string lora_dir;                    // adapters may be loaded from here; "": from nowhere
   const CancelFlag* stop_asked = nullptr;  // set: drain and end
   std::string version;                     // of the program
 };
@@ -71,7 +72,8 @@ class Service {
   ~Service();
 
   uint16_t port() const;
-  /// Loads the default model and returns once it is ready. Errors: those of open_model.
+  /// Loads the default model and its adapters, and returns once they are ready. Errors: those of
+  /// open_model and Model::stage_adapters.
   void load_default();
   /// Serves until stop(), or drain() and the last answer.
   void run();

@@ -162,8 +162,8 @@ void GenerationJob::failed(const Error& error) {
 
 void generate(const std::shared_ptr<Call>& call, GenerationTask task,
               std::function<std::shared_ptr<GenerationListener>(const Prepared&)> make) {
-  const std::string name = task.model;
-  with_model(call, name,
+  const ModelChoice choice{task.model, task.adapters};
+  with_model(call, choice,
              [call, task = std::move(task),
               make = std::move(make)](const std::shared_ptr<ServedModel>& model) {
                GenerationTask full = task;

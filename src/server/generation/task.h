@@ -27,6 +27,8 @@ struct PromptInput {
 
 struct GenerationTask {
   std::string model;  // "": the default
+  /// Instead of those that the model's name stands for.
+  std::optional<std::vector<AdapterScale>> adapters;
 
   // What to go on with: a conversation, or prompts.
   std::optional<ChatInput> chat;
@@ -56,7 +58,7 @@ struct GenerationTask {
   bool use_beam_search = false;
   bool skip_special_tokens = true;
   Pooling pooling = Pooling::kNone;
-  int64_t priority = 0;  // lower goes first
+  int64_t priority = 0;                // lower goes first
   bool no_repetition_penalty = false;  // whatever the parameters say
 
   /// What cannot be filled in before the model is there; called once, before prepare().

@@ -43,6 +43,20 @@ Json error_body(const Error& error, int status) {
   return {{"error", {{"code", status}, {"message", error.message()}, {"type", type_of(status)}}}};
 }
 
+std::vector<AdapterScale> read_lora(const std::string& where, const Json& value) {
+  std::vector<AdapterScale> out;
+  for (const Json& item : to_array(where, value)) {
+    const Json& entry = to_object(where, item);
+    AdapterScale scale;
+    scale.id = to_integer(where + ".id", entry.value("id", Json()), 0);
+    scale.scale = to_number(where + ".scale", entry.value("scale", Json(0.0)));
+    if (std::ranges::find(out, scale.id, &AdapterScale::id) != out.end())
+      refuse_field(where, "expected every id once, got {} twice", scale.id);
+    out.push_back(scale);
+  }
+  return out;
+}
+
 // ---- samplers ----------------------------------------------------------------------------------
 
 namespace {

@@ -9,6 +9,7 @@
 
 #include "engine/generation_config.h"
 #include "server/call.h"
+#include "server/model_hub.h"
 
 namespace qw::server::llama_server {
 
@@ -16,6 +17,9 @@ extern const Dialect kLlamaServer;
 
 /// {"error": {"code", "message", "type"}}.
 Json error_body(const Error& error, int status);
+
+/// "lora": [{"id", "scale"}, ...]. Errors: RequestError.
+std::vector<AdapterScale> read_lora(const std::string& where, const Json& value);
 
 /// "samplers": names, or a string of llama.cpp's letters; samplers that are always off here are
 /// left out. Errors: RequestError (no such sampler, one that is not there).

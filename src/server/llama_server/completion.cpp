@@ -141,7 +141,9 @@ void add_other_fields(FieldTable<CompletionTask>& table) {
   table.push_back(refused<Task>("min_keep", "samplers keep what their definitions say"));
   table.push_back(refused<Task>("n_indent", "there is no such rule here"));
   table.push_back(refused<Task>("t_max_predict_ms", "answers depend on no clock"));
-  table.push_back(refused<Task>("lora", "adapters are set when the server starts"));
+  table.push_back(honoured<Task>(
+      "lora", [](const Json& value, Task& task) { task.adapters = read_lora("lora", value); },
+      "[{\"id\", \"scale\"}, ...]: these adapters and no others"));
   for (const char* name :
        {"dynatemp_exponent", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
         "dry_sequence_breakers", "xtc_threshold", "mirostat_tau", "mirostat_eta"})

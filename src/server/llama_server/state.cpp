@@ -1,4 +1,6 @@
 // GET /props, /slots, /lora-adapters; and what is refused: saving slots, filling in.
+#include <utility>
+
 #include "engine/bundle.h"
 #include "server/llama_server/common.h"
 #include "server/service.h"
@@ -8,11 +10,16 @@ namespace qw::server::llama_server {
 
 namespace {
 
-/// Calls `use` with the model that the query names ("?model="), or the default.
+/// The model that the query names ("?model="); "": the default.
+std::string asked_model(const std::shared_ptr<Call>& call) {
+  const std::string* name = call->request().parameter("model");
+  return name == nullptr ? "" : *name;
+}
+
+/// Calls `use` with it.
 void with_asked_model(const std::shared_ptr<Call>& call,
                       std::function<void(const std::shared_ptr<ServedModel>&)> use) {
-  const std::string* name = call->request().parameter("model");
-  with_model(call, name == nullptr ? "" : *name, std::move(use));
+  with_model(call, asked_model(call), std::move(use));
 }
 
 void props(const std::shared_ptr<Call>& call) {
@@ -59,23 +66,33 @@ void slots(const std::shared_ptr<Call>& call) {
   });
 }
 
+Json adapters_json(const std::vector<ModelHub::Adapter>& adapters) {
+  Json list = Json::array();
+  for (const ModelHub::Adapter& adapter : adapters) {
+    Json json = {{"id", adapter.id}, {"path", adapter.path}, {"scale", adapter.scale}};
+    if (!adapter.name.empty()) json["name"] = adapter.name;
+    list.push_back(std::move(json));
+  }
+  return list;
+}
+
 void lora_adapters(const std::shared_ptr<Call>& call) {
-  with_asked_model(call, [call](const std::shared_ptr<ServedModel>& model) {
-    Json list = Json::array();
-    for (const AdapterSpec& adapter : model->spec().open.adapters)
-      list.push_back({{"id", list.size()}, {"path", adapter.path}, {"scale", adapter.scale}});
-    call->respond(std::move(list));
-  });
+  call->respond(adapters_json(call->services().hub->adapters(asked_model(call))));
+}
+
+/// The body is a list: [{"id", "scale"}, ...].
+void set_lora_adapters(const std::shared_ptr<Call>& call) {
+  call->services().hub->set_adapter_scales(
+      asked_model(call), read_lora("body", call->body()),
+      [call] {
+        call->respond({{"success", true}});
+      },
+      [call](const Error& error) { call->fail(error); });
 }
 
 [[noreturn]] void refuse(std::string_view what, std::string_view expected, std::string_view why) {
   throw RequestError(ErrorKind::kUnsupported,
                      fmt::format("[request] {}: expected {}, got none ({})", what, expected, why));
-}
-
-void set_lora_adapters(const std::shared_ptr<Call>&) {
-  refuse("lora-adapters", "adapters that were named when the server started",
-         "their scales do not change while it runs");
 }
 
 void slot_action(const std::shared_ptr<Call>&) {
@@ -91,23 +108,22 @@ void infill(const std::shared_ptr<Call>&) {
 }  // namespace
 
 std::vector<Endpoint> state_endpoints() {
-  return {
-      {"GET", "/props", &kLlamaServer, "The model and its settings", props, {}},
-      {"GET", "/slots", &kLlamaServer, "Places for requests, and which are at work", slots, {}},
-      {"POST",
-       "/slots/{id}",
-       &kLlamaServer,
-       "Refused: prefixes are kept for everybody",
-       slot_action,
-       {}},
-      {"GET", "/lora-adapters", &kLlamaServer, "The adapters that are in force", lora_adapters, {}},
-      {"POST",
-       "/lora-adapters",
-       &kLlamaServer,
-       "Refused: adapters are set at start",
-       set_lora_adapters,
-       {}},
-      {"POST", "/infill", &kLlamaServer, "Refused: the models cannot fill in", infill, {}}};
+  return {{"GET", "/props", &kLlamaServer, "The model and its settings", props, {}},
+          {"GET", "/slots", &kLlamaServer, "Places for requests, and which are at work", slots, {}},
+          {"POST",
+           "/slots/{id}",
+           &kLlamaServer,
+           "Refused: prefixes are kept for everybody",
+           slot_action,
+           {}},
+          {"GET", "/lora-adapters", &kLlamaServer, "The adapters there are", lora_adapters, {}},
+          {"POST",
+           "/lora-adapters",
+           &kLlamaServer,
+           "How much of each adapter is in answers, as a list of ids and scales",
+           set_lora_adapters,
+           {}},
+          {"POST", "/infill", &kLlamaServer, "Refused: the models cannot fill in", infill, {}}};
 }
 
 }  // namespace qw::server::llama_server

@@ -34,6 +34,7 @@ Json model_json(const ModelHub::Listing& model) {
     json["size"] = facts.file_bytes;
     json["digest"] = facts.digest;
     json["details"] = details_json(facts);
+    json["details"]["parent_model"] = model.parent;
   } catch (const Error& error) {  // its file may be gone, which is told to who asks for it
     logger().warn("{} (model {})", error.message(), model.name);
   }
@@ -50,7 +51,7 @@ void tags(const std::shared_ptr<Call>& call) {
 void ps(const std::shared_ptr<Call>& call) {
   Json models = Json::array();
   for (const ModelHub::Listing& model : call->services().hub->list()) {
-    if (model.loaded == nullptr) continue;
+    if (model.loaded == nullptr || !model.parent.empty()) continue;
     Json json = model_json(model);
     json.erase("modified_at");
     json["size"] = model.loaded->files().plan.needed_bytes;

@@ -14,7 +14,7 @@ const Dialect kOpenAi{"openai", error_body};
 std::vector<Endpoint> endpoints() {
   std::vector<Endpoint> all;
   for (auto make : {chat_endpoints, completion_endpoints, embedding_endpoints, model_endpoints,
-                    response_endpoints}) {
+                    adapter_endpoints, response_endpoints}) {
     for (Endpoint& endpoint : make())
       all.push_back(std::move(endpoint));
   }

@@ -47,6 +47,7 @@ std::vector<Endpoint> chat_endpoints();
 std::vector<Endpoint> completion_endpoints();
 std::vector<Endpoint> embedding_endpoints();
 std::vector<Endpoint> model_endpoints();
+std::vector<Endpoint> adapter_endpoints();
 std::vector<Endpoint> response_endpoints();
 
 }  // namespace qw::server::openai

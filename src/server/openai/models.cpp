@@ -7,8 +7,14 @@ namespace qw::server::openai {
 namespace {
 
 Json model_json(const ModelHub::Listing& model) {
-  Json json = {{"id", model.name},      {"object", "model"},  {"created", model.created},
-               {"owned_by", "qianwen"}, {"root", model.path}, {"loaded", model.loaded != nullptr}};
+  const bool is_adapter = !model.parent.empty();
+  Json json = {{"id", model.name},
+               {"object", "model"},
+               {"created", model.created},
+               {"owned_by", "qianwen"},
+               {"root", is_adapter ? model.adapter_path : model.path},
+               {"parent", is_adapter ? Json(model.parent) : Json()},
+               {"loaded", model.loaded != nullptr}};
   if (model.loaded) json["max_model_len"] = model.loaded->context();
   return json;
 }

@@ -5,6 +5,7 @@
 #include "server/generation/job.h"
 #include "server/generation/sampling_fields.h"
 #include "server/generation/stream.h"
+#include "server/service.h"
 #include "server/sglang/common.h"
 #include "text/tokenizer.h"
 
@@ -20,6 +21,7 @@ struct GenerateTask : GenerationTask {
   std::vector<std::string> rids;  // of the prompts; empty: the server's own
   bool stream = false, return_logprob = false, return_text_in_logprobs = false;
   int64_t logprob_start_len = -1, top_logprobs_num = 0;
+  std::optional<std::string> lora_path;
 };
 
 /// One value, or the same for each prompt: {"top_logprobs_num": [2, 2]}.
@@ -129,7 +131,13 @@ const FieldTable<GenerateTask>& generate_fields() {
     out.push_back(refused<Task>("custom_logit_processor", "a request cannot bring code"));
     out.push_back(refused<Task>("return_hidden_states", "they are not given out"));
     out.push_back(refused<Task>("session_params", "a request stands for itself"));
-    out.push_back(refused<Task>("lora_path", "adapters are set when the server starts"));
+    out.push_back(honoured<Task>(
+        "lora_path",
+        [](const Json& value, Task& task) {
+          const Json& path = same_for_all("lora_path", value);
+          if (!path.is_null()) task.lora_path = to_string("lora_path", path);
+        },
+        "the name or path of an adapter that is loaded, the same for every prompt"));
     for (const char* name : {"log_metrics", "modalities", "background", "priority",
                              "bootstrap_host", "bootstrap_port", "bootstrap_room"})
       out.push_back(ignored<Task>(name, "it changes nothing here"));
@@ -305,10 +313,24 @@ void finish(GenerateTask& task) {
     task.set("top_logprobs_num", "prompt_logprobs", task.top_logprobs_num);
 }
 
+/// The model's name of an adapter that is given by its name or path.
+std::string adapter_name(const ModelHub& hub, const std::string& model, const std::string& given) {
+  for (const ModelHub::Adapter& adapter : hub.adapters(model)) {
+    if (!adapter.name.empty() && (adapter.name == given || adapter.path == given))
+      return adapter.name;
+  }
+  throw RequestError(ErrorKind::kNotFound,
+                     fmt::format("[request] lora_path: expected an adapter that /v1/models lists, "
+                                 "got '{}'",
+                                 printable(given)),
+                     "lora_path");
+}
+
 void generate_texts(const std::shared_ptr<Call>& call) {
   GenerateTask task;
   call->read(generate_fields(), task);
   finish(task);
+  if (task.lora_path) task.model = adapter_name(*call->services().hub, task.model, *task.lora_path);
   generate(call, task,
            [call, task](const std::shared_ptr<ServedModel>& model,
                         const std::vector<Request>& requests) {

@@ -1,0 +1,404 @@
+// Adapters over HTTP: as models of their own, loaded and unloaded while others are served, by
+// number and scale (llama.cpp's server), by path (SGLang); and what the hub does with them.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <filesystem>
+#include <future>
+
+#include "model/adapter_test_writer.h"
+#include "server/model_hub.h"
+#include "support/running_service.h"
+
+namespace qw::server {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+using qw::testing::HttpAnswer;
+using qw::testing::RunningService;
+using qw::testing::service_options;
+using ::testing::HasSubstr;
+
+constexpr int64_t kHidden = 256, kVocab = 6016;  // of the bundled model
+
+/// The folder that adapters may be loaded from: "plain" (deltas), "whole" (an embedding and a head
+/// of its own, as modules_to_save gives), "small" (of a narrower model), and "out", a link that
+/// leads out of it.
+class Folder {
+ public:
+  Folder() {
+    test::Adapter plain, whole, small;
+    for (const std::string layer : {"model.layers.0.", "model.layers.5."}) {
+      plain.add(layer + "self_attn.q_proj.lora_A.weight", {3, kHidden});
+      plain.add(layer + "self_attn.q_proj.lora_B.weight", {kHidden, 3});
+      plain.add(layer + "mlp.down_proj.lora_A.weight", {3, 768});
+      plain.add(layer + "mlp.down_proj.lora_B.weight", {kHidden, 3});
+    }
+    whole.add("lm_head.weight", {kVocab, kHidden});
+    whole.add("model.embed_tokens.weight", {kVocab, kHidden});
+    whole.add("model.layers.1.self_attn.v_proj.lora_A.weight", {3, kHidden});
+    whole.add("model.layers.1.self_attn.v_proj.lora_B.weight", {kHidden, 3});
+    small.add("model.layers.0.self_attn.q_proj.lora_A.weight", {3, 16});
+    small.add("model.layers.0.self_attn.q_proj.lora_B.weight", {16, 3});
+    for (auto& [name, adapter] :
+         {std::pair{"plain", &plain}, std::pair{"whole", &whole}, std::pair{"small", &small}})
+      fs::copy(adapter->write_peft(), *this / name, fs::copy_options::recursive);
+    fs::create_directory_symlink("/", *this / "out");
+  }
+  std::string operator/(const std::string& name) const { return directory_.path() + "/" + name; }
+  std::string path() const { return directory_.path(); }
+
+ private:
+  TempDir directory_;
+};
+
+/// One for all tests of this file: writing it takes longer than reading it.
+const Folder& folder() {
+  static const Folder made;
+  return made;
+}
+
+class Adapters : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    ServiceOptions options = service_options();
+    options.lora_dir = folder().path();
+    options.models[0].lora_modules = {{"plain", folder() / "plain"}};
+    running_ = new RunningService(options);
+  }
+  static void TearDownTestSuite() {
+    delete running_;
+    running_ = nullptr;
+  }
+  void TearDown() override {
+    running_->client().post("/lora-adapters", "[]");
+    for (const char* name : {"whole", "again"})
+      running_->client().post("/v1/unload_lora_adapter", ordered_json{{"lora_name", name}}.dump());
+  }
+
+  static HttpAnswer load(const std::string& name, const std::string& path,
+                         const std::string& base = "") {
+    ordered_json body = {{"lora_name", name}, {"lora_path", path}};
+    if (!base.empty()) body["model"] = base;
+    return running_->client().post("/v1/load_lora_adapter", body.dump());
+  }
+  static HttpAnswer unload(const std::string& name) {
+    return running_->client().post("/v1/unload_lora_adapter",
+                                   ordered_json{{"lora_name", name}}.dump());
+  }
+  /// Ids and log-probabilities of an answer: the bits that must not change.
+  static std::string bits(ordered_json body, int64_t max_tokens = 12) {
+    body["prompt"] = "The capital of Japan is";
+    body["n_predict"] = max_tokens;
+    body["n_probs"] = 2;
+    body["seed"] = 5;
+    body["temperature"] = 0.9;
+    body["ignore_eos"] = true;
+    const HttpAnswer answer = running_->client().post("/completion", body.dump());
+    const ordered_json json = ordered_json::parse(answer.body);
+    return json.value("completion_probabilities", json).dump();
+  }
+  static std::vector<std::string> names() {
+    std::vector<std::string> out;
+    const ordered_json models = running_->get("/v1/models");
+    for (const ordered_json& model : models["data"])
+      out.push_back(model["id"]);
+    return out;
+  }
+
+  static RunningService* running_;
+};
+RunningService* Adapters::running_ = nullptr;
+
+TEST_F(Adapters, AreModelsOfTheirOwnAndKeepTheirBitsInOneBatch) {
+  EXPECT_EQ(load("whole", "whole").body, "Success: LoRA adapter 'whole' added successfully.");
+  EXPECT_EQ(names(), (std::vector<std::string>{"mini", "plain", "whole"}));
+  const ordered_json whole = running_->get("/v1/models/whole");
+  EXPECT_EQ(whole["parent"], "mini");
+  EXPECT_EQ(whole["root"], fs::canonical(folder() / "whole").string());
+  EXPECT_TRUE(running_->get("/v1/models/mini")["parent"].is_null());
+
+  std::map<std::string, std::string> alone;
+  for (const char* name : {"mini", "plain", "whole"})
+    alone[name] = bits({{"model", name}});
+  EXPECT_NE(alone["mini"], alone["plain"]);
+  EXPECT_NE(alone["mini"], alone["whole"]);
+  std::vector<std::pair<std::string, std::future<std::string>>> together;
+  for (int i = 0; i < 3; ++i) {
+    for (const char* name : {"whole", "mini", "plain"})
+      together.emplace_back(name, std::async(std::launch::async, [name] {
+                              return bits({{"model", name}});
+                            }));
+  }
+  for (auto& [name, got] : together)
+    EXPECT_EQ(got.get(), alone[name]) << name;
+  const ordered_json chat = running_->post(
+      "/v1/chat/completions", {{"model", "plain"},
+                               {"max_tokens", 3},
+                               {"messages", {{{"role", "user"}, {"content", "Hello"}}}}});
+  EXPECT_EQ(chat["model"], "plain");
+}
+
+TEST_F(Adapters, ComeAndGoWhileOthersAreServed) {
+  const std::string want = bits({{"model", "mini"}}, 200);
+  std::atomic<bool> over{false};
+  std::vector<std::future<std::string>> streams;
+  for (const char* name : {"mini", "plain", "mini"})
+    streams.push_back(std::async(std::launch::async, [name] {
+      return bits({{"model", name}}, 200);
+    }));
+  std::thread waits([&] {
+    for (auto& stream : streams)
+      stream.wait();
+    over = true;
+  });
+  int n_loaded = 0;
+  while (!over || n_loaded == 0) {
+    const HttpAnswer answer = load("whole", "whole");
+    ASSERT_EQ(answer.status, 200) << answer.body;
+    if (!over) ++n_loaded;
+    EXPECT_EQ(unload("whole").status, 200);
+    if (over) break;
+  }
+  waits.join();
+  EXPECT_GT(n_loaded, 0) << "answers ended before an adapter was loaded";
+  EXPECT_EQ(streams[0].get(), want);
+  EXPECT_EQ(streams[2].get(), want);
+  EXPECT_EQ(streams[1].get(), bits({{"model", "plain"}}, 200));
+}
+
+TEST_F(Adapters, AreUnknownOnceUnloadedButStayForWhoUsesThem) {
+  ASSERT_EQ(load("whole", "whole").status, 200);
+  const ordered_json body = {{"model", "whole"},        {"prompt", "One two"}, {"max_tokens", 300},
+                             {"ignore_eos", true},      {"seed", 3},           {"stream", true},
+                             {"return_token_ids", true}};
+  const auto text_of = [](const std::string& events) {
+    std::string text;
+    for (size_t at = 0; (at = events.find("data: {", at)) != std::string::npos; ++at) {
+      const size_t end = events.find("\n\n", at);
+      const auto event = ordered_json::parse(events.substr(at + 6, end - at - 6));
+      if (!event["choices"].empty()) text += event["choices"][0]["text"].get<std::string>();
+    }
+    return text;
+  };
+  const std::string want = text_of(running_->client().post("/v1/completions", body.dump()).body);
+  auto client = running_->client();
+  client.send(qw::testing::HttpClient::post_text("/v1/completions", body.dump()));
+  client.read_until("data: ");  // it is under way
+  EXPECT_EQ(unload("whole").body, "Success: LoRA adapter 'whole' removed successfully.");
+  const HttpAnswer gone = running_->client().post(
+      "/v1/completions", ordered_json{{"model", "whole"}, {"prompt", "One"}}.dump());
+  EXPECT_EQ(gone.status, 404);
+  EXPECT_THAT(gone.body, HasSubstr("expected one of mini, plain, got 'whole'"));
+  EXPECT_THAT(client.read_until("[DONE]"), HasSubstr("[DONE]"));
+  EXPECT_EQ(load("whole", "whole").status, 200) << "the name is free again";
+  EXPECT_EQ(text_of(running_->client().post("/v1/completions", body.dump()).body), want);
+}
+
+TEST_F(Adapters, WhatCannotBeLoadedIsRefusedAndLeavesNoTrace) {
+  const auto refused = [&](const std::string& name, const std::string& path, int status,
+                           const std::string& part) {
+    const HttpAnswer answer = load(name, path);
+    EXPECT_EQ(answer.status, status) << path << ": " << answer.body;
+    EXPECT_THAT(answer.body, HasSubstr(part)) << path;
+  };
+  refused("plain", "plain", 400, "already been loaded");
+  refused("mini", "plain", 400, "already been loaded");
+  refused("whole", "nothing", 404, "got no file or directory at 'nothing'");
+  refused("whole", "small", 400, "layers.0.self_attn.q_proj");
+  refused("", "plain", 400, "lora_name");
+  refused("whole", "", 400, "lora_path");
+  for (const std::string outside :
+       {"..", "../plain", "/etc/passwd", "/etc/nothing", "out/etc", "plain/../../x", ".", "out"})
+    refused("whole", outside, 400, "within the server's --lora-dir");
+  EXPECT_EQ(load("whole", "whole", "nobody").status, 404);
+  EXPECT_EQ(unload("nobody").status, 404);
+  EXPECT_EQ(unload("mini").status, 404) << "no adapter";
+  EXPECT_EQ(names(), (std::vector<std::string>{"mini", "plain"}));
+  EXPECT_EQ(load("whole", folder() / "whole").status, 200);
+}
+
+TEST_F(Adapters, AreLoadedOnlyWhereThatWasAllowed) {
+  ServiceOptions options = service_options();
+  options.web_page = false;
+  const RunningService closed(options);
+  for (const char* path : {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}) {
+    int status = 0;
+    const auto answer = closed.post(path, {{"lora_name", "a"}, {"lora_path", "plain"}}, &status);
+    EXPECT_EQ(status, 403);
+    EXPECT_THAT(answer.dump(), HasSubstr("--lora-dir"));
+  }
+}
+
+TEST_F(Adapters, HaveNumbersAndScalesForClientsOfLlamaServer) {
+  const std::string base = bits({}), plain = bits({{"model", "plain"}});
+  const ordered_json list = running_->get("/lora-adapters");
+  ASSERT_EQ(list.size(), 1u);
+  const int64_t id = list[0]["id"];
+  EXPECT_EQ(list[0]["name"], "plain");
+  EXPECT_EQ(list[0]["scale"], 0);
+  const auto with = [&](double scale) {
+    return bits({{"lora", {{{"id", id}, {"scale", scale}}}}});
+  };
+  EXPECT_EQ(with(1), plain);
+  EXPECT_EQ(with(0), base);
+  EXPECT_EQ(bits({{"lora", ordered_json::array()}}), base);
+  EXPECT_EQ(bits({{"model", "plain"}, {"lora", ordered_json::array()}}), base);
+  const std::string half = with(0.5);
+  EXPECT_NE(half, base);
+  EXPECT_NE(half, plain);
+  EXPECT_EQ(with(0.5), half);
+  EXPECT_THAT(bits({{"lora", {{{"id", 77}, {"scale", 1}}}}}), HasSubstr("/lora-adapters"));
+  EXPECT_THAT(bits({{"lora", {{{"id", id}}, {{"id", id}}}}}), HasSubstr("every id once"));
+
+  const auto set = [&](const std::string& body) {
+    return running_->client().post("/lora-adapters", body).status;
+  };
+  EXPECT_EQ(set(ordered_json{{{"id", id}, {"scale", 0.5}}}.dump()), 200);
+  EXPECT_EQ(running_->get("/lora-adapters")[0]["scale"], 0.5);
+  EXPECT_EQ(bits({}), half);
+  EXPECT_EQ(bits({{"model", "plain"}}), plain) << "a name stands for the adapter as it is";
+  EXPECT_EQ(with(1), plain);
+  EXPECT_EQ(set(R"([{"id": 77, "scale": 1}])"), 400);
+  EXPECT_EQ(set("{}"), 400);
+  EXPECT_EQ(bits({}), half);
+  EXPECT_EQ(set("[]"), 200);
+  EXPECT_EQ(bits({}), base);
+}
+
+TEST_F(Adapters, AreNamedByRequestsOfSglangsClients) {
+  const auto ids = [&](const ordered_json& lora_path, int* status = nullptr) {
+    ordered_json body = {{"text", "The capital of"},
+                         {"sampling_params", {{"max_new_tokens", 8}, {"temperature", 0}}}};
+    if (!lora_path.is_null()) body["lora_path"] = lora_path;
+    return running_->post("/generate", body, status);
+  };
+  const ordered_json base = ids(nullptr)["output_ids"], plain = ids("plain")["output_ids"];
+  EXPECT_NE(base, plain);
+  EXPECT_EQ(ids(folder() / "plain")["output_ids"], plain);
+  EXPECT_EQ(ids({"plain", "plain"})["output_ids"], plain);
+  EXPECT_EQ(ids(ordered_json::array({nullptr}))["output_ids"], base);
+  int status = 0;
+  EXPECT_THAT(ids("mini", &status).dump(), HasSubstr("got 'mini'"));
+  EXPECT_EQ(status, 404);
+}
+
+// ---- the hub
+// -------------------------------------------------------------------------------------
+
+class AdapterHub : public ::testing::Test {
+ protected:
+  AdapterHub() {
+    ModelSpec spec = service_options().models[0];
+    spec.lora_modules = {{"plain", folder() / "plain"}};
+    hub_ = std::make_unique<ModelHub>(std::vector<ModelSpec>{spec},
+                                      [](const std::function<void()>& task) { task(); });
+  }
+
+  std::shared_ptr<ServedModel> get(const ModelChoice& choice) {
+    std::promise<std::shared_ptr<ServedModel>> got;
+    hub_->with_model(
+        choice, [&](std::shared_ptr<ServedModel> model) { got.set_value(std::move(model)); },
+        [&](const Error& error) { got.set_exception(std::make_exception_ptr(Error(error))); });
+    return got.get_future().get();
+  }
+  std::shared_ptr<ServedModel> get(const std::string& name) {
+    return get(ModelChoice{name, std::nullopt});
+  }
+  void load(const std::string& name, const std::string& path) {
+    std::promise<void> got;
+    hub_->load_adapter(
+        "", {name, path}, [&] { got.set_value(); },
+        [&](const Error& error) { got.set_exception(std::make_exception_ptr(Error(error))); });
+    got.get_future().get();
+  }
+  /// What is in the model, asked between two steps.
+  struct InModel {
+    int64_t n = 0, bytes = 0;
+  };
+  static InModel in_model(const ServedModel& model) {
+    std::promise<InModel> got;
+    model.host().run([&](Engine&) {
+      const Model& inner = *model.files().model;
+      got.set_value({inner.n_adapters(), inner.adapter_bytes()});
+    });
+    return got.get_future().get();
+  }
+
+  /// Repeats `step` until it is true: whoever loaded something lets go of it a moment after it said
+  /// so.
+  static bool comes_true(const std::function<bool()>& step) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (!step()) {
+      if (std::chrono::steady_clock::now() > end) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
+
+  std::unique_ptr<ModelHub> hub_;
+};
+
+TEST_F(AdapterHub, MemoryGoesWithTheLastWhoUsesAnAdapter) {
+  std::shared_ptr<ServedModel> base = get("");
+  EXPECT_EQ(in_model(*base).n, 0) << "loaded when it is asked for";
+  load("whole", folder() / "whole");
+  EXPECT_EQ(in_model(*base).n, 1);
+  EXPECT_GT(in_model(*base).bytes, kVocab * kHidden);
+  std::shared_ptr<ServedModel> user = get("whole"), other = get("whole");
+  EXPECT_EQ(user->adapter(), other->adapter());
+  EXPECT_EQ(user->name(), "whole");
+  EXPECT_EQ(in_model(*base).n, 1) << "one for all who ask";
+  hub_->unload_adapter("whole");
+  EXPECT_THROW(get("whole"), RequestError);
+  EXPECT_EQ(in_model(*base).n, 1);
+  user.reset();
+  EXPECT_EQ(in_model(*base).n, 1);
+  other.reset();
+  EXPECT_TRUE(comes_true([&] { return in_model(*base).n == 0; }));
+  EXPECT_EQ(in_model(*base).bytes, 0);
+}
+
+TEST_F(AdapterHub, AdaptersComeBackWithTheirModel) {
+  load("whole", folder() / "whole");
+  const std::weak_ptr<ServedModel> before = get("");
+  {
+    const auto user = get("whole");
+    hub_->set_keep_alive("whole", std::chrono::seconds(0));
+    hub_->unload_idle();
+    EXPECT_FALSE(before.expired()) << "an adapter that is used keeps its base";
+  }
+  EXPECT_TRUE(comes_true([&] {
+    hub_->unload_idle();
+    return before.expired();
+  }));
+  EXPECT_EQ(hub_->list().size(), 3u);
+  EXPECT_FALSE(hub_->find("whole").loaded);
+  const auto again = get("whole");
+  EXPECT_EQ(again->name(), "whole");
+  EXPECT_GE(again->adapter(), 0);
+  EXPECT_EQ(in_model(*again).n, 1) << "those that nobody has asked for wait";
+  EXPECT_EQ(hub_->find("whole").parent, "mini");
+}
+
+TEST_F(AdapterHub, FewCombinationsAreKeptAndNamesAlways) {
+  const auto base = get("");
+  get("plain");
+  const int64_t id = hub_->adapters("")[0].id;
+  for (int i = 0; i < 12; ++i) {
+    const auto model = get(ModelChoice{"", std::vector<AdapterScale>{{id, 0.25 + i}}});
+    EXPECT_EQ(model->name(), "mini");
+  }
+  const auto kept_in_all = 1 + static_cast<int64_t>(ModelHub::kMaxCombinations);
+  EXPECT_TRUE(comes_true([&] { return in_model(*base).n == kept_in_all; }));
+  const int32_t kept = get("plain")->adapter();
+  EXPECT_EQ(get("plain")->adapter(), kept);
+  hub_->unload_adapter("plain");
+  EXPECT_TRUE(comes_true([&] { return in_model(*base).n == 0; }))
+      << "what was made of it goes, too";
+}
+
+}  // namespace
+}  // namespace qw::server

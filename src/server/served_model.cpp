@@ -1,0 +1,67 @@
+#include "server/served_model.h"
+
+#include <future>
+#include <utility>
+
+#include "text/tokenizer.h"
+
+namespace qw::server {
+
+ResidentAdapter::ResidentAdapter(std::shared_ptr<ServedModel> base,
+                                 const std::vector<AdapterSpec>& adapters,
+                                 const StageOptions& options, std::shared_ptr<Workers> disposal)
+    : base_(std::move(base)), disposal_(std::move(disposal)) {
+  std::unique_ptr<StagedAdapter> staged = base_->files().model->stage_adapters(adapters, options);
+  bytes_ = staged->resident_bytes;
+  std::promise<int32_t> id;
+  base_->host().run([&](Engine& engine) {
+    try {
+      id.set_value(engine.install_adapter(std::move(staged)));
+    } catch (...) {
+      id.set_exception(std::current_exception());
+    }
+  });
+  id_ = id.get_future().get();
+}
+
+ResidentAdapter::~ResidentAdapter() {
+  base_->host().run([id = id_, disposal = disposal_](Engine& engine) {
+    engine.remove_adapter(id, [disposal](std::unique_ptr<StagedAdapter> remains) {
+      disposal->post([remains = std::shared_ptr<StagedAdapter>(std::move(remains))] {});
+    });
+  });
+}
+
+ServedModel::ServedModel(const ModelSpec& spec, EngineHost::Executor executor)
+    : spec_(spec),
+      loaded_(open_model(spec.path, spec.open)),
+      host_(std::make_unique<EngineHost>(*loaded_, std::move(executor))) {}
+
+ServedModel::ServedModel(std::shared_ptr<ServedModel> base, std::string name,
+                         std::shared_ptr<ResidentAdapter> adapter)
+    : base_(std::move(base)), adapter_(std::move(adapter)) {
+  spec_.name = std::move(name);
+}
+
+const Tokenizer& ServedModel::tokenizer() const {
+  if (files().tokenizer == nullptr) {
+    throw RequestError(
+        ErrorKind::kUnsupported,
+        fmt::format("[request] model: expected one with a tokenizer, got '{}', which has none "
+                    "(token ids are possible)",
+                    printable(name())),
+        "model");
+  }
+  return *files().tokenizer;
+}
+
+GrammarCache& ServedModel::grammars() const {
+  if (base_) return base_->grammars();
+  const Tokenizer& own = tokenizer();
+  std::call_once(grammars_made_, [&] {
+    grammars_ = std::make_unique<GrammarCache>(std::make_shared<const GrammarVocabulary>(own));
+  });
+  return *grammars_;
+}
+
+}  // namespace qw::server

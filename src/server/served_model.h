@@ -1,0 +1,93 @@
+// A model that is loaded, and the adapters in it, as requests hold them.
+//
+// Level 7 (server). Held by whoever computes with it: it is unloaded after the last; an adapter
+// likewise.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/grammar/grammar_cache.h"
+#include "server/engine_host.h"
+#include "server/request_error.h"
+#include "server/workers.h"
+
+namespace qw::server {
+
+/// An adapter that is a model's name of its own.
+struct LoraModule {
+  std::string name, path;
+};
+
+struct ModelSpec {
+  std::string name;                  // what clients call it
+  std::vector<std::string> aliases;  // and may call it
+  std::string path;
+  OpenOptions open;
+  std::vector<LoraModule> lora_modules;
+  /// Unloaded after so long without a request; nullopt: never.
+  std::optional<std::chrono::seconds> keep_alive;
+};
+
+class ServedModel;
+
+/// A combination of adapters in a model. It leaves the model with its last holder, between two
+/// steps, and its memory is freed on a thread that nobody waits for.
+class ResidentAdapter {
+ public:
+  /// Stages on the calling thread, beside the engine's steps, and installs between two of them.
+  /// Errors: those of Model::stage_adapters.
+  ResidentAdapter(std::shared_ptr<ServedModel> base, const std::vector<AdapterSpec>& adapters,
+                  const StageOptions& options, std::shared_ptr<Workers> disposal);
+  ~ResidentAdapter();
+  ResidentAdapter(const ResidentAdapter&) = delete;
+  ResidentAdapter& operator=(const ResidentAdapter&) = delete;
+
+  int32_t id() const { return id_; }
+  int64_t bytes() const { return bytes_; }
+  const std::shared_ptr<ServedModel>& base() const { return base_; }
+
+ private:
+  std::shared_ptr<ServedModel> base_;
+  std::shared_ptr<Workers> disposal_;
+  int32_t id_ = -1;
+  int64_t bytes_ = 0;
+};
+
+class ServedModel {
+ public:
+  ServedModel(const ModelSpec& spec, EngineHost::Executor executor);
+  /// The same model, under a name and with an adapter (null: none) of its own.
+  ServedModel(std::shared_ptr<ServedModel> base, std::string name,
+              std::shared_ptr<ResidentAdapter> adapter);
+
+  const ModelSpec& spec() const { return base_ ? base_->spec() : spec_; }
+  const std::string& name() const { return spec_.name; }
+  /// Files, tokenizer, template and defaults; the model itself belongs to the host's thread.
+  const LoadedModel& files() const { return base_ ? base_->files() : *loaded_; }
+  EngineHost& host() const { return base_ ? base_->host() : *host_; }
+  int64_t context() const { return files().engine_options.ctx; }
+  int32_t adapter() const {
+    if (base_ == nullptr) return loaded_->adapter;
+    return adapter_ ? adapter_->id() : -1;
+  }
+  /// The tokenizer. Errors: unsupported, naming the model.
+  const Tokenizer& tokenizer() const;
+  /// Grammars compiled for its vocabulary. Any thread. Errors: as tokenizer().
+  GrammarCache& grammars() const;
+
+ private:
+  ModelSpec spec_;  // with a base: only the name
+  std::shared_ptr<ServedModel> base_;
+  std::shared_ptr<ResidentAdapter> adapter_;
+  std::unique_ptr<LoadedModel> loaded_;
+  std::unique_ptr<EngineHost> host_;
+  mutable std::once_flag grammars_made_;
+  mutable std::unique_ptr<GrammarCache> grammars_;  // when they are first wanted
+};
+
+}  // namespace qw::server
