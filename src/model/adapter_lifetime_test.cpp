@@ -8,7 +8,7 @@
 
 #include "base/cancel.h"
 #include "base/error.h"
-#include "model/adapter_test_writer.h"
+#include "support/adapter_writer.h"
 
 namespace qw {
 

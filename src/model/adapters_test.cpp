@@ -6,8 +6,8 @@
 #include <filesystem>
 
 #include "base/error.h"
-#include "model/adapter_test_writer.h"
 #include "model/memory_plan.h"
+#include "support/adapter_writer.h"
 #include "support/tiny_checkpoint.h"
 
 namespace qw {

@@ -7,8 +7,8 @@
 #include <filesystem>
 #include <future>
 
-#include "model/adapter_test_writer.h"
 #include "server/model_hub.h"
+#include "support/adapter_writer.h"
 #include "support/running_service.h"
 
 namespace qw::server {
