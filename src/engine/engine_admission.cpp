@@ -179,8 +179,7 @@ RequestId Engine::Impl::submit(Request request) {
   active->context = std::unique_ptr<DecodeContext>(new DecodeContext{
       id, own, *scheduler_,
       make_pipeline(own.config, own.prompt, max_len, usable_vocab_, own.processors), max_len,
-      vocab_, tokenizer_,
-      queue_.enter(own.client, own.priority, std::ssize(own.prompt) + max_len)});
+      vocab_, tokenizer_, queue_.enter(own.client, own.priority, max_len)});
   active->working_bytes = working_bytes;
   active->submitted = ActiveRequest::Clock::now();
   active->result.timings.n_prompt = static_cast<int64_t>(own.prompt.size());

@@ -23,7 +23,10 @@ SchedulerOptions scheduler_options(const Model& draft, const EngineOptions& opti
           .max_families = std::numeric_limits<int64_t>::max(),
           .max_rows = draft_logit_rows(options),
           .rope_follows_length = draft.config().rope.scaling == RopeScaling::kDynamic,
-          .keep_prefixes = options.prefix_cache};
+          .keep_prefixes = options.prefix_cache,
+          // Whoever is asked for is computed in the step that asks.
+          .max_overtakes = 0,
+          .await_prefixes = false};
 }
 
 /// Of two models that read their weights from memory as fast: the bytes of a token.

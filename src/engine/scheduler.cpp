@@ -29,10 +29,13 @@ int64_t Scheduler::pages_at_worst(int64_t prompt_len, int64_t max_len, int64_t w
 
 // ---- sequences and units -----------------------------------------------------------------------
 
-UnitId Scheduler::add_unit(int64_t family, int64_t order) {
+UnitId Scheduler::add_unit(int64_t family, int64_t order, int64_t priority) {
   const UnitId id = next_unit_++;
   orders_[id] = order;
-  units_[{order, id}].family = family;
+  Unit& unit = units_[{order, id}];
+  unit.family = family;
+  unit.priority = priority;
+  waiting_.insert({order, id});
   return id;
 }
 
@@ -44,6 +47,7 @@ SeqId Scheduler::add_sequence(UnitId unit, Sequence spec) {
   spec.pages.clear();
   unit_at(unit).sequences.push_back(spec.id);
   const SeqId id = spec.id;
+  lineages_[spec.lineage].push_back(id);
   sequences_.emplace(id, std::move(spec));
   return id;
 }
@@ -55,6 +59,7 @@ SeqId Scheduler::fork(SeqId parent) {
     pool_.retain(page);
   unit_at(child.unit).sequences.push_back(child.id);
   const SeqId id = child.id;
+  lineages_[child.lineage].push_back(id);
   sequences_.emplace(id, std::move(child));
   return id;
 }
@@ -108,6 +113,9 @@ void Scheduler::remove_sequence(SeqId id) {
   Sequence& sequence = at(id);
   drop_pages(sequence);
   std::erase(unit_at(sequence.unit).sequences, id);
+  const auto lineage = lineages_.find(sequence.lineage);
+  std::erase(lineage->second, id);
+  if (lineage->second.empty()) lineages_.erase(lineage);
   sequences_.erase(id);
 }
 
@@ -117,7 +125,10 @@ void Scheduler::remove_unit(UnitId id) {
     publish_tail(at(seq));
     remove_sequence(seq);
   }
-  units_.erase(place_of(id));
+  const Place place = place_of(id);
+  if (units_.at(place).running) stop(place);
+  waiting_.erase(place);
+  units_.erase(place);
   orders_.erase(id);
 }
 
@@ -151,13 +162,21 @@ void Scheduler::drop_pages(Sequence& sequence) {
 
 Scheduler::Demand Scheduler::demand() const {
   Demand out;
-  for (const auto& [place, unit] : units_) {
-    if (!unit.running && !can_admit(unit)) break;  // nobody overtakes the first that has to wait
+  const auto add = [&](const Unit& unit) {
     for (const SeqId seq : unit.sequences) {
       const int64_t n = sequences_.at(seq).n_pending();
       out.n_tokens += n;
       out.n_sequences += n > 0 ? 1 : 0;
     }
+  };
+  for (const Place& place : running_)
+    add(units_.at(place));
+  int64_t n_places = options_.max_families - std::ssize(n_running_);
+  for (const Place& place : waiting_) {  // whichever of them start, so many do
+    const Unit& unit = units_.at(place);
+    if (!n_running_.contains(unit.family) && n_places-- <= 0) break;
+    if (!has_pages_for(unit)) break;
+    add(unit);
   }
   return out;
 }
@@ -174,7 +193,7 @@ StepPlan Scheduler::schedule() {
   Budget budget{options_.max_tokens, options_.max_rows};
   // Ids first: preempting changes flags of later units, never the map.
   std::vector<UnitId> ids;
-  for (const auto& [place, unit] : units_)
+  for (const Place& place : running_)
     ids.push_back(place.id);
   for (const UnitId id : ids)
     schedule_unit(id, false, step, budget);
@@ -293,15 +312,31 @@ std::optional<int32_t> Scheduler::allocate_or_preempt(UnitId for_unit, StepPlan&
 }
 
 std::optional<UnitId> Scheduler::last_running() const {
-  for (auto it = units_.rbegin(); it != units_.rend(); ++it) {
-    if (it->second.running) return it->first.id;
-  }
-  return std::nullopt;
+  if (running_.empty()) return std::nullopt;
+  return running_.rbegin()->id;
+}
+
+/// Moves a unit between those that wait and those that run.
+void Scheduler::start(const Place& place) {
+  Unit& unit = units_.at(place);
+  unit.running = true;
+  waiting_.erase(place);
+  running_.insert(place);
+  ++n_running_[unit.family];
+}
+
+void Scheduler::stop(const Place& place) {
+  Unit& unit = units_.at(place);
+  unit.running = false;
+  running_.erase(place);
+  waiting_.insert(place);
+  const auto family = n_running_.find(unit.family);
+  if (--family->second == 0) n_running_.erase(family);
 }
 
 void Scheduler::preempt(UnitId id, StepPlan& step) {
-  Unit& unit = unit_at(id);
-  unit.running = false;
+  const Unit& unit = unit_at(id);
+  stop(place_of(id));
   ++n_preemptions_;
   for (const SeqId seq : unit.sequences) {
     publish_tail(at(seq));
@@ -309,62 +344,6 @@ void Scheduler::preempt(UnitId id, StepPlan& step) {
     std::erase_if(step.chunks, [seq](const StepPlan::Chunk& chunk) { return chunk.seq == seq; });
     std::erase_if(step.copies, [seq](const StepPlan::Copy& copy) { return copy.seq == seq; });
   }
-}
-
-bool Scheduler::can_admit(const Unit& unit) const {
-  std::set<int64_t> families;
-  for (const auto& [place, other] : units_) {
-    if (other.running) families.insert(other.family);
-  }
-  if (families.empty()) return true;
-  families.insert(unit.family);
-  if (static_cast<int64_t>(families.size()) > options_.max_families) return false;
-  int64_t need = 0;
-  for (const SeqId seq : unit.sequences) {
-    const Sequence& sequence = sequences_.at(seq);
-    const Sharable sharable = find_sharable(sequence);
-    if (sharable.wait) return false;
-    need += pages_for(sequence.size() + 1);
-    // Full pages that others hold as well cost nothing; kept ones count as free until they are
-    // used.
-    const auto full = static_cast<size_t>(sharable.prefix.n_tokens / options_.page_tokens);
-    for (size_t i = 0; i < full; ++i)
-      need -= pool_.is_in_use(sharable.prefix.pages[i]) ? 1 : 0;
-  }
-  return need <= pool_.n_free();
-}
-
-/// Admits waiting units in their order; nobody overtakes the first that has to wait.
-void Scheduler::admit(StepPlan& step, Budget& budget) {
-  for (auto& [place, unit] : units_) {
-    if (unit.running) continue;
-    if (budget.tokens <= 0 || !can_admit(unit)) return;
-    unit.running = true;
-    schedule_unit(place.id, true, step, budget);
-    schedule_unit(place.id, false, step, budget);
-  }
-}
-
-Scheduler::Sharable Scheduler::find_sharable(const Sequence& sequence) const {
-  const std::span<const int32_t> tokens =
-      std::span(sequence.tokens).first(static_cast<size_t>(sequence.n_sharable()));
-  Sharable best{pool_.find_prefix(sequence.adapter, tokens), false};
-  const int64_t n_kept = best.prefix.n_tokens;
-  for (const auto& [id, other] : sequences_) {
-    if (id == sequence.id || other.lineage != sequence.lineage) continue;
-    if (!unit_at(other.unit).running) continue;
-    const auto mismatch =
-        std::mismatch(tokens.begin(), tokens.end(), other.tokens.begin(), other.tokens.end());
-    const int64_t common = mismatch.first - tokens.begin();
-    const bool goes_first = !other.pages.empty() || id < sequence.id;
-    if (goes_first && other.n_computed < common && n_kept < common) best.wait = true;
-    const int64_t shared = std::min(common, other.n_computed);
-    if (shared > best.prefix.n_tokens) {
-      best.prefix.pages.assign(other.pages.begin(), other.pages.begin() + pages_for(shared));
-      best.prefix.n_tokens = shared;
-    }
-  }
-  return best;
 }
 
 /// Lets a sequence without pages start with pages that hold its first tokens. False: better wait.

@@ -17,6 +17,7 @@
 #include <limits>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -30,6 +31,8 @@ using SeqId = int64_t;
 using UnitId = int64_t;
 
 struct SchedulerOptions {
+  static constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+
   int64_t n_pages = 0;
   int page_tokens = 0;
   int64_t max_tokens = 512;  // of a step
@@ -41,6 +44,14 @@ struct SchedulerOptions {
   /// Pages keep their tokens after their sequence has gone, for later ones that start alike. Not
   /// with rope_follows_length, where equal tokens may have unequal keys.
   bool keep_prefixes = false;
+  /// Of the first so many that wait, the unit starts first whose kept prefix is the largest for its
+  /// length. No unit is overtaken more often than max_overtakes, which bounds what it can wait; 0:
+  /// strictly in order. Tried out by tools/simulate_scheduler (docs/performance.md, "Scheduling").
+  int64_t overtake_window = 128;
+  int64_t max_overtakes = 256;
+  bool weighs_length = true;  // false: the longest kept prefix first, for comparison
+  /// A unit does not start while another computes tokens that both begin with.
+  bool await_prefixes = true;
 };
 
 struct Sequence {
@@ -107,8 +118,9 @@ class Scheduler {
   int64_t pages_at_worst(int64_t prompt_len, int64_t max_len, int64_t width) const;
 
   /// Units of one family (the answers to one request) take one place among max_families. The lower
-  /// `order`, the earlier its turn; equals by arrival.
-  UnitId add_unit(int64_t family, int64_t order = 0);
+  /// `order`, the earlier its turn; equals by arrival. Only units of the same priority overtake
+  /// each other for their prefixes.
+  UnitId add_unit(int64_t family, int64_t order = 0, int64_t priority = 0);
   /// `spec`: lineage, tokens (not empty), prompt_len, adapter, logits_from.
   SeqId add_sequence(UnitId unit, Sequence spec);
   /// A sequence of the same unit with the same tokens that shares all pages until one is written.
@@ -182,7 +194,9 @@ class Scheduler {
   };
   struct Unit {
     int64_t family = 0;
+    int64_t priority = 0;
     bool running = false;
+    int64_t n_overtaken = 0;  // by units later in line that started first
     std::vector<SeqId> sequences;
   };
   struct Budget {
@@ -198,13 +212,20 @@ class Scheduler {
   void extend_by_drafts(StepPlan& step, Budget& budget);
   void drop_draft(Sequence& sequence);
   void admit(StepPlan& step, Budget& budget);
-  bool can_admit(const Unit& unit) const;
+  std::optional<Place> next_to_admit() const;
+  bool has_place_for(const Unit& unit) const;
+  bool has_pages_for(const Unit& unit) const;
+  std::optional<double> gain_of(const Unit& unit) const;
+  void start(const Place& place);
+  void stop(const Place& place);
   /// What a sequence without pages could take over: from another of its lineage, or kept pages.
   struct Sharable {
     PagePool::Prefix prefix;
     bool wait = false;  // another is still on its way through more of the common tokens
   };
   Sharable find_sharable(const Sequence& sequence) const;
+  bool is_on_the_way(const Sequence& sequence, std::span<const int32_t> tokens,
+                     int64_t n_kept) const;
   bool share_prefix(Sequence& sequence);
   void publish_blocks(const StepPlan::Chunk& chunk);
   void publish_tail(const Sequence& sequence);
@@ -218,9 +239,12 @@ class Scheduler {
 
   SchedulerOptions options_;
   PagePool pool_;
-  std::map<Place, Unit> units_;  // whose turn it is first, first
+  std::map<Place, Unit> units_;
+  std::set<Place> running_, waiting_;               // whose turn it is first, first
+  std::unordered_map<int64_t, int64_t> n_running_;  // units of a family
   std::unordered_map<UnitId, int64_t> orders_;
   std::map<SeqId, Sequence> sequences_;
+  std::unordered_map<int64_t, std::vector<SeqId>> lineages_;
   UnitId next_unit_ = 1;
   SeqId next_seq_ = 1;
   int64_t n_preemptions_ = 0;

@@ -110,6 +110,9 @@ class Life {
     options.max_families = 1 + random_.below(6);
     options.max_rows = 1 + random_.below(5);
     options.keep_prefixes = seed % 4 != 0;
+    options.max_overtakes = random_.below(4);
+    options.overtake_window = 1 + random_.below(8);
+    options.weighs_length = random_.below(2) == 0;
     return options;
   }
 
@@ -254,6 +257,104 @@ TEST(Scheduler, RandomLives) {
   EXPECT_GT(taken_over, 1000) << "the test must reach kept prefixes";
   EXPECT_GT(guessed_right, 500) << "and drafts";
   EXPECT_GT(parted, 1000) << "and sequences that part from what they were";
+}
+
+/// A scheduler of pages of 2 tokens that runs one unit at a time, and what units started.
+class Line {
+ public:
+  explicit Line(int64_t max_overtakes, int64_t max_families = 1)
+      : scheduler_(options_of(max_overtakes, max_families)) {}
+
+  UnitId add(std::vector<int32_t> tokens, int64_t priority = 0, int32_t adapter = -1) {
+    const UnitId unit = scheduler_.add_unit(++n_added_, 0, priority);
+    Sequence spec;
+    spec.lineage = n_added_;
+    spec.prompt_len = ssize(tokens);
+    spec.tokens = std::move(tokens);
+    spec.adapter = adapter;
+    scheduler_.add_sequence(unit, std::move(spec));
+    return unit;
+  }
+  /// Computes one step; its units.
+  std::set<UnitId> step() {
+    const StepPlan step = scheduler_.schedule();
+    std::set<UnitId> units;
+    for (const StepPlan::Chunk& chunk : step.chunks)
+      units.insert(scheduler_.sequence(chunk.seq).unit);
+    scheduler_.commit(step);
+    return units;
+  }
+  /// Computes and ends the unit whose turn it is.
+  UnitId serve() {
+    const std::set<UnitId> units = step();
+    QW_CHECK(units.size() == 1);
+    scheduler_.remove_unit(*units.begin());
+    return *units.begin();
+  }
+  Scheduler& scheduler() { return scheduler_; }
+
+ private:
+  static SchedulerOptions options_of(int64_t max_overtakes, int64_t max_families) {
+    SchedulerOptions options;
+    options.n_pages = 100;
+    options.page_tokens = 2;
+    options.max_families = max_families;
+    options.max_tokens = 100;
+    options.keep_prefixes = true;
+    options.max_overtakes = max_overtakes;
+    return options;
+  }
+  Scheduler scheduler_;
+  int64_t n_added_ = 0;
+};
+
+TEST(Scheduler, AKeptPrefixGoesFirstButOvertakesNobodyForEver) {
+  Line line(2);
+  line.add({1, 2, 3, 4});
+  line.serve();
+  line.add({5, 6, 7, 8, 9, 10});
+  line.serve();
+  const UnitId other = line.add({9, 9, 9, 9});
+  std::vector<int32_t> tokens = {5, 6, 7, 8, 9, 10};
+  tokens.resize(50, 0);
+  const UnitId longest = line.add(tokens);
+  const UnitId large_for_its_length = line.add({1, 2, 3, 4, 5});
+  EXPECT_EQ(line.serve(), large_for_its_length);
+  EXPECT_EQ(line.serve(), longest);
+  const UnitId late = line.add({1, 2, 3, 4, 6});
+  EXPECT_EQ(line.serve(), other) << "it was overtaken twice";
+  EXPECT_EQ(line.serve(), late);
+  EXPECT_TRUE(line.scheduler().idle());
+}
+
+TEST(Scheduler, OrderAndPriorityComeBeforePrefixes) {
+  Line strict(0);
+  strict.add({1, 2, 3, 4});
+  strict.serve();
+  const UnitId first = strict.add({9, 9, 9, 9});
+  strict.add({1, 2, 3, 4, 5});
+  EXPECT_EQ(strict.serve(), first);
+
+  Line line(100);
+  line.add({1, 2, 3, 4});
+  line.serve();
+  const UnitId urgent = line.add({9, 9, 9, 9}, -1);
+  const UnitId kept = line.add({1, 2, 3, 4, 5}, 0);
+  EXPECT_EQ(line.serve(), urgent) << "of another priority";
+  EXPECT_EQ(line.serve(), kept);
+}
+
+TEST(Scheduler, WaitsForAPrefixThatAnotherComputes) {
+  Line line(100, 4);
+  const UnitId first = line.add({1, 2, 3, 4, 5});
+  const UnitId second = line.add({1, 2, 3, 4, 6});
+  const UnitId other = line.add({7, 8, 9});
+  const UnitId with_adapter = line.add({1, 2, 3, 4, 5}, 0, 3);
+  EXPECT_EQ(line.step(), (std::set<UnitId>{first, other, with_adapter}));
+  const StepPlan step = line.scheduler().schedule();
+  ASSERT_EQ(step.chunks.size(), 1u);
+  EXPECT_EQ(step.chunks[0].begin, 4) << "the common pages are computed once";
+  EXPECT_EQ(line.scheduler().sequence(step.chunks[0].seq).unit, second);
 }
 
 TEST(PagePool, UnusedBlocksMakeRoomOldestFirst) {

@@ -59,10 +59,12 @@ TEST_F(WebPage, SendsEveryFileWithItsTypeAndItsOwnBytes) {
     const bool is_hashed = file.path.find("third-party") == std::string_view::npos;
     EXPECT_THAT(answer.headers.at("cache-control"), HasSubstr(is_hashed ? "immutable" : "no-cache"))
         << file.path;
-    if (file.path.ends_with(".js"))
+    if (file.path.ends_with(".js")) {
       EXPECT_EQ(answer.headers.at("content-type"), "text/javascript; charset=utf-8");
-    if (file.path.ends_with(".css"))
+    }
+    if (file.path.ends_with(".css")) {
       EXPECT_EQ(answer.headers.at("content-type"), "text/css; charset=utf-8");
+    }
   }
   EXPECT_LT(total, 1'000'000u);
 }
