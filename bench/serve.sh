@@ -27,43 +27,20 @@ need_files "$ours" "$load" "$model"
 need_count -r "$rounds"
 need_count -n "$tokens"
 
-work=$(mktemp -d)
-server=
-stop_server() {
-  [[ -n $server ]] && kill "$server" 2> /dev/null && wait "$server" 2> /dev/null
-  server=
-}
-trap 'stop_server || true; rm -rf "$work"' EXIT
-
-start_server() {
-  : > "$work/where"
-  "$ours" serve "$model" --port 0 --json --slots 16 --ctx 4096 --no-access-log > "$work/where" 2> "$work/log" &
-  server=$!
-  while [[ ! -s $work/where ]]; do
-    kill -0 "$server" 2> /dev/null || { cat "$work/log" >&2; exit 1; }
-    sleep 0.1
-  done
-  url=$(sed 's/.*"url":"\([^"]*\)".*/\1/' "$work/where")
-}
-
-# field NAME: a number of the JSON on stdin, at its first place.
-field() {
-  grep -o "\"$1\":[-0-9.e+]*" | head -1 | cut -d: -f2
-}
+. "$(dirname "$0")/serve_common.sh"
 
 for ((i = 0; i < rounds; ++i)); do
   "$ours" bench "$model" -p 16 -n "$tokens" -b 16 -r 1 --json 2> /dev/null | grep '"test":"tg' |
     field median >> "$work/bench"
-  start_server
+  start_ours
   "$load" --url "$url" --ids -n 16 -c 16 --prompt-tokens 16 --max-tokens "$tokens" --json > "$work/load"
   field generated_per_second_of_decoding < "$work/load" >> "$work/served"
-  awk -v gap="$(grep -o '"inter_token_s":{"p50":[0-9.e-]*' "$work/load" | cut -d: -f3)" 'BEGIN { print 16 / gap }' \
-    >> "$work/steady"
+  quantile inter_token_s p50 < "$work/load" | awk '{ print 16 / $1 }' >> "$work/steady"
   "$load" --url "$url" --ids -n 6 -c 1 --trace shared-prefix --prefix-tokens 2000 --prompt-tokens 20 --max-tokens 4 \
     --json > "$work/prefix" || true
   field first_request_to_first_token_s < "$work/prefix" >> "$work/first"
-  grep -o '"time_to_first_token_s":{"p50":[0-9.e-]*' "$work/prefix" | cut -d: -f3 >> "$work/later"
-  stop_server || true
+  quantile time_to_first_token_s p50 < "$work/prefix" >> "$work/later"
+  stop_server
 done
 
 bench=$(median < "$work/bench") served=$(median < "$work/served") steady=$(median < "$work/steady")
