@@ -114,6 +114,9 @@ int64_t Engine::free_pages() const {
 int64_t Engine::kept_pages() const {
   return impl_->scheduler().n_kept_pages();
 }
+void Engine::drop_kept_pages() {
+  impl_->drop_kept_pages();
+}
 int64_t Engine::n_pages() const {
   return impl_->scheduler().n_pages();
 }

@@ -208,6 +208,8 @@ class Engine {
   /// wanted.
   int64_t free_pages() const;
   int64_t kept_pages() const;
+  /// Forgets them. Changes no bit of any answer, only how much of it is computed again.
+  void drop_kept_pages();
   int64_t n_pages() const;
   int page_tokens() const;
   /// How often a sequence lost its pages and was computed again.

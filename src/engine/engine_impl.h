@@ -67,6 +67,7 @@ class Engine::Impl : private EventSink {
   Model& model() { return model_; }
   const EngineOptions& options() const { return options_; }
   const Scheduler& scheduler() const { return *scheduler_; }
+  void drop_kept_pages() { scheduler_->drop_kept_pages(); }
   int64_t kv_bytes() const { return kv_->resident_bytes + draft_kv_bytes_; }
   int64_t vocab() const { return vocab_; }
   int64_t usable_vocab() const { return usable_vocab_; }

@@ -212,6 +212,35 @@ TEST(Engine, AConversationComputesOnlyWhatIsNew) {
   EXPECT_EQ(engine.generate(turn).timings.n_cached, 0) << "keys of another adapter";
 }
 
+TEST(Engine, DroppedPagesAreComputedAgain) {
+  FakeModel model(50, 4);
+  Engine engine(model, nullptr, small(256, 2));
+  const Request request = request_of(30, 1, 8);
+  const RequestResult first = engine.generate(request);
+  EXPECT_EQ(engine.generate(request).timings.n_cached, 29);
+  engine.drop_kept_pages();
+  EXPECT_EQ(engine.kept_pages(), 0);
+  EXPECT_EQ(engine.free_pages(), engine.n_pages());
+  const RequestResult again = engine.generate(request);
+  EXPECT_EQ(again.timings.n_cached, 0);
+  EXPECT_EQ(again.completions[0].ids, first.completions[0].ids);
+  // What a request under way holds stays.
+  engine.submit(request);
+  engine.step();
+  engine.drop_kept_pages();
+  const auto events = [&] {
+    std::vector<Event> all;
+    while (!engine.idle()) {
+      for (Event& event : engine.step())
+        all.push_back(std::move(event));
+    }
+    return all;
+  }();
+  EXPECT_EQ(events.back().result->completions[0].ids, first.completions[0].ids);
+  engine.drop_kept_pages();
+  EXPECT_EQ(engine.free_pages(), engine.n_pages());
+}
+
 TEST(Engine, WhatIsAskedOfThePromptIsComputed) {
   FakeModel model;
   Engine engine(model, nullptr, small());

@@ -33,6 +33,15 @@ std::optional<int32_t> PagePool::allocate() {
   return page;
 }
 
+void PagePool::drop_unused_blocks() {
+  while (n_unused_ > 0) {
+    const int32_t page = links_.back().after;
+    remove_unused(page);
+    index_->erase(page);
+    empty_.push_back(page);
+  }
+}
+
 void PagePool::retain(int32_t page) {
   int32_t& count = references_.at(static_cast<size_t>(page));
   if (count == 0) {

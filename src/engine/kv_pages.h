@@ -53,6 +53,8 @@ class PagePool {
   /// Pages that allocate() can give: empty ones and those of unused blocks.
   int64_t n_free() const noexcept { return static_cast<int64_t>(empty_.size()) + n_unused_; }
   int64_t n_unused_blocks() const noexcept { return n_unused_; }
+  /// Forgets them: their pages are empty then.
+  void drop_unused_blocks();
 
   /// Throws Error{kInternal} unless the references equal how often each page stands in `held`
   /// (every page of every table), and each page is exactly one of held, empty, unused block.

@@ -171,6 +171,7 @@ class Scheduler {
     return pool_.find_prefix(adapter, tokens).n_tokens;
   }
   int64_t n_kept_pages() const noexcept { return pool_.n_unused_blocks(); }
+  void drop_kept_pages() { pool_.drop_unused_blocks(); }
   int64_t n_preemptions() const noexcept { return n_preemptions_; }
   int page_tokens() const noexcept { return options_.page_tokens; }
   /// Throws Error{kInternal} when pages, sequences and units disagree.

@@ -85,6 +85,14 @@ void health_generate(const std::shared_ptr<Call>& call) {
            });
 }
 
+/// Forgets the prefixes that nobody uses, of every model that is loaded.
+void flush_cache(const std::shared_ptr<Call>& call) {
+  for (const ModelHub::Listing& model : call->services().hub->list()) {
+    if (model.loaded) model.loaded->host().run([](Engine& engine) { engine.drop_kept_pages(); });
+  }
+  call->respond(http::Response{200, "text/plain", {}, "Cache flushed.\n"});
+}
+
 }  // namespace
 
 std::vector<Endpoint> info_endpoints() {
@@ -100,6 +108,9 @@ std::vector<Endpoint> info_endpoints() {
                  "Whether the default model computes",
                  health_generate,
                  {}});
+  for (const char* method : {"GET", "POST"})
+    out.push_back(
+        {method, "/flush_cache", &kSglang, "Forgets prefixes that nobody uses", flush_cache, {}});
   return out;
 }
 

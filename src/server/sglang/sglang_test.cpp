@@ -127,7 +127,7 @@ TEST_F(Sglang, NamesTheFieldThatIsWrong) {
   EXPECT_EQ(answer["warnings"].size(), 2u) << answer.dump();
 }
 
-TEST_F(Sglang, TellsItsState) {
+TEST_F(Sglang, TellsItsStateAndForgetsPrefixes) {
   EXPECT_EQ(running_->get("/get_model_info")["is_generation"], true);
   const auto cached = [] { return running_->get("/get_server_info")["internal_states"][0]; };
   EXPECT_EQ(running_->client().get("/health_generate").status, 200);
@@ -136,6 +136,8 @@ TEST_F(Sglang, TellsItsState) {
   generate(body);
   EXPECT_GT(generate(body)["meta_info"]["cached_tokens"].get<int>(), 10);
   EXPECT_GT(cached()["num_cached_tokens"].get<int>(), 0);
+  EXPECT_EQ(running_->client().post("/flush_cache", "").status, 200);
+  EXPECT_EQ(generate(body)["meta_info"]["cached_tokens"], 0);
 }
 
 }  // namespace
