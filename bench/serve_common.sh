@@ -14,10 +14,10 @@ alive() {
   kill -0 "$server" 2> /dev/null || { cat "$work/log" >&2; exit 1; }
 }
 
-# start_ours: serves $model with 16 slots of 4,096 tokens; $url.
+# start_ours [FLAG...]: serves $model with 16 slots of 4,096 tokens; $url.
 start_ours() {
   : > "$work/where"
-  "$ours" serve "$model" --port 0 --json --slots 16 --ctx 4096 --no-access-log > "$work/where" 2> "$work/log" &
+  "$ours" serve "$model" --port 0 --json --slots 16 --ctx 4096 --no-access-log "$@" > "$work/where" 2> "$work/log" &
   server=$!
   while [[ ! -s $work/where ]]; do
     alive

@@ -250,11 +250,32 @@ TEST_F(CliErrors, OfAdapters) {
 // ---- what is no failure ---------------------------------------------------------------------
 
 TEST_F(CliErrors, CommonFlagsAreTakenByEveryCommand) {
-  const std::vector<std::string> common = {
-      "--threads",      "1",       "--seed",      "1",    "--device",        "cpu",
-      "--isa",          "generic", "--ctx",       "0",    "--chunk",         "0",
-      "--activations",  "auto",    "--kv-type",   "f16",  "--deterministic", "--no-prefix-cache",
-      "--packed-cache", "",        "--log-level", "error"};
+  const std::vector<std::string> common = {"--threads",
+                                           "1",
+                                           "--seed",
+                                           "1",
+                                           "--device",
+                                           "cpu",
+                                           "--isa",
+                                           "generic",
+                                           "--ctx",
+                                           "0",
+                                           "--chunk",
+                                           "0",
+                                           "--activations",
+                                           "auto",
+                                           "--kv-type",
+                                           "f16",
+                                           "--deterministic",
+                                           "--no-prefix-cache",
+                                           "--packed-cache",
+                                           "",
+                                           "--log-level",
+                                           "error",
+                                           "--prefix-cache-dir",
+                                           "",
+                                           "--prefix-cache-bytes",
+                                           "0"};
   const std::string messages = write("m.json", R"([{"role": "user", "content": "hi"}])");
   for (std::vector<std::string> args :
        std::vector<std::vector<std::string>>{{"tokenize", "-p", "hi"},

@@ -40,6 +40,10 @@ struct LoadSettings {
   int64_t context = 0;         // tokens; 0: the model's own, or the largest that fits
   int64_t chunk = 0;           // prompt tokens per step, which change no result; 0: 512
   std::string packed_cache;    // directory that keeps weights as they are packed; "": none
+  /// Directory that keeps keys and values of what was computed, for later processes; "": none. All
+  /// files together take at most prefix_cache_bytes (0: 10 GiB, or half of what is free there).
+  std::string prefix_cache_dir;
+  int64_t prefix_cache_bytes = 0;
   bool prefix_cache = true;    // keep prompts, so that what begins like them is computed faster
   bool deterministic = false;  // refuse kernels whose bits could depend on the batch
   std::vector<std::pair<std::string, double>> adapters;  // LoRA path and scale

@@ -35,7 +35,7 @@ std::string kv_type_of(const LoadSettings& settings) {
 }
 
 OpenOptions open_options(const LoadSettings& settings) {
-  constexpr int64_t kMaxTokens = int64_t{1} << 31;
+  constexpr int64_t kMaxTokens = int64_t{1} << 31, kMaxBytes = int64_t{1} << 50;
   check_range(settings.context, kMaxTokens, "context (ctx)");
   check_range(settings.chunk, kMaxTokens, "chunk");
   OpenOptions open;
@@ -50,6 +50,9 @@ OpenOptions open_options(const LoadSettings& settings) {
   open.engine.kv_type = kv_type_of(settings);
   check_kv_type(open.engine.kv_type);
   open.engine.prefix_cache = settings.prefix_cache;
+  open.prefix_cache_dir = settings.prefix_cache_dir;
+  check_range(settings.prefix_cache_bytes, kMaxBytes, "prefix cache bytes");
+  open.prefix_cache_bytes = settings.prefix_cache_bytes;
   if (settings.chunk > 0) open.engine.chunk_tokens = settings.chunk;
   for (const auto& [path, scale] : settings.adapters)
     open.adapters.push_back({path, scale});

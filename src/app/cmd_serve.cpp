@@ -24,6 +24,7 @@ struct Options : CommonOptions {
   std::vector<std::string> more_models;   // NAME=PATH
   std::vector<std::string> lora_modules;  // NAME=PATH
   int64_t slots = 8;
+  std::string slot_save_path;
   int64_t keep_alive_s = -1;
   int64_t drain_s = 30, timeout_s = 0;
   std::string new_key;
@@ -42,6 +43,7 @@ server::ModelSpec spec_of(const Options& options, std::string name, std::string 
   server::ModelSpec spec;
   spec.open = open_options(options);
   spec.open.engine.n_slots = options.slots;
+  spec.open.slot_save_path = options.slot_save_path;
   if (name != path) spec.aliases.push_back(path);
   spec.name = std::move(name);
   spec.path = std::move(path);
@@ -146,6 +148,8 @@ Command register_serve(CLI::App& root) {
   app->add_option("--slots", options->slots, "Requests computed at the same time; more wait")
       ->capture_default_str()
       ->check(integer_in(1, 4096));
+  app->add_option("--slot-save-path", options->slot_save_path,
+                  "Directory for what clients of llama.cpp's server save of their slots");
   app->add_option("--served-model-name", options->name,
                   "What clients call MODEL (default: the name of its directory or file)");
   app->add_option("--model", options->more_models,

@@ -61,6 +61,13 @@ void add_compute_flags(CLI::App& app, CommonOptions& options, ComputeFlags flags
           ->allow_extra_args(false),
       app.add_option("--packed-cache", load.packed_cache,
                      "Directory that keeps weights as they are packed: the next start maps them"),
+      app.add_option("--prefix-cache-dir", load.prefix_cache_dir,
+                     "Directory that keeps keys and values of prompts and answers: later processes "
+                     "that begin with the same tokens read them (changes no result)"),
+      app.add_option("--prefix-cache-bytes", load.prefix_cache_bytes,
+                     "Most bytes in that directory (0, the default: 10 GiB, or half of what is "
+                     "free there)")
+          ->check(integer_in(0, uint64_t{1} << 50)),
       app.add_flag("--deterministic", load.deterministic,
                    "Refuse kernels whose bits could depend on the batch"),
       app.add_flag_callback(

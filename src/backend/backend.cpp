@@ -36,6 +36,20 @@ ActivationMode activation_mode_from_name(std::string_view name) {
        "activations: expected auto, int8, bf16 or f32, got '{}'", printable(name));
 }
 
+std::string_view name_of(ActivationMode mode) {
+  switch (mode) {
+    case ActivationMode::kAuto:
+      return "auto";
+    case ActivationMode::kInt8:
+      return "int8";
+    case ActivationMode::kBf16:
+      return "bf16";
+    case ActivationMode::kF32:
+      return "f32";
+  }
+  return "auto";
+}
+
 void BackendOptions::check() const {
   if (n_threads < 0 || n_threads > kMaxThreads) {
     fail(ErrorKind::kInvalidArgument, "backend",

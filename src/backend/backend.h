@@ -124,6 +124,17 @@ class KvCache {
   int64_t resident_bytes = 0;
   /// Copies the first n_tokens of page `from` to page `to`, all layers (copy on write).
   virtual void copy_page(int32_t from, int32_t to, int n_tokens) = 0;
+
+  /// A page's bytes in all layers, so that it can leave the machine's memory and come back: in a
+  /// cache of the same layout_name() they mean the same. read_page() copies them to `out`, of
+  /// page_bytes() bytes (what lies behind the page's last token is unspecified), write_page() from
+  /// `in`.
+  virtual int64_t page_bytes() const = 0;
+  virtual void read_page(int32_t page, std::span<std::byte> out) const = 0;
+  virtual void write_page(int32_t page, std::span<const std::byte> in) = 0;
+  /// All that decides what the bytes mean: element type, sizes, the order of the parts and its
+  /// version.
+  virtual std::string layout_name() const = 0;
 };
 
 struct AttentionSpec {
@@ -144,6 +155,7 @@ enum class ActivationMode { kAuto, kInt8, kBf16, kF32 };
 
 /// "auto", "int8", "bf16", "f32". Errors: invalid_argument.
 ActivationMode activation_mode_from_name(std::string_view name);
+std::string_view name_of(ActivationMode mode);
 
 class Profile;
 
@@ -261,6 +273,9 @@ class Backend {
 
   /// The first non-finite value seen since the last call, if any; clears it.
   virtual std::optional<NumericFault> take_fault() = 0;
+
+  /// What bits of results depend on besides program, weights and steps: instruction set and modes.
+  virtual std::string numerics() const { return std::string(name()); }
 
   /// What it chose and why, one line per distinct (format, kernel): for `info`.
   virtual std::vector<std::string> describe() const { return {}; }

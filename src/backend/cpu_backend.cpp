@@ -1,5 +1,6 @@
 #include "backend/cpu_backend.h"
 
+#include <fmt/ranges.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -277,6 +278,14 @@ void CpuBackend::logits(const Rows& h, std::span<const int32_t> rows, const Line
   gather(h, rows, in);
   const int64_t vocab = lm_head.weight->n;
   linear(in, lm_head, {out, count, vocab, vocab, sizeof(float)}, {}, rows);
+}
+
+std::string CpuBackend::numerics() const {
+  std::vector<std::string_view> levels;
+  for (const kernels::IsaLevel level : kernels::levels_of(context_.isa))
+    levels.push_back(kernels::name_of(level));
+  return fmt::format("cpu, {}, activations {}", fmt::join(levels, " "),
+                     name_of(context_.activations));
 }
 
 std::vector<std::string> CpuBackend::describe() const {

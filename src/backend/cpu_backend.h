@@ -83,6 +83,7 @@ class CpuBackend final : public Backend {
   }
 
   std::optional<NumericFault> take_fault() override { return std::exchange(fault_, std::nullopt); }
+  std::string numerics() const override;
   std::vector<std::string> describe() const override;
 
  private:

@@ -14,6 +14,9 @@ namespace qw {
 namespace {
 
 constexpr int64_t kRowAlignElems = 16;  // a cache line of floats
+/// Raised by every change of where the bytes of a page lie or what they mean (kernels/kv_pages.h):
+/// pages are kept on disk.
+constexpr int kPageVersion = 1;
 
 kernels::KvType kv_type(DType type) {
   switch (type) {
@@ -108,6 +111,28 @@ void CpuKv::copy_page(int32_t from, int32_t to, int n_tokens) {
   const auto page_bytes = static_cast<size_t>(spec.n_kv_heads * layout_.head_bytes);
   for (int layer = 0; layer < spec.n_layers; ++layer)
     std::memcpy(page(layer, to, 0), page(layer, from, 0), page_bytes);
+}
+
+void CpuKv::read_page(int32_t number, std::span<std::byte> out) const {
+  QW_CHECK(number >= 0 && number < spec.n_pages && std::ssize(out) == page_bytes(),
+           "page {} of {} to {} bytes", number, spec.n_pages, out.size());
+  const size_t size = out.size() / static_cast<size_t>(spec.n_layers);
+  for (int layer = 0; layer < spec.n_layers; ++layer)
+    std::memcpy(out.data() + static_cast<size_t>(layer) * size, page(layer, number, 0), size);
+}
+
+void CpuKv::write_page(int32_t number, std::span<const std::byte> in) {
+  QW_CHECK(number >= 0 && number < spec.n_pages && std::ssize(in) == page_bytes(),
+           "page {} of {} from {} bytes", number, spec.n_pages, in.size());
+  const size_t size = in.size() / static_cast<size_t>(spec.n_layers);
+  for (int layer = 0; layer < spec.n_layers; ++layer)
+    std::memcpy(page(layer, number, 0), in.data() + static_cast<size_t>(layer) * size, size);
+}
+
+std::string CpuKv::layout_name() const {
+  return fmt::format("cpu {}: {} layers, {} heads of {}, {}, {} tokens", kPageVersion,
+                     spec.n_layers, spec.n_kv_heads, spec.head_dim, name_of(spec.type),
+                     page_tokens);
 }
 
 }  // namespace qw

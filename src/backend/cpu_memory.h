@@ -93,6 +93,12 @@ class CpuKv final : public KvCache {
   static int64_t bytes(const KvSpec& spec);
 
   void copy_page(int32_t from, int32_t to, int n_tokens) override;
+  int64_t page_bytes() const override {
+    return int64_t{spec.n_layers} * spec.n_kv_heads * layout_.head_bytes;
+  }
+  void read_page(int32_t page, std::span<std::byte> out) const override;
+  void write_page(int32_t page, std::span<const std::byte> in) override;
+  std::string layout_name() const override;
 
   const kernels::KvLayout& layout() const noexcept { return layout_; }
   std::byte* page(int layer, int64_t page, int kv_head) const noexcept {

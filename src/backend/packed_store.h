@@ -3,11 +3,8 @@
 // Level 4 (backend), private to the CPU backend. Content-addressed: a file's name is a hash of the
 // published bytes it was made of and of how they were packed, so a changed checkpoint, another
 // instruction set or another version of the packer cannot meet a stale file. A second hash, of the
-// file's own bytes, stands at its end and is checked whenever the file is mapped. Both are XXH3
-// (Yann Collet), 128 bits, under a secret that is drawn with the store: bytes are hashed at the
-// speed of memory, and it is hard to make a checkpoint that meets another's files, or a file that
-// passes for one of ours, without the secret. Hard, no more: XXH3 is no MAC, so that the directory
-// must be one that only its owner can write to.
+// file's own bytes, stands at its end and is checked whenever the file is mapped. Both are keyed
+// (base/keyed_hash.h).
 #pragma once
 
 #include <cstdint>
@@ -16,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "base/keyed_hash.h"
 #include "base/mapped_file.h"
 #include "base/thread_pool.h"
 #include "kernels/linear_pack.h"
@@ -61,7 +59,7 @@ class PackedStore {
 
   std::string directory_;
   int64_t packer_version_;
-  std::vector<std::byte> secret_;
+  KeyedHash hash_;
   bool can_write_ = true;
   int64_t n_met_ = 0, n_refused_ = 0;  // files since the last report()
   std::string first_refusal_;

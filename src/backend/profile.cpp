@@ -100,6 +100,7 @@ class ProfiledBackend final : public Backend {
     inner_->upload_rows(in, rows);
   }
   std::optional<NumericFault> take_fault() override { return inner_->take_fault(); }
+  std::string numerics() const override { return inner_->numerics(); }
   std::vector<std::string> describe() const override { return inner_->describe(); }
 
   // ---- one step: noted --------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 // rounding what is stored).
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -124,6 +125,29 @@ class HostKv : public KvCache {
     }
   }
 
+  /// [layer][keys, values][slot][width]
+  int64_t page_bytes() const override { return 2 * spec.n_layers * part_bytes(); }
+  void read_page(int32_t page, std::span<std::byte> out) const override {
+    QW_CHECK(page >= 0 && page < spec.n_pages && std::ssize(out) == page_bytes());
+    const auto size = static_cast<size_t>(part_bytes());
+    for (int layer = 0; layer < spec.n_layers; ++layer, out = out.subspan(2 * size)) {
+      std::memcpy(out.data(), key(layer, int64_t{page} * kPageTokens), size);
+      std::memcpy(out.data() + size, value(layer, int64_t{page} * kPageTokens), size);
+    }
+  }
+  void write_page(int32_t page, std::span<const std::byte> in) override {
+    QW_CHECK(page >= 0 && page < spec.n_pages && std::ssize(in) == page_bytes());
+    const auto size = static_cast<size_t>(part_bytes());
+    for (int layer = 0; layer < spec.n_layers; ++layer, in = in.subspan(2 * size)) {
+      std::memcpy(key(layer, int64_t{page} * kPageTokens), in.data(), size);
+      std::memcpy(value(layer, int64_t{page} * kPageTokens), in.data() + size, size);
+    }
+  }
+  std::string layout_name() const override {
+    return fmt::format("reference 1: {} layers, {} heads of {}, {}, {} tokens", spec.n_layers,
+                       spec.n_kv_heads, spec.head_dim, name_of(spec.type), kPageTokens);
+  }
+
   /// Stores one token's vector as the cache's type would keep it.
   void store(const float* in, float* out) const {
     switch (spec.type) {
@@ -147,6 +171,8 @@ class HostKv : public KvCache {
   }
 
  private:
+  int64_t part_bytes() const { return kPageTokens * width_ * int64_t{sizeof(float)}; }
+
   int64_t width_ = 0, slots_ = 0;
   std::vector<float> keys_, values_;
 };

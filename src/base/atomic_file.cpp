@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -16,6 +17,8 @@ namespace qw {
 namespace {
 constexpr size_t kBufferBytes = size_t{1} << 20;
 constexpr int kMaxNames = 10'000;  // tried before giving up
+/// What is this old and was never finished, nobody is writing any more.
+constexpr std::chrono::hours kAbandoned(1);
 }  // namespace
 
 AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path)) {
@@ -98,11 +101,21 @@ void AtomicFile::commit_unless_exists() {
                   : std::rename(temporary_.c_str(), path_.c_str()) == 0);
 }
 
+void AtomicFile::commit_unsynced() {
+  QW_CHECK(fd_ >= 0, "commit twice");
+  flush();
+  close_renamed(std::rename(temporary_.c_str(), path_.c_str()) == 0);
+}
+
 void AtomicFile::finish(bool renamed) {
+  close_renamed(renamed);
+  sync_directory();
+}
+
+void AtomicFile::close_renamed(bool renamed) {
   if (!renamed) fail_errno("rename");
   ::close(fd_);
   fd_ = -1;
-  sync_directory();
 }
 
 void AtomicFile::sync_directory() const {
@@ -121,6 +134,20 @@ void write_file_atomically(const std::string& path, std::span<const std::byte> b
   AtomicFile file(path);
   file.write(bytes);
   file.commit();
+}
+
+void remove_abandoned_files(const std::string& directory, std::string_view suffix) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const auto now = fs::file_time_type::clock::now();
+  const std::string mark = fmt::format("{}.tmp-", suffix);
+  for (fs::directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (entry->path().filename().string().find(mark) == std::string::npos) continue;
+    std::error_code unknown;
+    const auto written = fs::last_write_time(entry->path(), unknown);
+    if (!unknown && now - written > kAbandoned) fs::remove(entry->path(), unknown);
+  }
 }
 
 }  // namespace qw

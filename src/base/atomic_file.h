@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace qw {
@@ -30,12 +31,17 @@ class AtomicFile {
   /// the last may win.
   void commit_unless_exists();
 
+  /// Renames over the path without syncing anything: once the machine (not the process) has crashed
+  /// the file may be cut or hold zeros. For what is checked when it is read, and can be lost.
+  void commit_unsynced();
+
   const std::string& path() const noexcept { return path_; }
 
  private:
   void flush();
   void sync();
   void finish(bool renamed);
+  void close_renamed(bool renamed);
   void write_through(std::span<const std::byte> bytes);
   void sync_directory() const;
   [[noreturn]] void fail_errno(const char* action) const;
@@ -47,5 +53,9 @@ class AtomicFile {
 
 /// Writes `bytes` as the whole of the file. Errors: as AtomicFile.
 void write_file_atomically(const std::string& path, std::span<const std::byte> bytes);
+
+/// Removes what processes left in a directory that ended while they wrote files whose names end in
+/// `suffix`: temporary files that are an hour old.
+void remove_abandoned_files(const std::string& directory, std::string_view suffix);
 
 }  // namespace qw

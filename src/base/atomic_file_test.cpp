@@ -92,5 +92,25 @@ TEST_F(AtomicFileTest, ThreadsThatWriteOnePathDoNotMix) {
   EXPECT_EQ(names().size(), 1u);
 }
 
+TEST_F(AtomicFileTest, WhatNeedNotBeSyncedIsWholeAllTheSame) {
+  {
+    AtomicFile file(path("x"));
+    file.write(std::as_bytes(std::span(std::string_view("text"))));
+    file.commit_unsynced();
+  }
+  EXPECT_EQ(read_text_file(path("x")), "text");
+  EXPECT_EQ(names().size(), 1u);
+}
+
+TEST_F(AtomicFileTest, OnlyOldTemporaryFilesOfTheKindAreAbandoned) {
+  for (const char* name : {"a.kv.tmp-1-1", "b.kv.tmp-1-2", "c.other.tmp-1-3", "d.kv"})
+    std::ofstream(path(name)) << "x";
+  for (const char* name : {"a.kv.tmp-1-1", "c.other.tmp-1-3", "d.kv"})
+    fs::last_write_time(path(name), fs::file_time_type::clock::now() - std::chrono::hours(2));
+  remove_abandoned_files(fs::path(path("a")).parent_path().string(), ".kv");
+  EXPECT_FALSE(fs::exists(path("a.kv.tmp-1-1")));
+  EXPECT_EQ(names().size(), 3u);
+}
+
 }  // namespace
 }  // namespace qw

@@ -78,6 +78,12 @@ std::string printable(std::string_view text, size_t max_bytes) {
   return out;
 }
 
+std::string_view sentence_of(const Error& error) {
+  const std::string_view message = error.message();
+  const size_t end = message.find("] ");
+  return end == std::string_view::npos ? message : message.substr(end + 2);
+}
+
 namespace detail {
 
 void check_failed(const char* condition, const char* file, int line, std::string_view note) {

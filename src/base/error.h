@@ -29,6 +29,9 @@ template <typename... Args>
 /// control characters, line separators and invalid UTF-8 as \xNN, cut after `max_bytes` with "...".
 std::string printable(std::string_view text, size_t max_bytes = 120);
 
+/// What an error says, without the component: for a message of the same component's.
+std::string_view sentence_of(const Error& error);
+
 namespace detail {
 [[noreturn]] void check_failed(const char* condition, const char* file, int line,
                                std::string_view note);

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "engine/model_drafter.h"
+#include "engine/prefix_store.h"
 #include "model/memory_plan.h"
 #include "text/tokenizer.h"
 
@@ -34,6 +35,10 @@ MemoryRequest request_of(const OpenOptions& options, int64_t ctx) {
   request.kv_type = *kv_type;
   request.adapters = options.adapters;
   request.program_bytes = program_memory_bytes();
+  if (!options.prefix_cache_dir.empty()) {
+    const PrefixStoreOptions store;
+    request.program_bytes += store.queue_bytes + store.read_ahead_bytes;
+  }
   request.limit_bytes = options.memory_bytes;
   return request;
 }
@@ -172,16 +177,33 @@ std::unique_ptr<LoadedModel> open_model(const std::string& path, const OpenOptio
     check_vocabulary(draft, draft_config);
     check_draft_vocabulary(draft, draft_config, *loaded, config);
   }
+  std::shared_ptr<PrefixStore> store;
+  if (!options.prefix_cache_dir.empty())
+    store = std::make_shared<PrefixStore>(
+        PrefixStoreOptions{options.prefix_cache_dir, options.prefix_cache_bytes});
+  if (store && (!options.engine.prefix_cache || config.rope.scaling == RopeScaling::kDynamic)) {
+    warn(options,
+         "prefix cache: nothing is kept without pages that outlive their request, which "
+         "dynamic NTK scaling and no-prefix-cache rule out");
+  }
   loaded->backend = make_backend(options.device, options.backend);
   loaded->plan = plan_memory(*loaded->checkpoint, config, *loaded->backend, options,
                              /*enforce=*/true, draft.checkpoint.get());
   warn_about_context(loaded->plan, options);
   loaded->engine_options = options.engine;
   loaded->engine_options.ctx = loaded->plan.ctx;
+  loaded->engine_options.prefix_store = store;
   if (options.memory_bytes > 0)
     loaded->engine_options.spare_bytes = options.memory_bytes - loaded->plan.needed_bytes;
 
   LoadOptions load;
+  if (store) load.content_hashes.push_back(store->hash());
+  if (!options.slot_save_path.empty()) {
+    make_cache_directory(options.slot_save_path, "slots");
+    loaded->slot_hash = std::make_shared<const KeyedHash>(options.slot_save_path, "slots");
+    loaded->slot_hash_index = load.content_hashes.size();
+    load.content_hashes.push_back(loaded->slot_hash);
+  }
   load.quiet = options.quiet;
   load.cancel = options.cancel;
   load.on_warning = [&options](const std::string& sentence) { warn(options, sentence); };
@@ -196,6 +218,7 @@ std::unique_ptr<LoadedModel> open_model(const std::string& path, const OpenOptio
     load.on_warning = [&options](const std::string& sentence) {
       warn(options, fmt::format("draft model: {}", sentence));
     };
+    load.content_hashes.clear();
     loaded->draft_model = Model::load(draft.checkpoint, *loaded->backend, load);
   }
   if (!options.adapters.empty()) loaded->adapter = loaded->model->add_adapters(options.adapters);

@@ -30,6 +30,9 @@ struct OpenOptions {
   EngineOptions engine;        // ctx 0: the model's, or the largest that fits (said as a warning)
   std::vector<AdapterSpec> adapters;  // all of them together are the model's adapter
   std::string draft_model;            // checkpoint of a model that guesses ahead; "": none
+  std::string prefix_cache_dir;       // where keys and values stay beyond the process; "": nowhere
+  int64_t prefix_cache_bytes = 0;     // of all files there. 0: PrefixStoreOptions::max_bytes
+  std::string slot_save_path;         // directory of Engine::snapshot()s by name; "": none
   int64_t memory_bytes = 0;           // what may be used in all. 0: the machine's available memory
   bool quiet = false;                 // no progress on stderr
   const CancelFlag* cancel = nullptr;
@@ -123,6 +126,9 @@ struct LoadedModel : ModelFiles {
   int32_t adapter = -1;                // for Request::adapter: of OpenOptions::adapters
   MemoryPlan plan;
   EngineOptions engine_options;  // with the context that was planned
+  /// Of OpenOptions::slot_save_path, null: none; and its place among the model's content hashes.
+  std::shared_ptr<const KeyedHash> slot_hash;
+  size_t slot_hash_index = 0;
 
   std::unique_ptr<Engine> make_engine() const;
   const ModelConfig& config() const { return model->config(); }

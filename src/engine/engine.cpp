@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "engine/engine_impl.h"
+#include "engine/kv_snapshot.h"
 #include "engine/logits_math.h"
 #include "engine/sampler.h"
 
@@ -116,6 +117,21 @@ int64_t Engine::kept_pages() const {
 }
 void Engine::drop_kept_pages() {
   impl_->drop_kept_pages();
+}
+KvSnapshot Engine::snapshot(int32_t adapter, std::span<const int32_t> tokens, size_t which) const {
+  return impl_->snapshot(adapter, tokens, which);
+}
+int64_t Engine::restore(int32_t adapter, const KvSnapshot& snapshot, size_t which) {
+  return impl_->restore(adapter, snapshot, which);
+}
+bool Engine::takes(int32_t adapter, const KvSnapshot& snapshot, size_t which) const {
+  return impl_->takes(adapter, snapshot, which);
+}
+int64_t Engine::forget(int32_t adapter, std::span<const int32_t> tokens) {
+  return impl_->forget(adapter, tokens);
+}
+std::optional<PrefixTierStats> Engine::disk_stats() const {
+  return impl_->disk_stats();
 }
 int64_t Engine::n_pages() const {
   return impl_->scheduler().n_pages();

@@ -21,6 +21,8 @@
 namespace qw {
 
 class LogitsProcessor;
+class PrefixStore;
+struct KvSnapshot;
 class Tokenizer;
 
 using RequestId = uint64_t;
@@ -126,7 +128,19 @@ struct EngineOptions {
   /// with the same tokens (the next turn of a conversation) computes only the rest. Changes no bit.
   /// Off with dynamic NTK scaling, whose keys depend on the prompt's length.
   bool prefix_cache = true;
+  /// A tier on disk below it: null: none. The store's hash is the first of the model's
+  /// LoadOptions::content_hashes.
+  std::shared_ptr<PrefixStore> prefix_store;
   bool check_integrity = false;  // after every step; on in debug builds
+};
+
+/// What the tier on disk has done: tokens looked up there (those of full pages that memory did not
+/// hold) and found; bytes of keys and values; blocks that were not written because they had left
+/// memory before, or the disk refused them; files that were not what they should be.
+struct PrefixTierStats {
+  int64_t n_queried_tokens = 0, n_hit_tokens = 0;
+  int64_t bytes_read = 0, bytes_written = 0, bytes_stored = 0;
+  int64_t n_dropped_blocks = 0, n_refused_files = 0, n_evicted_blocks = 0;
 };
 
 /// Rows of logits that a step may have.
@@ -176,6 +190,7 @@ class Engine {
   /// One forward pass (or less) and what came of it. No work: no events. Nothing that one request
   /// brings about (a processor that throws, a value that is not finite) touches another.
   std::vector<Event> step();
+  /// Nothing to do: neither requests nor pages that are to be written to disk.
   bool idle() const;
   /// Requests under way: those of which something was computed, and those that wait.
   struct Load {
@@ -210,6 +225,18 @@ class Engine {
   int64_t kept_pages() const;
   /// Forgets them. Changes no bit of any answer, only how much of it is computed again.
   void drop_kept_pages();
+  /// Copies keys and values of what is kept of `tokens`, from the first on; which: among
+  /// LoadOptions::content_hashes. Errors: unsupported, when weights or adapter have no name.
+  KvSnapshot snapshot(int32_t adapter, std::span<const int32_t> tokens, size_t which) const;
+  /// Makes kept pages of it, as far as there is room: returns how many tokens are kept then.
+  /// Errors: invalid_argument, when it is not of this model, adapter, cache type and program.
+  int64_t restore(int32_t adapter, const KvSnapshot& snapshot, size_t which);
+  /// Whether restore() would take it.
+  bool takes(int32_t adapter, const KvSnapshot& snapshot, size_t which) const;
+  /// Forgets what is kept of `tokens` and of nothing else; returns how many tokens that were.
+  int64_t forget(int32_t adapter, std::span<const int32_t> tokens);
+  /// Of the tier on disk; nothing: there is none.
+  std::optional<PrefixTierStats> disk_stats() const;
   int64_t n_pages() const;
   int page_tokens() const;
   /// How often a sequence lost its pages and was computed again.

@@ -184,6 +184,10 @@ RequestId Engine::Impl::submit(Request request) {
   active->submitted = ActiveRequest::Clock::now();
   active->result.timings.n_prompt = static_cast<int64_t>(own.prompt.size());
   make_decoders(*active);
+  // What is asked of the prompt itself is computed.
+  const bool may_read = tier_ && !own.config.prompt_logprobs && !own.config.is_contrastive() &&
+                        own.pooling == Pooling::kNone;
+  if (may_read && tier_->enter(id, own.adapter, own.prompt)) set_held(*active, true);
   active_.emplace(id, std::move(active));
   return id;
 }

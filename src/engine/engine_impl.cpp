@@ -68,6 +68,10 @@ Engine::Impl::Impl(Model& model, std::shared_ptr<const Tokenizer> tokenizer,
                         model.config().rope.scaling == RopeScaling::kDynamic,
                         options_.prefix_cache};
   scheduler_ = std::make_unique<Scheduler>(scheduler_options_);
+  if (options_.prefix_store != nullptr && scheduler_->pool().keeps_blocks()) {
+    tier_ = std::make_unique<PrefixTier>(options_.prefix_store, /*which=*/0, model_, *kv_,
+                                         *scheduler_, options_.chunk_tokens);
+  }
   speculation_.add(std::make_unique<LookupDrafter>());
   if (draft == nullptr) return;
   auto drafter =
@@ -91,8 +95,16 @@ std::vector<Event> Engine::Impl::step() {
 void Engine::Impl::run_step() {
   stop_cancelled();
   retire_finished();
+  if (tier_) admit_read();
   guess_ahead();
   StepPlan step = scheduler_->schedule();
+  const bool has_held = std::ranges::any_of(active_, [](const auto& a) { return a.second->held; });
+  if (step.chunks.empty() && (has_held || active_.empty())) {
+    if (tier_ == nullptr || !tier_->is_busy()) return;
+    tier_->keep_published(/*others_wait=*/false);
+    if (tier_->is_busy()) tier_->wait();
+    return;
+  }
   if (step.chunks.empty()) {
     // Admission promised that the first request can always run: never wait for what never comes.
     const Error error(ErrorKind::kInternal,
@@ -113,9 +125,25 @@ void Engine::Impl::run_step() {
   }
   retire_finished();
   speculation_.sweep(*scheduler_);
+  if (tier_) tier_->keep_published(/*others_wait=*/!active_.empty());
   if (!options_.check_integrity) return;
   scheduler_->check_integrity();
   speculation_.check_integrity();
+}
+
+/// Lets those begin whose prompts have been read from disk as far as they are there.
+void Engine::Impl::admit_read() {
+  const bool others_wait = std::ranges::any_of(
+      active_, [](const auto& a) { return !a.second->held && a.second->has_started; });
+  for (const RequestId id : tier_->take_ready(others_wait))
+    set_held(*active_.at(id), false);
+}
+
+void Engine::Impl::set_held(ActiveRequest& active, bool held) {
+  active.held = held;
+  for (const auto& decoder : active.decoders) {
+    if (scheduler_->has_unit(decoder->unit())) scheduler_->set_held(decoder->unit(), held);
+  }
 }
 
 /// Asks for guesses of what answers say next, where a token is all that they wait for.
@@ -405,6 +433,7 @@ void Engine::Impl::retire_finished() {
         active.result.completions[static_cast<size_t>(completion.index)] = std::move(completion);
       }
     }
+    if (tier_) tier_->leave(it->first);
     queue_.end(active.context->place, timings.n_prompt + timings.n_generated);
     Event event;
     event.kind = Event::Kind::kRequest;
@@ -469,6 +498,7 @@ RequestResult Engine::Impl::generate(Request request, const EventCallback& on_ev
     }
   } catch (...) {
     // The callback threw: the request ends, and nobody waits for its events.
+    if (tier_) tier_->leave(id);
     active_.erase(id);
     take_events_of(id);
     throw;

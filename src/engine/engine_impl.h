@@ -13,6 +13,8 @@
 #include "engine/decoder.h"
 #include "engine/engine.h"
 #include "engine/fair_queue.h"
+#include "engine/kv_snapshot.h"
+#include "engine/prefix_tier.h"
 #include "engine/scheduler.h"
 #include "engine/speculation.h"
 
@@ -34,6 +36,7 @@ struct ActiveRequest {
   bool has_started = false, is_prefilled = false, cancelled = false;
   /// Rows of lock-step sequences whose mates have none yet.
   std::unordered_map<SeqId, std::vector<float>> held_rows;
+  bool held = false;          // until its prompt's beginning was read from disk
   int64_t working_bytes = 0;  // beyond what every request needs (EngineOptions::spare_bytes)
 };
 
@@ -59,7 +62,9 @@ class Engine::Impl : private EventSink {
   RequestId submit(Request request);
   void cancel(RequestId id);
   std::vector<Event> step();
-  bool idle() const { return active_.empty() && events_.empty(); }
+  bool idle() const {
+    return active_.empty() && events_.empty() && (tier_ == nullptr || !tier_->is_busy());
+  }
   Load load() const;
   RequestResult generate(Request request, const EventCallback& on_event, const CancelFlag* cancel);
   void score(std::span<const int32_t> ids, RowsCallback on_rows, const ScoreOptions& options);
@@ -67,6 +72,14 @@ class Engine::Impl : private EventSink {
   Model& model() { return model_; }
   const EngineOptions& options() const { return options_; }
   const Scheduler& scheduler() const { return *scheduler_; }
+  // engine_snapshot.cpp
+  KvSnapshot snapshot(int32_t adapter, std::span<const int32_t> tokens, size_t which) const;
+  int64_t restore(int32_t adapter, const KvSnapshot& snapshot, size_t which);
+  bool takes(int32_t adapter, const KvSnapshot& snapshot, size_t which) const;
+  int64_t forget(int32_t adapter, std::span<const int32_t> tokens);
+  std::optional<PrefixTierStats> disk_stats() const {
+    return tier_ ? std::optional(tier_->stats()) : std::nullopt;
+  }
   void drop_kept_pages() { scheduler_->drop_kept_pages(); }
   int64_t kv_bytes() const { return kv_->resident_bytes + draft_kv_bytes_; }
   int64_t vocab() const { return vocab_; }
@@ -76,6 +89,8 @@ class Engine::Impl : private EventSink {
   void token(RequestId request, int index, int32_t id, std::string text,
              std::optional<TokenLogprobs> logprobs) override;
   void finished(RequestId request, int index, FinishReason reason) override;
+
+  KvName root_of(int32_t adapter, size_t which) const;
 
   // engine_admission.cpp
   void check_request(const Request& request) const;
@@ -87,6 +102,8 @@ class Engine::Impl : private EventSink {
   void make_decoders(ActiveRequest& active);
 
   void run_step();
+  void admit_read();
+  void set_held(ActiveRequest& active, bool held);
   void guess_ahead();
   void note_starts(const StepPlan& step);
   void compute(StepPlan& step);
@@ -111,6 +128,7 @@ class Engine::Impl : private EventSink {
   int64_t vocab_, usable_vocab_;
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<PrefixTier> tier_;  // null: none
   Speculation speculation_;
   int64_t draft_kv_bytes_ = 0;
   std::map<RequestId, std::unique_ptr<ActiveRequest>> active_;

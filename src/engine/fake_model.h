@@ -5,6 +5,7 @@
 // cache is checked through what it generates.
 #pragma once
 
+#include <cstring>
 #include <memory>
 #include <set>
 #include <stdexcept>
@@ -45,6 +46,18 @@ class FakeKv : public KvCache {
           positions.at(static_cast<size_t>(from * page_tokens + i));
     }
   }
+  int64_t page_bytes() const override { return page_tokens * int64_t{2 * sizeof(int32_t)}; }
+  void read_page(int32_t page, std::span<std::byte> out) const override {
+    const auto size = static_cast<size_t>(page_tokens) * sizeof(int32_t);
+    std::memcpy(out.data(), tokens.data() + page * page_tokens, size);
+    std::memcpy(out.data() + size, positions.data() + page * page_tokens, size);
+  }
+  void write_page(int32_t page, std::span<const std::byte> in) override {
+    const auto size = static_cast<size_t>(page_tokens) * sizeof(int32_t);
+    std::memcpy(tokens.data() + page * page_tokens, in.data(), size);
+    std::memcpy(positions.data() + page * page_tokens, in.data() + size, size);
+  }
+  std::string layout_name() const override { return fmt::format("fake, {} tokens", page_tokens); }
   std::vector<int32_t> tokens, positions;
 };
 
@@ -109,6 +122,9 @@ class FakeModel : public Model {
                                                 const StageOptions&) override {
     return std::make_unique<StagedAdapter>();
   }
+  std::string content_name(int32_t adapter, size_t) const override {
+    return content.empty() || adapter < 0 ? content : fmt::format("adapter {}", adapter);
+  }
   std::unique_ptr<KvCache> make_kv(int64_t n_pages, DType) const override {
     return std::make_unique<FakeKv>(n_pages, page_tokens_);
   }
@@ -166,6 +182,7 @@ class FakeModel : public Model {
     }
   }
 
+  std::string content;  // a name of its weights; "": none
   int64_t n_forwards = 0;
   int64_t broken_after = -1, throw_after = -1;  // forwards that go well
   int32_t broken_token = -1;  // a hidden state of this token, from that position on, is not finite

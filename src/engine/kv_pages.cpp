@@ -34,12 +34,15 @@ std::optional<int32_t> PagePool::allocate() {
 }
 
 void PagePool::drop_unused_blocks() {
-  while (n_unused_ > 0) {
-    const int32_t page = links_.back().after;
-    remove_unused(page);
-    index_->erase(page);
-    empty_.push_back(page);
-  }
+  while (n_unused_ > 0)
+    drop_unused_block(links_.back().after);
+}
+
+void PagePool::drop_unused_block(int32_t page) {
+  QW_CHECK(!is_in_use(page) && has_block(page), "page {} holds no unused block", page);
+  remove_unused(page);
+  index_->erase(page);
+  empty_.push_back(page);
 }
 
 void PagePool::retain(int32_t page) {
@@ -94,6 +97,9 @@ int32_t PagePool::publish(int32_t page, int32_t parent, int32_t adapter,
     return page;
   }
   index_->insert(page, parent, adapter, tokens);
+  if (notes_published_ && std::ssize(tokens) == index_->page_tokens())
+    published_.push_back(
+        {page, parent, adapter, index_->serial_of(page), index_->serial_of(parent)});
   return page;
 }
 

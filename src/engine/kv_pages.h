@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/prefix_index.h"
@@ -39,6 +40,18 @@ class PagePool {
   /// another page already holds takes the reference over: use the page that is returned. A partial
   /// one that is known already is not kept twice.
   int32_t publish(int32_t page, int32_t parent, int32_t adapter, std::span<const int32_t> tokens);
+  /// A full block that publish() has put into a page.
+  struct Published {
+    int32_t page = 0, parent = 0;  // PrefixIndex::kNone: none
+    int32_t adapter = -1;
+    uint64_t serial = 0, parent_serial = 0;
+  };
+  /// From now on take_published() tells of them.
+  void note_published() { notes_published_ = true; }
+  std::vector<Published> take_published() { return std::exchange(published_, {}); }
+  /// Of the block in a page: see PrefixIndex.
+  uint64_t block_serial(int32_t page) const { return index_ ? index_->serial_of(page) : 0; }
+  std::span<const int32_t> tokens_of(int32_t page) const { return index_->tokens_of(page); }
   /// Forgets the block, so that the page's only holder may write to it.
   void unpublish(int32_t page);
   /// The pages whose blocks start `tokens`, and how many tokens that is: full blocks, and the first
@@ -55,6 +68,8 @@ class PagePool {
   int64_t n_unused_blocks() const noexcept { return n_unused_; }
   /// Forgets them: their pages are empty then.
   void drop_unused_blocks();
+  /// Forgets one of them.
+  void drop_unused_block(int32_t page);
 
   /// Throws Error{kInternal} unless the references equal how often each page stands in `held`
   /// (every page of every table), and each page is exactly one of held, empty, unused block.
@@ -68,6 +83,8 @@ class PagePool {
   std::vector<int32_t> references_;
   std::vector<int32_t> empty_;  // a stack
   std::optional<PrefixIndex> index_;
+  bool notes_published_ = false;
+  std::vector<Published> published_;
   /// Unused blocks, the longest unused first: a ring of links through element n_pages.
   struct Link {
     int32_t before = 0, after = 0;

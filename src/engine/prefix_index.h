@@ -23,6 +23,9 @@ class PrefixIndex {
   bool holds(int32_t page) const { return at(page).serial != 0; }
   /// Tokens of the block in `page`; 0 without one.
   int n_tokens(int32_t page) const { return at(page).n_tokens; }
+  std::span<const int32_t> tokens_of(int32_t page) const;
+  /// Another for every block there ever was; 0 without one.
+  uint64_t serial_of(int32_t page) const { return page == kNone ? 0 : at(page).serial; }
   int page_tokens() const noexcept { return page_tokens_; }
   int64_t size() const noexcept { return n_blocks_; }
 
@@ -53,8 +56,6 @@ class PrefixIndex {
   };
   const Block& at(int32_t page) const { return blocks_[static_cast<size_t>(page)]; }
   Block& at(int32_t page) { return blocks_[static_cast<size_t>(page)]; }
-  uint64_t serial_of(int32_t page) const { return page == kNone ? 0 : at(page).serial; }
-  std::span<const int32_t> tokens_of(int32_t page) const;
 
   int page_tokens_;
   std::vector<Block> blocks_;                         // of each page

@@ -174,6 +174,7 @@ Scheduler::Demand Scheduler::demand() const {
   int64_t n_places = options_.max_families - std::ssize(n_running_);
   for (const Place& place : waiting_) {  // whichever of them start, so many do
     const Unit& unit = units_.at(place);
+    if (unit.held) continue;
     if (!n_running_.contains(unit.family) && n_places-- <= 0) break;
     if (!has_pages_for(unit)) break;
     add(unit);
@@ -355,6 +356,32 @@ bool Scheduler::share_prefix(Sequence& sequence) {
     pool_.retain(page);
   sequence.n_computed = sharable.prefix.n_tokens;
   return true;
+}
+
+int64_t Scheduler::import_blocks(int32_t adapter, std::span<const int32_t> tokens, int64_t first,
+                                 FunctionRef<void(int32_t page, int64_t block)> fill) {
+  if (!pool_.keeps_blocks()) return 0;
+  const auto size = static_cast<size_t>(options_.page_tokens);
+  const PagePool::Prefix kept = pool_.find_prefix(adapter, tokens);
+  const int64_t n_full = kept.n_tokens / options_.page_tokens;
+  if (n_full < first || kept.n_tokens == std::ssize(tokens)) return kept.n_tokens;
+  // Held while others are taken, which could be these.
+  std::vector<int32_t> chain(kept.pages.begin(), kept.pages.begin() + n_full);
+  for (const int32_t page : chain)
+    pool_.retain(page);
+  for (size_t at = chain.size() * size; at < tokens.size(); at = chain.size() * size) {
+    const std::optional<int32_t> page = pool_.allocate();
+    if (!page) break;
+    fill(*page, std::ssize(chain));
+    const int32_t parent = chain.empty() ? PrefixIndex::kNone : chain.back();
+    chain.push_back(pool_.publish(*page, parent, adapter,
+                                  tokens.subspan(at, std::min(size, tokens.size() - at))));
+  }
+  const auto n_tokens =
+      std::min<int64_t>(std::ssize(tokens), std::ssize(chain) * options_.page_tokens);
+  for (; !chain.empty(); chain.pop_back())
+    pool_.release(chain.back());
+  return n_tokens;
 }
 
 void Scheduler::commit(const StepPlan& step) {

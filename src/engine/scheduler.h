@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "backend/batch_plan.h"
+#include "base/function_ref.h"
 #include "engine/kv_pages.h"
 
 namespace qw {
@@ -137,6 +138,9 @@ class Scheduler {
   void replace_tokens(SeqId id, std::span<const int32_t> tokens);
   void set_logits_from(SeqId id, int64_t position) { at(id).logits_from = position; }
   void set_hidden_from(SeqId id, int64_t position) { at(id).hidden_from = position; }
+  /// A unit that is held is not admitted, and those behind it are: something that it needs is on
+  /// its way.
+  void set_held(UnitId id, bool held) { unit_at(id).held = held; }
   void remove_sequence(SeqId id);
   void remove_unit(UnitId id);
 
@@ -172,6 +176,17 @@ class Scheduler {
   }
   int64_t n_kept_pages() const noexcept { return pool_.n_unused_blocks(); }
   void drop_kept_pages() { pool_.drop_unused_blocks(); }
+  PagePool::Prefix kept_prefix(int32_t adapter, std::span<const int32_t> tokens) const {
+    return pool_.find_prefix(adapter, tokens);
+  }
+  /// Puts blocks of `tokens` that were computed elsewhere into kept pages: those from number
+  /// `first` on that are not there yet, as far as there are pages without a holder. `fill` writes
+  /// keys and values of one to its page. Returns how many tokens, from the first on, are kept then;
+  /// none are put there unless all before `first` are.
+  int64_t import_blocks(int32_t adapter, std::span<const int32_t> tokens, int64_t first,
+                        FunctionRef<void(int32_t page, int64_t block)> fill);
+  /// The pages of running sequences and kept ones, for who keeps their blocks elsewhere as well.
+  PagePool& pool() noexcept { return pool_; }
   int64_t n_preemptions() const noexcept { return n_preemptions_; }
   int page_tokens() const noexcept { return options_.page_tokens; }
   /// Throws Error{kInternal} when pages, sequences and units disagree.
@@ -196,7 +211,7 @@ class Scheduler {
   struct Unit {
     int64_t family = 0;
     int64_t priority = 0;
-    bool running = false;
+    bool running = false, held = false;
     int64_t n_overtaken = 0;  // by units later in line that started first
     std::vector<SeqId> sequences;
   };

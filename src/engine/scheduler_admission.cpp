@@ -61,6 +61,7 @@ std::optional<Scheduler::Place> Scheduler::next_to_admit() const {
   for (const Place& place : waiting_) {
     if (n_seen++ == options_.overtake_window) break;
     const Unit& unit = units_.at(place);
+    if (unit.held) continue;
     if (best && unit.priority != priority) break;
     if (has_place_for(unit)) {
       const std::optional<double> gain = gain_of(unit);

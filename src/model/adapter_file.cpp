@@ -176,6 +176,7 @@ AdapterFile read_peft(const fs::path& directory, const std::string& named) {
   const std::string config_text = read_text_file(config_file, size_t{1} << 24);
   refuse_lfs_pointer(config_text, "adapter", config_file);
   const PeftConfig config = PeftConfig::parse(config_text, config_file);
+  out.config = config_text;
   std::vector<RawTensor> tensors;
   const std::string safetensors = (directory / "adapter_model.safetensors").string();
   const std::string torch = (directory / "adapter_model.bin").string();

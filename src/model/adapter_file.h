@@ -49,6 +49,7 @@ struct NormReplacement {
 struct AdapterFile {
   std::string path;
   std::shared_ptr<const MappedFile> mapping;  // of the weights: what the sources below read
+  std::string config;                         // adapter_config.json; "" for GGUF
   std::vector<LowRankDelta> deltas;
   std::vector<EmbeddingDelta> embedding_deltas;
   std::vector<Replacement> replacements;

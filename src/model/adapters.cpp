@@ -258,6 +258,13 @@ std::unique_ptr<StagedAdapter> Qwen2Model::stage_adapters(const std::vector<Adap
   std::unique_ptr<Qwen2Adapter> out = combination.finish();
   out->model = this;
   checkpoint_->check_readable();  // DoRA and embeddings were computed from the base
+  std::vector<KeyedHash::Bytes> parts;
+  for (size_t i = 0; i < files.size(); ++i) {
+    parts.push_back(files[i].mapping->bytes());
+    parts.push_back(std::as_bytes(std::span(files[i].config)));
+    parts.push_back(std::as_bytes(std::span(&adapters[i].scale, 1)));
+  }
+  out->content_names = name_content(parts, *packer);
   for (AdapterFile& file : files) {
     file.mapping->check_readable();
     out->files.push_back(std::move(file.mapping));

@@ -17,6 +17,7 @@
 #include "backend/backend.h"
 #include "base/cancel.h"
 #include "base/error.h"
+#include "base/keyed_hash.h"
 #include "checkpoint/checkpoint.h"
 #include "model/config.h"
 
@@ -51,6 +52,9 @@ struct LoadOptions {
   bool quiet = false;  // no progress on stderr
   const CancelFlag* cancel = nullptr;
   std::function<void(std::string)> on_warning;  // null: logged
+  /// For Model::content_name(). Computed while loading, since files may change later; none: it
+  /// costs nothing.
+  std::vector<std::shared_ptr<const KeyedHash>> content_hashes;
 };
 
 /// One adapter directory or GGUF file with the factor that the user gave.
@@ -135,6 +139,11 @@ class Model {
   /// Installed, removed ones in use included, and the bytes that they take.
   int64_t n_adapters() const { return std::ssize(adapters_); }
   int64_t adapter_bytes() const;
+
+  /// A hash of all bytes that decide what the model computes: weights and configuration as they
+  /// were when they were loaded, or those of an adapter, with its scale. By
+  /// LoadOptions::content_hashes[which]; "": not known.
+  virtual std::string content_name(int32_t /*adapter*/, size_t /*which*/) const { return ""; }
 
   virtual std::unique_ptr<KvCache> make_kv(int64_t n_pages, DType type) const = 0;
 

@@ -51,17 +51,19 @@ std::unique_ptr<Model> Model::load(std::shared_ptr<const Checkpoint> checkpoint,
   }
   Network network = pack_network(sources, config, *checkpoint, backend, options);
   return std::make_unique<Qwen2Model>(std::move(checkpoint), std::move(config), std::move(sources),
-                                      std::move(network), backend);
+                                      std::move(network), backend, options);
 }
 
 Qwen2Model::Qwen2Model(std::shared_ptr<const Checkpoint> checkpoint, ModelConfig config,
-                       NetworkSources sources, Network network, Backend& backend)
+                       NetworkSources sources, Network network, Backend& backend,
+                       const LoadOptions& options)
     : checkpoint_(std::move(checkpoint)),
       config_(std::move(config)),
       sources_(std::move(sources)),
       network_(std::move(network)),
       backend_(backend),
-      rope_(config_) {
+      rope_(config_),
+      content_hashes_(options.content_hashes) {
   double read = 0;
   weight_bytes_ = network_.embedding->resident_bytes;
   network_.for_each_linear(sources_, [&](const Linear& linear, const LinearParts&, double active) {
@@ -69,6 +71,43 @@ Qwen2Model::Qwen2Model(std::shared_ptr<const Checkpoint> checkpoint, ModelConfig
     read += static_cast<double>(linear.weight->read_bytes) * active;
   });
   read_bytes_per_token_ = static_cast<int64_t>(read);
+  std::vector<KeyedHash::Bytes> parts;
+  for (const auto& file : checkpoint_->mappings)
+    parts.push_back(file->bytes());
+  for (const auto* text : {&checkpoint_->config_json, &checkpoint_->quantize_config_json})
+    parts.push_back(*text ? std::as_bytes(std::span(**text)) : KeyedHash::Bytes{});
+  content_names_ = name_content(parts, backend_);
+  if (!content_names_.empty()) checkpoint_->check_readable();
+}
+
+/// By each of the hashes; `backend`: on whose threads.
+std::vector<std::string> Qwen2Model::name_content(std::span<const KeyedHash::Bytes> parts,
+                                                  Backend& backend) const {
+  std::vector<std::string> names;
+  if (content_hashes_.empty()) return names;
+  std::vector<int64_t> sizes;
+  std::vector<KeyedHash::Bytes> pieces;
+  for (const KeyedHash::Bytes part : parts) {
+    sizes.push_back(std::ssize(part));
+    KeyedHash::add_pieces(part, pieces);
+  }
+  pieces.push_back(std::as_bytes(std::span(sizes)));
+  for (const auto& hash : content_hashes_) {
+    names.push_back(to_hex(hash->of_pieces(pieces, [&](int64_t n, FunctionRef<void(int64_t)> body) {
+      backend.run_on_host(n, body);
+    })));
+  }
+  return names;
+}
+
+std::string Qwen2Model::content_name(int32_t adapter, size_t which) const {
+  const std::vector<std::string>* names = &content_names_;
+  if (adapter >= 0) {
+    const auto installed = installed_.find(adapter);
+    if (installed == installed_.end()) return "";
+    names = &installed->second->content_names;
+  }
+  return which < names->size() ? (*names)[which] : "";
 }
 
 std::unique_ptr<KvCache> Qwen2Model::make_kv(int64_t n_pages, DType type) const {

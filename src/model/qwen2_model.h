@@ -40,17 +40,19 @@ struct Qwen2Adapter : StagedAdapter {
   std::vector<Delta> deltas;
   std::map<Linear*, size_t> n_deltas;                    // of each layer
   std::vector<std::shared_ptr<const MappedFile>> files;  // that overrides may read
+  std::vector<std::string> content_names;                // Model::content_name, by hash
 };
 
 class Qwen2Model : public Model {
  public:
   Qwen2Model(std::shared_ptr<const Checkpoint> checkpoint, ModelConfig config,
-             NetworkSources sources, Network network, Backend& backend);
+             NetworkSources sources, Network network, Backend& backend, const LoadOptions& options);
 
   const ModelConfig& config() const override { return config_; }
   Backend& backend() const override { return backend_; }
   std::unique_ptr<StagedAdapter> stage_adapters(const std::vector<AdapterSpec>& adapters,
                                                 const StageOptions& options) override;
+  std::string content_name(int32_t adapter, size_t which) const override;
   std::unique_ptr<KvCache> make_kv(int64_t n_pages, DType type) const override;
   void forward(const BatchPlan& plan, KvCache& kv, float* logits,
                ForwardObserver* observer) override;
@@ -85,6 +87,8 @@ class Qwen2Model : public Model {
   /// Errors: io, when a file that weights of a step are read from was cut or lost since it was
   /// opened.
   void check_readable(const BatchPlan& plan) const;
+  std::vector<std::string> name_content(std::span<const KeyedHash::Bytes> parts,
+                                        Backend& backend) const;
 
   std::shared_ptr<const Checkpoint> checkpoint_;  // keeps the sources' bytes alive
   ModelConfig config_;
@@ -93,6 +97,8 @@ class Qwen2Model : public Model {
   Backend& backend_;
   Rope rope_;
   std::unordered_map<int32_t, const Qwen2Adapter*> installed_;  // by id
+  std::vector<std::shared_ptr<const KeyedHash>> content_hashes_;
+  std::vector<std::string> content_names_;  // of the base, by hash
   int64_t weight_bytes_ = 0, read_bytes_per_token_ = 0;
 
   std::optional<NumericFault> fault_;  // of the step under way, by the plan's rows

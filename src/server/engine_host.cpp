@@ -135,6 +135,7 @@ void EngineHost::end_all(const Error& error) {
 
 void EngineHost::note_stats() {
   const Engine::Load load = engine_->load();
+  const std::optional<PrefixTierStats> disk = engine_->disk_stats();
   const std::lock_guard lock(stats_mutex_);
   stats_.n_running = load.n_running;
   stats_.n_waiting = load.n_waiting;
@@ -142,6 +143,7 @@ void EngineHost::note_stats() {
   stats_.n_free_pages = engine_->free_pages();
   stats_.n_kept_pages = engine_->kept_pages();
   stats_.page_tokens = engine_->page_tokens();
+  stats_.disk = disk;
   stats_.n_preemptions = engine_->n_preemptions();
 }
 

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -37,6 +38,7 @@ struct HostStats {
   int64_t n_running = 0, n_waiting = 0;  // requests
   int64_t n_pages = 0, n_free_pages = 0, n_kept_pages = 0, page_tokens = 0;
   int64_t n_preemptions = 0, n_steps = 0;
+  std::optional<PrefixTierStats> disk;  // of the prefix cache on disk; nothing: there is none
 };
 
 class EngineHost {

@@ -58,7 +58,21 @@ struct Families {
         kept(gauge(r, "qianwen_kv_cache_kept_ratio",
                    "Share of the KV cache that holds prompts nobody uses now, from 0 to 1")),
         preemptions(gauge(r, "vllm:num_preemptions_total", "Sequences computed a second time")),
-        steps(gauge(r, "qianwen_engine_steps_total", "Forward passes")) {}
+        steps(gauge(r, "qianwen_engine_steps_total", "Forward passes")),
+        disk_queries(gauge(r, "vllm:external_prefix_cache_queries_total",
+                           "Prompt tokens that were looked up in the prefix cache on disk")),
+        disk_hits(gauge(r, "vllm:external_prefix_cache_hits_total", "Those that were read there")),
+        disk_bytes(gauge(r, "qianwen_disk_cache_bytes", "Size of the prefix cache on disk")),
+        disk_read(gauge(r, "qianwen_disk_cache_read_bytes_total", "Keys and values read there")),
+        disk_written(
+            gauge(r, "qianwen_disk_cache_written_bytes_total", "Keys and values written there")),
+        disk_dropped(gauge(r, "qianwen_disk_cache_dropped_blocks_total",
+                           "Blocks that were not written: they had left memory before, or the disk "
+                           "refused them")),
+        disk_refused(gauge(r, "qianwen_disk_cache_refused_files_total",
+                           "Files that were broken, and removed")),
+        disk_evicted(gauge(r, "qianwen_disk_cache_evicted_blocks_total",
+                           "Blocks that were removed to make room")) {}
 
   static Family<Histogram>& histogram(Registry& r, const char* name, const char* help) {
     return prometheus::BuildHistogram().Name(name).Help(help).Register(r);
@@ -74,6 +88,8 @@ struct Families {
   Family<Counter>&prompt_tokens, &tokens, &cache_queries, &cache_hits, &success, &failed, &drafted,
       &accepted;
   Family<Gauge>&running, &waiting, &cache_use, &kept, &preemptions, &steps;
+  Family<Gauge>&disk_queries, &disk_hits, &disk_bytes, &disk_read, &disk_written, &disk_dropped,
+      &disk_refused, &disk_evicted;
 };
 
 class OneModel : public ModelMetrics {
@@ -129,9 +145,24 @@ class OneModel : public ModelMetrics {
     families_.kept.Add(labels_).Set(static_cast<double>(stats.n_kept_pages) / pages);
     families_.preemptions.Add(labels_).Set(static_cast<double>(stats.n_preemptions));
     families_.steps.Add(labels_).Set(static_cast<double>(stats.n_steps));
+    if (stats.disk) set_disk_stats(*stats.disk);
   }
 
  private:
+  void set_disk_stats(const PrefixTierStats& disk) {
+    const auto set = [this](Family<Gauge>& family, int64_t value) {
+      family.Add(labels_).Set(static_cast<double>(value));
+    };
+    set(families_.disk_queries, disk.n_queried_tokens);
+    set(families_.disk_hits, disk.n_hit_tokens);
+    set(families_.disk_bytes, disk.bytes_stored);
+    set(families_.disk_read, disk.bytes_read);
+    set(families_.disk_written, disk.bytes_written);
+    set(families_.disk_dropped, disk.n_dropped_blocks);
+    set(families_.disk_refused, disk.n_refused_files);
+    set(families_.disk_evicted, disk.n_evicted_blocks);
+  }
+
   prometheus::Labels labels_;
   Families& families_;
   Histogram &first_token_, &next_token_, &per_token_, &request_, &queue_, &prefill_, &decode_;

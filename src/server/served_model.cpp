@@ -35,7 +35,8 @@ ResidentAdapter::~ResidentAdapter() {
 ServedModel::ServedModel(const ModelSpec& spec, EngineHost::Executor executor)
     : spec_(spec),
       loaded_(open_model(spec.path, spec.open)),
-      host_(std::make_unique<EngineHost>(*loaded_, std::move(executor))) {}
+      host_(std::make_unique<EngineHost>(*loaded_, std::move(executor))),
+      slots_(std::make_unique<SlotBoard>(loaded_->engine_options.n_slots)) {}
 
 ServedModel::ServedModel(std::shared_ptr<ServedModel> base, std::string name,
                          std::shared_ptr<ResidentAdapter> adapter)

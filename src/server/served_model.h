@@ -14,6 +14,7 @@
 #include "engine/grammar/grammar_cache.h"
 #include "server/engine_host.h"
 #include "server/request_error.h"
+#include "server/slot_board.h"
 #include "server/workers.h"
 
 namespace qw::server {
@@ -79,6 +80,8 @@ class ServedModel {
   const Tokenizer& tokenizer() const;
   /// Grammars compiled for its vocabulary. Any thread. Errors: as tokenizer().
   GrammarCache& grammars() const;
+  /// Names for what was computed last, for clients that have such. Any thread.
+  SlotBoard& slots() const { return base_ ? base_->slots() : *slots_; }
 
  private:
   ModelSpec spec_;  // with a base: only the name
@@ -86,6 +89,7 @@ class ServedModel {
   std::shared_ptr<ResidentAdapter> adapter_;
   std::unique_ptr<LoadedModel> loaded_;
   std::unique_ptr<EngineHost> host_;
+  std::unique_ptr<SlotBoard> slots_;
   mutable std::once_flag grammars_made_;
   mutable std::unique_ptr<GrammarCache> grammars_;  // when they are first wanted
 };

@@ -11,11 +11,21 @@ const Dialect kLlamaServer{"llama_server", error_body};
 
 std::vector<Endpoint> endpoints() {
   std::vector<Endpoint> all;
-  for (auto make : {completion_endpoints, embedding_endpoints, state_endpoints}) {
+  for (auto make : {completion_endpoints, embedding_endpoints, state_endpoints, slot_endpoints}) {
     for (Endpoint& endpoint : make())
       all.push_back(std::move(endpoint));
   }
   return all;
+}
+
+std::string asked_model(const std::shared_ptr<Call>& call) {
+  const std::string* name = call->request().parameter("model");
+  return name == nullptr ? "" : *name;
+}
+
+void with_asked_model(const std::shared_ptr<Call>& call,
+                      std::function<void(const std::shared_ptr<ServedModel>&)> use) {
+  with_model(call, asked_model(call), std::move(use));
 }
 
 namespace {

@@ -39,5 +39,12 @@ Json settings_json(const GenerationConfig& config);
 std::vector<Endpoint> completion_endpoints();
 std::vector<Endpoint> embedding_endpoints();
 std::vector<Endpoint> state_endpoints();
+std::vector<Endpoint> slot_endpoints();
+
+/// The model that the query names ("?model="); "": the default.
+std::string asked_model(const std::shared_ptr<Call>& call);
+/// Calls `use` with it.
+void with_asked_model(const std::shared_ptr<Call>& call,
+                      std::function<void(const std::shared_ptr<ServedModel>&)> use);
 
 }  // namespace qw::server::llama_server

@@ -1,6 +1,7 @@
 // POST /completion (and /completions), as llama.cpp's server has it.
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "server/generation/grammar_fields.h"
 #include "server/generation/job.h"
@@ -20,6 +21,7 @@ using MixedPrompt = std::vector<PromptInput>;
 struct CompletionTask : GenerationTask {
   std::vector<MixedPrompt> mixed;
   bool is_list = false;  // of prompts: so is the answer
+  int64_t slot = -1;
   bool stream = false, return_tokens = false, wants_tokens = true;
   int64_t n_probs = 0;
   std::optional<std::vector<std::string>> samplers;
@@ -148,8 +150,9 @@ void add_other_fields(FieldTable<CompletionTask>& table) {
        {"dynatemp_exponent", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
         "dry_sequence_breakers", "xtc_threshold", "mirostat_tau", "mirostat_eta"})
     table.push_back(ignored<Task>(name, "what it belongs to is off"));
-  table.push_back(
-      ignored<Task>("id_slot", "places are alike, and prefixes are kept for all of them", -1));
+  table.push_back(integer_field<Task>(
+      "id_slot", &Task::slot, -1,
+      "the number under which it can be saved; prefixes are kept for every request"));
   table.push_back(ignored<Task>("cache_prompt",
                                 "prefixes are always kept: they change no bit of an answer", true));
   for (const char* name : {"n_keep", "n_discard"})
@@ -299,7 +302,14 @@ class CompletionAnswer : public GenerationListener {
       prompts_.push_back(request.prompt);
     n_predicted_.assign(requests.size() * static_cast<size_t>(task_.n), 0);
     pending_.assign(n_predicted_.size(), Piece());
+    adapter_ = requests[0].adapter;
+    slot_ = model_->slots().take(task_.slot);
   }
+  ~CompletionAnswer() override {
+    if (slot_ >= 0) model_->slots().give_back(slot_, {});
+  }
+  CompletionAnswer(const CompletionAnswer&) = delete;
+  CompletionAnswer& operator=(const CompletionAnswer&) = delete;
 
   void on_start() override {
     if (task_.stream) call_->begin_stream(std::string(kSseType));
@@ -319,7 +329,7 @@ class CompletionAnswer : public GenerationListener {
                  {"content", event.text},
                  {"tokens", piece.ids},
                  {"stop", false},
-                 {"id_slot", -1},
+                 {"id_slot", slot_},
                  {"tokens_predicted", n_predicted_[static_cast<size_t>(choice)]},
                  {"tokens_evaluated", prompts_[prompt_of(choice)].size()}};
     if (!piece.probs.empty()) json["completion_probabilities"] = std::move(piece.probs);
@@ -333,6 +343,7 @@ class CompletionAnswer : public GenerationListener {
       for (const Completion& completion : result.prompts[prompt]->completions)
         answers.push_back(answer(prompt, *result.prompts[prompt], completion, answers.size()));
     }
+    give_back_slot(*result.prompts.back());
     if (!task_.stream) {
       call_->respond(task_.is_list ? std::move(answers) : std::move(answers[0]));
       return;
@@ -355,6 +366,14 @@ class CompletionAnswer : public GenerationListener {
     Json probs = Json::array();
   };
 
+  /// What the slot holds from now on: the last prompt with the last answer to it.
+  void give_back_slot(const RequestResult& result) {
+    SlotBoard::Sequence last{prompts_.back(), adapter_};
+    const std::vector<int32_t>& ids = result.completions.back().ids;
+    last.tokens.insert(last.tokens.end(), ids.begin(), ids.end());
+    model_->slots().give_back(std::exchange(slot_, -1), std::move(last));
+  }
+
   size_t prompt_of(int choice) const {
     return static_cast<size_t>(choice) / static_cast<size_t>(task_.n);
   }
@@ -370,7 +389,7 @@ class CompletionAnswer : public GenerationListener {
     Json json = {{"index", index},
                  {"content", shows_text ? completion.text : ""},
                  {"tokens", shows_ids ? Json(ids) : Json::array()},
-                 {"id_slot", -1},
+                 {"id_slot", slot_},
                  {"stop", true},
                  {"model", model_->name()},
                  {"tokens_predicted", task_.wants_tokens ? std::ssize(completion.ids) : 0},
@@ -396,7 +415,9 @@ class CompletionAnswer : public GenerationListener {
   Json settings_;
   std::vector<std::vector<int32_t>> prompts_;
   std::vector<int64_t> n_predicted_;  // of each choice
-  std::vector<Piece> pending_;        // of each choice: tokens whose text has not come yet
+  int32_t adapter_ = -1;
+  int64_t slot_ = -1;           // -1: given back
+  std::vector<Piece> pending_;  // of each choice: tokens whose text has not come yet
 };
 
 void complete(const std::shared_ptr<Call>& call) {
@@ -407,6 +428,10 @@ void complete(const std::shared_ptr<Call>& call) {
            [call, task](const std::shared_ptr<ServedModel>& model,
                         const std::vector<Request>& requests) {
              model->tokenizer();  // texts are part of every answer
+             if (task.slot >= model->slots().size()) {
+               refuse_field("id_slot", "expected -1 (any) to {}, got {}", model->slots().size() - 1,
+                            task.slot);
+             }
              if (task.samplers) check_sampler_order(*task.samplers, requests[0].config);
              return std::make_shared<CompletionAnswer>(call, task, model, requests);
            });

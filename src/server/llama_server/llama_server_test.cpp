@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
+
 #include "server/llama_server/common.h"
 #include "support/running_service.h"
 
@@ -184,7 +187,10 @@ TEST_F(LlamaServer, RefusesAndWarns) {
   EXPECT_THAT(error_of({{"prompt", "x"}, {"mirostat", 2}}), HasSubstr("mirostat"));
   EXPECT_THAT(error_of({{"n_predict", 1}}), HasSubstr("prompt"));
   EXPECT_THAT(error_of({{"input_prefix", "x"}}, 400, "/infill"), HasSubstr("middle"));
-  EXPECT_THAT(error_of({{"filename", "x"}}, 400, "/slots/0?action=save"), HasSubstr("prefixes"));
+  EXPECT_THAT(error_of({{"filename", "x"}}, 501, "/slots/0?action=save"),
+              HasSubstr("--slot-save-path"));
+  EXPECT_THAT(error_of({{"filename", "x"}}, 400, "/slots/0?action=load"), HasSubstr("restore"));
+  EXPECT_THAT(error_of({{"prompt", "x"}, {"id_slot", 4}}), HasSubstr("id_slot"));
   const ordered_json quiet = complete({{"prompt", "x"},
                                        {"n_predict", 1},
                                        {"cache_prompt", true},
@@ -194,7 +200,8 @@ TEST_F(LlamaServer, RefusesAndWarns) {
   EXPECT_FALSE(quiet.contains("warnings")) << quiet["warnings"].dump();
   const ordered_json warned =
       complete({{"prompt", "x"}, {"n_predict", 1}, {"cache_prompt", false}, {"id_slot", 1}});
-  EXPECT_EQ(warned["warnings"].size(), 2u);
+  EXPECT_EQ(warned["warnings"].size(), 1u) << warned["warnings"].dump();
+  EXPECT_EQ(warned["id_slot"], 1);
 }
 
 TEST_F(LlamaServer, TellsItsState) {
@@ -209,6 +216,81 @@ TEST_F(LlamaServer, TellsItsState) {
   EXPECT_EQ(running_->get("/lora-adapters"), ordered_json::array());
   const ordered_json vectors = running_->post("/embedding", {{"content", "Hello"}});
   EXPECT_EQ(vectors[0]["embedding"][0].size(), 256u);
+}
+
+/// A server that saves slots, in a directory of its own.
+class LlamaServerSlots : public ::testing::Test {
+ protected:
+  void SetUp() override { std::filesystem::remove_all(directory_); }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+  std::unique_ptr<RunningService> start() const {
+    ServiceOptions options = qw::testing::service_options();
+    options.models[0].open.slot_save_path = directory_;
+    return std::make_unique<RunningService>(options);
+  }
+  const std::string directory_ = ::testing::TempDir() + "llama_server_slots";
+};
+
+TEST_F(LlamaServerSlots, AreSavedRestoredByAnotherProcessAndErased) {
+  std::string prompt = "Once upon a time";
+  for (int i = 0; i < 40; ++i)
+    prompt += " there was a number " + std::to_string(i);
+  const ordered_json body = {{"prompt", prompt}, {"n_predict", 9}, {"seed", 3}, {"id_slot", 2}};
+  ordered_json first;
+  {
+    const auto service = start();
+    first = service->post("/completion", body);
+    EXPECT_EQ(first["id_slot"], 2);
+    const ordered_json saved = service->post("/slots/2?action=save", {{"filename", "a.bin"}});
+    EXPECT_EQ(saved["id_slot"], 2);
+    EXPECT_EQ(saved["filename"], "a.bin");
+    EXPECT_EQ(saved["n_saved"], first["tokens_evaluated"].get<int>() + 8);
+    EXPECT_EQ(saved["n_written"], std::filesystem::file_size(directory_ + "/a.bin"));
+    EXPECT_GE(saved["timings"]["save_ms"], 0);
+    // Another slot holds nothing.
+    EXPECT_EQ(service->post("/slots/1?action=save", {{"filename", "b.bin"}})["n_saved"], 0);
+    EXPECT_EQ(service->post("/slots/2?action=erase", ordered_json::object())["n_erased"],
+              saved["n_saved"]);
+    EXPECT_EQ(service->post("/completion", body)["tokens_cached"], 0);
+  }
+  const auto service = start();
+  const ordered_json restored = service->post("/slots/0?action=restore", {{"filename", "a.bin"}});
+  EXPECT_EQ(restored["n_restored"], first["tokens_evaluated"].get<int>() + 8);
+  EXPECT_GT(restored["n_read"], 0);
+  const ordered_json again = service->post("/completion", body);
+  EXPECT_EQ(again["content"], first["content"]);
+  EXPECT_EQ(again["tokens_cached"], first["tokens_evaluated"].get<int>() - 1);
+  EXPECT_EQ(service->post("/slots/0?action=save", {{"filename", "c.bin"}})["n_saved"],
+            restored["n_restored"]);
+}
+
+TEST_F(LlamaServerSlots, RefuseWhatIsNoFileOfTheirs) {
+  const auto service = start();
+  const auto status_of = [&](const std::string& target, const ordered_json& body) {
+    int status = 0;
+    service->post(target, body, &status);
+    return status;
+  };
+  for (const char* name :
+       {"", ".", "..", "../a", "a/b", "/etc/passwd", ".hidden", "secret", "a\\b", "a\nb"}) {
+    for (const char* action : {"save", "restore"}) {
+      EXPECT_EQ(status_of(std::string("/slots/0?action=") + action, {{"filename", name}}), 400)
+          << name;
+    }
+  }
+  EXPECT_EQ(status_of("/slots/0?action=save", ordered_json::object()), 400);
+  EXPECT_EQ(status_of("/slots/4?action=erase", ordered_json::object()), 400);
+  EXPECT_EQ(status_of("/slots/x?action=erase", ordered_json::object()), 400);
+  EXPECT_EQ(status_of("/slots/0?action=restore", {{"filename", "none"}}), 404);
+  service->post("/completion",
+                {{"prompt", "One two three four"}, {"n_predict", 1}, {"id_slot", 0}});
+  service->post("/slots/0?action=save", {{"filename", "a"}});
+  std::fstream(directory_ + "/a", std::ios::in | std::ios::out | std::ios::binary)
+      .seekp(300)
+      .put(1);
+  EXPECT_GE(status_of("/slots/0?action=restore", {{"filename", "a"}}), 400);
+  EXPECT_EQ(service->post("/completion", {{"prompt", "One"}, {"n_predict", 1}})["tokens_predicted"],
+            1);
 }
 
 TEST(LlamaServerSamplers, EveryOrderThatGivesTheSameIsTaken) {

@@ -1,4 +1,4 @@
-// GET /props, /slots, /lora-adapters; and what is refused: saving slots, filling in.
+// GET /props, /lora-adapters; and what is refused: filling in.
 #include <utility>
 
 #include "engine/bundle.h"
@@ -9,18 +9,6 @@
 namespace qw::server::llama_server {
 
 namespace {
-
-/// The model that the query names ("?model="); "": the default.
-std::string asked_model(const std::shared_ptr<Call>& call) {
-  const std::string* name = call->request().parameter("model");
-  return name == nullptr ? "" : *name;
-}
-
-/// Calls `use` with it.
-void with_asked_model(const std::shared_ptr<Call>& call,
-                      std::function<void(const std::shared_ptr<ServedModel>&)> use) {
-  with_model(call, asked_model(call), std::move(use));
-}
 
 void props(const std::shared_ptr<Call>& call) {
   with_asked_model(call, [call](const std::shared_ptr<ServedModel>& model) {
@@ -40,29 +28,6 @@ void props(const std::shared_ptr<Call>& call) {
     answer["build_info"] = "qianwen " + call->services().options.version;
     answer["is_sleeping"] = false;
     call->respond(std::move(answer));
-  });
-}
-
-/// Places are alike here: as many are shown as working as there are requests under way.
-void slots(const std::shared_ptr<Call>& call) {
-  with_asked_model(call, [call](const std::shared_ptr<ServedModel>& model) {
-    const HostStats stats = model->host().stats();
-    const int64_t n_slots = model->files().engine_options.n_slots;
-    const std::string* fail = call->request().parameter("fail_on_no_slot");
-    if (fail != nullptr && *fail == "1" && stats.n_running >= n_slots) {
-      throw RequestError(ErrorKind::kOutOfMemory,
-                         fmt::format("[server] slots: expected a free one, got {} of {} at work",
-                                     stats.n_running, n_slots),
-                         "", 503);
-    }
-    Json list = Json::array();
-    for (int64_t id = 0; id < n_slots; ++id) {
-      list.push_back({{"id", id},
-                      {"n_ctx", model->context()},
-                      {"speculative", model->files().draft_model != nullptr},
-                      {"is_processing", id < stats.n_running}});
-    }
-    call->respond(std::move(list));
   });
 }
 
@@ -95,11 +60,6 @@ void set_lora_adapters(const std::shared_ptr<Call>& call) {
                      fmt::format("[request] {}: expected {}, got none ({})", what, expected, why));
 }
 
-void slot_action(const std::shared_ptr<Call>&) {
-  refuse("slots", "a cache that is kept for one client",
-         "prefixes are found by their tokens, for every client, and need no saving by hand");
-}
-
 void infill(const std::shared_ptr<Call>&) {
   refuse("infill", "a model with tokens for filling in",
          "these models were not trained to fill in the middle");
@@ -109,13 +69,6 @@ void infill(const std::shared_ptr<Call>&) {
 
 std::vector<Endpoint> state_endpoints() {
   return {{"GET", "/props", &kLlamaServer, "The model and its settings", props, {}},
-          {"GET", "/slots", &kLlamaServer, "Places for requests, and which are at work", slots, {}},
-          {"POST",
-           "/slots/{id}",
-           &kLlamaServer,
-           "Refused: prefixes are kept for everybody",
-           slot_action,
-           {}},
           {"GET", "/lora-adapters", &kLlamaServer, "The adapters there are", lora_adapters, {}},
           {"POST",
            "/lora-adapters",

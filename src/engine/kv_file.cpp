@@ -1,0 +1,117 @@
+#include "engine/kv_file.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "base/checked.h"
+#include "base/error.h"
+
+namespace qw {
+
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "files are written as memory is");
+
+/// With the version of the form: another is another magic.
+constexpr std::string_view kMagic = "qianwen kv 1\n";
+constexpr size_t kMagicBytes = 16;
+constexpr size_t kSealBytes = sizeof(KeyedHash::Digest);
+/// No machine has more; sizes below it cannot overflow.
+constexpr uint64_t kMaxFileBytes = uint64_t{1} << 46;
+
+template <typename T>
+void put(std::vector<std::byte>& out, const T& value) {
+  const auto bytes = std::as_bytes(std::span(&value, 1));
+  out.insert(out.end(), bytes.begin(), bytes.end());
+}
+
+[[noreturn]] void refuse(std::string_view what, const std::string& expected,
+                         const std::string& got) {
+  fail(ErrorKind::kCorrupt, "kv file", "{}: expected {}, got {}", what, expected, got);
+}
+
+}  // namespace
+
+KvName kv_root_name(const std::string& facts) {
+  Sha256 hash;
+  hash.update(std::as_bytes(std::span(kMagic)));
+  hash.update(std::as_bytes(std::span(facts)));
+  return hash.finish();
+}
+
+KvName kv_block_name(const KvName& before, std::span<const int32_t> tokens) {
+  Sha256 hash;
+  hash.update(std::as_bytes(std::span(before)));
+  hash.update(std::as_bytes(tokens));
+  return hash.finish();
+}
+
+uint64_t KvFileHead::file_bytes() const {
+  uint64_t pages = 0;
+  if (n_tokens > kMaxFileBytes / sizeof(int32_t) ||
+      __builtin_mul_overflow(page_bytes, n_pages, &pages) || pages > kMaxFileBytes) {
+    refuse("sizes", fmt::format("up to {} bytes", kMaxFileBytes),
+           fmt::format("{} tokens, {} pages of {} bytes", n_tokens, n_pages, page_bytes));
+  }
+  return kBytes + n_tokens * sizeof(int32_t) + pages + kSealBytes;
+}
+
+std::vector<std::byte> kv_file_front(const KvName& name, std::span<const int32_t> tokens,
+                                     uint64_t page_bytes, uint64_t n_pages) {
+  std::vector<std::byte> out;
+  out.reserve(KvFileHead::kBytes + tokens.size_bytes());
+  const auto magic = std::as_bytes(std::span(kMagic));
+  out.insert(out.end(), magic.begin(), magic.end());
+  out.resize(kMagicBytes);
+  put(out, uint64_t{tokens.size()});
+  put(out, page_bytes);
+  put(out, n_pages);
+  put(out, name);
+  const auto ids = std::as_bytes(tokens);
+  out.insert(out.end(), ids.begin(), ids.end());
+  return out;
+}
+
+KeyedHash::Digest kv_file_seal(const KeyedHash& hash, std::span<const std::byte> front,
+                               std::span<const std::byte> pages) {
+  const std::array<KeyedHash::Digest, 2> parts = {hash.of(front), hash.of(pages)};
+  return hash.of(std::as_bytes(std::span(parts)));
+}
+
+KvFileHead read_kv_head(std::span<const std::byte> bytes) {
+  if (bytes.size() < KvFileHead::kBytes)
+    refuse("head", fmt::format("{} bytes", KvFileHead::kBytes), fmt::format("{}", bytes.size()));
+  std::array<char, kMagicBytes> magic{};
+  std::copy(kMagic.begin(), kMagic.end(), magic.begin());
+  if (std::memcmp(bytes.data(), magic.data(), kMagicBytes) != 0)
+    refuse("magic", "that of this version", "another");
+  KvFileHead head;
+  bytes = bytes.subspan(kMagicBytes);
+  for (uint64_t* number : {&head.n_tokens, &head.page_bytes, &head.n_pages}) {
+    std::memcpy(number, bytes.data(), sizeof(*number));
+    bytes = bytes.subspan(sizeof(*number));
+  }
+  std::memcpy(head.name.data(), bytes.data(), head.name.size());
+  return head;
+}
+
+KvFileView read_kv_file(std::span<const std::byte> bytes, const KeyedHash& hash) {
+  KvFileView view;
+  view.head = read_kv_head(bytes);
+  const uint64_t size = view.head.file_bytes();
+  if (bytes.size() != size)
+    refuse("size", fmt::format("{} bytes", size), fmt::format("{}", bytes.size()));
+  const size_t front = KvFileHead::kBytes + view.head.n_tokens * sizeof(int32_t);
+  view.pages = bytes.subspan(front, bytes.size() - front - kSealBytes);
+  const KeyedHash::Digest seal = kv_file_seal(hash, bytes.first(front), view.pages);
+  if (std::memcmp(seal.data(), bytes.last(kSealBytes).data(), kSealBytes) != 0)
+    refuse("hash", "that of its bytes", "another");
+  view.tokens.resize(view.head.n_tokens);
+  if (!view.tokens.empty())
+    std::memcpy(view.tokens.data(), bytes.data() + KvFileHead::kBytes,
+                view.head.n_tokens * sizeof(int32_t));
+  return view;
+}
+
+}  // namespace qw

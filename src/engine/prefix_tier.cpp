@@ -1,0 +1,234 @@
+#include "engine/prefix_tier.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "base/error.h"
+#include "base/program_identity.h"
+
+namespace qw {
+
+namespace {
+
+/// Copied for the store in one step, while others wait for it.
+constexpr int64_t kStepBytes = int64_t{16} << 20;
+
+/// A block's time of use is so much before that of the block before it, in nanoseconds.
+constexpr int64_t kBefore = 1000;
+
+int64_t now() {
+  const auto since_1970 = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(since_1970).count();
+}
+
+}  // namespace
+
+std::optional<KvName> kv_root_of(const Model& model, const KvCache& kv, int32_t adapter,
+                                 size_t which) {
+  const std::string weights = model.content_name(-1, which);
+  const std::string own = adapter < 0 ? "none" : model.content_name(adapter, which);
+  if (weights.empty() || own.empty()) return std::nullopt;
+  return kv_root_name(fmt::format("weights {}\nadapter {}\nlayout {}\nnumerics {}\nprogram {}\n",
+                                  weights, own, kv.layout_name(), model.backend().numerics(),
+                                  program_identity()));
+}
+
+PrefixTier::PrefixTier(std::shared_ptr<PrefixStore> store, size_t which, const Model& model,
+                       KvCache& kv, Scheduler& scheduler, int64_t chunk_tokens)
+    : store_(std::move(store)),
+      which_(which),
+      model_(model),
+      kv_(kv),
+      scheduler_(scheduler),
+      page_tokens_(scheduler.page_tokens()),
+      blocks_per_step_(std::max<int64_t>(chunk_tokens / page_tokens_, 1)),
+      names_(static_cast<size_t>(scheduler.n_pages())) {
+  scheduler_.pool().note_published();
+}
+
+PrefixTier::~PrefixTier() {
+  try {
+    name_published();
+    for (; !to_keep_.empty(); to_keep_.pop_front()) {
+      while (!store_->has_room(kv_.page_bytes()))
+        store_->wait_for_progress(store_->progress(), kWaitMs);
+      keep(to_keep_.front());
+    }
+    store_->end_read();
+    store_->flush();
+  } catch (...) {
+    // Nothing is lost but time.
+  }
+}
+
+// ---- reading -----------------------------------------------------------------------------------
+
+std::vector<KvName> PrefixTier::names_of(int32_t adapter, std::span<const int32_t> blocks) const {
+  std::vector<KvName> names;
+  const std::optional<KvName> root = kv_root_of(model_, kv_, adapter, which_);
+  if (!root) return names;
+  const auto size = static_cast<size_t>(page_tokens_);
+  for (; blocks.size() >= size; blocks = blocks.subspan(size))
+    names.push_back(kv_block_name(names.empty() ? *root : names.back(), blocks.first(size)));
+  return names;
+}
+
+int64_t PrefixTier::n_in_memory(const Lookup& lookup) const {
+  return scheduler_.n_kept_tokens(lookup.adapter, lookup.tokens) / page_tokens_;
+}
+
+bool PrefixTier::enter(RequestId id, int32_t adapter, std::span<const int32_t> prompt) {
+  // The last token is computed in any case: its logits are wanted.
+  const int64_t n_blocks = (std::ssize(prompt) - 1) / page_tokens_;
+  if (n_blocks <= 0) return false;
+  prompt = prompt.first(static_cast<size_t>(n_blocks * page_tokens_));
+  Lookup lookup{id, adapter, {prompt.begin(), prompt.end()}, names_of(adapter, prompt)};
+  if (lookup.names.empty()) return false;
+  note_use(lookup);
+  const int64_t n_known = n_in_memory(lookup);
+  if (n_known == n_blocks) return false;
+  n_queried_ += (n_blocks - n_known) * page_tokens_;
+  if (!store_->contains(lookup.names[static_cast<size_t>(n_known)])) return false;
+  waiting_.push_back(std::move(lookup));
+  return true;
+}
+
+/// What is used from memory is used: on disk it is to stay as long.
+void PrefixTier::note_use(const Lookup& lookup) {
+  const PagePool::Prefix kept = scheduler_.kept_prefix(lookup.adapter, lookup.tokens);
+  int64_t used = now();
+  for (size_t i = 0; i < static_cast<size_t>(kept.n_tokens / page_tokens_); ++i, used -= kBefore) {
+    names_[static_cast<size_t>(kept.pages[i])].used = used;
+    store_->touch(lookup.names[i], used);
+  }
+}
+
+void PrefixTier::leave(RequestId id) {
+  const auto it = std::ranges::find(waiting_, id, &Lookup::id);
+  if (it == waiting_.end()) return;
+  if (it == waiting_.begin() && std::exchange(reading_, false)) store_->end_read();
+  waiting_.erase(it);
+}
+
+std::vector<RequestId> PrefixTier::take_ready(bool others_wait) {
+  seen_ = store_->progress();
+  std::vector<RequestId> ready;
+  while (!waiting_.empty()) {
+    const Lookup& lookup = waiting_.front();
+    const int64_t most = others_wait ? blocks_per_step_ : std::ssize(lookup.names);
+    const bool goes_on = reading_ ? import(lookup, most) : begin_read(lookup);
+    if (goes_on) break;
+    if (std::exchange(reading_, false)) store_->end_read();
+    ready.push_back(lookup.id);
+    waiting_.pop_front();
+  }
+  return ready;
+}
+
+/// False: there is nothing to read (what was missing has come to memory meanwhile, or has gone).
+bool PrefixTier::begin_read(const Lookup& lookup) {
+  const auto size = static_cast<size_t>(page_tokens_);
+  std::vector<PrefixStore::Block> blocks;
+  next_block_ = n_in_memory(lookup);
+  const int64_t time = now();
+  for (auto i = static_cast<size_t>(next_block_); i < lookup.names.size(); ++i) {
+    const auto tokens = std::span(lookup.tokens).subspan(i * size, size);
+    blocks.push_back({lookup.names[i],
+                      time - static_cast<int64_t>(i) * kBefore,
+                      {tokens.begin(), tokens.end()}});
+  }
+  if (blocks.empty()) return false;
+  store_->begin_read(std::move(blocks), kv_.page_bytes());
+  reading_ = true;
+  return true;
+}
+
+/// False: all has come that will.
+bool PrefixTier::import(const Lookup& lookup, int64_t most) {
+  const std::vector<PrefixStore::Pages> blocks = store_->take_read(most);
+  if (!blocks.empty()) {
+    const int64_t first = std::exchange(next_block_, next_block_ + std::ssize(blocks));
+    const auto end = static_cast<size_t>(next_block_);
+    const int64_t kept = scheduler_.import_blocks(
+        lookup.adapter, std::span(lookup.tokens).first(end * static_cast<size_t>(page_tokens_)),
+        first, [&](int32_t page, int64_t block) {
+          kv_.write_page(page, blocks[static_cast<size_t>(block - first)].bytes);
+        });
+    n_hit_ += std::max<int64_t>(kept - first * page_tokens_, 0);
+    if (kept < next_block_ * page_tokens_) return false;  // memory is short
+  }
+  return !store_->read_ended();
+}
+
+// ---- writing -----------------------------------------------------------------------------------
+
+/// Gives blocks that were published their names. To be called before pages are taken again.
+void PrefixTier::name_published() {
+  for (const PagePool::Published& block : scheduler_.pool().take_published()) {
+    const std::span<const int32_t> tokens = scheduler_.pool().tokens_of(block.page);
+    if (scheduler_.pool().block_serial(block.page) != block.serial) continue;
+    Named named{block.serial, {}, now()};
+    if (block.parent == PrefixIndex::kNone) {
+      const std::optional<KvName> root = kv_root_of(model_, kv_, block.adapter, which_);
+      if (!root) continue;
+      named.name = kv_block_name(*root, tokens);
+    } else {
+      const Named& parent = names_[static_cast<size_t>(block.parent)];
+      if (parent.serial != block.parent_serial) continue;
+      named.name = kv_block_name(parent.name, tokens);
+      named.used = parent.used - kBefore;
+    }
+    names_[static_cast<size_t>(block.page)] = named;
+    to_keep_.push_back({block.page, block.serial});
+  }
+}
+
+void PrefixTier::keep_published(bool others_wait) {
+  name_published();
+  int64_t bytes = 0;
+  while (!to_keep_.empty()) {
+    const int64_t page_bytes = kv_.page_bytes();
+    if (others_wait && bytes > 0 && bytes + page_bytes > kStepBytes) return;
+    if (!store_->has_room(page_bytes)) break;
+    bytes += page_bytes;
+    keep(to_keep_.front());
+    to_keep_.pop_front();
+  }
+  // Where the disk is slower than what comes, those that are in memory no longer make way.
+  while (std::ssize(to_keep_) > 2 * scheduler_.n_pages()) {
+    to_keep_.pop_front();
+    ++n_dropped_;
+  }
+}
+
+void PrefixTier::keep(const ToKeep& block) {
+  if (scheduler_.pool().block_serial(block.page) != block.serial) {
+    ++n_dropped_;
+    return;
+  }
+  const Named& named = names_[static_cast<size_t>(block.page)];
+  if (store_->contains(named.name)) return store_->touch(named.name, named.used);
+  const std::span<const int32_t> tokens = scheduler_.pool().tokens_of(block.page);
+  const auto size = static_cast<size_t>(kv_.page_bytes());
+  PrefixStore::Pages pages{std::make_unique_for_overwrite<std::byte[]>(size), {}};
+  kv_.read_page(block.page, {pages.memory.get(), size});
+  pages.bytes = {pages.memory.get(), size};
+  store_->put({named.name, named.used, {tokens.begin(), tokens.end()}}, std::move(pages));
+}
+
+PrefixTierStats PrefixTier::stats() const {
+  const PrefixStoreStats store = store_->stats();
+  PrefixTierStats out;
+  out.n_queried_tokens = n_queried_;
+  out.n_hit_tokens = n_hit_;
+  out.bytes_read = store.bytes_read;
+  out.bytes_written = store.bytes_written;
+  out.bytes_stored = store.bytes_stored;
+  out.n_dropped_blocks = n_dropped_ + store.n_failed;
+  out.n_refused_files = store.n_refused;
+  out.n_evicted_blocks = store.n_evicted;
+  return out;
+}
+
+}  // namespace qw

@@ -1,0 +1,195 @@
+// GET /slots; POST /slots/{id}?action=save, restore, erase.
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+
+#include "base/error.h"
+#include "engine/current_error.h"
+#include "engine/kv_snapshot.h"
+#include "server/llama_server/common.h"
+#include "server/service.h"
+
+namespace qw::server::llama_server {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+/// Numbers name what was computed last under them; as many are shown as working as there are
+/// requests under way.
+void slots(const std::shared_ptr<Call>& call) {
+  with_asked_model(call, [call](const std::shared_ptr<ServedModel>& model) {
+    const HostStats stats = model->host().stats();
+    const int64_t n_slots = model->files().engine_options.n_slots;
+    const std::string* fail = call->request().parameter("fail_on_no_slot");
+    if (fail != nullptr && *fail == "1" && stats.n_running >= n_slots) {
+      throw RequestError(ErrorKind::kOutOfMemory,
+                         fmt::format("[server] slots: expected a free one, got {} of {} at work",
+                                     stats.n_running, n_slots),
+                         "", 503);
+    }
+    Json list = Json::array();
+    for (int64_t id = 0; id < n_slots; ++id) {
+      list.push_back({{"id", id},
+                      {"n_ctx", model->context()},
+                      {"speculative", model->files().draft_model != nullptr},
+                      {"is_processing", id < stats.n_running}});
+    }
+    call->respond(std::move(list));
+  });
+}
+
+/// One action on one slot: the parts run on the threads that they belong to, each within try_().
+class SlotAction : public std::enable_shared_from_this<SlotAction> {
+ public:
+  SlotAction(std::shared_ptr<Call> call, std::shared_ptr<ServedModel> model, int64_t slot,
+             std::string filename)
+      : call_(std::move(call)),
+        model_(std::move(model)),
+        slot_(slot),
+        filename_(std::move(filename)),
+        start_(Clock::now()) {}
+
+  void save() {
+    SlotBoard::Sequence last = model_->slots().last(slot_);
+    on_engine([last = std::move(last)](SlotAction& self, Engine& engine) {
+      auto taken = std::make_shared<KvSnapshot>(
+          engine.snapshot(last.adapter, last.tokens, self.model_->files().slot_hash_index));
+      self.on_worker([taken](SlotAction& action) {
+        const int64_t n_bytes = write_snapshot(action.path(), *taken, action.hash());
+        action.answer({{"n_saved", std::ssize(taken->tokens)},
+                       {"n_written", n_bytes},
+                       {"timings", {{"save_ms", milliseconds_since(action.start_)}}}});
+      });
+    });
+  }
+
+  void restore() {
+    auto found = std::make_shared<KvSnapshot>(read_snapshot(path(), hash()));
+    on_engine([found](SlotAction& self, Engine& engine) {
+      const int32_t adapter = self.restore_to(engine, *found);
+      const int64_t n_kept = engine.restore(adapter, *found, self.model_->files().slot_hash_index);
+      found->tokens.resize(static_cast<size_t>(n_kept));
+      self.model_->slots().set(self.slot_, {found->tokens, adapter});
+      self.answer({{"n_restored", n_kept},
+                   {"n_read", std::ssize(found->pages)},
+                   {"timings", {{"restore_ms", milliseconds_since(self.start_)}}}});
+    });
+  }
+
+  void erase() {
+    SlotBoard::Sequence last = model_->slots().last(slot_);
+    model_->slots().set(slot_, {});
+    on_engine([last = std::move(last)](SlotAction& self, Engine& engine) {
+      self.answer({{"n_erased", engine.forget(last.adapter, last.tokens)}});
+    });
+  }
+
+ private:
+  template <typename Task>
+  void try_(const Task& task) {
+    try {
+      task();
+    } catch (...) {
+      call_->fail(current_error());
+    }
+  }
+  template <typename Task>
+  void on_engine(Task task) {
+    model_->host().run([self = shared_from_this(), task = std::move(task)](Engine& engine) {
+      self->try_([&] { task(*self, engine); });
+    });
+  }
+  template <typename Task>
+  void on_worker(Task task) {
+    call_->services().workers->post(
+        [self = shared_from_this(), task = std::move(task)] { self->try_([&] { task(*self); }); });
+  }
+
+  /// The adapter that the file is of: the one that requests get, or none.
+  int32_t restore_to(const Engine& engine, const KvSnapshot& found) const {
+    const int32_t adapter = model_->adapter();
+    return engine.takes(adapter, found, model_->files().slot_hash_index) ? adapter : -1;
+  }
+  std::string path() const { return model_->spec().open.slot_save_path + "/" + filename_; }
+  const KeyedHash& hash() const { return *model_->files().slot_hash; }
+  void answer(Json what) {
+    Json json = {{"id_slot", slot_}};
+    if (!filename_.empty()) json["filename"] = filename_;
+    json.update(what);
+    call_->respond(std::move(json));
+  }
+
+  std::shared_ptr<Call> call_;
+  std::shared_ptr<ServedModel> model_;
+  int64_t slot_;
+  std::string filename_;
+  Clock::time_point start_;
+};
+
+/// A name within the directory: no path, nothing that is hidden, and not the directory's secret.
+std::string read_filename(const Call& call) {
+  const Json body = call.body();
+  const std::string name =
+      to_string("filename", body.is_object() ? body.value("filename", Json()) : Json());
+  const bool is_plain =
+      !name.empty() && name.size() <= 200 && name.front() != '.' && name != "secret" &&
+      std::ranges::none_of(name, [](unsigned char c) { return c == '/' || c == '\\' || c < 32; });
+  if (!is_plain) {
+    refuse_field("filename", "expected a plain name of up to 200 bytes, got '{}'", printable(name));
+  }
+  return name;
+}
+
+int64_t read_slot(const Call& call, int64_t n_slots) {
+  const std::string& text = call.path_parameter("id");
+  int64_t slot = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), slot);
+  if (error != std::errc{} || end != text.data() + text.size() || slot < 0 || slot >= n_slots)
+    refuse_field("id", "expected a slot from 0 to {}, got '{}'", n_slots - 1, printable(text));
+  return slot;
+}
+
+void slot_action(const std::shared_ptr<Call>& call) {
+  const std::string* given = call->request().parameter("action");
+  const std::string action = given == nullptr ? "" : *given;
+  if (action != "save" && action != "restore" && action != "erase")
+    refuse_field("action", "expected save, restore or erase, got '{}'", printable(action));
+  with_asked_model(call, [call, action](const std::shared_ptr<ServedModel>& model) {
+    const int64_t slot = read_slot(*call, model->slots().size());
+    if (model->files().slot_hash == nullptr) {
+      throw RequestError(ErrorKind::kUnsupported,
+                         "[request] slots: expected a server that was started with "
+                         "--slot-save-path, got one without",
+                         "", 501);
+    }
+    const std::string filename = action == "erase" ? "" : read_filename(*call);
+    const auto job = std::make_shared<SlotAction>(call, model, slot, filename);
+    if (action == "save") {
+      job->save();
+    } else if (action == "restore") {
+      job->restore();
+    } else {
+      job->erase();
+    }
+  });
+}
+
+}  // namespace
+
+std::vector<Endpoint> slot_endpoints() {
+  return {
+      {"GET", "/slots", &kLlamaServer, "Places for requests, and which are at work", slots, {}},
+      {"POST",
+       "/slots/{id}",
+       &kLlamaServer,
+       "Saves, restores or erases what was computed last under a number (?action=)",
+       slot_action,
+       {{"filename", FieldStatus::kHonoured, "a plain name within --slot-save-path", nullptr}}}};
+}
+
+}  // namespace qw::server::llama_server
