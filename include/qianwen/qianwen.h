@@ -36,10 +36,10 @@ struct LoadSettings {
   int threads = 0;                   // 0: physical cores this process may use; at most 1024
   std::string isa;                   // cap on the instruction set, "" for none
   std::string activations = "auto";  // auto, int8, bf16, f32: what linear layers round to
-  std::string kv_type;         // f16, bf16, f32, q8_0, q4_0; "": f16, or f32 where all else is f32
-  int64_t context = 0;         // tokens; 0: the model's own, or the largest that fits
-  int64_t chunk = 0;           // prompt tokens per step, which change no result; 0: 512
-  std::string packed_cache;    // directory that keeps weights as they are packed; "": none
+  std::string kv_type;       // f16, bf16, f32, q8_0, q4_0; "": f16, or f32 where all else is f32
+  int64_t context = 0;       // tokens; 0: the model's own, or the largest that fits
+  int64_t chunk = 0;         // prompt tokens per step, which change no result; 0: 512
+  std::string packed_cache;  // directory that keeps weights as they are packed; "": none
   /// Directory that keeps keys and values of what was computed, for later processes; "": none. All
   /// files together take at most prefix_cache_bytes (0: 10 GiB, or half of what is free there).
   std::string prefix_cache_dir;

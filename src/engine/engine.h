@@ -134,13 +134,12 @@ struct EngineOptions {
   bool check_integrity = false;  // after every step; on in debug builds
 };
 
-/// What the tier on disk has done: tokens looked up there (those of full pages that memory did not
-/// hold) and found; bytes of keys and values; blocks that were not written because they had left
-/// memory before, or the disk refused them; files that were not what they should be.
+/// What the tier on disk has done, beside what its store says (PrefixStoreStats): tokens of full
+/// pages that memory did not hold, looked up there, and found; blocks that were not written because
+/// they had left memory before.
 struct PrefixTierStats {
   int64_t n_queried_tokens = 0, n_hit_tokens = 0;
-  int64_t bytes_read = 0, bytes_written = 0, bytes_stored = 0;
-  int64_t n_dropped_blocks = 0, n_refused_files = 0, n_evicted_blocks = 0;
+  int64_t n_dropped_blocks = 0;
 };
 
 /// Rows of logits that a step may have.

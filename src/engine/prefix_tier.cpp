@@ -88,7 +88,7 @@ bool PrefixTier::enter(RequestId id, int32_t adapter, std::span<const int32_t> p
   note_use(lookup);
   const int64_t n_known = n_in_memory(lookup);
   if (n_known == n_blocks) return false;
-  n_queried_ += (n_blocks - n_known) * page_tokens_;
+  stats_.n_queried_tokens += (n_blocks - n_known) * page_tokens_;
   if (!store_->contains(lookup.names[static_cast<size_t>(n_known)])) return false;
   waiting_.push_back(std::move(lookup));
   return true;
@@ -155,7 +155,7 @@ bool PrefixTier::import(const Lookup& lookup, int64_t most) {
         first, [&](int32_t page, int64_t block) {
           kv_.write_page(page, blocks[static_cast<size_t>(block - first)].bytes);
         });
-    n_hit_ += std::max<int64_t>(kept - first * page_tokens_, 0);
+    stats_.n_hit_tokens += std::max<int64_t>(kept - first * page_tokens_, 0);
     if (kept < next_block_ * page_tokens_) return false;  // memory is short
   }
   return !store_->read_ended();
@@ -198,13 +198,13 @@ void PrefixTier::keep_published(bool others_wait) {
   // Where the disk is slower than what comes, those that are in memory no longer make way.
   while (std::ssize(to_keep_) > 2 * scheduler_.n_pages()) {
     to_keep_.pop_front();
-    ++n_dropped_;
+    ++stats_.n_dropped_blocks;
   }
 }
 
 void PrefixTier::keep(const ToKeep& block) {
   if (scheduler_.pool().block_serial(block.page) != block.serial) {
-    ++n_dropped_;
+    ++stats_.n_dropped_blocks;
     return;
   }
   const Named& named = names_[static_cast<size_t>(block.page)];
@@ -215,20 +215,6 @@ void PrefixTier::keep(const ToKeep& block) {
   kv_.read_page(block.page, {pages.memory.get(), size});
   pages.bytes = {pages.memory.get(), size};
   store_->put({named.name, named.used, {tokens.begin(), tokens.end()}}, std::move(pages));
-}
-
-PrefixTierStats PrefixTier::stats() const {
-  const PrefixStoreStats store = store_->stats();
-  PrefixTierStats out;
-  out.n_queried_tokens = n_queried_;
-  out.n_hit_tokens = n_hit_;
-  out.bytes_read = store.bytes_read;
-  out.bytes_written = store.bytes_written;
-  out.bytes_stored = store.bytes_stored;
-  out.n_dropped_blocks = n_dropped_ + store.n_failed;
-  out.n_refused_files = store.n_refused;
-  out.n_evicted_blocks = store.n_evicted;
-  return out;
 }
 
 }  // namespace qw

@@ -50,7 +50,7 @@ class PrefixTier {
   /// Waits a moment for the store, unless it has got on since take_ready().
   void wait() { store_->wait_for_progress(seen_, kWaitMs); }
 
-  PrefixTierStats stats() const;
+  const PrefixTierStats& stats() const { return stats_; }
 
  private:
   static constexpr int kWaitMs = 5;
@@ -92,7 +92,7 @@ class PrefixTier {
   int64_t seen_ = 0;          // of the store's progress
   std::vector<Named> names_;  // by page
   std::deque<ToKeep> to_keep_;
-  int64_t n_queried_ = 0, n_hit_ = 0, n_dropped_ = 0;
+  PrefixTierStats stats_;
 };
 
 }  // namespace qw

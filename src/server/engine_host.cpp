@@ -148,8 +148,14 @@ void EngineHost::note_stats() {
 }
 
 HostStats EngineHost::stats() const {
-  const std::lock_guard lock(stats_mutex_);
-  return stats_;
+  HostStats out;
+  {
+    const std::lock_guard lock(stats_mutex_);
+    out = stats_;
+  }
+  // Its threads go on when the engine sleeps.
+  if (const auto& store = loaded_.engine_options.prefix_store) out.store = store->stats();
+  return out;
 }
 
 void EngineHost::deliver(std::vector<Delivery> deliveries) {

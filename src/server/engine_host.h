@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "engine/bundle.h"
+#include "engine/prefix_store.h"
 
 namespace qw::server {
 
@@ -38,7 +39,9 @@ struct HostStats {
   int64_t n_running = 0, n_waiting = 0;  // requests
   int64_t n_pages = 0, n_free_pages = 0, n_kept_pages = 0, page_tokens = 0;
   int64_t n_preemptions = 0, n_steps = 0;
-  std::optional<PrefixTierStats> disk;  // of the prefix cache on disk; nothing: there is none
+  /// Of the prefix cache on disk; nothing: there is none.
+  std::optional<PrefixTierStats> disk;
+  PrefixStoreStats store;
 };
 
 class EngineHost {

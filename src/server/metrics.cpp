@@ -145,22 +145,22 @@ class OneModel : public ModelMetrics {
     families_.kept.Add(labels_).Set(static_cast<double>(stats.n_kept_pages) / pages);
     families_.preemptions.Add(labels_).Set(static_cast<double>(stats.n_preemptions));
     families_.steps.Add(labels_).Set(static_cast<double>(stats.n_steps));
-    if (stats.disk) set_disk_stats(*stats.disk);
+    if (stats.disk) set_disk_stats(*stats.disk, stats.store);
   }
 
  private:
-  void set_disk_stats(const PrefixTierStats& disk) {
+  void set_disk_stats(const PrefixTierStats& disk, const PrefixStoreStats& store) {
     const auto set = [this](Family<Gauge>& family, int64_t value) {
       family.Add(labels_).Set(static_cast<double>(value));
     };
     set(families_.disk_queries, disk.n_queried_tokens);
     set(families_.disk_hits, disk.n_hit_tokens);
-    set(families_.disk_bytes, disk.bytes_stored);
-    set(families_.disk_read, disk.bytes_read);
-    set(families_.disk_written, disk.bytes_written);
-    set(families_.disk_dropped, disk.n_dropped_blocks);
-    set(families_.disk_refused, disk.n_refused_files);
-    set(families_.disk_evicted, disk.n_evicted_blocks);
+    set(families_.disk_bytes, store.bytes_stored);
+    set(families_.disk_read, store.bytes_read);
+    set(families_.disk_written, store.bytes_written);
+    set(families_.disk_dropped, disk.n_dropped_blocks + store.n_failed);
+    set(families_.disk_refused, store.n_refused);
+    set(families_.disk_evicted, store.n_evicted);
   }
 
   prometheus::Labels labels_;
