@@ -12,6 +12,7 @@
 #include "app/version.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "server/openapi.h"
 #include "server/service.h"
 
 namespace qw::app {
@@ -28,6 +29,7 @@ struct Options : CommonOptions {
   int64_t keep_alive_s = -1;
   int64_t drain_s = 30, timeout_s = 0;
   std::string new_key;
+  bool openapi = false;
   std::string pooling = "last";
   std::string generation_config = "auto";
 };
@@ -104,6 +106,11 @@ void serve(Options& options) {
   }
   server::ServiceOptions& settings = options.service;
   settings.models = specs_of(options);
+  if (options.openapi) {
+    return print_json(server::openapi(server::all_endpoints(settings.web_page),
+                                      {QIANWEN_VERSION, settings.models.front().name,
+                                       settings.strict, !settings.key_file.empty()}));
+  }
   settings.pooling = options.pooling == "mean" ? Pooling::kMean : Pooling::kLast;
   settings.model_defaults = options.generation_config == "auto";
   settings.drain_timeout = std::chrono::seconds(options.drain_s);
@@ -114,6 +121,7 @@ void serve(Options& options) {
                   settings.http.host);
   settings.stop_asked = &interrupted();
   settings.version = QIANWEN_VERSION;
+  settings.build = build_commit();
   server::Service service(settings);
   service.load_default();
   const bool has_tls = !settings.http.tls_certificate.empty();
@@ -180,6 +188,8 @@ Command register_serve(CLI::App& root) {
                   "JSON file of the keys that clients must show, with their quotas");
   app->add_option("--make-key", options->new_key,
                   "Print a new key and its entry for the key file, under this name, and end");
+  app->add_flag("--openapi", options->openapi,
+                "Print the OpenAPI document (also at /openapi.json) and end");
   app->add_option("--cors-origin", options->service.origins.origins,
                   "A web page's origin that may call the server from browsers (*: any); may be "
                   "repeated")

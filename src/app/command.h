@@ -100,6 +100,7 @@ Command register_inspect(CLI::App& root);
 Command register_perplexity(CLI::App& root);
 Command register_plan(CLI::App& root);
 Command register_render(CLI::App& root);
+Command register_replay(CLI::App& root);
 Command register_score(CLI::App& root);
 Command register_serve(CLI::App& root);
 Command register_tokenize(CLI::App& root);

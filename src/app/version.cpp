@@ -14,6 +14,10 @@ namespace qw::app {
 
 extern const char* const kGitHash;  // cmake/git_hash.cmake writes it at every build
 
+std::string build_commit() {
+  return kGitHash;
+}
+
 std::string version_text() {
   return fmt::format("qianwen {} ({})\ncompiler: {}\nISA paths: {}", QIANWEN_VERSION, kGitHash,
 #if defined(__clang__)

@@ -13,6 +13,8 @@ namespace qw::app {
 
 /// Version, git hash, compiler, ISA paths built.
 std::string version_text();
+/// The commit of the build; "-dirty" at its end: with edits.
+std::string build_commit();
 /// A completion script for "bash", "zsh" or "fish". Errors: invalid_argument.
 std::string completion_script(const CLI::App& root, const std::string& shell);
 

@@ -31,6 +31,7 @@ void Engine::Impl::check_request(const Request& request) const {
     fail(ErrorKind::kInvalidArgument, "engine", "prompt: expected at least one token, got none");
   }
   check_token_ids("engine", "prompt", request.prompt, vocab_);
+  if (request.pooling == Pooling::kNone) check_generates();
   check_token_ids("engine", "negative prompt", request.negative_prompt, vocab_);
   config.validate(vocab_);
   if (!request.negative_prompt.empty() && config.guidance_scale == 1) {
@@ -53,6 +54,13 @@ void Engine::Impl::check_request(const Request& request) const {
     fail(ErrorKind::kInvalidArgument, "engine",
          "stop strings: expected a checkpoint with a tokenizer, got one without");
   }
+}
+
+void Engine::Impl::check_generates() const {
+  if (model_.config().architecture != "Qwen2ForSequenceClassification") return;
+  fail(ErrorKind::kUnsupported, "engine",
+       "model: expected one that generates text, got a Qwen2ForSequenceClassification, which tells "
+       "classes (POST /classify of the server)");
 }
 
 /// The length at which the sequence ends at the latest, prompt included. What the user asks for is

@@ -519,6 +519,7 @@ void Engine::Impl::score(std::span<const int32_t> ids, RowsCallback on_rows,
   if (n_tokens == 0)
     fail(ErrorKind::kInvalidArgument, "engine", "score: expected at least one token, got none");
   check_token_ids("engine", "score", ids, vocab_);
+  check_generates();
   const AdapterUse adapter = model_.use_adapter(options.adapter);
   const int64_t limit = std::min(options_.ctx, scheduler_->n_pages() * scheduler_->page_tokens());
   if (n_tokens > limit) {

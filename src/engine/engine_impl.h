@@ -94,6 +94,7 @@ class Engine::Impl : private EventSink {
 
   // engine_admission.cpp
   void check_request(const Request& request) const;
+  void check_generates() const;
   int64_t max_length_of(const Request& request) const;
   int64_t pages_at_worst(const Request& request, int64_t max_len) const;
   int64_t longest_that_fits(const Request& request, int64_t max_len) const;

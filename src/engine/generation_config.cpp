@@ -217,6 +217,92 @@ Json write(const std::vector<T>& value) {
   return out;
 }
 
+// ---- saying what a value may be
+// ------------------------------------------------------------------
+
+template <typename T>
+struct SchemaOf {  // integers, but for what follows
+  static Json get() { return {{"type", "integer"}}; }
+};
+template <>
+struct SchemaOf<uint64_t> {
+  static Json get() { return {{"type", "integer"}, {"minimum", 0}}; }
+};
+template <>
+struct SchemaOf<int32_t> {
+  static Json get() {
+    return {{"type", "integer"}, {"minimum", 0}, {"maximum", std::numeric_limits<int32_t>::max()}};
+  }
+};
+template <>
+struct SchemaOf<double> {
+  static Json get() { return {{"type", "number"}}; }
+};
+template <>
+struct SchemaOf<float> : SchemaOf<double> {};
+template <>
+struct SchemaOf<bool> {
+  static Json get() { return {{"type", "boolean"}}; }
+};
+template <>
+struct SchemaOf<std::string> {
+  static Json get() { return {{"type", "string"}, {"minLength", 1}}; }
+};
+template <>
+struct SchemaOf<EarlyStopping> {
+  static Json get() { return {{"enum", {true, false, "never"}}}; }
+};
+template <>
+struct SchemaOf<AssistantSchedule> {
+  static Json get() {
+    Json names = Json::array();
+    for (const ScheduleName& schedule : kSchedules)
+      names.push_back(schedule.first);
+    return {{"enum", std::move(names)}};
+  }
+};
+template <typename A, typename B>
+struct SchemaOf<std::pair<A, B>> {
+  static Json get() {
+    return {{"type", "array"},
+            {"prefixItems", {SchemaOf<A>::get(), SchemaOf<B>::get()}},
+            {"minItems", 2},
+            {"maxItems", 2}};
+  }
+};
+template <typename T>
+struct SchemaOf<std::optional<T>> : SchemaOf<T> {};
+template <typename T>
+struct SchemaOf<std::vector<T>> {
+  static Json get() {
+    const Json item = SchemaOf<T>::get();
+    return {{"anyOf", {{{"type", "array"}, {"items", item}}, item}}};
+  }
+};
+template <>
+struct SchemaOf<std::vector<std::vector<int32_t>>> {
+  static Json get() {
+    Json ids = {{"type", "array"}, {"items", SchemaOf<int32_t>::get()}, {"minItems", 1}};
+    return {{"type", "array"}, {"items", std::move(ids)}};
+  }
+};
+template <>
+struct SchemaOf<SequenceBias> {
+  static Json get() { return {{"type", "array"}, {"minItems", 2}, {"maxItems", 2}}; }
+};
+template <>
+struct SchemaOf<ForcedWord> {
+  static Json get() { return {{"type", "array"}, {"minItems", 1}}; }
+};
+template <>
+struct SchemaOf<std::vector<std::pair<int32_t, float>>> {
+  static Json get() {
+    Json object = {{"type", "object"}, {"additionalProperties", {{"type", "number"}}}};
+    Json list = {{"type", "array"}, {"items", SchemaOf<std::pair<int32_t, float>>::get()}};
+    return {{"anyOf", {std::move(object), std::move(list)}}};
+  }
+};
+
 // ---- the table of parameters -------------------------------------------------------------------
 
 struct Parameter {
@@ -224,16 +310,19 @@ struct Parameter {
   void (*read_into)(std::string_view, const Json&, GenerationConfig&);
   Json (*write_from)(const GenerationConfig&);
   void (*reset)(GenerationConfig&);
+  Json (*schema)();
 };
 
 template <auto Member>
 constexpr Parameter parameter(std::string_view name) {
-  return {name,
-          [](std::string_view n, const Json& value, GenerationConfig& config) {
-            read(n, value, config.*Member);
-          },
-          [](const GenerationConfig& config) { return write(config.*Member); },
-          [](GenerationConfig& config) { config.*Member = GenerationConfig{}.*Member; }};
+  return {
+      name,
+      [](std::string_view n, const Json& value, GenerationConfig& config) {
+        read(n, value, config.*Member);
+      },
+      [](const GenerationConfig& config) { return write(config.*Member); },
+      [](GenerationConfig& config) { config.*Member = GenerationConfig{}.*Member; },
+      [] { return SchemaOf<std::remove_cvref_t<decltype(GenerationConfig{}.*Member)>>::get(); }};
 }
 
 using C = GenerationConfig;
@@ -361,6 +450,23 @@ Json GenerationConfig::get(std::string_view name) const {
   const Parameter* parameter = find_parameter(name);
   QW_CHECK(parameter != nullptr, "no parameter {}", name);
   return parameter->write_from(*this);
+}
+
+Json GenerationConfig::schema(std::string_view name) {
+  const Parameter* parameter = find_parameter(name);
+  QW_CHECK(parameter != nullptr, "no parameter {}", name);
+  Json out = parameter->schema();
+  const ParameterRange* range = range_of(name);
+  if (range == nullptr) return out;
+  const bool is_integer = out["type"] == "integer";
+  const auto bound = [&](double value) {
+    return is_integer ? Json(static_cast<int64_t>(value)) : Json(value);
+  };
+  out[range->open ? "exclusiveMinimum" : "minimum"] = bound(range->low);
+  out["maximum"] = bound(range->high);
+  if (!range->or_zero) return out;
+  const Json zero = {{"const", 0}};
+  return {{"anyOf", {std::move(out), zero}}};
 }
 
 const std::vector<std::string>& GenerationConfig::names() {

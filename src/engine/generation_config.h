@@ -114,6 +114,8 @@ struct GenerationConfig {
   void set_text(std::string_view name, std::string_view value, ParameterSource source);
   /// One parameter's value; null where it is unset.
   nlohmann::ordered_json get(std::string_view name) const;
+  /// What set() takes for it, as a JSON schema: type and range.
+  static nlohmann::ordered_json schema(std::string_view name);
   /// Names that set() and set_text() know, in the order of this struct.
   static const std::vector<std::string>& names();
 

@@ -1,6 +1,7 @@
 #include "engine/generation_config_checks.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <iterator>
 
@@ -18,6 +19,40 @@ constexpr int64_t kMaxForcedForms = 256;  // of all words; every beam looks for 
 /// any published setting asks for lies well inside.
 constexpr double kSmallestFactor = 1e-6, kLargestFactor = 1e6;
 
+constexpr double kHuge = 1e9;
+constexpr auto kRanges = std::to_array<ParameterRange>({
+    {"max_new_tokens", 1, double{kMaxTokensAsked}},
+    {"max_length", 1, double{kMaxTokensAsked}},
+    {"min_new_tokens", 0, double{kMaxTokensAsked}},
+    {"min_length", 0, double{kMaxTokensAsked}},
+    {"num_beams", 1, double{kMaxSequences}},
+    {"num_beam_groups", 1, double{kMaxSequences}},
+    {"num_return_sequences", 1, double{kMaxSequences}},
+    {"prompt_lookup_num_tokens", 0, 1024},
+    {"max_matching_ngram_size", 1, 1024},
+    {"num_assistant_tokens", 0, 1024},
+    {"top_k", 0, double{kMaxTokensAsked}},
+    {"top_p", 0, 1},
+    {"min_p", 0, 1},
+    {"assistant_confidence_threshold", 0, 1},
+    {"epsilon_cutoff", 0, 1},
+    {"eta_cutoff", 0, 1},
+    {"presence_penalty", -kHuge, kHuge},
+    {"frequency_penalty", -kHuge, kHuge},
+    {"diversity_penalty", 0, kHuge},
+    {"length_penalty", -1000, 1000},
+    {"penalty_alpha", 0, 1},
+    {"no_repeat_ngram_size", 0, double{kMaxTokensAsked}},
+    {"encoder_no_repeat_ngram_size", 0, double{kMaxTokensAsked}},
+    {"logprobs", 0, double{kMaxTokensAsked}},
+    {"prompt_logprobs", 0, double{kMaxTokensAsked}},
+    {"repetition_penalty", kSmallestFactor, kLargestFactor},
+    {"encoder_repetition_penalty", kSmallestFactor, kLargestFactor},
+    {"typical_p", 0, 1, true},
+    {"guidance_scale", 0, 1000, true},
+    {"temperature", kSmallestFactor, kLargestFactor, false, true},
+});
+
 bool is_factor(double value) {
   return value >= kSmallestFactor && value <= kLargestFactor;  // not NaN
 }
@@ -34,14 +69,28 @@ void in_range(std::string_view name, double value, double low, double high) {
        value);
 }
 
-void factor(std::string_view name, double value) {
-  if (!is_factor(value)) in_range(name, value, kSmallestFactor, kLargestFactor);
+const ParameterRange& known_range(std::string_view name) {
+  const ParameterRange* range = range_of(name);
+  QW_CHECK(range != nullptr, "no range of {}", name);
+  return *range;
+}
+
+void in_range(std::string_view name, int64_t value) {
+  const ParameterRange& range = known_range(name);
+  in_range(name, value, static_cast<int64_t>(range.low), static_cast<int64_t>(range.high));
+}
+void in_range(std::string_view name, double value) {
+  const ParameterRange& range = known_range(name);
+  in_range(name, value, range.low, range.high);
 }
 
 void positive(std::string_view name, double value, double high) {
   if (value > 0 && value <= high) return;
   fail(ErrorKind::kInvalidArgument, "generation",
        "{}: expected a number above 0 and up to {}, got {}", name, high, value);
+}
+void positive(std::string_view name, double value) {
+  positive(name, value, known_range(name).high);
 }
 
 void check_ids(std::string_view name, const std::vector<int32_t>& ids, int64_t vocab) {
@@ -73,6 +122,11 @@ void check_forced_word(const ForcedWord& word, int64_t vocab) {
 
 }  // namespace
 
+const ParameterRange* range_of(std::string_view name) {
+  const auto* it = std::ranges::find(kRanges, name, &ParameterRange::name);
+  return it == kRanges.end() ? nullptr : it;
+}
+
 void check_token_ids(std::string_view component, std::string_view name,
                      std::span<const int32_t> ids, int64_t vocab) {
   for (size_t i = 0; i < ids.size(); ++i) {
@@ -84,16 +138,16 @@ void check_token_ids(std::string_view component, std::string_view name,
 }
 
 void check_lengths(const GenerationConfig& c) {
-  if (c.max_new_tokens) in_range("max_new_tokens", *c.max_new_tokens, 1, kMaxTokensAsked);
-  if (c.max_length) in_range("max_length", *c.max_length, 1, kMaxTokensAsked);
-  in_range("min_new_tokens", c.min_new_tokens, 0, kMaxTokensAsked);
-  in_range("min_length", c.min_length, 0, kMaxTokensAsked);
-  in_range("num_beams", c.num_beams, 1, kMaxSequences);
-  in_range("num_beam_groups", c.num_beam_groups, 1, kMaxSequences);
-  in_range("num_return_sequences", c.num_return_sequences, 1, kMaxSequences);
-  in_range("prompt_lookup_num_tokens", c.prompt_lookup_num_tokens, 0, 1024);
-  in_range("max_matching_ngram_size", c.max_matching_ngram_size, 1, 1024);
-  in_range("num_assistant_tokens", c.num_assistant_tokens, 0, 1024);
+  if (c.max_new_tokens) in_range("max_new_tokens", *c.max_new_tokens);
+  if (c.max_length) in_range("max_length", *c.max_length);
+  in_range("min_new_tokens", c.min_new_tokens);
+  in_range("min_length", c.min_length);
+  in_range("num_beams", c.num_beams);
+  in_range("num_beam_groups", c.num_beam_groups);
+  in_range("num_return_sequences", c.num_return_sequences);
+  in_range("prompt_lookup_num_tokens", c.prompt_lookup_num_tokens);
+  in_range("max_matching_ngram_size", c.max_matching_ngram_size);
+  in_range("num_assistant_tokens", c.num_assistant_tokens);
   if (c.stop_strings.size() > kMaxStopStrings) {
     in_range("stop_strings (how many)", static_cast<int64_t>(c.stop_strings.size()), 0,
              static_cast<int64_t>(kMaxStopStrings));
@@ -106,31 +160,30 @@ void check_lengths(const GenerationConfig& c) {
 }
 
 void check_distribution(const GenerationConfig& c) {
-  constexpr double kHuge = 1e9;
   if (c.temperature != 0 && !is_factor(c.temperature)) {
     fail(ErrorKind::kInvalidArgument, "generation", "temperature: expected 0 or {} to {}, got {}",
          kSmallestFactor, kLargestFactor, c.temperature);
   }
-  in_range("top_k", c.top_k, 0, kMaxTokensAsked);
-  in_range("top_p", c.top_p, 0, 1);
-  in_range("min_p", c.min_p, 0, 1);
-  positive("typical_p", c.typical_p, 1);
-  in_range("assistant_confidence_threshold", c.assistant_confidence_threshold, 0, 1);
-  in_range("epsilon_cutoff", c.epsilon_cutoff, 0, 1);
-  in_range("eta_cutoff", c.eta_cutoff, 0, 1);
-  factor("repetition_penalty", c.repetition_penalty);
-  factor("encoder_repetition_penalty", c.encoder_repetition_penalty);
-  in_range("presence_penalty", c.presence_penalty, -kHuge, kHuge);
-  in_range("frequency_penalty", c.frequency_penalty, -kHuge, kHuge);
-  in_range("diversity_penalty", c.diversity_penalty, 0, kHuge);
-  in_range("length_penalty", c.length_penalty, -1000, 1000);
-  in_range("penalty_alpha", c.penalty_alpha, 0, 1);
+  in_range("top_k", c.top_k);
+  in_range("top_p", c.top_p);
+  in_range("min_p", c.min_p);
+  positive("typical_p", c.typical_p);
+  in_range("assistant_confidence_threshold", c.assistant_confidence_threshold);
+  in_range("epsilon_cutoff", c.epsilon_cutoff);
+  in_range("eta_cutoff", c.eta_cutoff);
+  in_range("repetition_penalty", c.repetition_penalty);
+  in_range("encoder_repetition_penalty", c.encoder_repetition_penalty);
+  in_range("presence_penalty", c.presence_penalty);
+  in_range("frequency_penalty", c.frequency_penalty);
+  in_range("diversity_penalty", c.diversity_penalty);
+  in_range("length_penalty", c.length_penalty);
+  in_range("penalty_alpha", c.penalty_alpha);
   // 0 would leave the prompt out, less would lead away from it; 1 is no guidance.
-  positive("guidance_scale", c.guidance_scale, 1000);
-  in_range("no_repeat_ngram_size", c.no_repeat_ngram_size, 0, kMaxTokensAsked);
-  in_range("encoder_no_repeat_ngram_size", c.encoder_no_repeat_ngram_size, 0, kMaxTokensAsked);
-  if (c.logprobs) in_range("logprobs", *c.logprobs, 0, kMaxTokensAsked);
-  if (c.prompt_logprobs) in_range("prompt_logprobs", *c.prompt_logprobs, 0, kMaxTokensAsked);
+  positive("guidance_scale", c.guidance_scale);
+  in_range("no_repeat_ngram_size", c.no_repeat_ngram_size);
+  in_range("encoder_no_repeat_ngram_size", c.encoder_no_repeat_ngram_size);
+  if (c.logprobs) in_range("logprobs", *c.logprobs);
+  if (c.prompt_logprobs) in_range("prompt_logprobs", *c.prompt_logprobs);
   if (c.exponential_decay_length_penalty) {
     in_range("exponential_decay_length_penalty (start)", c.exponential_decay_length_penalty->first,
              0, kMaxTokensAsked);

@@ -12,6 +12,16 @@
 
 namespace qw {
 
+/// What a number may be.
+struct ParameterRange {
+  std::string_view name;
+  double low = 0, high = 0;
+  bool open = false;     // low itself is excluded
+  bool or_zero = false;  // and 0 is fine
+};
+/// Null: any, or a parameter that is no number.
+const ParameterRange* range_of(std::string_view name);
+
 /// Refuses, in the name of `component`, the first of the ids `name` that is outside the vocabulary
 /// of `vocab` ids (0: unknown; then from 0 on all are fine).
 void check_token_ids(std::string_view component, std::string_view name,

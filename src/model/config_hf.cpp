@@ -18,6 +18,8 @@ using nlohmann::ordered_json;
 
 constexpr std::string_view kFile = "config.json";
 
+constexpr std::string_view kClassifier = "Qwen2ForSequenceClassification";
+
 int required_int32(const ordered_json& json, std::string_view key, std::string_view file = kFile) {
   return checked_cast<int>(required_int(json, key, file), key, file);
 }
@@ -36,10 +38,10 @@ void check_architecture(const ordered_json& json, ModelConfig& config) {
            : type == "qwen2_moe" ? "Qwen2MoeForCausalLM"
                                  : type;
   }
-  if (name != "Qwen2ForCausalLM" && name != "Qwen2MoeForCausalLM") {
+  if (name != "Qwen2ForCausalLM" && name != "Qwen2MoeForCausalLM" && name != kClassifier) {
     fail(ErrorKind::kUnsupported, "config",
-         "architecture: expected Qwen2ForCausalLM or Qwen2MoeForCausalLM, got {} ({})",
-         printable(name), kFile);
+         "architecture: expected Qwen2ForCausalLM, Qwen2MoeForCausalLM or {}, got {} ({})",
+         kClassifier, printable(name), kFile);
   }
   config.architecture = name;
 }
@@ -194,7 +196,9 @@ ModelConfig ModelConfig::from_hf(const Checkpoint& checkpoint) {
     config.head_dim = checked_cast<int>(config.hidden / config.n_heads, "head size", kFile);
   }
   config.rms_norm_eps = required_real(json, "rms_norm_eps", kFile);
-  config.tied_embeddings = required_bool(json, "tie_word_embeddings", kFile);
+  // A classifier has no lm_head; nothing asks for logits over the vocabulary.
+  config.tied_embeddings =
+      config.architecture == kClassifier || required_bool(json, "tie_word_embeddings", kFile);
   config.max_positions = required_int(json, "max_position_embeddings", kFile);
   read_rope(json, config);
   read_window(json, config);

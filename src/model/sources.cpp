@@ -393,6 +393,8 @@ NetworkSources open_network(const Checkpoint& checkpoint, const ModelConfig& con
   for (int layer = 0; layer < config.n_layers; ++layer)
     out.layers.push_back(read_layer(reader, config, layer));
   out.final_norm = reader.norm({Slot::kFinalNorm});
+  // A classifier's head is read by whoever classifies.
+  if (config.architecture == "Qwen2ForSequenceClassification") reader.use("score.weight");
   std::ranges::move(reader.warnings, std::back_inserter(out.warnings));
   reader.warn_of_unused(out.warnings);
   return out;

@@ -139,13 +139,14 @@ void KeyRing::take_request(const Client& client, Clock::time_point now) {
     if (!bucket) return;
     bucket->fill(now);
     if (bucket->level >= amount) return;
+    const auto wait_s =
+        static_cast<int64_t>(std::max(1.0, std::ceil(bucket->seconds_until(amount))));
     throw RequestError(
         ErrorKind::kInvalidArgument,
         fmt::format("[access] quota: expected at most {} {} a minute of key '{}', got more; try "
                     "again in {} s",
-                    bucket->per_minute, what, printable(client.name),
-                    std::ceil(bucket->seconds_until(amount))),
-        "", 429);
+                    bucket->per_minute, what, printable(client.name), wait_s),
+        "", 429, wait_s);
   };
   require(key->requests, 1, "requests");
   // Tokens are counted when they are known; a request may begin as long as there are some left.

@@ -47,7 +47,7 @@ class KeyRing {
   /// RequestError with status 401.
   Client identify(const http::Request& request) const;
   /// Takes a request from the client's quota. Errors: RequestError with status 429, which says when
-  /// to try again; the seconds are in retry_after().
+  /// to try again.
   void take_request(const Client& client, Clock::time_point now);
   /// Takes the tokens that a request came to.
   void take_tokens(const Client& client, int64_t n_tokens, Clock::time_point now);

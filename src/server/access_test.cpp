@@ -144,12 +144,19 @@ TEST(Access, IsAskedForByTheServer) {
   EXPECT_EQ(running.client().post("/v1/completions", body).status, 401);
   EXPECT_EQ(running.client().get("/health").status, 200);
   const std::string key = "Authorization: Bearer " + made.key + "\r\n";
+  // As Anthropic's clients send it.
+  EXPECT_EQ(running.client().post("/tokenize", R"({"prompt": "x"})", "x-api-key: wrong\r\n").status,
+            401);
   const auto answer =
       running.client().post("/v1/completions", body, key + "Origin: https://app.example\r\n");
   EXPECT_EQ(answer.status, 200);
   EXPECT_EQ(answer.headers.at("access-control-allow-origin"), "https://app.example");
   EXPECT_EQ(running.client().post("/v1/completions", body, key).status, 200);
-  EXPECT_EQ(running.client().post("/v1/completions", body, key).status, 429);
+  const auto refused = running.client().post("/v1/completions", body, key);
+  EXPECT_EQ(refused.status, 429);
+  // Two a minute: the next is there after 30 s, but for the time that has passed since.
+  EXPECT_GE(std::stoi(refused.headers.at("retry-after")), 20);
+  EXPECT_LE(std::stoi(refused.headers.at("retry-after")), 30);
   EXPECT_EQ(
       running.client().post("/v1/completions", body, "Origin: https://evil.example\r\n").status,
       403);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <ctime>
 #include <random>
 
@@ -38,6 +39,48 @@ Call::Call(Services& services, std::shared_ptr<http::Exchange> exchange, const E
 
 void Call::watch() {
   exchange_->on_done([self = shared_from_this()] { self->log(); });
+}
+
+// ---- deadlines ---------------------------------------------------------------------------------
+
+void Call::limit_time(double seconds) {
+  const auto limit = std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+      std::chrono::duration<double>(seconds));
+  post([self = shared_from_this(), seconds, limit] {
+    self->time_s_ = self->time_s_ == 0 ? seconds : std::min(self->time_s_, seconds);
+    self->services_.expire_later(self, self->started_ + limit);
+  });
+}
+
+void Call::limit_time_by_header() {
+  if (const auto timeout = services_.options.request_timeout)
+    limit_time(static_cast<double>(timeout->count()));
+  const std::string* text = request().header("x-request-timeout");
+  if (text == nullptr) return;
+  double seconds = 0;
+  const char* end = text->data() + text->size();
+  const auto [stop, error] = std::from_chars(text->data(), end, seconds);
+  if (error != std::errc{} || stop != end || !(seconds > 0 && seconds <= kLongestTimeout)) {
+    refuse_field("x-request-timeout", "expected seconds above 0 and up to {}, got '{}'",
+                 kLongestTimeout, printable(*text));
+  }
+  limit_time(seconds);
+}
+
+void Call::expire() {
+  if (exchange_->closed() || std::exchange(expired_, true)) return;
+  const RequestError error(
+      ErrorKind::kCancelled,
+      fmt::format("[server] time: expected the answer within {} s, got none", time_s_), "", 504);
+  if (on_expire_) return on_expire_(error);
+  fail(error);
+}
+
+void add_retry_after(http::Response& response, const Error& error) {
+  if (response.status != 429 && response.status != 503) return;
+  const auto* own = dynamic_cast<const RequestError*>(&error);
+  const int64_t seconds = own == nullptr ? 1 : own->retry_after_s();
+  response.headers.push_back({"Retry-After", std::to_string(seconds)});
 }
 
 void Call::note_tokens(int64_t n_prompt, int64_t n_generated) {
@@ -136,12 +179,12 @@ void Call::fail(const Error& error) {
   response.status = status;
   response.body = endpoint_.dialect->error_body(error, status)
                       .dump(-1, ' ', false, Json::error_handler_t::replace);
-  if (status == 429 || status == 503) response.headers.push_back({"Retry-After", "1"});
+  add_retry_after(response, error);
   respond(std::move(response));
 }
 
 void Call::begin_stream(const std::string& content_type) {
-  if (exchange_->closed()) return;
+  if (exchange_->closed() || exchange_->status() != 0) return;
   streaming_ = true;
   http::Response head;
   head.content_type = content_type;

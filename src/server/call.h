@@ -36,6 +36,18 @@ class Call : public std::enable_shared_from_this<Call> {
   int64_t created() const { return created_; }
   const Client& client() const { return client_; }
   std::chrono::steady_clock::time_point started() const { return started_; }
+
+  /// The answer must be there `seconds` after the request came, or the call fails with status 504;
+  /// of several limits the shortest holds. Any thread.
+  void limit_time(double seconds);
+  /// limit_time() by the server's own limit and the header x-request-timeout. Errors: RequestError.
+  void limit_time_by_header();
+  /// Its time has come. The server's thread.
+  void expire();
+  bool expired() const { return expired_; }
+  /// Called when the time has come, with the error to end with; without, the call fails at once.
+  /// The server's thread.
+  void on_expire(std::function<void(const Error&)> callback) { on_expire_ = std::move(callback); }
   /// For the access log and the quota: what the request came to. The server's thread.
   void note_tokens(int64_t n_prompt, int64_t n_generated);
 
@@ -86,8 +98,14 @@ class Call : public std::enable_shared_from_this<Call> {
   std::chrono::steady_clock::time_point started_;
   std::vector<std::string> warnings_;
   bool streaming_ = false;
+  bool expired_ = false;
+  double time_s_ = 0;  // the shortest limit; 0: none
+  std::function<void(const Error&)> on_expire_;
   int64_t n_prompt_tokens_ = 0, n_generated_tokens_ = 0;
 };
+
+/// "Retry-After" of an answer with status 429 or 503.
+void add_retry_after(http::Response& response, const Error& error);
 
 /// Calls `use` with the model chosen, on a worker's or a loading thread. What it throws, and what
 /// goes wrong before, is the call's failure.

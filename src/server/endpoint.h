@@ -23,6 +23,20 @@ struct Dialect {
   Json (*error_body)(const Error& error, int status);
 };
 
+/// What /openapi.json says of an address beside its fields.
+struct EndpointNotes {
+  Json example = {};  // a body that is answered well; null: none is taken
+  Json body = {};     // schema of one that is no object of fields; null: it is, or there is none
+  Json answer = types::object();                 // schema of the whole answer
+  std::string answer_type = "application/json";  // its content type
+  std::string stream_type = {};                  // of an answer in pieces; "": there is none
+  bool generates = false;                        // waits for a place, takes time
+  bool needs_setup = false;             // its example is not answered by the bundled model as it is
+  bool always_refused = false;          // there is no other answer than an error
+  std::vector<std::string> query = {};  // names of the query's parameters
+  std::string path_example = {};        // a value for the name in braces
+};
+
 struct Endpoint {
   std::string method;  // "GET", "POST", ...
   std::string path;    // "/v1/models/{model...}": a name in braces is a segment, with dots the rest
@@ -32,6 +46,10 @@ struct Endpoint {
   std::function<void(std::shared_ptr<Call>)> handle;
   std::vector<FieldInfo> fields;
   bool needs_key = true;  // where keys are in use
+  EndpointNotes notes = {};
+  /// Only for requests that have a header of this name; such an endpoint stands before others of
+  /// the same address. "": for all.
+  std::string header = {};
 };
 
 /// Values of the names in braces.

@@ -17,6 +17,64 @@ std::string_view name_of(FieldStatus status) noexcept {
   return "";
 }
 
+namespace types {
+
+Json boolean() {
+  return {{"type", "boolean"}};
+}
+Json string() {
+  return {{"type", "string"}};
+}
+Json number() {
+  return {{"type", "number"}};
+}
+Json integer(int64_t least, int64_t most) {
+  Json out = {{"type", "integer"}};
+  if (least != INT64_MIN) out["minimum"] = least;
+  if (most != INT64_MAX) out["maximum"] = most;
+  return out;
+}
+Json object() {
+  return {{"type", "object"}};
+}
+Json object(const std::vector<std::string>& members) {
+  return {{"type", "object"}, {"required", members}};
+}
+Json list(Json item) {
+  return {{"type", "array"}, {"items", std::move(item)}};
+}
+Json choice(const std::vector<std::string>& values) {
+  return {{"type", "string"}, {"enum", values}};
+}
+Json any_of(std::vector<Json> schemas) {
+  return {{"anyOf", std::move(schemas)}};
+}
+Json strings() {
+  return any_of({string(), list(string())});
+}
+Json ids() {
+  return list(integer(0, INT32_MAX));
+}
+Json prompts() {
+  return any_of({string(), list(string()), ids(), list(ids())});
+}
+Json json_schema() {
+  return any_of({object(), boolean(), string()});
+}
+Json messages(int64_t least) {
+  Json message = object();
+  message["required"] = {"role"};
+  message["properties"] = {{"role", string()}, {"content", anything()}};
+  Json out = list(std::move(message));
+  if (least > 0) out["minItems"] = least;
+  return out;
+}
+Json anything() {
+  return Json::object();
+}
+
+}  // namespace types
+
 bool asks_for_nothing(const FieldInfo& field, const Json& value) noexcept {
   if (value.is_null()) return true;
   if (!field.neutral.is_null()) return value == field.neutral;

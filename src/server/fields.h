@@ -19,6 +19,9 @@ namespace qw::server {
 
 using Json = nlohmann::ordered_json;
 
+/// The longest time limit that a request may name, in seconds: a year.
+inline constexpr double kLongestTimeout = 86400.0 * 365;
+
 enum class FieldStatus { kHonoured, kRefused, kIgnored };
 std::string_view name_of(FieldStatus status) noexcept;
 
@@ -27,27 +30,70 @@ struct FieldInfo {
   FieldStatus status = FieldStatus::kHonoured;
   std::string note;  // what is done with it, or why it is not
   Json neutral;  // the value that asks for nothing (refused and ignored fields); null: see below
+  Json schema;   // what its value may be, as a JSON schema (honoured fields); see types below
+  bool required = false;  // a request without it is refused
 };
 
 template <typename Task>
 struct Field : FieldInfo {
   std::function<void(const Json&, Task&)> read;  // kHonoured only
+
+  /// Says what the value may be: one of types:: below.
+  Field as(Json value_schema) && {
+    schema = std::move(value_schema);
+    return std::move(*this);
+  }
+  Field must() && {
+    required = true;
+    return std::move(*this);
+  }
 };
+
+/// JSON schemas (draft 2020-12) of values, as the readers below take them.
+namespace types {
+Json boolean();
+Json string();
+Json number();
+Json integer(int64_t least = INT64_MIN, int64_t most = INT64_MAX);
+Json object();
+/// With members that are always there.
+Json object(const std::vector<std::string>& members);
+Json list(Json item);
+Json choice(const std::vector<std::string>& values);
+/// One of several.
+Json any_of(std::vector<Json> schemas);
+/// A string, or a list of them.
+Json strings();
+/// Token ids.
+Json ids();
+/// A text, a list of texts, ids, or a list of lists of ids.
+Json prompts();
+/// A JSON schema, as an object or as its text.
+Json json_schema();
+/// Messages in OpenAI's form, at least so many.
+Json messages(int64_t least = 1);
+Json anything();
+}  // namespace types
 
 /// Honoured; `read` gets the value, which is not null.
 template <typename Task, typename Read>
 Field<Task> honoured(std::string name, Read read, std::string note = "") {
-  return {{std::move(name), FieldStatus::kHonoured, std::move(note), nullptr}, std::move(read)};
+  return {{std::move(name), FieldStatus::kHonoured, std::move(note), nullptr, nullptr, false},
+          std::move(read)};
 }
 /// Refused, or ignored with a warning, unless the value asks for nothing: `neutral` if it is given,
 /// else anything empty.
 template <typename Task>
 Field<Task> refused(std::string name, std::string reason, Json neutral = nullptr) {
-  return {{std::move(name), FieldStatus::kRefused, std::move(reason), std::move(neutral)}, {}};
+  return {{std::move(name), FieldStatus::kRefused, std::move(reason), std::move(neutral), nullptr,
+           false},
+          {}};
 }
 template <typename Task>
 Field<Task> ignored(std::string name, std::string reason, Json neutral = nullptr) {
-  return {{std::move(name), FieldStatus::kIgnored, std::move(reason), std::move(neutral)}, {}};
+  return {{std::move(name), FieldStatus::kIgnored, std::move(reason), std::move(neutral), nullptr,
+           false},
+          {}};
 }
 
 template <typename Task>
@@ -119,27 +165,62 @@ std::vector<int32_t> to_ids(std::string_view name, const Json& value);
 const Json& to_object(std::string_view name, const Json& value);
 const Json& to_array(std::string_view name, const Json& value);
 
-// Fields that are a member of the task.
-template <typename Task, typename Member>
-Field<Task> flag_field(std::string name, Member member, std::string note = "") {
-  auto read = [name, member](const Json& value, Task& task) {
-    task.*member = to_bool(name, value);
+// Fields that are a part of the task: `part` is a pointer to a member, or a function that gives a
+// reference to what is to be set.
+template <typename Task, typename Part>
+Field<Task> flag_field(std::string name, Part part, std::string note = "") {
+  auto read = [name, part](const Json& value, Task& task) {
+    std::invoke(part, task) = to_bool(name, value);
   };
-  return honoured<Task>(name, std::move(read), std::move(note));
+  return honoured<Task>(name, std::move(read), std::move(note)).as(types::boolean());
 }
-template <typename Task, typename Member>
-Field<Task> string_field(std::string name, Member member, std::string note = "") {
-  auto read = [name, member](const Json& value, Task& task) {
-    task.*member = to_string(name, value);
+template <typename Task, typename Part>
+Field<Task> string_field(std::string name, Part part, std::string note = "") {
+  auto read = [name, part](const Json& value, Task& task) {
+    std::invoke(part, task) = to_string(name, value);
   };
-  return honoured<Task>(name, std::move(read), std::move(note));
+  return honoured<Task>(name, std::move(read), std::move(note)).as(types::string());
 }
-template <typename Task, typename Member>
-Field<Task> integer_field(std::string name, Member member, int64_t least, std::string note = "") {
-  auto read = [name, member, least](const Json& value, Task& task) {
-    task.*member = to_integer(name, value, least);
+template <typename Task, typename Part>
+Field<Task> integer_field(std::string name, Part part, int64_t least, int64_t most,
+                          std::string note = "") {
+  auto read = [name, part, least, most](const Json& value, Task& task) {
+    std::invoke(part, task) = to_integer(name, value, least, most);
   };
-  return honoured<Task>(name, std::move(read), std::move(note));
+  return honoured<Task>(name, std::move(read), std::move(note)).as(types::integer(least, most));
+}
+template <typename Task, typename Part>
+Field<Task> integer_field(std::string name, Part part, int64_t least, std::string note = "") {
+  return integer_field<Task>(std::move(name), part, least, INT64_MAX, std::move(note));
+}
+/// A string or a list of them.
+template <typename Task, typename Part>
+Field<Task> strings_field(std::string name, Part part, std::string note = "") {
+  auto read = [name, part](const Json& value, Task& task) {
+    std::invoke(part, task) = to_strings(name, value);
+  };
+  return honoured<Task>(name, std::move(read), std::move(note)).as(types::strings());
+}
+template <typename Task, typename Part>
+Field<Task> ids_field(std::string name, Part part, std::string note = "") {
+  auto read = [name, part](const Json& value, Task& task) {
+    std::invoke(part, task) = to_ids(name, value);
+  };
+  return honoured<Task>(name, std::move(read), std::move(note)).as(types::ids());
+}
+template <typename Task, typename Part>
+Field<Task> object_field(std::string name, Part part, std::string note = "") {
+  auto read = [name, part](const Json& value, Task& task) {
+    std::invoke(part, task) = to_object(name, value);
+  };
+  return honoured<Task>(name, std::move(read), std::move(note)).as(types::object());
+}
+template <typename Task, typename Part>
+Field<Task> list_field(std::string name, Part part, std::string note = "") {
+  auto read = [name, part](const Json& value, Task& task) {
+    std::invoke(part, task) = to_array(name, value);
+  };
+  return honoured<Task>(name, std::move(read), std::move(note)).as(types::list(types::anything()));
 }
 
 }  // namespace qw::server

@@ -39,7 +39,10 @@ ModelHub::~ModelHub() {
   stager_.reset();  // it waits for engines, which end below
   // Requests that wait to be told of their end may hold a model still: its thread ends here.
   for (const auto& made : made_) {
-    if (const auto model = made.lock()) model->host().stop();
+    const auto model = made.lock();
+    if (model == nullptr) continue;
+    model->host().stop();
+    model->stop_hashing();
   }
 }
 

@@ -6,6 +6,7 @@
 // it, and remembered by their paths when it is unloaded.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>

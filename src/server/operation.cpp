@@ -3,6 +3,7 @@
 #include <map>
 
 #include "server/call.h"
+#include "server/openapi.h"
 #include "server/service.h"
 
 namespace qw::server {
@@ -54,6 +55,12 @@ void compat(const std::shared_ptr<Call>& call) {
                  {"dialects", std::move(dialects)}});
 }
 
+void document(const std::shared_ptr<Call>& call) {
+  const Services& services = call->services();
+  call->respond(openapi(services.endpoints, {services.options.version, services.hub->find("").name,
+                                             services.options.strict, services.keys.in_use()}));
+}
+
 void metrics(const std::shared_ptr<Call>& call) {
   call->post([call] {  // connections are counted on the server's thread
     Services& services = call->services();
@@ -72,14 +79,30 @@ std::vector<Endpoint> operation_endpoints() {
       {"GET", "/ready", &kOperation, "Whether the default model is loaded", ready, {}, false},
       {"GET", "/ping", &kOperation, "The same as /health", health, {}, false},
       {"GET", "/version", &kOperation, "The program's version", version, {}, false},
-      {"GET", "/metrics", &kOperation, "Prometheus' metrics", metrics, {}, false},
+      {"GET",
+       "/metrics",
+       &kOperation,
+       "Prometheus' metrics",
+       metrics,
+       {},
+       false,
+       {.answer = types::string(), .answer_type = "text/plain"}},
       {"GET",
        "/compat",
        &kOperation,
        "What is done with every field of every address",
        compat,
        {},
-       false},
+       false,
+       {.answer = types::object({"version", "strict", "dialects"})}},
+      {"GET",
+       "/openapi.json",
+       &kOperation,
+       "The same as an OpenAPI document",
+       document,
+       {},
+       false,
+       {.answer = types::object({"openapi", "info", "paths", "components"})}},
   };
 }
 

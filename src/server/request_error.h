@@ -3,6 +3,7 @@
 // Level 7 (server). Dialects write it in their own form; the status follows the kind.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,15 +14,22 @@ namespace qw::server {
 
 class RequestError : public Error {
  public:
-  RequestError(ErrorKind kind, std::string message, std::string field = "", int status = 0)
-      : Error(kind, std::move(message)), field_(std::move(field)), status_(status) {}
+  RequestError(ErrorKind kind, std::string message, std::string field = "", int status = 0,
+               int64_t retry_after_s = 1)
+      : Error(kind, std::move(message)),
+        field_(std::move(field)),
+        status_(status),
+        retry_after_s_(retry_after_s) {}
   const std::string& field() const noexcept { return field_; }
   /// HTTP status; 0: what the kind says.
   int status() const noexcept { return status_; }
+  /// Seconds after which to try again, where trying again helps (429, 503).
+  int64_t retry_after_s() const noexcept { return retry_after_s_; }
 
  private:
   std::string field_;
   int status_;
+  int64_t retry_after_s_;
 };
 
 /// Throws RequestError "[request] field: expected ..., got ...".
@@ -33,6 +41,11 @@ template <typename... Args>
       fmt::format("[request] {}: {}", field, fmt::format(format, std::forward<Args>(args)...)),
       std::string(field));
 }
+
+/// Seconds until a place in a full line comes free, at a guess: `n_ahead` requests have to end
+/// before, `n_slots` are computed at a time, and one takes `typical_s`. At least 1, at most 10
+/// minutes.
+int64_t seconds_until_room(int64_t n_ahead, int64_t n_slots, double typical_s) noexcept;
 
 /// The HTTP status that tells a client whose fault an error is.
 int http_status(const Error& error) noexcept;

@@ -3,6 +3,7 @@
 #include <future>
 #include <utility>
 
+#include "server/receipt.h"
 #include "text/tokenizer.h"
 
 namespace qw::server {
@@ -10,7 +11,10 @@ namespace qw::server {
 ResidentAdapter::ResidentAdapter(std::shared_ptr<ServedModel> base,
                                  const std::vector<AdapterSpec>& adapters,
                                  const StageOptions& options, std::shared_ptr<Workers> disposal)
-    : base_(std::move(base)), disposal_(std::move(disposal)) {
+    : base_(std::move(base)),
+      disposal_(std::move(disposal)),
+      adapters_(adapters),
+      hashes_(std::make_unique<FileHashes>(files_of_adapters(adapters))) {
   std::unique_ptr<StagedAdapter> staged = base_->files().model->stage_adapters(adapters, options);
   bytes_ = staged->resident_bytes;
   std::promise<int32_t> id;
@@ -36,12 +40,50 @@ ServedModel::ServedModel(const ModelSpec& spec, EngineHost::Executor executor)
     : spec_(spec),
       loaded_(open_model(spec.path, spec.open)),
       host_(std::make_unique<EngineHost>(*loaded_, std::move(executor))),
-      slots_(std::make_unique<SlotBoard>(loaded_->engine_options.n_slots)) {}
+      slots_(std::make_unique<SlotBoard>(loaded_->engine_options.n_slots)),
+      hashes_(std::make_unique<FileHashes>(receipt_files(*loaded_, spec.open.adapters))) {}
 
 ServedModel::ServedModel(std::shared_ptr<ServedModel> base, std::string name,
                          std::shared_ptr<ResidentAdapter> adapter)
     : base_(std::move(base)), adapter_(std::move(adapter)) {
   spec_.name = std::move(name);
+}
+
+const std::vector<AdapterSpec>& ServedModel::adapters() const {
+  static const std::vector<AdapterSpec> kNone;
+  if (base_ == nullptr) return spec_.open.adapters;
+  return adapter_ ? adapter_->adapters() : kNone;
+}
+
+void ServedModel::with_hashes(FileHashes::Done done) const {
+  if (base_ == nullptr) return hashes_->when_ready(std::move(done));
+  if (adapter_ == nullptr) return base_->with_hashes(std::move(done));
+  base_->with_hashes([adapter = adapter_, done = std::move(done)](
+                         const std::vector<FileHash>& of_base, const Error* error) {
+    if (error != nullptr) return done({}, error);
+    adapter->hashes().when_ready(
+        [of_base, done](const std::vector<FileHash>& own, const Error* failure) {
+          std::vector<FileHash> all = of_base;
+          all.insert(all.end(), own.begin(), own.end());
+          done(all, failure);
+        });
+  });
+}
+
+void ServedModel::stop_hashing() const {
+  if (hashes_) hashes_->stop();
+}
+
+double ServedModel::typical_seconds() const {
+  return base_ ? base_->typical_seconds() : typical_seconds_.load(std::memory_order_relaxed);
+}
+
+void ServedModel::note_seconds(double seconds) const {
+  constexpr double kWeight = 0.1;  // of the latest
+  if (base_) return base_->note_seconds(seconds);
+  const double before = typical_seconds();
+  typical_seconds_.store(before == 0 ? seconds : before + kWeight * (seconds - before),
+                         std::memory_order_relaxed);
 }
 
 const Tokenizer& ServedModel::tokenizer() const {

@@ -4,7 +4,9 @@
 // likewise.
 #pragma once
 
+#include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -13,6 +15,8 @@
 
 #include "engine/grammar/grammar_cache.h"
 #include "server/engine_host.h"
+#include "server/fields.h"
+#include "server/file_hashes.h"
 #include "server/request_error.h"
 #include "server/slot_board.h"
 #include "server/workers.h"
@@ -51,10 +55,15 @@ class ResidentAdapter {
   int32_t id() const { return id_; }
   int64_t bytes() const { return bytes_; }
   const std::shared_ptr<ServedModel>& base() const { return base_; }
+  const std::vector<AdapterSpec>& adapters() const { return adapters_; }
+  /// Of its files (receipt.h). Any thread.
+  FileHashes& hashes() const { return *hashes_; }
 
  private:
   std::shared_ptr<ServedModel> base_;
   std::shared_ptr<Workers> disposal_;
+  std::vector<AdapterSpec> adapters_;
+  std::unique_ptr<FileHashes> hashes_;
   int32_t id_ = -1;
   int64_t bytes_ = 0;
 };
@@ -82,6 +91,18 @@ class ServedModel {
   GrammarCache& grammars() const;
   /// Names for what was computed last, for clients that have such. Any thread.
   SlotBoard& slots() const { return base_ ? base_->slots() : *slots_; }
+  /// The adapters that its answers have.
+  const std::vector<AdapterSpec>& adapters() const;
+  /// Hashes of the files that it was read from, adapters included (receipt.h), as when_ready() of
+  /// FileHashes gives them. Any thread.
+  void with_hashes(FileHashes::Done done) const;
+  /// Ends the reading of files.
+  void stop_hashing() const;
+
+  /// Seconds that requests took lately; 0: none has ended.
+  double typical_seconds() const;
+  /// The server's thread.
+  void note_seconds(double seconds) const;
 
  private:
   ModelSpec spec_;  // with a base: only the name
@@ -92,6 +113,8 @@ class ServedModel {
   std::unique_ptr<SlotBoard> slots_;
   mutable std::once_flag grammars_made_;
   mutable std::unique_ptr<GrammarCache> grammars_;  // when they are first wanted
+  std::unique_ptr<FileHashes> hashes_;              // null with a base
+  mutable std::atomic<double> typical_seconds_{0};
 };
 
 }  // namespace qw::server

@@ -7,7 +7,6 @@
 #include "engine/current_error.h"
 #include "server/anthropic/anthropic.h"
 #include "server/call.h"
-#include "server/generation/job.h"
 #include "server/llama_server/llama_server.h"
 #include "server/ollama/ollama.h"
 #include "server/openai/openai.h"
@@ -22,16 +21,21 @@ Services::Services(ServiceOptions given) : options(std::move(given)) {
   if (!options.key_file.empty()) keys = KeyRing::read(options.key_file);
 }
 
-Service::Service(ServiceOptions options) : services_(std::move(options)) {
-  for (auto make : {operation_endpoints, openai::endpoints, token_endpoints, ollama::endpoints,
-                    llama_server::endpoints, sglang::endpoints, anthropic::endpoints}) {
+std::vector<Endpoint> all_endpoints(bool web_page) {
+  std::vector<Endpoint> all;
+  for (auto make : {operation_endpoints, anthropic::endpoints, openai::endpoints, token_endpoints,
+                    ollama::endpoints, llama_server::endpoints, sglang::endpoints}) {
     for (Endpoint& endpoint : make())
-      services_.endpoints.push_back(std::move(endpoint));
+      all.push_back(std::move(endpoint));
   }
-  if (services_.options.web_page) {
-    for (Endpoint& endpoint : web::endpoints())
-      services_.endpoints.push_back(std::move(endpoint));
-  }
+  if (!web_page) return all;
+  for (Endpoint& endpoint : web::endpoints())
+    all.push_back(std::move(endpoint));
+  return all;
+}
+
+Service::Service(ServiceOptions options) : services_(std::move(options)) {
+  services_.endpoints = all_endpoints(services_.options.web_page);
   services_.http = std::make_unique<http::Server>(
       services_.options.http,
       [this](const std::shared_ptr<http::Exchange>& exchange) { route(exchange); });
@@ -87,7 +91,7 @@ void Service::tick() {
   services_.workers->post([this] { services_.hub->unload_idle(); });
   auto& deadlines = services_.deadlines;
   while (!deadlines.empty() && deadlines.begin()->first <= std::chrono::steady_clock::now()) {
-    if (const auto job = deadlines.begin()->second.lock()) job->expire();
+    if (const auto call = deadlines.begin()->second.lock()) call->expire();
     deadlines.erase(deadlines.begin());
   }
   const CancelFlag* stop_asked = services_.options.stop_asked;
@@ -120,7 +124,10 @@ void Service::route(const std::shared_ptr<http::Exchange>& exchange) {
   for (const Endpoint& endpoint : services_.endpoints) {
     if (!match_path(endpoint.path, request.path, parameters)) continue;
     path_known = true;
-    if (endpoint.method == method) return dispatch(exchange, endpoint, std::move(parameters));
+    if (endpoint.method != method) continue;
+    const bool has_header = !endpoint.header.empty() && request.header(endpoint.header) != nullptr;
+    if (!endpoint.header.empty() && !has_header) continue;
+    return dispatch(exchange, endpoint, std::move(parameters));
   }
   const Dialect& dialect = dialect_of(request.path);
   if (path_known) {
@@ -136,11 +143,13 @@ void Service::route(const std::shared_ptr<http::Exchange>& exchange) {
                                   printable(request.method), printable(request.path))));
 }
 
-/// Errors of an address that nobody has are written as its neighbours write theirs.
+/// Errors of an address that nobody has are written as its neighbours write theirs; "/v1" is
+/// OpenAI's first of all.
 const Dialect& Service::dialect_of(const std::string& path) const {
   const std::string_view first = std::string_view(path).substr(0, path.find('/', 1));
   for (const Endpoint& endpoint : services_.endpoints) {
-    if (endpoint.path.starts_with(first)) return *endpoint.dialect;
+    if (!endpoint.path.starts_with(first)) continue;
+    if (first != "/v1" || endpoint.dialect->name == "openai") return *endpoint.dialect;
   }
   return *services_.endpoints.front().dialect;
 }
@@ -151,7 +160,7 @@ void Service::refuse(const std::shared_ptr<http::Exchange>& exchange, const Dial
   response.status = http_status(error);
   response.body = dialect.error_body(error, response.status).dump();
   response.headers = services_.options.origins.headers(exchange->request());
-  if (response.status == 429) response.headers.push_back({"Retry-After", "1"});
+  add_retry_after(response, error);
   exchange->respond(std::move(response));
 }
 

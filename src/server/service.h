@@ -37,9 +37,8 @@ struct ServiceOptions {
   std::string lora_dir;                    // adapters may be loaded from here; "": from nowhere
   const CancelFlag* stop_asked = nullptr;  // set: drain and end
   std::string version;                     // of the program
+  std::string build;                       // its commit
 };
-
-class GenerationJob;
 
 /// What endpoints work with.
 struct Services {
@@ -55,15 +54,18 @@ struct Services {
   std::unique_ptr<Workers> workers;
   std::unique_ptr<ModelHub> hub;
 
-  /// Ends a generation at `when`, unless it has ended. The HTTP server's thread.
-  void expire_later(std::weak_ptr<GenerationJob> job, std::chrono::steady_clock::time_point when) {
-    deadlines.emplace(when, std::move(job));
+  /// Ends a call at its deadline, unless it has ended. The HTTP server's thread.
+  void expire_later(std::weak_ptr<Call> call, std::chrono::steady_clock::time_point when) {
+    deadlines.emplace(when, std::move(call));
   }
-  std::multimap<std::chrono::steady_clock::time_point, std::weak_ptr<GenerationJob>> deadlines;
+  std::multimap<std::chrono::steady_clock::time_point, std::weak_ptr<Call>> deadlines;
 
   /// Runs on the HTTP server's thread.
   void post(std::function<void()> task) const { http->post(std::move(task)); }
 };
+
+/// What a server answers to, in the order in which addresses are looked up.
+std::vector<Endpoint> all_endpoints(bool web_page);
 
 class Service {
  public:

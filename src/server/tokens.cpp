@@ -46,13 +46,12 @@ struct TemplateTask {
 template <typename Task>
 void add_template_fields(FieldTable<Task>& table) {
   table.push_back(string_field<Task>("model", &Task::model));
-  table.push_back(honoured<Task>(
-      "messages", [](const Json& value, Task& task) { task.messages = plain_messages(value); }));
+  table.push_back(honoured<Task>("messages", [](const Json& value, Task& task) {
+                    task.messages = plain_messages(value);
+                  }).as(types::messages()));
   table.push_back(flag_field<Task>("add_generation_prompt", &Task::add_generation_prompt));
   table.push_back(flag_field<Task>("continue_final_message", &Task::continue_final_message));
-  table.push_back(honoured<Task>("chat_template_kwargs", [](const Json& value, Task& task) {
-    task.template_variables = to_object("chat_template_kwargs", value);
-  }));
+  table.push_back(object_field<Task>("chat_template_kwargs", &Task::template_variables));
 }
 
 // ---- /tokenize ---------------------------------------------------------------------------------
@@ -70,25 +69,22 @@ const FieldTable<TokenizeTask>& tokenize_fields() {
   static const FieldTable<Task> table = [] {
     FieldTable<Task> out;
     out.push_back(honoured<Task>(
-        "prompt",
-        [](const Json& value, Task& task) {
-          task.prompts = to_strings("prompt", value);
-          task.is_list = value.is_array();
-        },
-        "vLLM's, SGLang's: a text, or a list of texts"));
-    out.push_back(honoured<Task>(
-        "content",
-        [](const Json& value, Task& task) { task.content = to_string("content", value); },
-        "llama.cpp's"));
+                      "prompt",
+                      [](const Json& value, Task& task) {
+                        task.prompts = to_strings("prompt", value);
+                        task.is_list = value.is_array();
+                      },
+                      "vLLM's, SGLang's: a text, or a list of texts")
+                      .as(types::strings()));
+    out.push_back(string_field<Task>("content", &Task::content, "llama.cpp's"));
     add_template_fields(out);
     for (const char* name : {"add_special_tokens", "add_special"}) {
       out.push_back(honoured<Task>(name, [name](const Json& value, Task& task) {
-        task.options.add_special_tokens = to_bool(name, value);
-      }));
+                      task.options.add_special_tokens = to_bool(name, value);
+                    }).as(types::boolean()));
     }
-    out.push_back(honoured<Task>("parse_special", [](const Json& value, Task& task) {
-      task.options.parse_special = to_bool("parse_special", value);
-    }));
+    out.push_back(flag_field<Task>(
+        "parse_special", [](Task & t) -> auto& { return t.options.parse_special; }));
     out.push_back(flag_field<Task>("return_token_strs", &Task::return_token_strs));
     out.push_back(flag_field<Task>("with_pieces", &Task::with_pieces, "with content"));
     return out;
@@ -168,8 +164,7 @@ const FieldTable<DetokenizeTask>& detokenize_fields() {
   using Task = DetokenizeTask;
   static const FieldTable<Task> table = {
       string_field<Task>("model", &Task::model),
-      honoured<Task>("tokens",
-                     [](const Json& value, Task& task) { task.tokens = to_ids("tokens", value); }),
+      ids_field<Task>("tokens", &Task::tokens).must(),
       flag_field<Task>("skip_special_tokens", &Task::skip_special_tokens),
   };
   return table;
@@ -209,12 +204,32 @@ void apply_template(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> token_endpoints() {
-  return {{"POST", "/tokenize", &kTokens, "A text's or a conversation's ids", tokenize,
-           infos_of(tokenize_fields())},
-          {"POST", "/detokenize", &kTokens, "The text of ids", detokenize,
-           infos_of(detokenize_fields())},
-          {"POST", "/apply-template", &kTokens, "A conversation as the prompt's text",
-           apply_template, infos_of(template_fields())}};
+  return {
+      {"POST",
+       "/tokenize",
+       &kTokens,
+       "A text's or a conversation's ids",
+       tokenize,
+       infos_of(tokenize_fields()),
+       true,
+       {.example = {{"prompt", "Hi"}}, .answer = types::object({"tokens"})}},
+      {"POST",
+       "/detokenize",
+       &kTokens,
+       "The text of ids",
+       detokenize,
+       infos_of(detokenize_fields()),
+       true,
+       {.example = {{"tokens", {0, 1}}}, .answer = types::object({"prompt", "content", "text"})}},
+      {"POST",
+       "/apply-template",
+       &kTokens,
+       "A conversation as the prompt's text",
+       apply_template,
+       infos_of(template_fields()),
+       true,
+       {.example = Json::parse(R"({"messages": [{"role": "user", "content": "Hi"}]})"),
+        .answer = types::object({"prompt"})}}};
 }
 
 }  // namespace qw::server

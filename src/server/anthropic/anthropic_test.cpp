@@ -215,11 +215,46 @@ TEST_F(Anthropic, NamesTheFieldThatIsWrong) {
 
 TEST_F(Anthropic, ListsWhatItIgnores) {
   ordered_json body = body_of("Hi");
-  body["metadata"] = {{"user_id", "somebody"}};
+  body["metadata"] = {{"user_id", "somebody"}};  // tells clients apart
+  body["service_tier"] = "auto";
   body["thinking"] = {{"type", "disabled"}};  // asks for nothing
   EXPECT_EQ(running_->post("/v1/messages", body)["warnings"].size(), 1u);
   body["thinking"] = {{"type", "enabled"}, {"budget_tokens", 1024}};
   EXPECT_EQ(running_->post("/v1/messages", body)["warnings"].size(), 2u);
+}
+
+TEST_F(Anthropic, ListsModelsInItsFormForWhoSaysItsVersion) {
+  const auto get = [](const std::string& target, const std::string& headers,
+                      int* status = nullptr) {
+    qw::testing::HttpClient client = running_->client();
+    client.send("GET " + target + " HTTP/1.1\r\nHost: localhost\r\n" + headers + "\r\n");
+    const qw::testing::HttpAnswer answer = client.read();
+    if (status != nullptr) *status = answer.status;
+    return ordered_json::parse(answer.body);
+  };
+  const std::string version = "anthropic-version: 2023-06-01\r\n";
+  const ordered_json list = get("/v1/models", version);
+  ASSERT_EQ(list["data"].size(), 1u) << list;
+  const ordered_json& model = list["data"][0];
+  EXPECT_EQ(model["type"], "model");
+  EXPECT_EQ(model["id"], "mini");
+  EXPECT_EQ(model["display_name"], "mini");
+  EXPECT_THAT(model["created_at"].get<std::string>(),
+              ::testing::MatchesRegex("20..-..-..T..:..:..Z"));
+  EXPECT_EQ(list["has_more"], false);
+  EXPECT_EQ(list["first_id"], "mini");
+  EXPECT_EQ(list["last_id"], "mini");
+  EXPECT_EQ(get("/v1/models/mini", version), model);
+  EXPECT_TRUE(get("/v1/models?after_id=mini", version)["data"].empty());
+  EXPECT_TRUE(get("/v1/models?before_id=mini", version)["first_id"].is_null());
+  int status = 0;
+  EXPECT_EQ(get("/v1/models?limit=0", version, &status)["type"], "error");
+  EXPECT_EQ(status, 400);
+  EXPECT_EQ(get("/v1/models/none", version, &status)["error"]["type"], "not_found_error");
+  EXPECT_EQ(status, 404);
+  // Without it, OpenAI's.
+  EXPECT_EQ(get("/v1/models", "")["object"], "list");
+  EXPECT_EQ(get("/v1/models/mini", "")["object"], "model");
 }
 
 }  // namespace

@@ -36,18 +36,27 @@ template <typename Task>
 void add_conversation_fields(FieldTable<Task>& table) {
   table.push_back(string_field<Task>("model", &Task::model));
   table.push_back(honoured<Task>(
-      "system", [](const Json& value, Task& task) { task.system = read_system(value); },
-      "a text or text blocks"));
+                      "system",
+                      [](const Json& value, Task& task) { task.system = read_system(value); },
+                      "a text or text blocks")
+                      .as(types::any_of({types::string(), types::list(types::object())})));
+  table.push_back(
+      honoured<Task>(
+          "messages", [](const Json& value, Task& task) { task.messages = read_messages(value); },
+          "texts, blocks of text, tool_use and tool_result; images and documents are refused; an "
+          "assistant's at the end is gone on with")
+          .as(types::messages())
+          .must());
   table.push_back(honoured<Task>(
-      "messages", [](const Json& value, Task& task) { task.messages = read_messages(value); },
-      "texts, blocks of text, tool_use and tool_result; images and documents are refused; an "
-      "assistant's at the end is gone on with"));
+                      "tools",
+                      [](const Json& value, Task& task) { task.offered = read_tools(value); },
+                      "those with an input_schema")
+                      .as(types::list(types::object())));
   table.push_back(honoured<Task>(
-      "tools", [](const Json& value, Task& task) { task.offered = read_tools(value); },
-      "those with an input_schema"));
-  table.push_back(honoured<Task>(
-      "tool_choice", [](const Json& value, Task& task) { read_tool_choice(value, task); },
-      "auto, any, tool, none; disable_parallel_tool_use"));
+                      "tool_choice",
+                      [](const Json& value, Task& task) { read_tool_choice(value, task); },
+                      "auto, any, tool, none; disable_parallel_tool_use")
+                      .as(types::object()));
   table.push_back(
       ignored<Task>("thinking", "these models do not think apart", Json{{"type", "disabled"}}));
   table.push_back(refused<Task>("mcp_servers", "the server calls no other server"));

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "server/anthropic/anthropic.h"
+#include "server/anthropic/common.h"
 #include "server/anthropic/conversation.h"
 #include "server/generation/grammar_fields.h"
 #include "server/generation/job.h"
@@ -36,7 +37,11 @@ Json error_body(const Error& error, int status) {
   return {{"type", "error"}, {"error", {{"type", type_of(status)}, {"message", error.message()}}}};
 }
 
+}  // namespace
+
 const Dialect kAnthropic{"anthropic", error_body};
+
+namespace {
 
 struct MessageTask : GenerationTask, Conversation {
   bool stream = false, has_max_tokens = false;
@@ -57,29 +62,37 @@ const FieldTable<MessageTask>& message_fields() {
     FieldTable<Task> out;
     add_conversation_fields(out);
     out.push_back(honoured<Task>(
-        "max_tokens",
-        [](const Json& value, Task& task) {
-          task.has_max_tokens = true;
-          task.set("max_tokens", "max_new_tokens", to_integer("max_tokens", value, 1));
-        },
-        "required"));
+                      "max_tokens",
+                      [](const Json& value, Task& task) {
+                        task.has_max_tokens = true;
+                        task.set("max_tokens", "max_new_tokens",
+                                 to_integer("max_tokens", value, 1));
+                      },
+                      "required")
+                      .as(types::integer(1))
+                      .must());
     out.push_back(honoured<Task>("stop_sequences", [](const Json& value, Task& task) {
-      task.stop_sequences = to_strings("stop_sequences", to_array("stop_sequences", value));
-      if (!task.stop_sequences.empty())
-        task.set("stop_sequences", "stop_strings", task.stop_sequences);
-    }));
+                    task.stop_sequences =
+                        to_strings("stop_sequences", to_array("stop_sequences", value));
+                    if (!task.stop_sequences.empty())
+                      task.set("stop_sequences", "stop_strings", task.stop_sequences);
+                  }).as(types::list(types::string())));
     out.push_back(flag_field<Task>("stream", &Task::stream));
     for (const char* name : {"temperature", "top_p", "top_k"})
       out.push_back(parameter_field<Task>(name, name));
     out.push_back(seed_field<Task>("seed"));
-    out.push_back(ignored<Task>("metadata", "nothing is kept about users"));
+    out.push_back(user_field<Task>("metadata.user_id"));
+    add_server_fields(out);
     out.push_back(ignored<Task>("service_tier", "there is one"));
     out.push_back(ignored<Task>("inference_geo", "it is here"));
     out.push_back(ignored<Task>("cache_control", "prefixes are kept for everybody"));
     for (const char* name : {"output_format", "output_config.format"}) {
-      out.push_back(honoured<Task>(
-          name, [name](const Json& value, Task& task) { read_output_format(name, value, task); },
-          "json_schema"));
+      out.push_back(
+          honoured<Task>(
+              name,
+              [name](const Json& value, Task& task) { read_output_format(name, value, task); },
+              "json_schema")
+              .as(types::object()));
     }
     out.push_back(ignored<Task>("output_config.effort", "these models have no such setting"));
     out.push_back(refused<Task>("container", "the server runs no code"));
@@ -177,6 +190,7 @@ class WholeAnswer : public Answer {
     Json json = message(std::move(content));
     json.update(ending(completion, !answer.calls.empty()));
     json["usage"] = usage(prompt);
+    if (!result.receipt.is_null()) json["receipt"] = result.receipt;
     call_->respond(std::move(json));
   }
 
@@ -215,7 +229,9 @@ class StreamedAnswer : public Answer {
     send("message_delta",
          {{"delta", ending(prompt.completions[0], tools_ && tools_->has_called(0))},
           {"usage", usage(prompt)}});
-    send("message_stop", Json::object());
+    Json last = Json::object();
+    if (!result.receipt.is_null()) last["receipt"] = result.receipt;
+    send("message_stop", last);
     call_->end_stream();
   }
   void on_error(const Error& error) override {
@@ -310,10 +326,34 @@ void count_tokens(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> endpoints() {
-  return {{"POST", "/v1/messages", &kAnthropic, "The next message of a conversation", answer,
-           infos_of(message_fields())},
-          {"POST", "/v1/messages/count_tokens", &kAnthropic, "The length of a conversation",
-           count_tokens, infos_of(count_fields())}};
+  std::vector<Endpoint> all = message_endpoints();
+  for (Endpoint& endpoint : model_endpoints())
+    all.push_back(std::move(endpoint));
+  return all;
+}
+
+std::vector<Endpoint> message_endpoints() {
+  return {{"POST",
+           "/v1/messages",
+           &kAnthropic,
+           "The next message of a conversation",
+           answer,
+           infos_of(message_fields()),
+           true,
+           {.example = Json::parse(
+                R"({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})"),
+            .answer = types::object({"id", "type", "role", "model", "content", "usage"}),
+            .stream_type = "text/event-stream",
+            .generates = true}},
+          {"POST",
+           "/v1/messages/count_tokens",
+           &kAnthropic,
+           "The length of a conversation",
+           count_tokens,
+           infos_of(count_fields()),
+           true,
+           {.example = Json::parse(R"({"messages": [{"role": "user", "content": "Hi"}]})"),
+            .answer = types::object({"input_tokens"})}}};
 }
 
 }  // namespace qw::server::anthropic

@@ -75,8 +75,9 @@ void embed(const std::shared_ptr<Call>& call, EmbeddingTask task,
   generation.prompts = task.inputs;
   generation.add_special_tokens = task.add_special_tokens;
   generation.truncate_prompt_tokens = task.truncate_prompt_tokens;
-  generation.pooling = call->services().options.pooling;
+  generation.pooling = task.pooling.value_or(call->services().options.pooling);
   generation.seed = 0;
+  generation.user = task.user;
   generation.set("input", "max_new_tokens", 1);
   generate(call, std::move(generation),
            [call, task = std::move(task), done = std::move(done)](

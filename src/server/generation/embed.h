@@ -20,6 +20,8 @@ struct EmbeddingTask {
   std::optional<int64_t> truncate_prompt_tokens;
   std::optional<int64_t> dimensions;  // keep the first so many
   bool normalize = true;              // to length 1, after that
+  std::optional<Pooling> pooling;     // nullopt: the server's
+  std::string user;                   // who asks, as the client says
 };
 
 struct Embeddings {

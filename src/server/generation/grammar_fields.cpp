@@ -16,6 +16,21 @@ std::string to_schema(const std::string& field, const Json& value) {
   return value.dump();
 }
 
+Json response_format_schema() {
+  const auto of_type = [](const char* name) {
+    Json out = types::object();
+    out["required"] = {"type"};
+    out["properties"]["type"] = {{"const", name}};
+    return out;
+  };
+  Json with_schema = of_type("json_schema");
+  with_schema["required"].push_back("json_schema");
+  Json& inner = with_schema["properties"]["json_schema"] = types::object();
+  inner["required"] = {"schema"};
+  inner["properties"]["schema"] = types::json_schema();
+  return types::any_of({of_type("text"), of_type("json_object"), std::move(with_schema)});
+}
+
 void read_response_format(const Json& value, GenerationTask& task) {
   const std::string field = "response_format";
   const Json type = to_object(field, value).value("type", Json());

@@ -12,6 +12,8 @@ namespace qw::server {
 void set_grammar(GenerationTask& task, const std::string& field, GrammarSource source);
 /// OpenAI's response_format: text, json_object or json_schema.
 void read_response_format(const Json& value, GenerationTask& task);
+/// What that may be.
+Json response_format_schema();
 /// A JSON schema, as an object or as its text.
 std::string to_schema(const std::string& field, const Json& value);
 
@@ -22,7 +24,7 @@ Field<Task> grammar_field(std::string name, GrammarSource::Kind kind, std::strin
     const std::string text = to_string(name, value);
     if (!text.empty()) set_grammar(task, name, {kind, text});
   };
-  return honoured<Task>(name, std::move(read), std::move(note));
+  return honoured<Task>(name, std::move(read), std::move(note)).as(types::string());
 }
 /// A field whose value is a JSON schema, as an object or as its text; "" asks for none.
 template <typename Task>
@@ -31,26 +33,26 @@ Field<Task> schema_field(std::string name, std::string note = "") {
     if (value != "")
       set_grammar(task, name, {GrammarSource::Kind::kJsonSchema, to_schema(name, value)});
   };
-  return honoured<Task>(name, std::move(read), std::move(note));
+  return honoured<Task>(name, std::move(read), std::move(note)).as(types::json_schema());
 }
 
 template <typename Task>
 void add_grammar_fields(FieldTable<Task>& table) {
   table.push_back(honoured<Task>(
-      "response_format", [](const Json& value, Task& task) { read_response_format(value, task); },
-      "text, json_object or json_schema, whose parts are listed in the docs"));
+                      "response_format",
+                      [](const Json& value, Task& task) { read_response_format(value, task); },
+                      "text, json_object or json_schema, whose parts are listed in the docs")
+                      .as(response_format_schema()));
   table.push_back(schema_field<Task>("guided_json"));
   table.push_back(grammar_field<Task>("guided_regex", GrammarSource::Kind::kRegex));
   table.push_back(grammar_field<Task>("guided_grammar", GrammarSource::Kind::kGbnf));
   table.push_back(honoured<Task>("guided_choice", [](const Json& value, Task& task) {
-    GrammarSource source;
-    source.kind = GrammarSource::Kind::kChoice;
-    source.choices = to_strings("guided_choice", value);
-    set_grammar(task, "guided_choice", std::move(source));
-  }));
-  table.push_back(honoured<Task>("guided_whitespace_pattern", [](const Json& value, Task& task) {
-    task.whitespace_pattern = to_string("guided_whitespace_pattern", value);
-  }));
+                    GrammarSource source;
+                    source.kind = GrammarSource::Kind::kChoice;
+                    source.choices = to_strings("guided_choice", value);
+                    set_grammar(task, "guided_choice", std::move(source));
+                  }).as(types::strings()));
+  table.push_back(string_field<Task>("guided_whitespace_pattern", &Task::whitespace_pattern));
   table.push_back(ignored<Task>("guided_decoding_backend", "there is one"));
   table.push_back(refused<Task>("structural_tag", "use tools, or guided_grammar"));
 }

@@ -1,7 +1,10 @@
 #include "server/generation/job.h"
 
+#include <span>
 #include <utility>
 
+#include "base/sha256.h"
+#include "server/receipt.h"
 #include "server/service.h"
 
 namespace qw::server {
@@ -38,39 +41,57 @@ class GenerationJob::Sink : public RequestSink {
   size_t prompt_;
 };
 
-void GenerationJob::start(const std::shared_ptr<Call>& call, std::shared_ptr<ServedModel> model,
-                          std::vector<Request> requests,
-                          std::shared_ptr<GenerationListener> listener) {
-  const std::shared_ptr<GenerationJob> job(
-      new GenerationJob(call, std::move(model), std::move(listener)));
+namespace {
+
+/// Of the fair queue: a key's name, else what the client says of itself, else its address.
+std::string client_of(const Call& call, const std::string& user) {
+  if (!call.client().name.empty()) return "key " + call.client().name;
+  if (!user.empty()) return "user " + sha256_hex(std::as_bytes(std::span(user)));
+  const std::string& peer = call.request().peer;
+  return "peer " + peer.substr(0, peer.rfind(':'));
+}
+
+}  // namespace
+
+void GenerationJob::start(const std::shared_ptr<Call>& call, Prepared prepared,
+                          const std::string& user, std::shared_ptr<GenerationListener> listener) {
+  const std::shared_ptr<GenerationJob> job(new GenerationJob(call, prepared, std::move(listener)));
   job->check_queue();
-  job->result_.prompts.resize(requests.size());
-  for (const Request& request : requests)
-    job->answers_.push_back(static_cast<int>(request.config.num_return_sequences));
-  {
-    const std::lock_guard lock(job->mutex_);
-    for (size_t i = 0; i < requests.size(); ++i) {
-      requests[i].client = call->client().name;
-      job->tickets_.push_back(
-          job->model_->host().submit(std::move(requests[i]), std::make_shared<Sink>(job, i)));
-    }
-  }
+  job->submit(std::move(prepared.requests), client_of(*call, user));
   // The job holds the call, so the call must not hold the job.
   call->post([call, weak = std::weak_ptr(job)] {
-    if (const auto timeout = call->services().options.request_timeout)
-      call->services().expire_later(weak, call->started() + *timeout);
     call->on_close([weak] {
       if (const auto held = weak.lock()) held->cancel();
     });
+    call->on_expire([weak](const Error& error) {
+      if (const auto held = weak.lock()) held->failed(error);
+    });
+    // Its time may have come while the model was loaded.
+    if (const auto held = weak.lock(); held && call->expired()) held->abandon();
   });
 }
 
-GenerationJob::GenerationJob(std::shared_ptr<Call> call, std::shared_ptr<ServedModel> model,
+GenerationJob::GenerationJob(std::shared_ptr<Call> call, const Prepared& prepared,
                              std::shared_ptr<GenerationListener> listener)
     : call_(std::move(call)),
-      model_(std::move(model)),
+      model_(prepared.model),
       metrics_(call_->services().metrics.of_model(model_->name())),
-      listener_(std::move(listener)) {}
+      listener_(std::move(listener)),
+      n_copies_(static_cast<int>(prepared.n_copies)),
+      receipt_(prepared.receipt) {
+  result_.prompts.resize(prepared.requests.size());
+  for (const Request& request : prepared.requests)
+    answers_.push_back(n_copies_ * static_cast<int>(request.config.num_return_sequences));
+}
+
+void GenerationJob::submit(std::vector<Request> requests, const std::string& client) {
+  const std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    requests[i].client = client;
+    tickets_.push_back(model_->host().submit(std::move(requests[i]),
+                                             std::make_shared<Sink>(shared_from_this(), i)));
+  }
+}
 
 /// Refuses what would wait behind too many others.
 void GenerationJob::check_queue() const {
@@ -83,14 +104,15 @@ void GenerationJob::check_queue() const {
       fmt::format("[server] queue: expected fewer than {} requests under way and waiting, got {}; "
                   "try again later",
                   room, n_open),
-      "", 429);
+      "", 429,
+      seconds_until_room(n_open - room + 1, model_->files().engine_options.n_slots,
+                         model_->typical_seconds()));
 }
 
-void GenerationJob::expire() {
-  failed(RequestError(ErrorKind::kCancelled,
-                      fmt::format("[server] time: expected the answer within {} s, got none",
-                                  call_->services().options.request_timeout->count()),
-                      "", 504));
+/// The call has failed already.
+void GenerationJob::abandon() {
+  over_ = true;
+  cancel();
 }
 
 void GenerationJob::note_token(int choice) {
@@ -111,6 +133,7 @@ void GenerationJob::note_token(int choice) {
 void GenerationJob::note_end(const RequestResult& result) {
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - call_->started();
   metrics_.request(result.timings, seconds.count());
+  model_->note_seconds(result.timings.prefill_s + result.timings.decode_s);
   for (const Completion& completion : result.completions)
     metrics_.answer(completion.finish_reason);
   call_->note_tokens(result.timings.n_prompt, result.timings.n_generated);
@@ -129,14 +152,17 @@ void GenerationJob::accepted() {
 
 void GenerationJob::event(size_t prompt, const Event& event) {
   if (over_) return;
-  const int first = static_cast<int>(prompt) * answers_[prompt];
+  // Copies follow each other: answers are numbered as if the engine had given them all.
+  const int first = static_cast<int>(prompt) * answers_[prompt] + event.index * n_copies_;
   switch (event.kind) {
     case Event::Kind::kToken:
-      if (event.token >= 0) note_token(first + event.index);
-      return listener_->on_token(first + event.index, event);
+      if (event.token >= 0) note_token(first);
+      for (int copy = 0; copy < n_copies_; ++copy)
+        listener_->on_token(first + copy, event);
+      return;
     case Event::Kind::kCompletion:
-      if (event.finish_reason != FinishReason::kError)
-        listener_->on_choice_end(first + event.index, event.finish_reason);
+      for (int copy = 0; copy < n_copies_ && event.finish_reason != FinishReason::kError; ++copy)
+        listener_->on_choice_end(first + copy, event.finish_reason);
       return;
     case Event::Kind::kRequest:
       break;
@@ -146,11 +172,55 @@ void GenerationJob::event(size_t prompt, const Event& event) {
     if (completion.finish_reason == FinishReason::kError)
       return failed(Error(completion.error_kind, completion.error));
   }
-  result_.prompts[prompt] = event.result;
-  if (++n_ended_ == result_.prompts.size()) {
-    over_ = true;
-    listener_->on_end(result_);
+  result_.prompts[prompt] = with_copies(event.result);
+  if (++n_ended_ == result_.prompts.size()) ended();
+}
+
+/// Copies are answers as others are, and count as such.
+std::shared_ptr<const RequestResult> GenerationJob::with_copies(
+    std::shared_ptr<const RequestResult> result) const {
+  if (n_copies_ == 1) return result;
+  auto more = std::make_shared<RequestResult>(*result);
+  more->completions.clear();
+  for (const Completion& completion : result->completions) {
+    for (int copy = 0; copy < n_copies_; ++copy) {
+      more->completions.push_back(completion);
+      more->completions.back().index = static_cast<int>(more->completions.size()) - 1;
+    }
   }
+  more->timings.n_generated *= n_copies_;
+  more->timings.n_decoded *= n_copies_;
+  return more;
+}
+
+/// Every answer is there; a receipt waits for the hashes of the model's files, too.
+void GenerationJob::ended() {
+  if (receipt_.is_null()) return finish();
+  model_->with_hashes(
+      [job = shared_from_this()](const std::vector<FileHash>& hashes, const Error* error) {
+        std::optional<Error> failure;
+        if (error != nullptr) failure = *error;
+        const ServiceOptions& options = job->call_->services().options;
+        const ServedModel& model = *job->model_;
+        Json receipt;
+        if (!failure) {
+          OpenOptions open = model.spec().open;
+          open.adapters = model.adapters();
+          const Json environment = receipt_environment(model.files(), open, hashes, model.name(),
+                                                       options.version, options.build);
+          receipt = finished_receipt(job->receipt_, environment, job->result_.prompts);
+        }
+        job->call_->post([job, failure, receipt = std::move(receipt)]() mutable {
+          if (failure) return job->failed(*failure);
+          job->result_.receipt = std::move(receipt);
+          job->finish();
+        });
+      });
+}
+
+void GenerationJob::finish() {
+  if (std::exchange(over_, true)) return;
+  listener_->on_end(result_);
 }
 
 void GenerationJob::failed(const Error& error) {
@@ -163,6 +233,8 @@ void GenerationJob::failed(const Error& error) {
 void generate(const std::shared_ptr<Call>& call, GenerationTask task,
               std::function<std::shared_ptr<GenerationListener>(const Prepared&)> make) {
   const ModelChoice choice{task.model, task.adapters};
+  call->limit_time_by_header();
+  if (task.timeout_s) call->limit_time(*task.timeout_s);
   with_model(call, choice,
              [call, task = std::move(task),
               make = std::move(make)](const std::shared_ptr<ServedModel>& model) {
@@ -173,8 +245,10 @@ void generate(const std::shared_ptr<Call>& call, GenerationTask task,
                  for (const std::string& warning : *warnings)
                    call->warn(warning);
                }
+               // Read while the answer is computed, so that it need not wait for them.
+               if (full.receipt) model->with_hashes([](const auto&, const Error*) {});
                auto listener = make(prepared);
-               GenerationJob::start(call, model, std::move(prepared.requests), std::move(listener));
+               GenerationJob::start(call, std::move(prepared), full.user, std::move(listener));
              });
 }
 

@@ -20,6 +20,7 @@ namespace qw::server {
 /// What a generation came to.
 struct GenerationResult {
   std::vector<std::shared_ptr<const RequestResult>> prompts;
+  Json receipt;  // null: none was wanted
   int64_t n_prompt_tokens() const;
   int64_t n_generated_tokens() const;
   int64_t n_cached_tokens() const;
@@ -39,24 +40,29 @@ class GenerationListener {
 
 class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
  public:
-  /// Submits. The job lives until its end, and is cancelled when the call's client goes.
-  static void start(const std::shared_ptr<Call>& call, std::shared_ptr<ServedModel> model,
-                    std::vector<Request> requests, std::shared_ptr<GenerationListener> listener);
+  /// Submits. The job lives until its end, and is cancelled when the call's client goes or its time
+  /// is over. `user`: who asks, where no keys are in use; "": whoever is at the other end.
+  static void start(const std::shared_ptr<Call>& call, Prepared prepared, const std::string& user,
+                    std::shared_ptr<GenerationListener> listener);
 
   /// Any thread.
   void cancel();
-  /// Ends it with an error. The server's thread.
-  void expire();
 
  private:
   class Sink;
 
-  GenerationJob(std::shared_ptr<Call> call, std::shared_ptr<ServedModel> model,
+  GenerationJob(std::shared_ptr<Call> call, const Prepared& prepared,
                 std::shared_ptr<GenerationListener> listener);
+  void submit(std::vector<Request> requests, const std::string& client);
   void check_queue() const;
   void accepted();
   void event(size_t prompt, const Event& event);
   void failed(const Error& error);
+  void abandon();
+  void ended();
+  void finish();
+  std::shared_ptr<const RequestResult> with_copies(
+      std::shared_ptr<const RequestResult> result) const;
 
   void note_token(int choice);
   void note_end(const RequestResult& result);
@@ -67,6 +73,8 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   std::shared_ptr<GenerationListener> listener_;
   std::vector<std::chrono::steady_clock::time_point> last_token_;  // of each choice
   std::vector<int> answers_;                                       // of each prompt
+  int n_copies_;  // of each answer that the engine gives
+  Json receipt_;  // as prepared
   GenerationResult result_;
   size_t n_accepted_ = 0, n_ended_ = 0;
   bool over_ = false;

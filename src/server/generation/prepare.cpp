@@ -3,7 +3,9 @@
 
 #include "engine/grammar/grammar_processor.h"
 #include "engine/logits_process.h"
+#include "server/generation/allowed_tokens.h"
 #include "server/generation/task.h"
+#include "server/receipt.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 #include "text/tools/tool_format.h"
@@ -11,26 +13,6 @@
 namespace qw::server {
 
 namespace {
-
-/// Only some tokens may be chosen.
-class AllowedTokens : public LogitsProcessor {
- public:
-  explicit AllowedTokens(std::vector<int32_t> ids) : ids_(std::move(ids)) {
-    std::ranges::sort(ids_);
-    ids_.erase(std::ranges::unique(ids_).begin(), ids_.end());
-  }
-  void process(const TokenHistory&, LogitsRow& row) const override {
-    const auto vocab = static_cast<int32_t>(row.values().size());
-    if (ids_.back() >= vocab) {
-      refuse_field("allowed_token_ids", "expected ids below {}, got {}", vocab, ids_.back());
-    }
-    row.keep_only(ids_);
-  }
-  std::string_view name() const override { return "allowed_token_ids"; }
-
- private:
-  std::vector<int32_t> ids_;
-};
 
 /// What servers do where neither the client nor the checkpoint says: sample from the model's own
 /// distribution (Transformers' own defaults are greedy search and top_k 50).
@@ -100,11 +82,13 @@ std::vector<int32_t> encode_prompt(const PromptInput& prompt, const GenerationTa
   return model.tokenizer().encode(prompt.text, options);
 }
 
-/// How many answers, and how they are found.
-void set_answers(const GenerationTask& task, GenerationConfig& config) {
+/// How many answers, and how they are found. Returns how many are to be copies of one.
+int64_t set_answers(const GenerationTask& task, GenerationConfig& config) {
   const int64_t n_answers = std::max(task.n, task.best_of.value_or(task.n));
   if (task.best_of && *task.best_of < task.n)
     refuse_field("best_of", "expected at least n ({}), got {}", task.n, *task.best_of);
+  if (n_answers > 1 && !task.use_beam_search && config.num_beams == 1 && !config.samples())
+    return n_answers;  // nothing is drawn: they are all the same
   if (n_answers > 1) config.set("num_return_sequences", n_answers, ParameterSource::kUser);
   if (task.use_beam_search) {
     config.set("num_beams", n_answers, ParameterSource::kUser);
@@ -113,6 +97,7 @@ void set_answers(const GenerationTask& task, GenerationConfig& config) {
   } else if (n_answers > task.n && !config.logprobs) {
     config.logprobs = 0;  // to tell which are the best
   }
+  return 1;
 }
 
 /// The conversation as the model's tool format writes it, and how its answers are read.
@@ -142,17 +127,20 @@ ToolSetup set_up_tools(const ToolTask& task, const ServedModel& model, ChatInput
   return setup;
 }
 
-/// Adds the tool format's stop strings and grammar to a request.
-void constrain_by_tools(const ToolSetup& setup, Request& request, const ServedModel& model,
+/// Adds the tool format's stop strings and grammar to a request. Returns the format and the
+/// structure of its calls, for a receipt.
+Json constrain_by_tools(const ToolSetup& setup, Request& request, const ServedModel& model,
                         std::vector<std::string>& warnings) {
-  if (setup.prompt.functions.empty()) return;
+  if (setup.prompt.functions.empty()) return nullptr;
   for (std::string& stop : setup.format->stop_strings())
     request.config.stop_strings.push_back(std::move(stop));
-  const std::optional<ToolGrammar> grammar =
-      grammar_of(setup.format->structure(setup.prompt), warnings);
-  if (!grammar) return;
-  request.processors.push_back(std::make_shared<GrammarProcessor>(
-      model.grammars().get(grammar->key, grammar->build), request.config.eos_token_id));
+  const ToolCallStructure structure = setup.format->structure(setup.prompt);
+  const std::optional<ToolGrammar> grammar = grammar_of(structure, warnings);
+  if (grammar) {
+    request.processors.push_back(std::make_shared<GrammarProcessor>(
+        model.grammars().get(grammar->key, grammar->build), request.config.eos_token_id));
+  }
+  return {{"format", setup.format->name()}, {"structure", structure_json(structure)}};
 }
 
 void constrain_by_grammar(const GenerationTask& task, Request& request, const ServedModel& model) {
@@ -168,7 +156,8 @@ void constrain_by_grammar(const GenerationTask& task, Request& request, const Se
 }
 
 /// Everything but the prompts and what constrains the answers.
-Request base_request(const GenerationTask& task, const ServedModel& model, bool model_defaults) {
+Request base_request(const GenerationTask& task, const ServedModel& model, bool model_defaults,
+                     int64_t& n_copies) {
   Request base;
   base.config = base_config(task, model, model_defaults);
   apply_parameters(task, base.config);
@@ -178,16 +167,13 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
   for (const int32_t id : task.stop_token_ids) {
     if (!config.is_eos(id)) config.eos_token_id.push_back(id);
   }
-  set_answers(task, config);
+  n_copies = set_answers(task, config);
   if (!task.bad_words.empty()) {
     for (auto& ids : encode_words(task.bad_words, model.tokenizer()))
       config.bad_words_ids.push_back(std::move(ids));
   }
-  if (task.allowed_token_ids) {
-    if (task.allowed_token_ids->empty())
-      refuse_field("allowed_token_ids", "expected at least one id, got none");
+  if (task.allowed_token_ids)
     base.processors.push_back(std::make_shared<AllowedTokens>(*task.allowed_token_ids));
-  }
   base.adapter = model.adapter();
   base.skip_special_tokens = task.skip_special_tokens;
   base.pooling = task.pooling;
@@ -211,7 +197,8 @@ Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served
   Prepared out;
   out.model = std::move(served);
   const ServedModel& model = *out.model;
-  Request base = base_request(task, model, model_defaults);
+  Request base = base_request(task, model, model_defaults, out.n_copies);
+  Json tools;
   std::vector<std::vector<int32_t>> prompts;
   if (task.chat) {
     ChatInput chat = *task.chat;
@@ -219,7 +206,7 @@ Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served
       ToolSetup setup = set_up_tools(*task.tools, model, chat);
       if (task.grammar && !setup.prompt.functions.empty())
         refuse_field(task.grammar_field, "expected no tools with it, got some");
-      constrain_by_tools(setup, base, model, out.warnings);
+      tools = constrain_by_tools(setup, base, model, out.warnings);
       out.tools =
           std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt), base.config.seed);
     }
@@ -236,6 +223,7 @@ Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served
     request.prompt = std::move(ids);
     out.requests.push_back(std::move(request));
   }
+  if (task.receipt) out.receipt = receipt_of_request(task, out, tools);
   return out;
 }
 

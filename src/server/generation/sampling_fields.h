@@ -16,8 +16,10 @@ namespace qw::server {
 template <typename Task>
 Field<Task> parameter_field(std::string name, std::string parameter, std::string note = "") {
   return honoured<Task>(
-      name, [name, parameter](const Json& value, Task& task) { task.set(name, parameter, value); },
-      std::move(note));
+             name,
+             [name, parameter](const Json& value, Task& task) { task.set(name, parameter, value); },
+             std::move(note))
+      .as(GenerationConfig::schema(parameter));
 }
 
 /// A seed; negative numbers ask for a random one.
@@ -27,7 +29,7 @@ Field<Task> seed_field(std::string name) {
     const int64_t seed = to_integer(name, value);
     if (seed >= 0) task.seed = static_cast<uint64_t>(seed);
   };
-  return honoured<Task>(name, std::move(read), "negative: a random one");
+  return honoured<Task>(name, std::move(read), "negative: a random one").as(types::integer());
 }
 
 /// A string, or a list of them, that ends the answer.
@@ -37,7 +39,7 @@ Field<Task> stop_field(std::string name) {
     const std::vector<std::string> stop = to_strings(name, value);
     if (!stop.empty()) task.set(name, "stop_strings", stop);
   };
-  return honoured<Task>(name, std::move(read));
+  return honoured<Task>(name, std::move(read)).as(types::strings());
 }
 
 /// The most tokens of an answer; negative: as many as fit the context.
@@ -47,7 +49,8 @@ Field<Task> limit_field(std::string name) {
     const int64_t limit = to_integer(name, value);
     if (limit >= 0) task.set(name, "max_new_tokens", limit);
   };
-  return honoured<Task>(name, std::move(read), "negative: as many as fit the context");
+  return honoured<Task>(name, std::move(read), "negative: as many as fit the context")
+      .as(types::integer());
 }
 
 /// A repetition penalty's window. Ours looks at the whole text: no window is honoured, none too.
@@ -63,7 +66,36 @@ Field<Task> penalty_window_field(std::string name) {
     }
   };
   return honoured<Task>(name, std::move(read),
-                        "-1 (all) and 0 (no penalty); other windows are ignored with a warning");
+                        "-1 (all) and 0 (no penalty); other windows are ignored with a warning")
+      .as(types::integer(-1));
+}
+
+/// Fields of the server's own, that every dialect has.
+template <typename Task>
+void add_server_fields(FieldTable<Task>& table) {
+  table.push_back(flag_field<Task>("receipt", &Task::receipt,
+                                   "the answer comes with all that its tokens depend on, for "
+                                   "`qianwen replay`"));
+  const auto read = [](const Json& value, Task& task) {
+    const double seconds = to_number("timeout", value);
+    if (!(seconds > 0 && seconds <= kLongestTimeout))
+      refuse_field("timeout", "expected seconds above 0 and up to {}, got {}", kLongestTimeout,
+                   shown(value));
+    task.timeout_s = seconds;
+  };
+  table.push_back(
+      honoured<Task>("timeout", read,
+                     "seconds that the answer may take, waiting included; status 504 "
+                     "beyond")
+          .as({{"type", "number"}, {"exclusiveMinimum", 0}, {"maximum", kLongestTimeout}}));
+}
+
+/// Who asks, as the client says.
+template <typename Task>
+Field<Task> user_field(std::string name) {
+  return string_field<Task>(name, &Task::user,
+                            "tells clients apart where no keys are in use, so that none waits for "
+                            "another's many requests; nothing is kept");
 }
 
 /// OpenAI's own.
@@ -73,59 +105,46 @@ void add_openai_sampling_fields(FieldTable<Task>& table) {
        {"temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias"})
     table.push_back(parameter_field<Task>(name, name));
   table.push_back(honoured<Task>("seed", [](const Json& value, Task& task) {
-    task.seed = static_cast<uint64_t>(to_integer("seed", value));
-  }));
+                    task.seed = static_cast<uint64_t>(to_integer("seed", value));
+                  }).as(types::integer()));
   table.push_back(honoured<Task>("stop", [](const Json& value, Task& task) {
-    task.set("stop", "stop_strings", to_strings("stop", value));
-  }));
-  table.push_back(honoured<Task>(
-      "n", [](const Json& value, Task& task) { task.n = to_integer("n", value, 1, 128); }));
+                    task.set("stop", "stop_strings", to_strings("stop", value));
+                  }).as(types::strings()));
+  table.push_back(integer_field<Task>("n", &Task::n, 1, 128));
 }
 
 /// What vLLM adds, and Transformers' other parameters under their own names.
 template <typename Task>
 void add_extra_sampling_fields(FieldTable<Task>& table) {
   table.push_back(honoured<Task>(
-      "top_k",
-      [](const Json& value, Task& task) {
-        const int64_t top_k = to_integer("top_k", value, -1);
-        task.set("top_k", "top_k", std::max<int64_t>(top_k, 0));
-      },
-      "-1 or 0: off"));
+                      "top_k",
+                      [](const Json& value, Task& task) {
+                        const int64_t top_k = to_integer("top_k", value, -1);
+                        task.set("top_k", "top_k", std::max<int64_t>(top_k, 0));
+                      },
+                      "-1 or 0: off")
+                      .as(types::integer(-1)));
   table.push_back(parameter_field<Task>("min_tokens", "min_new_tokens"));
   for (const char* name :
        {"min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
         "length_penalty", "early_stopping", "ignore_eos", "include_stop_str_in_output", "do_sample",
         "no_repeat_ngram_size", "guidance_scale", "prompt_lookup_num_tokens", "prompt_logprobs"})
     table.push_back(parameter_field<Task>(name, name));
-  table.push_back(honoured<Task>("stop_token_ids", [](const Json& value, Task& task) {
-    task.stop_token_ids = to_ids("stop_token_ids", value);
-  }));
-  table.push_back(honoured<Task>("allowed_token_ids", [](const Json& value, Task& task) {
-    task.allowed_token_ids = to_ids("allowed_token_ids", value);
-  }));
-  table.push_back(honoured<Task>("bad_words", [](const Json& value, Task& task) {
-    task.bad_words = to_strings("bad_words", value);
-  }));
-  table.push_back(honoured<Task>("skip_special_tokens", [](const Json& value, Task& task) {
-    task.skip_special_tokens = to_bool("skip_special_tokens", value);
-  }));
-  table.push_back(honoured<Task>("truncate_prompt_tokens", [](const Json& value, Task& task) {
-    task.truncate_prompt_tokens = to_integer("truncate_prompt_tokens", value, 1);
-  }));
+  table.push_back(ids_field<Task>("stop_token_ids", &Task::stop_token_ids));
+  table.push_back(ids_field<Task>("allowed_token_ids", &Task::allowed_token_ids));
+  table.push_back(strings_field<Task>("bad_words", &Task::bad_words));
+  table.push_back(flag_field<Task>("skip_special_tokens", &Task::skip_special_tokens));
+  table.push_back(integer_field<Task>("truncate_prompt_tokens", &Task::truncate_prompt_tokens, 1));
+  table.push_back(flag_field<Task>("use_beam_search", &Task::use_beam_search,
+                                   "n (or best_of) beams, of which n are returned"));
   table.push_back(honoured<Task>(
-      "use_beam_search",
-      [](const Json& value, Task& task) {
-        task.use_beam_search = to_bool("use_beam_search", value);
-      },
-      "n (or best_of) beams, of which n are returned"));
-  table.push_back(honoured<Task>(
-      "priority",
-      [](const Json& value, Task& task) {
-        task.priority =
-            to_integer("priority", value, -FairQueue::kMaxPriority, FairQueue::kMaxPriority);
-      },
-      "lower goes first; nobody waits for ever"));
+                      "priority",
+                      [](const Json& value, Task& task) {
+                        task.priority = to_integer("priority", value, -FairQueue::kMaxPriority,
+                                                   FairQueue::kMaxPriority);
+                      },
+                      "lower goes first; nobody waits for ever")
+                      .as(types::integer(-FairQueue::kMaxPriority, FairQueue::kMaxPriority)));
   table.push_back(ignored<Task>("spaces_between_special_tokens",
                                 "Qwen's tokenizer never puts spaces between tokens"));
   table.push_back(ignored<Task>("request_id", "the server numbers requests itself"));

@@ -60,6 +60,9 @@ struct GenerationTask {
   Pooling pooling = Pooling::kNone;
   int64_t priority = 0;                // lower goes first
   bool no_repetition_penalty = false;  // whatever the parameters say
+  bool receipt = false;                // wanted with the answer (server/receipt.h)
+  std::optional<double> timeout_s;     // the longest that the answer may take
+  std::string user;                    // who asks, as the client says; "": unknown
 
   /// What cannot be filled in before the model is there; called once, before prepare().
   std::function<void(GenerationTask& task, const ServedModel& model)> complete;
@@ -78,6 +81,10 @@ struct Prepared {
   std::shared_ptr<ServedModel> model;
   std::vector<Request> requests;       // one for each prompt
   std::shared_ptr<ToolStreams> tools;  // null: answers are text only
+  /// So many answers to each prompt are one answer's copies: it was asked for several where all
+  /// would be the same.
+  int64_t n_copies = 1;
+  Json receipt;  // what is known of it now; null: none is wanted
   std::vector<std::string> warnings;
 };
 

@@ -7,17 +7,61 @@ namespace qw::server {
 
 namespace {
 
-std::string key_of(const ToolCallStructure& s) {
-  Json json = {"tools", s.must_call, s.text_first, s.may_repeat, s.lead, s.trigger,
-               s.open,  s.separator, s.close,      s.next,       s.end};
-  for (const ToolCallStructure::Function& function : s.functions) {
-    json.push_back({function.name, static_cast<int>(function.arguments),
-                    function.parameters ? *function.parameters : Json()});
-  }
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+std::string key_of(const ToolCallStructure& structure) {
+  return "tools " + structure_json(structure).dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+/// The members that are texts and flags, with their names.
+template <typename Structure, typename Visit>
+void visit_members(Structure& s, const Visit& visit) {
+  visit("must_call", s.must_call);
+  visit("text_first", s.text_first);
+  visit("may_repeat", s.may_repeat);
+  visit("lead", s.lead);
+  visit("trigger", s.trigger);
+  visit("open", s.open);
+  visit("separator", s.separator);
+  visit("close", s.close);
+  visit("next", s.next);
+  visit("end", s.end);
 }
 
 }  // namespace
+
+Json structure_json(const ToolCallStructure& structure) {
+  Json out = Json::object();
+  visit_members(structure, [&](const char* name, const auto& value) { out[name] = value; });
+  Json& functions = out["functions"] = Json::array();
+  for (const ToolCallStructure::Function& function : structure.functions) {
+    functions.push_back({{"name", function.name},
+                         {"parameters", function.parameters ? *function.parameters : Json()},
+                         {"code", function.arguments == ToolCallStructure::Arguments::kCodeBlock}});
+  }
+  return out;
+}
+
+ToolCallStructure structure_of_json(const Json& json) {
+  ToolCallStructure out;
+  visit_members(out, [&](const char* name, auto& value) {
+    const Json given = json.value(name, Json());
+    if constexpr (std::is_same_v<decltype(value), bool&>) {
+      value = to_bool(name, given);
+    } else {
+      value = to_string(name, given);
+    }
+  });
+  const Json functions = json.value("functions", Json());
+  for (const Json& item : to_array("functions", functions)) {
+    ToolCallStructure::Function function;
+    function.name = to_string("functions.name", item.value("name", Json()));
+    const Json parameters = item.value("parameters", Json());
+    if (!parameters.is_null()) function.parameters = std::make_shared<const Json>(parameters);
+    if (to_bool("functions.code", item.value("code", Json(false))))
+      function.arguments = ToolCallStructure::Arguments::kCodeBlock;
+    out.functions.push_back(std::move(function));
+  }
+  return out;
+}
 
 bool needs_tool_format(const ToolTask& task) {
   if (task.tools.is_array() && !task.tools.empty()) return true;
@@ -42,6 +86,10 @@ ToolChoice read_tool_choice(const std::string& field, const Json& value) {
     refuse_field(field, "expected auto, none, required or a function, got {}", shown(value));
   }
   return choice;
+}
+
+Json tool_choice_schema() {
+  return types::any_of({types::choice({"auto", "none", "required", "any"}), types::object()});
 }
 
 std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,

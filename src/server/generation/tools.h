@@ -32,6 +32,13 @@ bool needs_tool_format(const ToolTask& task);
 /// "auto", "none", "required", or {"type": "function", "function": {"name"}}. Errors: RequestError.
 ToolChoice read_tool_choice(const std::string& field, const Json& value);
 
+/// What that may be.
+Json tool_choice_schema();
+
+/// A structure as JSON and back, for receipts. Errors: RequestError (a member of another type).
+Json structure_json(const ToolCallStructure& structure);
+ToolCallStructure structure_of_json(const Json& json);
+
 /// What an answer with calls may look like: arguments are instances of their function's schema.
 struct ToolGrammar {
   std::string key;  // tells any two different ones apart

@@ -69,33 +69,43 @@ void read_prompts(const Json& value, CompletionTask& task) {
     task.mixed.push_back(read_prompt(fmt::format("prompt[{}]", i), value[i]));
 }
 
+Json prompt_schema() {
+  const Json mixed = types::list(types::any_of({types::integer(0, INT32_MAX), types::string()}));
+  const Json one = types::any_of({types::string(), types::object(), mixed});
+  return types::any_of({one, types::list(one)});
+}
+
 void add_prompt_fields(FieldTable<CompletionTask>& table) {
   using Task = CompletionTask;
   table.push_back(string_field<Task>("model", &Task::model));
   table.push_back(honoured<Task>("prompt", read_prompts,
-                                 "a text, ids and texts mixed, or a list of such prompts"));
+                                 "a text, ids and texts mixed, or a list of such prompts")
+                      .as(prompt_schema())
+                      .must());
   for (const char* name : {"n_predict", "max_tokens"}) {
     table.push_back(honoured<Task>(
-        name,
-        [name](const Json& value, Task& task) {
-          const int64_t n = to_integer(name, value);
-          task.wants_tokens = n != 0;
-          if (n >= 0) task.set(name, "max_new_tokens", std::max<int64_t>(n, 1));
-        },
-        "negative: as many as fit the context; 0: the prompt is computed only"));
+                        name,
+                        [name](const Json& value, Task& task) {
+                          const int64_t n = to_integer(name, value);
+                          task.wants_tokens = n != 0;
+                          if (n >= 0) task.set(name, "max_new_tokens", std::max<int64_t>(n, 1));
+                        },
+                        "negative: as many as fit the context; 0: the prompt is computed only")
+                        .as(types::integer()));
   }
   for (const char* name : {"n_cmpl", "n"}) {
     table.push_back(honoured<Task>(name, [name](const Json& value, Task& task) {
-      task.n = to_integer(name, value, 1, 128);
-      task.is_list = task.is_list || task.n > 1;
-    }));
+                      task.n = to_integer(name, value, 1, 128);
+                      task.is_list = task.is_list || task.n > 1;
+                    }).as(types::integer(1, 128)));
   }
   table.push_back(flag_field<Task>("stream", &Task::stream));
   table.push_back(integer_field<Task>("n_probs", &Task::n_probs, 0, "before any sampler"));
   table.push_back(flag_field<Task>("return_tokens", &Task::return_tokens));
   table.push_back(honoured<Task>("response_fields", [](const Json& value, Task& task) {
-    task.response_fields = to_strings("response_fields", to_array("response_fields", value));
-  }));
+                    task.response_fields =
+                        to_strings("response_fields", to_array("response_fields", value));
+                  }).as(types::list(types::string())));
 }
 
 void add_sampling_fields(FieldTable<CompletionTask>& table) {
@@ -104,30 +114,37 @@ void add_sampling_fields(FieldTable<CompletionTask>& table) {
                            "frequency_penalty", "ignore_eos"})
     table.push_back(parameter_field<Task>(name, name));
   table.push_back(honoured<Task>(
-      "top_k",
-      [](const Json& value, Task& task) {
-        task.set("top_k", "top_k", std::max<int64_t>(to_integer("top_k", value), 0));
-      },
-      "0 or less: off"));
+                      "top_k",
+                      [](const Json& value, Task& task) {
+                        task.set("top_k", "top_k",
+                                 std::max<int64_t>(to_integer("top_k", value), 0));
+                      },
+                      "0 or less: off")
+                      .as(types::integer()));
   table.push_back(parameter_field<Task>("repeat_penalty", "repetition_penalty"));
   table.push_back(penalty_window_field<Task>("repeat_last_n"));
   table.push_back(honoured<Task>(
-      "seed",
-      [](const Json& value, Task& task) {
-        const int64_t seed = to_integer("seed", value);
-        constexpr int64_t kRandom = 0xFFFF'FFFF;  // llama.cpp's -1
-        if (seed >= 0 && seed != kRandom) task.seed = static_cast<uint64_t>(seed);
-      },
-      "negative, or 4294967295: a random one"));
+                      "seed",
+                      [](const Json& value, Task& task) {
+                        const int64_t seed = to_integer("seed", value);
+                        constexpr int64_t kRandom = 0xFFFF'FFFF;  // llama.cpp's -1
+                        if (seed >= 0 && seed != kRandom) task.seed = static_cast<uint64_t>(seed);
+                      },
+                      "negative, or 4294967295: a random one")
+                      .as(types::integer()));
   table.push_back(stop_field<Task>("stop"));
-  table.push_back(honoured<Task>(
-      "samplers", [](const Json& value, Task& task) { task.samplers = read_samplers(value); },
-      "those not named are off; an order that would give other answers than penalties, "
-      "temperature, "
-      "top_k, top_p, min_p, typ_p is refused"));
-  table.push_back(honoured<Task>(
-      "logit_bias", [](const Json& value, Task& task) { task.logit_bias = value; },
-      "[[id or text, number or false], ...] or {\"id or text\": number}"));
+  table.push_back(
+      honoured<Task>(
+          "samplers", [](const Json& value, Task& task) { task.samplers = read_samplers(value); },
+          "those not named are off; an order that would give other answers than penalties, "
+          "temperature, "
+          "top_k, top_p, min_p, typ_p is refused")
+          .as(types::any_of({types::string(), types::list(types::string())})));
+  table.push_back(
+      honoured<Task>(
+          "logit_bias", [](const Json& value, Task& task) { task.logit_bias = value; },
+          "[[id or text, number or false], ...] or {\"id or text\": number}")
+          .as(types::any_of({types::object(), types::list(types::list(types::anything()))})));
 }
 
 void add_other_fields(FieldTable<CompletionTask>& table) {
@@ -143,9 +160,11 @@ void add_other_fields(FieldTable<CompletionTask>& table) {
   table.push_back(refused<Task>("min_keep", "samplers keep what their definitions say"));
   table.push_back(refused<Task>("n_indent", "there is no such rule here"));
   table.push_back(refused<Task>("t_max_predict_ms", "answers depend on no clock"));
-  table.push_back(honoured<Task>(
-      "lora", [](const Json& value, Task& task) { task.adapters = read_lora("lora", value); },
-      "[{\"id\", \"scale\"}, ...]: these adapters and no others"));
+  table.push_back(
+      honoured<Task>(
+          "lora", [](const Json& value, Task& task) { task.adapters = read_lora("lora", value); },
+          "[{\"id\", \"scale\"}, ...]: these adapters and no others")
+          .as(types::list(types::object({"id", "scale"}))));
   for (const char* name :
        {"dynatemp_exponent", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
         "dry_sequence_breakers", "xtc_threshold", "mirostat_tau", "mirostat_eta"})
@@ -169,6 +188,7 @@ const FieldTable<CompletionTask>& completion_fields() {
     add_prompt_fields(out);
     add_sampling_fields(out);
     add_other_fields(out);
+    add_server_fields(out);
     return out;
   }();
   return table;
@@ -344,6 +364,8 @@ class CompletionAnswer : public GenerationListener {
         answers.push_back(answer(prompt, *result.prompts[prompt], completion, answers.size()));
     }
     give_back_slot(*result.prompts.back());
+    // Of all of them; after response_fields has chosen among the members.
+    if (!result.receipt.is_null()) answers.back()["receipt"] = result.receipt;
     if (!task_.stream) {
       call_->respond(task_.is_list ? std::move(answers) : std::move(answers[0]));
       return;
@@ -442,8 +464,17 @@ void complete(const std::shared_ptr<Call>& call) {
 std::vector<Endpoint> completion_endpoints() {
   std::vector<Endpoint> out;
   for (const char* path : {"/completion", "/completions"}) {
-    out.push_back({"POST", path, &kLlamaServer, "What follows a prompt", complete,
-                   infos_of(completion_fields())});
+    out.push_back({"POST",
+                   path,
+                   &kLlamaServer,
+                   "What follows a prompt",
+                   complete,
+                   infos_of(completion_fields()),
+                   true,
+                   {.example = {{"prompt", "Hi"}, {"n_predict", 1}},
+                    .answer = types::any_of({types::object(), types::list(types::object())}),
+                    .stream_type = "text/event-stream",
+                    .generates = true}});
   }
   return out;
 }

@@ -182,14 +182,28 @@ void slot_action(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> slot_endpoints() {
-  return {
-      {"GET", "/slots", &kLlamaServer, "Places for requests, and which are at work", slots, {}},
-      {"POST",
-       "/slots/{id}",
-       &kLlamaServer,
-       "Saves, restores or erases what was computed last under a number (?action=)",
-       slot_action,
-       {{"filename", FieldStatus::kHonoured, "a plain name within --slot-save-path", nullptr}}}};
+  FieldInfo filename{.name = "filename",
+                     .note = "a plain name within --slot-save-path",
+                     .schema = types::string()};
+  return {{"GET",
+           "/slots",
+           &kLlamaServer,
+           "Places for requests, and which are at work",
+           slots,
+           {},
+           true,
+           {.answer = types::list(types::object()), .query = {"model", "fail_on_no_slot"}}},
+          {"POST",
+           "/slots/{id}",
+           &kLlamaServer,
+           "Saves, restores or erases what was computed last under a number (?action=)",
+           slot_action,
+           {std::move(filename)},
+           true,
+           {.example = {{"filename", "a.bin"}},
+            .needs_setup = true,
+            .query = {"model", "action"},
+            .path_example = "0"}}};
 }
 
 }  // namespace qw::server::llama_server

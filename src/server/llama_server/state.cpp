@@ -68,15 +68,41 @@ void infill(const std::shared_ptr<Call>&) {
 }  // namespace
 
 std::vector<Endpoint> state_endpoints() {
-  return {{"GET", "/props", &kLlamaServer, "The model and its settings", props, {}},
-          {"GET", "/lora-adapters", &kLlamaServer, "The adapters there are", lora_adapters, {}},
+  const EndpointNotes never = {.always_refused = true};
+  return {{"GET",
+           "/props",
+           &kLlamaServer,
+           "The model and its settings",
+           props,
+           {},
+           true,
+           {.query = {"model"}}},
+          {"GET",
+           "/lora-adapters",
+           &kLlamaServer,
+           "The adapters there are",
+           lora_adapters,
+           {},
+           true,
+           {.answer = types::list(types::object()), .query = {"model"}}},
           {"POST",
            "/lora-adapters",
            &kLlamaServer,
            "How much of each adapter is in answers, as a list of ids and scales",
            set_lora_adapters,
-           {}},
-          {"POST", "/infill", &kLlamaServer, "Refused: the models cannot fill in", infill, {}}};
+           {},
+           true,
+           {.example = Json::array(),
+            .body = types::list(types::object({"id", "scale"})),
+            .query = {"model"}}},
+          {"POST",
+           "/infill",
+           &kLlamaServer,
+           "Refused: the models cannot fill in",
+           infill,
+           {},
+           true,
+           never}};
 }
 
 }  // namespace qw::server::llama_server

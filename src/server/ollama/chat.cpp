@@ -38,11 +38,12 @@ const FieldTable<ChatTask>& chat_fields() {
   static const FieldTable<Task> table = [] {
     FieldTable<Task> out;
     out.push_back(honoured<Task>(
-        "messages", [](const Json& value, Task& task) { task.messages = read_messages(value); },
-        "images in them are refused; none: the model is loaded, or unloaded"));
+                      "messages",
+                      [](const Json& value, Task& task) { task.messages = read_messages(value); },
+                      "images in them are refused; none: the model is loaded, or unloaded")
+                      .as(types::messages(0)));
     add_answer_fields(out);
-    out.push_back(honoured<Task>(
-        "tools", [](const Json& value, Task& task) { task.offered = to_array("tools", value); }));
+    out.push_back(list_field<Task>("tools", &Task::offered));
     return out;
   }();
   return table;
@@ -87,8 +88,18 @@ void chat(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> chat_endpoints() {
-  return {{"POST", "/api/chat", &kOllama, "The next message of a conversation", chat,
-           infos_of(chat_fields())}};
+  return {{"POST",
+           "/api/chat",
+           &kOllama,
+           "The next message of a conversation",
+           chat,
+           infos_of(chat_fields()),
+           true,
+           {.example = Json::parse(R"({"messages": [{"role": "user", "content": "Hi"}],
+                                       "stream": false, "options": {"num_predict": 1}})"),
+            .answer = types::object({"model", "created_at", "message", "done"}),
+            .stream_type = "application/x-ndjson",
+            .generates = true}}};
 }
 
 }  // namespace qw::server::ollama

@@ -96,6 +96,10 @@ std::optional<double> go_duration(std::string_view text) {
 
 }  // namespace
 
+Json keep_alive_schema() {
+  return types::any_of({types::number(), types::string()});
+}
+
 KeepAlive read_keep_alive(const Json& value) {
   std::optional<double> seconds;
   if (value.is_number()) seconds = value.get<double>();
@@ -212,6 +216,7 @@ void AnswerListener::on_end(const GenerationResult& result) {
   line["done"] = true;
   line["done_reason"] = client_name_of(completion.finish_reason);
   put_end(line, prompt);
+  if (!result.receipt.is_null()) line["receipt"] = result.receipt;
   const auto ns_between = [](auto from, auto to) {
     return duration_cast<nanoseconds>(to - from).count();
   };

@@ -36,6 +36,8 @@ struct KeepAlive {
   std::optional<std::chrono::seconds> duration;  // nullopt: for ever
 };
 KeepAlive read_keep_alive(const Json& value);
+/// What that may be.
+Json keep_alive_schema();
 
 /// What /api/generate and /api/chat have in common.
 struct AnswerTask : GenerationTask {
@@ -127,15 +129,20 @@ template <typename Task>
 void add_answer_fields(FieldTable<Task>& table) {
   table.push_back(string_field<Task>("model", &Task::model));
   table.push_back(flag_field<Task>("stream", &Task::stream, "true by default"));
-  table.push_back(honoured<Task>(
-      "keep_alive", [](const Json& value, Task& task) { task.keep_alive = read_keep_alive(value); },
-      "until the model is unloaded; 0 unloads it after the answer"));
+  table.push_back(
+      honoured<Task>(
+          "keep_alive",
+          [](const Json& value, Task& task) { task.keep_alive = read_keep_alive(value); },
+          "until the model is unloaded; 0 unloads it after the answer")
+          .as(keep_alive_schema()));
   table.push_back(flag_field<Task>("logprobs", &Task::logprobs));
   table.push_back(integer_field<Task>("top_logprobs", &Task::top_logprobs, 0, "with logprobs"));
   add_option_fields(table);
+  add_server_fields(table);
   table.push_back(honoured<Task>(
-      "format", [](const Json& value, Task& task) { read_format(value, task); },
-      "json, or a JSON schema, whose parts are listed in the docs"));
+                      "format", [](const Json& value, Task& task) { read_format(value, task); },
+                      "json, or a JSON schema, whose parts are listed in the docs")
+                      .as(types::any_of({types::choice({"", "json"}), types::object()})));
   table.push_back(ignored<Task>("think", "these models do not reason apart"));
   table.push_back(ignored<Task>("truncate", "a prompt that does not fit is refused, never cut"));
   table.push_back(ignored<Task>("shift", "an answer ends where the context does"));

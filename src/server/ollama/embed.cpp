@@ -23,15 +23,12 @@ FieldTable<EmbedTask> fields(const std::string& input) {
             for (const std::string& text : to_strings(input, value))
               task.inputs.push_back({text, {}, false});
           },
-          input == "input" ? "a text or a list of texts" : ""),
-      honoured<Task>(
-          "dimensions",
-          [](const Json& value, Task& task) {
-            task.dimensions = to_integer("dimensions", value, 1);
-          },
-          "the first so many, normalised anew"),
+          input == "input" ? "a text or a list of texts" : "")
+          .as(types::strings()),
+      integer_field<Task>("dimensions", &Task::dimensions, 1, "the first so many, normalised anew"),
       honoured<Task>("keep_alive", [](const Json& value,
-                                      Task& task) { task.keep_alive = read_keep_alive(value); }),
+                                      Task& task) { task.keep_alive = read_keep_alive(value); })
+          .as(keep_alive_schema()),
       ignored<Task>("truncate", "a text that does not fit is refused, never cut"),
       ignored<Task>("options", "how the server computes is set when it starts"),
   };
@@ -83,9 +80,24 @@ void embed_prompt(const std::shared_ptr<Call>& call) {
 
 std::vector<Endpoint> embedding_endpoints() {
   return {
-      {"POST", "/api/embed", &kOllama, "Vectors of texts", embed_texts, infos_of(embed_fields())},
-      {"POST", "/api/embeddings", &kOllama, "The vector of a text", embed_prompt,
-       infos_of(embeddings_fields())}};
+      {"POST",
+       "/api/embed",
+       &kOllama,
+       "Vectors of texts",
+       embed_texts,
+       infos_of(embed_fields()),
+       true,
+       {.example = {{"input", "Hi"}},
+        .answer = types::object({"model", "embeddings"}),
+        .generates = true}},
+      {"POST",
+       "/api/embeddings",
+       &kOllama,
+       "The vector of a text",
+       embed_prompt,
+       infos_of(embeddings_fields()),
+       true,
+       {.example = {{"prompt", "Hi"}}, .answer = types::object({"embedding"}), .generates = true}}};
 }
 
 }  // namespace qw::server::ollama

@@ -23,9 +23,8 @@ const FieldTable<GenerateTask>& generate_fields() {
         string_field<Task>("prompt", &Task::prompt, "none: the model is loaded, or unloaded"));
     out.push_back(string_field<Task>("system", &Task::system));
     out.push_back(flag_field<Task>("raw", &Task::raw, "the prompt as it is, without a template"));
-    out.push_back(honoured<Task>(
-        "context", [](const Json& value, Task& task) { task.context = to_ids("context", value); },
-        "what an earlier answer gave, to go on from there"));
+    out.push_back(ids_field<Task>("context", &Task::context,
+                                  "what an earlier answer gave, to go on from there"));
     add_answer_fields(out);
     out.push_back(refused<Task>(
         "template", "a request cannot bring a template; raw takes a prompt that is complete"));
@@ -145,8 +144,18 @@ void generate_text(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> generate_endpoints() {
-  return {{"POST", "/api/generate", &kOllama, "What follows a prompt", generate_text,
-           infos_of(generate_fields())}};
+  return {{"POST",
+           "/api/generate",
+           &kOllama,
+           "What follows a prompt",
+           generate_text,
+           infos_of(generate_fields()),
+           true,
+           {.example =
+                Json::parse(R"({"prompt": "Hi", "stream": false, "options": {"num_predict": 1}})"),
+            .answer = types::object({"model", "created_at", "response", "done"}),
+            .stream_type = "application/x-ndjson",
+            .generates = true}}};
 }
 
 }  // namespace qw::server::ollama

@@ -199,14 +199,40 @@ std::vector<Endpoint> model_endpoints() {
       {"GET", "/api/tags", &kOllama, "The models there are", tags, {}},
       {"GET", "/api/ps", &kOllama, "The models that are loaded", ps, {}},
       {"GET", "/api/version", &kOllama, "The program's version", version, {}},
-      {"POST", "/api/show", &kOllama, "What a model is", show, infos_of(show_fields())},
-      {"POST", "/api/pull", &kOllama, "Succeeds for a model that is served; downloads nothing",
-       pull, infos_of(pull_fields())},
+      {"POST",
+       "/api/show",
+       &kOllama,
+       "What a model is",
+       show,
+       infos_of(show_fields()),
+       true,
+       {.example = {{"verbose", false}}}},
+      {"POST",
+       "/api/pull",
+       &kOllama,
+       "Succeeds for a model that is served; downloads nothing",
+       pull,
+       infos_of(pull_fields()),
+       true,
+       {.example = {{"model", ""}}}},
   };
   for (const char* path : {"/api/push", "/api/create", "/api/copy"})
-    all.push_back({"POST", path, &kOllama, "Refused: models are set at start", refuse_change, {}});
-  all.push_back(
-      {"DELETE", "/api/delete", &kOllama, "Refused: models are set at start", refuse_change, {}});
+    all.push_back({"POST",
+                   path,
+                   &kOllama,
+                   "Refused: models are set at start",
+                   refuse_change,
+                   {},
+                   true,
+                   {.always_refused = true}});
+  all.push_back({"DELETE",
+                 "/api/delete",
+                 &kOllama,
+                 "Refused: models are set at start",
+                 refuse_change,
+                 {},
+                 true,
+                 {.always_refused = true}});
   return all;
 }
 

@@ -1,4 +1,6 @@
 // POST /v1/chat/completions.
+#include <algorithm>
+
 #include "server/generation/grammar_fields.h"
 #include "server/generation/messages.h"
 #include "server/generation/sampling_fields.h"
@@ -22,65 +24,62 @@ struct ChatTask : GenerationTask {
 };
 
 void add_request_fields(FieldTable<ChatTask>& table) {
-  table.push_back(honoured<ChatTask>(
-      "model", [](const Json& value, ChatTask& task) { task.model = to_string("model", value); }));
-  table.push_back(honoured<ChatTask>(
-      "messages", [](const Json& value, ChatTask& task) { task.messages = plain_messages(value); },
-      "text parts; images and audio are refused"));
+  table.push_back(string_field<ChatTask>("model", &ChatTask::model));
+  table.push_back(
+      honoured<ChatTask>(
+          "messages",
+          [](const Json& value, ChatTask& task) { task.messages = plain_messages(value); },
+          "text parts; images and audio are refused")
+          .as(types::messages())
+          .must());
   for (const char* name : {"max_completion_tokens", "max_tokens"})
     table.push_back(parameter_field<ChatTask>(name, "max_new_tokens"));
-  table.push_back(honoured<ChatTask>("stream", [](const Json& value, ChatTask& task) {
-    task.stream.stream = to_bool("stream", value);
-  }));
+  table.push_back(flag_field<ChatTask>(
+      "stream", [](ChatTask & t) -> auto& { return t.stream.stream; }));
   table.push_back(honoured<ChatTask>("stream_options", [](const Json& value, ChatTask& task) {
-    read_stream_options(value, task.stream);
-  }));
-  table.push_back(honoured<ChatTask>("logprobs", [](const Json& value, ChatTask& task) {
-    task.logprobs = to_bool("logprobs", value);
-  }));
-  table.push_back(honoured<ChatTask>(
-      "top_logprobs",
-      [](const Json& value, ChatTask& task) {
-        task.top_logprobs = to_integer("top_logprobs", value, 0);
-      },
-      "with logprobs; no limit but the vocabulary"));
+                    read_stream_options(value, task.stream);
+                  }).as(types::object()));
+  table.push_back(flag_field<ChatTask>("logprobs", &ChatTask::logprobs));
+  table.push_back(integer_field<ChatTask>("top_logprobs", &ChatTask::top_logprobs, 0,
+                                          "with logprobs; no limit but the vocabulary"));
 }
 
 void add_tool_fields(FieldTable<ChatTask>& table) {
-  table.push_back(honoured<ChatTask>("tools", [](const Json& value, ChatTask& task) {
-    task.tool_task.tools = to_array("tools", value);
-  }));
+  table.push_back(list_field<ChatTask>(
+      "tools", [](ChatTask & t) -> auto& { return t.tool_task.tools; }));
   table.push_back(honoured<ChatTask>("tool_choice", [](const Json& value, ChatTask& task) {
-    task.tool_task.choice = read_tool_choice("tool_choice", value);
-  }));
-  table.push_back(honoured<ChatTask>("parallel_tool_calls", [](const Json& value, ChatTask& task) {
-    task.tool_task.parallel_tool_calls = to_bool("parallel_tool_calls", value);
-  }));
-  table.push_back(honoured<ChatTask>(
-      "tool_format",
-      [](const Json& value, ChatTask& task) {
-        task.tool_task.format = to_string("tool_format", value);
-      },
-      "qwen, react or hermes; by default the model's"));
+                    task.tool_task.choice = read_tool_choice("tool_choice", value);
+                  }).as(tool_choice_schema()));
+  table.push_back(flag_field<ChatTask>(
+      "parallel_tool_calls",
+      [](ChatTask & t) -> auto& { return t.tool_task.parallel_tool_calls; }));
+  std::vector<std::string> formats = {""};
+  for (const std::string_view name : tool_format_names())
+    formats.emplace_back(name);
+  const auto read_format = [formats](const Json& value, ChatTask& task) {
+    task.tool_task.format = to_string("tool_format", value);
+    if (std::ranges::find(formats, task.tool_task.format) == formats.end())
+      refuse_field("tool_format", "expected qwen, react or hermes, got {}", shown(value));
+  };
+  table.push_back(honoured<ChatTask>("tool_format", read_format,
+                                     "qwen, react or hermes; by default the model's")
+                      .as(types::choice(formats)));
 }
 
 void add_template_fields(FieldTable<ChatTask>& table) {
-  table.push_back(honoured<ChatTask>("add_generation_prompt", [](const Json& value, ChatTask& t) {
-    t.tool_task.add_generation_prompt = to_bool("add_generation_prompt", value);
-  }));
+  table.push_back(flag_field<ChatTask>(
+      "add_generation_prompt",
+      [](ChatTask & t) -> auto& { return t.tool_task.add_generation_prompt; }));
   table.push_back(honoured<ChatTask>("continue_final_message", [](const Json& value, ChatTask& t) {
-    t.tool_task.continue_final_message = to_bool("continue_final_message", value);
-    if (t.tool_task.continue_final_message) t.tool_task.add_generation_prompt = false;
-  }));
-  table.push_back(honoured<ChatTask>(
-      "echo", [](const Json& value, ChatTask& task) { task.echo = to_bool("echo", value); },
+                    t.tool_task.continue_final_message = to_bool("continue_final_message", value);
+                    if (t.tool_task.continue_final_message)
+                      t.tool_task.add_generation_prompt = false;
+                  }).as(types::boolean()));
+  table.push_back(flag_field<ChatTask>(
+      "echo", &ChatTask::echo,
       "the final message's text before the answer, with continue_final_message"));
-  table.push_back(honoured<ChatTask>("documents", [](const Json& value, ChatTask& task) {
-    task.documents = to_array("documents", value);
-  }));
-  table.push_back(honoured<ChatTask>("chat_template_kwargs", [](const Json& value, ChatTask& t) {
-    t.template_variables = to_object("chat_template_kwargs", value);
-  }));
+  table.push_back(list_field<ChatTask>("documents", &ChatTask::documents));
+  table.push_back(object_field<ChatTask>("chat_template_kwargs", &ChatTask::template_variables));
 }
 
 void add_other_fields(FieldTable<ChatTask>& table) {
@@ -89,7 +88,9 @@ void add_other_fields(FieldTable<ChatTask>& table) {
   table.push_back(refused<ChatTask>("audio", "these models read and write text only"));
   table.push_back(refused<ChatTask>("web_search_options", "the server does not search the web"));
   table.push_back(refused<ChatTask>("chat_template", "a request cannot bring a template"));
-  for (const char* name : {"user", "safety_identifier", "prompt_cache_key", "metadata", "store"})
+  for (const char* name : {"user", "safety_identifier"})
+    table.push_back(user_field<ChatTask>(name));
+  for (const char* name : {"prompt_cache_key", "metadata", "store"})
     table.push_back(ignored<ChatTask>(name, "nothing is kept about users"));
   table.push_back(ignored<ChatTask>("service_tier", "there is one"));
   table.push_back(ignored<ChatTask>("reasoning_effort", "these models do not reason apart"));
@@ -106,6 +107,7 @@ const FieldTable<ChatTask>& chat_fields() {
     add_grammar_fields(out);
     add_tool_fields(out);
     add_template_fields(out);
+    add_server_fields(out);
     add_other_fields(out);
     return out;
   }();
@@ -159,6 +161,7 @@ class WholeChat : public ChatListener {
     if (!prompt.prompt_logprobs.empty())
       answer["prompt_logprobs"] =
           prompt_logprobs(prompt.prompt_logprobs, model_->files().tokenizer.get());
+    if (!result.receipt.is_null()) answer["receipt"] = result.receipt;
     call_->respond(std::move(answer));
   }
 
@@ -232,10 +235,11 @@ class StreamedChat : public ChatListener {
   }
 
   void on_end(const GenerationResult& result) override {
-    if (task_.stream.include_usage) {
+    if (task_.stream.include_usage || !result.receipt.is_null()) {
       Json chunk = head("chat.completion.chunk");
       chunk["choices"] = Json::array();
-      chunk["usage"] = usage(result);
+      if (task_.stream.include_usage) chunk["usage"] = usage(result);
+      if (!result.receipt.is_null()) chunk["receipt"] = result.receipt;
       call_->write(sse(chunk));
     }
     end();
@@ -325,8 +329,18 @@ void chat(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> chat_endpoints() {
-  return {{"POST", "/v1/chat/completions", &kOpenAi, "The next message of a conversation", chat,
-           infos_of(chat_fields())}};
+  return {{"POST",
+           "/v1/chat/completions",
+           &kOpenAi,
+           "The next message of a conversation",
+           chat,
+           infos_of(chat_fields()),
+           true,
+           {.example = Json::parse(
+                R"({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})"),
+            .answer = types::object({"id", "object", "created", "model", "choices", "usage"}),
+            .stream_type = "text/event-stream",
+            .generates = true}}};
 }
 
 }  // namespace qw::server::openai

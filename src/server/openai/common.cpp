@@ -13,8 +13,8 @@ const Dialect kOpenAi{"openai", error_body};
 
 std::vector<Endpoint> endpoints() {
   std::vector<Endpoint> all;
-  for (auto make : {chat_endpoints, completion_endpoints, embedding_endpoints, model_endpoints,
-                    adapter_endpoints, response_endpoints}) {
+  for (auto make : {chat_endpoints, classify_endpoints, completion_endpoints, embedding_endpoints,
+                    model_endpoints, adapter_endpoints, response_endpoints}) {
     for (Endpoint& endpoint : make())
       all.push_back(std::move(endpoint));
   }

@@ -44,6 +44,7 @@ void read_stream_options(const Json& value, StreamOptions& options);
 std::vector<const Completion*> best_answers(const RequestResult& result, int64_t n);
 
 std::vector<Endpoint> chat_endpoints();
+std::vector<Endpoint> classify_endpoints();
 std::vector<Endpoint> completion_endpoints();
 std::vector<Endpoint> embedding_endpoints();
 std::vector<Endpoint> model_endpoints();

@@ -26,37 +26,32 @@ const FieldTable<CompletionTask>& completion_fields() {
   using Task = CompletionTask;
   static const FieldTable<Task> table = [] {
     FieldTable<Task> out;
-    out.push_back(honoured<Task>(
-        "model", [](const Json& value, Task& task) { task.model = to_string("model", value); }));
-    out.push_back(honoured<Task>(
-        "prompt", [](const Json& value, Task& task) { task.prompts = to_prompts("prompt", value); },
-        "a text, a list of texts, of ids, or of lists of ids"));
-    out.push_back(honoured<Task>(
-        "max_tokens",
-        [](const Json& value, Task& task) { task.max_tokens = to_integer("max_tokens", value, 0); },
-        "16 by default; 0 with echo gives the prompt's log-probabilities"));
-    out.push_back(honoured<Task>(
-        "echo", [](const Json& value, Task& task) { task.echo = to_bool("echo", value); }));
-    out.push_back(honoured<Task>("logprobs", [](const Json& value, Task& task) {
-      task.logprobs = to_integer("logprobs", value, 0);
-    }));
-    out.push_back(honoured<Task>("best_of", [](const Json& value, Task& task) {
-      task.best_of = to_integer("best_of", value, 1, 128);
-    }));
-    out.push_back(honoured<Task>("stream", [](const Json& value, Task& task) {
-      task.stream.stream = to_bool("stream", value);
-    }));
+    out.push_back(string_field<Task>("model", &Task::model));
+    out.push_back(
+        honoured<Task>(
+            "prompt",
+            [](const Json& value, Task& task) { task.prompts = to_prompts("prompt", value); },
+            "a text, a list of texts, of ids, or of lists of ids")
+            .as(types::prompts())
+            .must());
+    out.push_back(
+        integer_field<Task>("max_tokens", &Task::max_tokens, 0,
+                            "16 by default; 0 with echo gives the prompt's log-probabilities"));
+    out.push_back(flag_field<Task>("echo", &Task::echo));
+    out.push_back(integer_field<Task>("logprobs", &Task::logprobs, 0));
+    out.push_back(integer_field<Task>("best_of", &Task::best_of, 1, 128));
+    out.push_back(flag_field<Task>(
+        "stream", [](Task & t) -> auto& { return t.stream.stream; }));
     out.push_back(honoured<Task>("stream_options", [](const Json& value, Task& task) {
-      read_stream_options(value, task.stream);
-    }));
-    out.push_back(honoured<Task>("add_special_tokens", [](const Json& value, Task& task) {
-      task.add_special_tokens = to_bool("add_special_tokens", value);
-    }));
+                    read_stream_options(value, task.stream);
+                  }).as(types::object()));
+    out.push_back(flag_field<Task>("add_special_tokens", &Task::add_special_tokens));
     add_openai_sampling_fields(out);
     add_extra_sampling_fields(out);
     add_grammar_fields(out);
     out.push_back(refused<Task>("suffix", "these models were not trained to fill in the middle"));
-    out.push_back(ignored<Task>("user", "nothing is kept about users"));
+    out.push_back(user_field<Task>("user"));
+    add_server_fields(out);
     return out;
   }();
   return table;
@@ -156,6 +151,7 @@ class WholeCompletion : public CompletionListener {
     answer["choices"] = std::move(choices);
     const int64_t n_generated = task_.max_tokens == 0 ? 0 : result.n_generated_tokens();
     answer["usage"] = usage(result.n_prompt_tokens(), n_generated, result.n_cached_tokens());
+    if (!result.receipt.is_null()) answer["receipt"] = result.receipt;
     call_->respond(std::move(answer));
   }
 
@@ -226,10 +222,11 @@ class StreamedCompletion : public CompletionListener {
   }
 
   void on_end(const GenerationResult& result) override {
-    if (task_.stream.include_usage) {
+    if (task_.stream.include_usage || !result.receipt.is_null()) {
       Json chunk = head();
       chunk["choices"] = Json::array();
-      chunk["usage"] = usage(result);
+      if (task_.stream.include_usage) chunk["usage"] = usage(result);
+      if (!result.receipt.is_null()) chunk["receipt"] = result.receipt;
       call_->write(sse(chunk));
     }
     end();
@@ -292,8 +289,17 @@ void complete(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> completion_endpoints() {
-  return {{"POST", "/v1/completions", &kOpenAi, "What follows a prompt", complete,
-           infos_of(completion_fields())}};
+  return {{"POST",
+           "/v1/completions",
+           &kOpenAi,
+           "What follows a prompt",
+           complete,
+           infos_of(completion_fields()),
+           true,
+           {.example = {{"prompt", "Hi"}, {"max_tokens", 1}},
+            .answer = types::object({"id", "object", "created", "model", "choices", "usage"}),
+            .stream_type = "text/event-stream",
+            .generates = true}}};
 }
 
 }  // namespace qw::server::openai

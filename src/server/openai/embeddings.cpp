@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "server/generation/embed.h"
+#include "server/generation/sampling_fields.h"
 #include "server/openai/common.h"
 #include "server/service.h"
 
@@ -13,15 +14,10 @@ namespace {
 
 template <typename Task>
 void add_common_fields(FieldTable<Task>& table) {
-  table.push_back(honoured<Task>(
-      "model", [](const Json& value, Task& task) { task.model = to_string("model", value); }));
-  table.push_back(honoured<Task>("truncate_prompt_tokens", [](const Json& value, Task& task) {
-    task.truncate_prompt_tokens = to_integer("truncate_prompt_tokens", value, 1);
-  }));
-  table.push_back(honoured<Task>("add_special_tokens", [](const Json& value, Task& task) {
-    task.add_special_tokens = to_bool("add_special_tokens", value);
-  }));
-  table.push_back(ignored<Task>("user", "nothing is kept about users"));
+  table.push_back(string_field<Task>("model", &Task::model));
+  table.push_back(integer_field<Task>("truncate_prompt_tokens", &Task::truncate_prompt_tokens, 1));
+  table.push_back(flag_field<Task>("add_special_tokens", &Task::add_special_tokens));
+  table.push_back(user_field<Task>("user"));
 }
 
 // ---- embeddings --------------------------------------------------------------------------------
@@ -35,21 +31,21 @@ const FieldTable<EmbeddingsTask>& embedding_fields() {
   static const FieldTable<Task> table = [] {
     FieldTable<Task> out;
     add_common_fields(out);
-    out.push_back(honoured<Task>(
-        "input", [](const Json& value, Task& task) { task.inputs = to_prompts("input", value); }));
+    out.push_back(
+        honoured<Task>("input", [](const Json& value,
+                                   Task& task) { task.inputs = to_prompts("input", value); })
+            .as(types::prompts())
+            .must());
     out.push_back(honoured<Task>("encoding_format", [](const Json& value, Task& task) {
-      const std::string format = to_string("encoding_format", value);
-      if (format != "float" && format != "base64")
-        refuse_field("encoding_format", "expected float or base64, got '{}'", printable(format));
-      task.base64 = format == "base64";
-    }));
-    out.push_back(honoured<Task>(
-        "dimensions",
-        [](const Json& value, Task& task) { task.dimensions = to_integer("dimensions", value, 1); },
-        "the first so many, normalised anew"));
-    out.push_back(honoured<Task>("normalize", [](const Json& value, Task& task) {
-      task.normalize = to_bool("normalize", value);
-    }));
+                    const std::string format = to_string("encoding_format", value);
+                    if (format != "float" && format != "base64")
+                      refuse_field("encoding_format", "expected float or base64, got '{}'",
+                                   printable(format));
+                    task.base64 = format == "base64";
+                  }).as(types::choice({"float", "base64"})));
+    out.push_back(integer_field<Task>("dimensions", &Task::dimensions, 1,
+                                      "the first so many, normalised anew"));
+    out.push_back(flag_field<Task>("normalize", &Task::normalize));
     return out;
   }();
   return table;
@@ -115,12 +111,13 @@ const FieldTable<ScoreTask>& score_fields() {
     FieldTable<Task> out;
     add_common_fields(out);
     for (const char* name : {"text_1", "queries"})
-      out.push_back(honoured<Task>(
-          name, [name](const Json& value, Task& task) { task.queries = to_prompts(name, value); }));
+      out.push_back(honoured<Task>(name, [name](const Json& value, Task& task) {
+                      task.queries = to_prompts(name, value);
+                    }).as(types::prompts()));
     for (const char* name : {"text_2", "items", "documents"})
       out.push_back(honoured<Task>(name, [name](const Json& value, Task& task) {
-        task.documents = to_prompts(name, value);
-      }));
+                      task.documents = to_prompts(name, value);
+                    }).as(types::prompts()));
     return out;
   }();
   return table;
@@ -156,21 +153,24 @@ const FieldTable<ScoreTask>& rerank_fields() {
   static const FieldTable<Task> table = [] {
     FieldTable<Task> out;
     add_common_fields(out);
-    out.push_back(honoured<Task>("query", [](const Json& value, Task& task) {
-      task.queries = {{to_string("query", value), {}, false}};
-    }));
-    out.push_back(honoured<Task>("documents", [](const Json& value, Task& task) {
-      for (const Json& item : to_array("documents", value)) {
-        const Json& text = item.is_object() ? item.value("text", Json()) : item;
-        task.documents.push_back({to_string("documents", text), {}, false});
-      }
-    }));
-    out.push_back(honoured<Task>(
-        "top_n", [](const Json& value, Task& task) { task.top_n = to_integer("top_n", value, 0); },
-        "0: all"));
-    out.push_back(honoured<Task>("return_documents", [](const Json& value, Task& task) {
-      task.return_documents = to_bool("return_documents", value);
-    }));
+    out.push_back(honoured<Task>("query",
+                                 [](const Json& value, Task& task) {
+                                   task.queries = {{to_string("query", value), {}, false}};
+                                 })
+                      .as(types::string())
+                      .must());
+    out.push_back(
+        honoured<Task>("documents",
+                       [](const Json& value, Task& task) {
+                         for (const Json& item : to_array("documents", value)) {
+                           const Json& text = item.is_object() ? item.value("text", Json()) : item;
+                           task.documents.push_back({to_string("documents", text), {}, false});
+                         }
+                       })
+            .as(types::list(types::any_of({types::string(), types::object()})))
+            .must());
+    out.push_back(integer_field<Task>("top_n", &Task::top_n, 0, "0: all"));
+    out.push_back(flag_field<Task>("return_documents", &Task::return_documents));
     return out;
   }();
   return table;
@@ -206,14 +206,38 @@ void rerank(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> embedding_endpoints() {
-  std::vector<Endpoint> out = {{"POST", "/v1/embeddings", &kOpenAi, "Vectors of texts", embeddings,
-                                infos_of(embedding_fields())}};
+  std::vector<Endpoint> out = {{"POST",
+                                "/v1/embeddings",
+                                &kOpenAi,
+                                "Vectors of texts",
+                                embeddings,
+                                infos_of(embedding_fields()),
+                                true,
+                                {.example = {{"input", "Hi"}},
+                                 .answer = types::object({"object", "data", "model", "usage"}),
+                                 .generates = true}}};
   for (const char* path : {"/score", "/v1/score"})
-    out.push_back({"POST", path, &kOpenAi, "How alike texts are, by the cosine of their vectors",
-                   score, infos_of(score_fields())});
+    out.push_back({"POST",
+                   path,
+                   &kOpenAi,
+                   "How alike texts are, by the cosine of their vectors",
+                   score,
+                   infos_of(score_fields()),
+                   true,
+                   {.example = {{"text_1", "Hi"}, {"text_2", "Hello"}},
+                    .answer = types::object({"id", "object", "data", "model", "usage"}),
+                    .generates = true}});
   for (const char* path : {"/rerank", "/v1/rerank", "/v2/rerank"})
-    out.push_back({"POST", path, &kOpenAi, "Documents in order of likeness to a query", rerank,
-                   infos_of(rerank_fields())});
+    out.push_back({"POST",
+                   path,
+                   &kOpenAi,
+                   "Documents in order of likeness to a query",
+                   rerank,
+                   infos_of(rerank_fields()),
+                   true,
+                   {.example = {{"query", "Hi"}, {"documents", {"Hello"}}},
+                    .answer = types::object({"id", "model", "results", "usage"}),
+                    .generates = true}});
   return out;
 }
 

@@ -33,8 +33,22 @@ void show(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> model_endpoints() {
-  return {{"GET", "/v1/models", &kOpenAi, "The models there are", list, {}},
-          {"GET", "/v1/models/{model...}", &kOpenAi, "One of them", show, {}}};
+  return {{"GET",
+           "/v1/models",
+           &kOpenAi,
+           "The models there are",
+           list,
+           {},
+           true,
+           {.answer = types::object({"object", "data"})}},
+          {"GET",
+           "/v1/models/{model...}",
+           &kOpenAi,
+           "One of them",
+           show,
+           {},
+           true,
+           {.answer = types::object({"id", "object", "created", "owned_by"})}}};
 }
 
 }  // namespace qw::server::openai

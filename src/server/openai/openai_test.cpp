@@ -185,12 +185,12 @@ TEST_F(OpenAi, NamesTheFieldThatIsWrong) {
 TEST_F(OpenAi, ListsWhatItIgnores) {
   ordered_json body = chat_body("Hi");
   body["no_such_field"] = 1;
-  body["user"] = "somebody";
+  body["verbosity"] = "low";
   body["store"] = false;  // asks for nothing
   const ordered_json answer = running_->post("/v1/chat/completions", body);
   ASSERT_EQ(answer["warnings"].size(), 2u) << answer.dump();
   EXPECT_THAT(answer["warnings"][0], HasSubstr("no_such_field"));
-  EXPECT_THAT(answer["warnings"][1], HasSubstr("user"));
+  EXPECT_THAT(answer["warnings"][1], HasSubstr("verbosity"));
 }
 
 TEST_F(OpenAi, TokenizesAndBack) {

@@ -64,51 +64,49 @@ const FieldTable<ResponsesTask>& fields() {
   using Task = ResponsesTask;
   static const FieldTable<Task> table = [] {
     FieldTable<Task> out;
+    out.push_back(string_field<Task>("model", &Task::model));
     out.push_back(honoured<Task>(
-        "model", [](const Json& value, Task& task) { task.model = to_string("model", value); }));
-    out.push_back(honoured<Task>(
-        "input", [](const Json& value, Task& task) { task.input = value; },
-        "a text, or messages, function calls and their outputs"));
-    out.push_back(honoured<Task>("instructions", [](const Json& value, Task& task) {
-      task.instructions = to_string("instructions", value);
-    }));
+                      "input", [](const Json& value, Task& task) { task.input = value; },
+                      "a text, or messages, function calls and their outputs")
+                      .as(types::any_of({types::string(), types::list(types::object())}))
+                      .must());
+    out.push_back(string_field<Task>("instructions", &Task::instructions));
     out.push_back(parameter_field<Task>("max_output_tokens", "max_new_tokens"));
     out.push_back(parameter_field<Task>("temperature", "temperature"));
     out.push_back(parameter_field<Task>("top_p", "top_p"));
     out.push_back(honoured<Task>("seed", [](const Json& value, Task& task) {
-      task.seed = static_cast<uint64_t>(to_integer("seed", value));
-    }));
-    out.push_back(honoured<Task>(
-        "stream", [](const Json& value, Task& task) { task.stream = to_bool("stream", value); }));
+                    task.seed = static_cast<uint64_t>(to_integer("seed", value));
+                  }).as(types::integer()));
+    out.push_back(flag_field<Task>("stream", &Task::stream));
     out.push_back(honoured<Task>("tools", [](const Json& value, Task& task) {
-      task.tools = value;
-      task.tool_task.tools = chat_tools(value);
-    }));
+                    task.tools = value;
+                    task.tool_task.tools = chat_tools(value);
+                  }).as(types::list(types::object())));
     out.push_back(honoured<Task>("tool_choice", [](const Json& value, Task& task) {
-      task.tool_choice = value;
-      task.tool_task.choice = choice_of(value);
-    }));
-    out.push_back(honoured<Task>("parallel_tool_calls", [](const Json& value, Task& task) {
-      task.tool_task.parallel_tool_calls = to_bool("parallel_tool_calls", value);
-    }));
-    out.push_back(honoured<Task>("text", read_text_format, "format; verbosity has no effect"));
-    out.push_back(honoured<Task>(
-        "metadata",
-        [](const Json& value, Task& task) { task.metadata = to_object("metadata", value); },
-        "given back"));
+                    task.tool_choice = value;
+                    task.tool_task.choice = choice_of(value);
+                  }).as(tool_choice_schema()));
+    out.push_back(flag_field<Task>(
+        "parallel_tool_calls", [](Task & t) -> auto& { return t.tool_task.parallel_tool_calls; }));
+    out.push_back(honoured<Task>("text", read_text_format, "format; verbosity has no effect")
+                      .as(types::object()));
+    out.push_back(object_field<Task>("metadata", &Task::metadata, "given back"));
     out.push_back(honoured<Task>("truncation", [](const Json& value, Task&) {
-      if (value != "disabled")
-        refuse_field("truncation", "expected disabled, got {} (nothing is cut in silence)",
-                     shown(value));
-    }));
+                    if (value != "disabled")
+                      refuse_field("truncation",
+                                   "expected disabled, got {} (nothing is cut in silence)",
+                                   shown(value));
+                  }).as(types::choice({"disabled"})));
     out.push_back(
         refused<Task>("previous_response_id", "nothing is stored: send the conversation"));
     out.push_back(refused<Task>("conversation", "nothing is stored: send the conversation"));
     out.push_back(refused<Task>("background", "an answer belongs to its connection"));
     out.push_back(refused<Task>("prompt", "there are no stored prompts"));
     out.push_back(ignored<Task>("store", "nothing is stored"));
-    for (const char* name : {"user", "safety_identifier", "prompt_cache_key"})
-      out.push_back(ignored<Task>(name, "nothing is kept about users"));
+    for (const char* name : {"user", "safety_identifier"})
+      out.push_back(user_field<Task>(name));
+    out.push_back(ignored<Task>("prompt_cache_key", "nothing is kept about users"));
+    add_server_fields(out);
     out.push_back(ignored<Task>("reasoning", "these models do not reason apart"));
     out.push_back(ignored<Task>("include", "there is nothing more to include"));
     out.push_back(ignored<Task>("service_tier", "there is one"));
@@ -213,8 +211,10 @@ class ResponsesListener : public GenerationListener {
                         {"output_tokens", result.n_generated_tokens()},
                         {"output_tokens_details", {{"reasoning_tokens", 0}}},
                         {"total_tokens", result.n_prompt_tokens() + result.n_generated_tokens()}};
-    return response(cut ? "incomplete" : "completed", std::move(output), usage,
-                    std::move(incomplete));
+    Json json =
+        response(cut ? "incomplete" : "completed", std::move(output), usage, std::move(incomplete));
+    if (!result.receipt.is_null()) json["receipt"] = result.receipt;
+    return json;
   }
 
   std::shared_ptr<Call> call_;
@@ -369,8 +369,17 @@ void respond(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> response_endpoints() {
-  return {{"POST", "/v1/responses", &kOpenAi, "The next message of a conversation, newer form",
-           respond, infos_of(fields())}};
+  return {{"POST",
+           "/v1/responses",
+           &kOpenAi,
+           "The next message of a conversation, newer form",
+           respond,
+           infos_of(fields()),
+           true,
+           {.example = {{"input", "Hi"}, {"max_output_tokens", 1}},
+            .answer = types::object({"id", "object", "created_at", "status", "model", "output"}),
+            .stream_type = "text/event-stream",
+            .generates = true}}};
 }
 
 }  // namespace qw::server::openai

@@ -34,48 +34,55 @@ const Json& same_for_all(std::string_view name, const Json& value) {
   return value[0];
 }
 
+Json same_for_all(const Json& one) {
+  return types::any_of({one, types::list(one)});
+}
+
 void add_prompt_fields(FieldTable<GenerateTask>& table) {
   using Task = GenerateTask;
   table.push_back(string_field<Task>("model", &Task::model, "not SGLang's: one of several models"));
   table.push_back(honoured<Task>(
-      "text",
-      [](const Json& value, Task& task) {
-        for (const std::string& text : to_strings("text", value))
-          task.prompts.push_back({text, {}, false});
-        task.is_list = task.is_list || value.is_array();
-      },
-      "a text or a list of texts"));
+                      "text",
+                      [](const Json& value, Task& task) {
+                        for (const std::string& text : to_strings("text", value))
+                          task.prompts.push_back({text, {}, false});
+                        task.is_list = task.is_list || value.is_array();
+                      },
+                      "a text or a list of texts")
+                      .as(types::strings()));
   table.push_back(honoured<Task>(
-      "input_ids",
-      [](const Json& value, Task& task) {
-        const bool is_list = to_array("input_ids", value).empty() || value[0].is_array();
-        if (!is_list) {
-          task.prompts.push_back({"", to_ids("input_ids", value), true});
-        } else {
-          for (const Json& ids : value)
-            task.prompts.push_back({"", to_ids("input_ids", ids), true});
-        }
-        task.is_list = task.is_list || is_list;
-      },
-      "ids or a list of lists of ids"));
-  table.push_back(honoured<Task>(
-      "rid", [](const Json& value, Task& task) { task.rids = to_strings("rid", value); },
-      "given back as meta_info.id"));
+                      "input_ids",
+                      [](const Json& value, Task& task) {
+                        const bool is_list =
+                            to_array("input_ids", value).empty() || value[0].is_array();
+                        if (!is_list) {
+                          task.prompts.push_back({"", to_ids("input_ids", value), true});
+                        } else {
+                          for (const Json& ids : value)
+                            task.prompts.push_back({"", to_ids("input_ids", ids), true});
+                        }
+                        task.is_list = task.is_list || is_list;
+                      },
+                      "ids or a list of lists of ids")
+                      .as(types::any_of({types::ids(), types::list(types::ids())})));
+  table.push_back(strings_field<Task>("rid", &Task::rids, "given back as meta_info.id"));
   table.push_back(flag_field<Task>("stream", &Task::stream));
   table.push_back(honoured<Task>("return_logprob", [](const Json& value, Task& task) {
-    task.return_logprob = to_bool("return_logprob", same_for_all("return_logprob", value));
-  }));
+                    task.return_logprob =
+                        to_bool("return_logprob", same_for_all("return_logprob", value));
+                  }).as(same_for_all(types::boolean())));
   table.push_back(honoured<Task>(
-      "logprob_start_len",
-      [](const Json& value, Task& task) {
-        task.logprob_start_len =
-            to_integer("logprob_start_len", same_for_all("logprob_start_len", value), -1);
-      },
-      "-1: of the answer only"));
+                      "logprob_start_len",
+                      [](const Json& value, Task& task) {
+                        task.logprob_start_len = to_integer(
+                            "logprob_start_len", same_for_all("logprob_start_len", value), -1);
+                      },
+                      "-1: of the answer only")
+                      .as(same_for_all(types::integer(-1))));
   table.push_back(honoured<Task>("top_logprobs_num", [](const Json& value, Task& task) {
-    task.top_logprobs_num =
-        to_integer("top_logprobs_num", same_for_all("top_logprobs_num", value), 0);
-  }));
+                    task.top_logprobs_num =
+                        to_integer("top_logprobs_num", same_for_all("top_logprobs_num", value), 0);
+                  }).as(same_for_all(types::integer(0))));
   table.push_back(flag_field<Task>("return_text_in_logprobs", &Task::return_text_in_logprobs));
 }
 
@@ -87,28 +94,30 @@ void add_sampling_fields(FieldTable<GenerateTask>& table) {
                            "presence_penalty", "repetition_penalty", "ignore_eos", "logit_bias"})
     table.push_back(parameter_field<Task>(in(name), name));
   table.push_back(honoured<Task>(
-      in("top_k"),
-      [](const Json& value, Task& task) {
-        const int64_t top_k = to_integer("sampling_params.top_k", value, -1);
-        task.set("sampling_params.top_k", "top_k", std::max<int64_t>(top_k, 0));
-      },
-      "-1 or 0: off"));
+                      in("top_k"),
+                      [](const Json& value, Task& task) {
+                        const int64_t top_k = to_integer("sampling_params.top_k", value, -1);
+                        task.set("sampling_params.top_k", "top_k", std::max<int64_t>(top_k, 0));
+                      },
+                      "-1 or 0: off")
+                      .as(types::integer(-1)));
   table.push_back(stop_field<Task>(in("stop")));
   table.push_back(honoured<Task>(in("stop_token_ids"), [](const Json& value, Task& task) {
-    task.stop_token_ids = to_ids("sampling_params.stop_token_ids", value);
-  }));
+                    task.stop_token_ids = to_ids("sampling_params.stop_token_ids", value);
+                  }).as(types::ids()));
   table.push_back(seed_field<Task>(in("sampling_seed")));
   table.push_back(honoured<Task>(in("n"), [](const Json& value, Task& task) {
-    task.n = to_integer("sampling_params.n", value, 1, 128);
-  }));
+                    task.n = to_integer("sampling_params.n", value, 1, 128);
+                  }).as(types::integer(1, 128)));
   table.push_back(flag_field<Task>(in("skip_special_tokens"), &Task::skip_special_tokens));
   table.push_back(honoured<Task>(
-      in("no_stop_trim"),
-      [](const Json& value, Task& task) {
-        task.set("sampling_params.no_stop_trim", "include_stop_str_in_output",
-                 to_bool("sampling_params.no_stop_trim", value));
-      },
-      "stop strings stay in the text"));
+                      in("no_stop_trim"),
+                      [](const Json& value, Task& task) {
+                        task.set("sampling_params.no_stop_trim", "include_stop_str_in_output",
+                                 to_bool("sampling_params.no_stop_trim", value));
+                      },
+                      "stop strings stay in the text")
+                      .as(types::boolean()));
   table.push_back(ignored<Task>(in("spaces_between_special_tokens"),
                                 "Qwen's tokenizer never puts spaces between tokens", true));
   table.push_back(schema_field<Task>(in("json_schema")));
@@ -125,6 +134,7 @@ const FieldTable<GenerateTask>& generate_fields() {
     FieldTable<Task> out;
     add_prompt_fields(out);
     add_sampling_fields(out);
+    add_server_fields(out);
     for (const char* name : {"image_data", "audio_data", "video_data", "input_embeds"})
       out.push_back(refused<Task>(name, "these models read text only"));
     out.push_back(refused<Task>("token_ids_logprob", "top_logprobs_num gives the likeliest"));
@@ -132,12 +142,13 @@ const FieldTable<GenerateTask>& generate_fields() {
     out.push_back(refused<Task>("return_hidden_states", "they are not given out"));
     out.push_back(refused<Task>("session_params", "a request stands for itself"));
     out.push_back(honoured<Task>(
-        "lora_path",
-        [](const Json& value, Task& task) {
-          const Json& path = same_for_all("lora_path", value);
-          if (!path.is_null()) task.lora_path = to_string("lora_path", path);
-        },
-        "the name or path of an adapter that is loaded, the same for every prompt"));
+                      "lora_path",
+                      [](const Json& value, Task& task) {
+                        const Json& path = same_for_all("lora_path", value);
+                        if (!path.is_null()) task.lora_path = to_string("lora_path", path);
+                      },
+                      "the name or path of an adapter that is loaded, the same for every prompt")
+                      .as(same_for_all(types::string())));
     for (const char* name : {"log_metrics", "modalities", "background", "priority",
                              "bootstrap_host", "bootstrap_port", "bootstrap_room"})
       out.push_back(ignored<Task>(name, "it changes nothing here"));
@@ -182,6 +193,7 @@ class GenerateAnswer : public GenerationListener {
                                  finish_reason(completion), result.prompts[prompt].get()));
       }
     }
+    if (!result.receipt.is_null()) answers.back()["receipt"] = result.receipt;
     const bool is_list = task_.is_list || answers.size() > 1;
     if (!task_.stream) {
       call_->respond(is_list ? std::move(answers) : std::move(answers[0]));
@@ -341,8 +353,17 @@ void generate_texts(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> generate_endpoints() {
-  return {{"POST", "/generate", &kSglang, "What follows prompts", generate_texts,
-           infos_of(generate_fields())}};
+  return {{"POST",
+           "/generate",
+           &kSglang,
+           "What follows prompts",
+           generate_texts,
+           infos_of(generate_fields()),
+           true,
+           {.example = {{"text", "Hi"}, {"sampling_params", {{"max_new_tokens", 1}}}},
+            .answer = types::any_of({types::object(), types::list(types::object())}),
+            .stream_type = "text/event-stream",
+            .generates = true}}};
 }
 
 }  // namespace qw::server::sglang

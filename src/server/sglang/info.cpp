@@ -107,10 +107,18 @@ std::vector<Endpoint> info_endpoints() {
                  &kSglang,
                  "Whether the default model computes",
                  health_generate,
-                 {}});
+                 {},
+                 true,
+                 {.answer = types::anything(), .answer_type = "text/plain", .generates = true}});
   for (const char* method : {"GET", "POST"})
-    out.push_back(
-        {method, "/flush_cache", &kSglang, "Forgets prefixes that nobody uses", flush_cache, {}});
+    out.push_back({method,
+                   "/flush_cache",
+                   &kSglang,
+                   "Forgets prefixes that nobody uses",
+                   flush_cache,
+                   {},
+                   true,
+                   {.answer = types::anything(), .answer_type = "text/plain"}});
   return out;
 }
 

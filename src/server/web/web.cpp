@@ -80,7 +80,8 @@ std::vector<Endpoint> endpoints() {
            "The chat page",
            [](const std::shared_ptr<Call>& call) { send(call, "index.html"); },
            {},
-           false},
+           false,
+           {.answer = types::string(), .answer_type = "text/html"}},
           {"GET",
            "/assets/{name...}",
            &kWeb,
@@ -89,7 +90,8 @@ std::vector<Endpoint> endpoints() {
              send(call, "assets/" + call->path_parameter("name"));
            },
            {},
-           false}};
+           false,
+           {.answer = types::anything(), .answer_type = "*/*", .path_example = "third-party.md"}}};
 }
 
 }  // namespace qw::server::web

@@ -1,0 +1,182 @@
+// What every dialect's generations share: copies of a greedy answer, deadlines, who waits for whom.
+#include "server/generation/job.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <future>
+
+#include "support/running_service.h"
+
+namespace qw::server {
+namespace {
+
+using qw::testing::HttpAnswer;
+using qw::testing::HttpClient;
+using qw::testing::RunningService;
+using qw::testing::service_options;
+using ::testing::HasSubstr;
+
+Json chat_body(Json more = Json::object()) {
+  Json body = {{"messages", {{{"role", "user"}, {"content", "What is the capital of Japan?"}}}},
+               {"temperature", 0},
+               {"max_tokens", 20}};
+  body.update(more);
+  return body;
+}
+
+TEST(GreedyAnswers, AreCopiedWhereSeveralAreAskedFor) {
+  const RunningService running;
+  const Json one = running.post("/v1/chat/completions", chat_body());
+  const Json three = running.post("/v1/chat/completions", chat_body({{"n", 3}}));
+  ASSERT_EQ(three["choices"].size(), 3u) << three;
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(three["choices"][i]["message"], one["choices"][0]["message"]);
+    EXPECT_EQ(three["choices"][i]["index"], i);
+  }
+  EXPECT_EQ(three["usage"]["prompt_tokens"], one["usage"]["prompt_tokens"]);
+  EXPECT_EQ(three["usage"]["completion_tokens"], 3 * one["usage"]["completion_tokens"].get<int>());
+
+  // Streamed: every choice has the whole text and one end.
+  std::map<int, std::string> texts;
+  std::map<int, int> ends;
+  for (const Json& event :
+       running.stream("/v1/chat/completions", chat_body({{"n", 3}, {"stream", true}}))) {
+    for (const Json& choice : event["choices"]) {
+      texts[choice["index"]] += choice["delta"].value("content", "");
+      ends[choice["index"]] += choice["finish_reason"].is_null() ? 0 : 1;
+    }
+  }
+  ASSERT_EQ(texts.size(), 3u);
+  for (const auto& [index, text] : texts) {
+    EXPECT_EQ(text, one["choices"][0]["message"]["content"]) << index;
+    EXPECT_EQ(ends[index], 1);
+  }
+}
+
+TEST(GreedyAnswers, AreCopiedInEveryDialectAndOfEveryPrompt) {
+  const RunningService running;
+  const Json two = running.post(
+      "/v1/completions",
+      {{"prompt", {"One two", "A b c"}}, {"n", 2}, {"temperature", 0}, {"max_tokens", 4}});
+  ASSERT_EQ(two["choices"].size(), 4u) << two;
+  EXPECT_EQ(two["choices"][0]["text"], two["choices"][1]["text"]);
+  EXPECT_EQ(two["choices"][2]["text"], two["choices"][3]["text"]);
+  EXPECT_NE(two["choices"][0]["text"], two["choices"][2]["text"]);
+  const Json llama = running.post(
+      "/completion", {{"prompt", "One two"}, {"n_cmpl", 2}, {"temperature", 0}, {"n_predict", 4}});
+  ASSERT_EQ(llama.size(), 2u) << llama;
+  EXPECT_EQ(llama[0]["content"], two["choices"][0]["text"]);
+  EXPECT_EQ(llama[1]["content"], two["choices"][0]["text"]);
+  EXPECT_EQ(llama[1]["index"], 1);
+  const Json sglang = running.post(
+      "/generate", {{"text", "One two"},
+                    {"sampling_params", {{"n", 2}, {"temperature", 0}, {"max_new_tokens", 4}}}});
+  ASSERT_EQ(sglang.size(), 2u) << sglang;
+  EXPECT_EQ(sglang[1]["text"], two["choices"][0]["text"]);
+}
+
+// ---- deadlines ---------------------------------------------------------------------------------
+
+/// An answer that would take far longer than any test waits.
+Json long_body(Json more = Json::object()) {
+  Json body = {{"prompt", "One"}, {"ignore_eos", true}, {"max_tokens", 2000}, {"seed", 1}};
+  body.update(more);
+  return body;
+}
+
+TEST(Deadlines, EndAnAnswerThatIsNotThereInTime) {
+  const RunningService running;
+  for (const auto& [headers, more] :
+       {std::pair<std::string, Json>{"x-request-timeout: 0.05\r\n", Json::object()},
+        std::pair<std::string, Json>{"", Json{{"timeout", 0.05}}},
+        std::pair<std::string, Json>{"x-request-timeout: 0.05\r\n", Json{{"timeout", 500}}}}) {
+    const HttpAnswer answer =
+        running.client().post("/v1/completions", long_body(more).dump(), headers);
+    EXPECT_EQ(answer.status, 504) << answer.body;
+    EXPECT_THAT(answer.body, HasSubstr("expected the answer within 0.05 s"));
+  }
+  // Its place is free again at once.
+  const Json after = running.post("/v1/completions", {{"prompt", "One"}, {"max_tokens", 1}});
+  EXPECT_EQ(after["usage"]["completion_tokens"], 1);
+}
+
+TEST(Deadlines, EndAStreamWithAnErrorEvent) {
+  const RunningService running;
+  const HttpAnswer answer = running.client().post(
+      "/v1/completions", long_body({{"stream", true}, {"timeout", 0.1}}).dump());
+  EXPECT_EQ(answer.status, 200);
+  EXPECT_THAT(answer.body, HasSubstr("expected the answer within 0.1 s"));
+  EXPECT_THAT(answer.body, HasSubstr("\"choices\""));  // some of it had come
+  EXPECT_THAT(answer.body, HasSubstr("data: [DONE]"));
+}
+
+TEST(Deadlines, ThatAreNoneAreRefused) {
+  const RunningService running;
+  for (const char* text : {"soon", "0", "-1", "1s", "nan", "1e99", ""}) {
+    const HttpAnswer answer = running.client().post(
+        "/v1/completions", long_body().dump(), std::string("x-request-timeout: ") + text + "\r\n");
+    EXPECT_EQ(answer.status, 400) << text;
+    EXPECT_THAT(answer.body, HasSubstr("x-request-timeout"));
+  }
+}
+
+TEST(Deadlines, AnswersInTimeAreNotTouched) {
+  const RunningService running;
+  const HttpAnswer answer = running.client().post(
+      "/v1/completions", Json{{"prompt", "One"}, {"max_tokens", 2}, {"timeout", 60}}.dump());
+  EXPECT_EQ(answer.status, 200) << answer.body;
+}
+
+// ---- trying again ------------------------------------------------------------------------------
+
+TEST(RetryAfter, FollowsTheQueue) {
+  EXPECT_EQ(seconds_until_room(1, 4, 0), 1);
+  EXPECT_EQ(seconds_until_room(1, 4, 2), 1);
+  EXPECT_EQ(seconds_until_room(6, 4, 10), 15);
+  EXPECT_EQ(seconds_until_room(1000, 1, 100), 600);
+}
+
+TEST(RetryAfter, ComesWithAFullQueue) {
+  ServiceOptions options = service_options();
+  options.models[0].open.engine.n_slots = 1;
+  options.max_queue = 0;
+  const RunningService running(options);
+  HttpClient busy = running.client();
+  busy.send(HttpClient::post_text("/v1/completions", long_body({{"stream", true}}).dump()));
+  busy.read_until("data:");
+  const HttpAnswer answer = running.client().post("/v1/completions", long_body().dump());
+  EXPECT_EQ(answer.status, 429);
+  EXPECT_GE(std::stoi(answer.headers.at("retry-after")), 1);
+}
+
+// ---- fairness ----------------------------------------------------------------------------------
+
+// One user's many requests do not keep another's one behind them, though there are no keys.
+TEST(Fairness, TellsUsersApartWithoutKeys) {
+  ServiceOptions options = service_options();
+  options.models[0].open.engine.n_slots = 1;
+  const RunningService running(options);
+  const auto ask = [&](const std::string& user) {
+    return std::async(std::launch::async, [&running, user] {
+      running.post("/v1/completions", {{"prompt", "One"},
+                                       {"ignore_eos", true},
+                                       {"max_tokens", 150},
+                                       {"seed", 1},
+                                       {"user", user}});
+      return std::chrono::steady_clock::now();
+    });
+  };
+  std::vector<std::future<std::chrono::steady_clock::time_point>> many;
+  for (int i = 0; i < 8; ++i)
+    many.push_back(ask("greedy"));
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  const auto one = ask("modest").get();
+  int n_before = 0;
+  for (auto& other : many)
+    n_before += other.get() < one ? 1 : 0;
+  EXPECT_LE(n_before, 4);
+}
+
+}  // namespace
+}  // namespace qw::server

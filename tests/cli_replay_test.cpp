@@ -1,0 +1,114 @@
+// qianwen replay: the same tokens from a receipt, or in which way they differ.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "server/receipt.h"
+#include "support/process.h"
+#include "support/running_service.h"
+
+namespace qw::test {
+namespace {
+
+using nlohmann::ordered_json;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class CliReplay : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    const qw::testing::RunningService running;
+    const ordered_json schema = {{"type", "object"},
+                                 {"properties", {{"n", {{"type", "integer"}, {"maximum", 99}}}}},
+                                 {"required", {"n"}}};
+    reply_ =
+        new ordered_json(running.post("/v1/completions", {{"prompt", {"One", "Give me a number"}},
+                                                          {"seed", 9},
+                                                          {"n", 2},
+                                                          {"temperature", 1.2},
+                                                          {"max_tokens", 12},
+                                                          {"guided_json", schema},
+                                                          {"receipt", true}}));
+  }
+  static void TearDownTestSuite() {
+    delete reply_;
+    reply_ = nullptr;
+  }
+  void SetUp() override {
+    path_ = (std::filesystem::temp_directory_path() /
+             ("qw_receipt_" + std::to_string(::getpid()) + ".json"))
+                .string();
+  }
+  void TearDown() override { std::filesystem::remove(path_); }
+  Ran replay(const ordered_json& json, std::vector<std::string> flags = {}) const {
+    std::ofstream(path_) << json;
+    flags.insert(flags.begin(), {"replay", path_});
+    return qianwen(flags);
+  }
+  static ordered_json receipt() { return (*reply_)["receipt"]; }
+  /// With a hash that holds, so that nobody sees that it was changed.
+  static ordered_json sealed(ordered_json receipt) {
+    receipt["sha256"] = server::receipt_sha256(receipt);
+    return receipt;
+  }
+
+  static ordered_json* reply_;
+  std::string path_;
+};
+ordered_json* CliReplay::reply_ = nullptr;
+
+TEST_F(CliReplay, SaysThatTheTokensAreTheSame) {
+  for (const ordered_json& json : {receipt(), *reply_}) {
+    const Ran ran = replay(json);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    EXPECT_THAT(ran.out, HasSubstr("same: 4 answers of "));
+    EXPECT_THAT(ran.err, HasSubstr("version of the program"));  // the test's server says "test"
+    EXPECT_THAT(ran.err, Not(HasSubstr("weights")));
+  }
+  const ordered_json machine = ordered_json::parse(replay(receipt(), {"--json"}).out);
+  EXPECT_EQ(machine["same"], true);
+  EXPECT_EQ(machine["answers"], 4);
+}
+
+TEST_F(CliReplay, NamesTheFirstDifference) {
+  ordered_json changed = receipt();
+  ordered_json& ids = changed["requests"][1]["answers"][1]["ids"];
+  const int before = ids[3];
+  ids[3] = before + 1;
+  const Ran ran = replay(sealed(changed));
+  EXPECT_NE(ran.code, 0);
+  EXPECT_THAT(ran.err,
+              HasSubstr("answer 1 of request 1: expected the receipt's tokens, got another at "
+                        "position 3"));
+  const ordered_json machine = ordered_json::parse(replay(sealed(changed), {"--json"}).out);
+  EXPECT_EQ(machine["same"], false);
+  EXPECT_EQ(machine["first_difference"]["position"], 3);
+  EXPECT_EQ(machine["first_difference"]["now"], before);
+}
+
+TEST_F(CliReplay, SaysWhatIsNotAsItWas) {
+  ordered_json changed = receipt();
+  changed["model"]["files"][0]["sha256"] = std::string(64, '0');
+  changed["program"]["build"] = "another";
+  const Ran ran = replay(sealed(changed));
+  EXPECT_EQ(ran.code, 0);  // the tokens are the same all the same
+  EXPECT_THAT(ran.err, HasSubstr("weights: the receipt's is"));
+  EXPECT_THAT(ran.err, HasSubstr("build of the program: the receipt's is \"another\""));
+}
+
+TEST_F(CliReplay, RefusesWhatIsNoReceipt) {
+  ordered_json changed = receipt();
+  changed["seed"] = 10;
+  EXPECT_EQ(replay(changed).code, 2);
+  EXPECT_THAT(replay(changed).err, HasSubstr("the receipt was changed"));
+  EXPECT_EQ(replay({{"a", 1}}).code, 2);
+  EXPECT_EQ(qianwen({"replay"}).code, 2);
+  EXPECT_EQ(qianwen({"replay", "/nonexistent"}).code, 3);
+}
+
+}  // namespace
+}  // namespace qw::test
