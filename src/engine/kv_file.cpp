@@ -20,10 +20,10 @@ constexpr size_t kSealBytes = sizeof(KeyedHash::Digest);
 /// No machine has more; sizes below it cannot overflow.
 constexpr uint64_t kMaxFileBytes = uint64_t{1} << 46;
 
-template <typename T>
-void put(std::vector<std::byte>& out, const T& value) {
-  const auto bytes = std::as_bytes(std::span(&value, 1));
-  out.insert(out.end(), bytes.begin(), bytes.end());
+/// Copies `bytes` to the start of `place`; what is left of it.
+std::span<std::byte> put(std::span<std::byte> place, std::span<const std::byte> bytes) {
+  std::ranges::copy(bytes, place.begin());
+  return place.subspan(bytes.size());
 }
 
 [[noreturn]] void refuse(std::string_view what, const std::string& expected,
@@ -59,17 +59,14 @@ uint64_t KvFileHead::file_bytes() const {
 
 std::vector<std::byte> kv_file_front(const KvName& name, std::span<const int32_t> tokens,
                                      uint64_t page_bytes, uint64_t n_pages) {
-  std::vector<std::byte> out;
-  out.reserve(KvFileHead::kBytes + tokens.size_bytes());
-  const auto magic = std::as_bytes(std::span(kMagic));
-  out.insert(out.end(), magic.begin(), magic.end());
-  out.resize(kMagicBytes);
-  put(out, uint64_t{tokens.size()});
-  put(out, page_bytes);
-  put(out, n_pages);
-  put(out, name);
-  const auto ids = std::as_bytes(tokens);
-  out.insert(out.end(), ids.begin(), ids.end());
+  std::vector<std::byte> out(KvFileHead::kBytes + tokens.size_bytes());
+  const std::array<uint64_t, 3> sizes = {tokens.size(), page_bytes, n_pages};
+  std::ranges::copy(std::as_bytes(std::span(kMagic)), out.begin());
+  std::span<std::byte> place = std::span(out).subspan(kMagicBytes);
+  place = put(place, std::as_bytes(std::span(sizes)));
+  place = put(place, std::as_bytes(std::span(name)));
+  place = put(place, std::as_bytes(tokens));
+  QW_CHECK(place.empty());
   return out;
 }
 

@@ -228,7 +228,9 @@ class LlamaServerSlots : public ::testing::Test {
     options.models[0].open.slot_save_path = directory_;
     return std::make_unique<RunningService>(options);
   }
-  const std::string directory_ = ::testing::TempDir() + "llama_server_slots";
+  // Each test has its own: they may run side by side.
+  const std::string directory_ = ::testing::TempDir() + "llama_server_slots_" +
+                                 ::testing::UnitTest::GetInstance()->current_test_info()->name();
 };
 
 TEST_F(LlamaServerSlots, AreSavedRestoredByAnotherProcessAndErased) {

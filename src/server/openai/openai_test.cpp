@@ -100,6 +100,45 @@ TEST_F(OpenAi, AnswersDoNotDependOnWhoElseIsServed) {
     EXPECT_THAT(answer.get(), HasSubstr("finish_reason"));
 }
 
+// The same bits with guesses ahead, by looking the prompt up and by a draft model, for some of
+// those that are computed together, and with a cache so small that sequences lose their pages
+// meanwhile.
+TEST_F(OpenAi, AnswersDoNotDependOnGuessesNorOnPreemption) {
+  server::ServiceOptions options = service_options();
+  options.models[0].open.draft_model = options.models[0].path;
+  options.models[0].open.engine.kv_tokens = 512;
+  options.models[0].open.engine.ctx = 384;
+  const RunningService small(options);
+  std::vector<ordered_json> bodies;
+  for (int i = 0; i < 9; ++i) {
+    ordered_json body =
+        chat_body("Repeat: one two three, one two three, number " + std::to_string(i));
+    body["temperature"] = i % 3 == 0 ? 0.0 : 0.8;
+    body["seed"] = i;
+    body["max_tokens"] = 150;
+    body["ignore_eos"] = true;
+    body["logprobs"] = true;
+    bodies.push_back(body);
+  }
+  const auto metric = [](const std::string& text, const std::string& name) {
+    const size_t at = text.find("\n" + name + "{");
+    return at == std::string::npos ? -1.0 : std::stod(text.substr(text.find("} ", at) + 2));
+  };
+  std::vector<std::future<std::string>> crowd;
+  for (size_t i = 0; i < bodies.size(); ++i) {
+    ordered_json body = bodies[i];
+    if (i % 2 == 0) body["prompt_lookup_num_tokens"] = 4;
+    crowd.push_back(std::async(std::launch::async, [&small, body] {
+      return small.post("/v1/chat/completions", body)["choices"].dump();
+    }));
+  }
+  for (size_t i = 0; i < bodies.size(); ++i)
+    EXPECT_EQ(crowd[i].get(), running_->post("/v1/chat/completions", bodies[i])["choices"].dump());
+  const std::string metrics = small.client().get("/metrics").body;
+  EXPECT_GT(metric(metrics, "vllm:num_preemptions_total"), 0) << metrics;
+  EXPECT_GT(metric(metrics, "vllm:spec_decode_num_accepted_tokens_total"), 0);
+}
+
 TEST_F(OpenAi, GivesLogProbabilitiesOfPromptAndAnswer) {
   const ordered_json answer = running_->post("/v1/completions", {{"prompt", "The capital of"},
                                                                  {"max_tokens", 2},
