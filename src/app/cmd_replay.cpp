@@ -89,8 +89,8 @@ class Replay {
     const OpenOptions open = open_options(options_);
     loaded_ = open_model(model_path(options_), open);
     std::vector<server::FileHash> hashes;
-    for (const std::string& file : server::receipt_files(*loaded_, open.adapters))
-      hashes.push_back({file, server::sha256_of_file(file, &interrupted())});
+    for (const auto& [owner, path] : server::receipt_files(*loaded_, open.adapters))
+      hashes.push_back({owner, path, server::sha256_of_file(path, &interrupted())});
     const ordered_json here =
         server::receipt_environment(*loaded_, open, hashes, "", QIANWEN_VERSION, build_commit());
     differences_ = server::receipt_differences(receipt_, here);

@@ -59,16 +59,16 @@ std::optional<Scheduler::Place> Scheduler::next_to_admit() const {
   double largest_gain = -1;
   int64_t priority = 0, n_seen = 0;
   for (const Place& place : waiting_) {
-    if (n_seen++ == options_.overtake_window) break;
     const Unit& unit = units_.at(place);
     if (unit.held) continue;
-    if (best && unit.priority != priority) break;
+    if (n_seen == options_.overtake_window) break;
+    if (n_seen++ == 0) priority = unit.priority;
+    if (unit.priority != priority) break;
     if (has_place_for(unit)) {
       const std::optional<double> gain = gain_of(unit);
       if (gain && *gain > largest_gain) {
         best = place;
         largest_gain = *gain;
-        priority = unit.priority;
       }
     }
     if (unit.n_overtaken >= options_.max_overtakes) break;

@@ -344,6 +344,14 @@ TEST(Scheduler, OrderAndPriorityComeBeforePrefixes) {
   EXPECT_EQ(line.serve(), kept);
 }
 
+TEST(Scheduler, UnitsThatAreHeldKeepNobodyBack) {
+  Line line(100);
+  for (int i = 0; i < 200; ++i)
+    line.scheduler().set_held(line.add({1, 2, 3}, i % 3), true);
+  const UnitId free = line.add({4, 5, 6}, 7);
+  EXPECT_EQ(line.serve(), free);
+}
+
 TEST(Scheduler, WaitsForAPrefixThatAnotherComputes) {
   Line line(100, 4);
   const UnitId first = line.add({1, 2, 3, 4, 5});

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <ctime>
 #include <random>
+#include <utility>
 
 #include "base/json_limits.h"
 #include "base/log.h"
@@ -38,7 +39,11 @@ Call::Call(Services& services, std::shared_ptr<http::Exchange> exchange, const E
       started_(std::chrono::steady_clock::now()) {}
 
 void Call::watch() {
-  exchange_->on_done([self = shared_from_this()] { self->log(); });
+  exchange_->on_done([self = shared_from_this()] {
+    self->done_ = true;
+    self->forget_deadline();
+    self->log();
+  });
 }
 
 // ---- deadlines ---------------------------------------------------------------------------------
@@ -47,8 +52,11 @@ void Call::limit_time(double seconds) {
   const auto limit = std::chrono::duration_cast<std::chrono::steady_clock::duration>(
       std::chrono::duration<double>(seconds));
   post([self = shared_from_this(), seconds, limit] {
-    self->time_s_ = self->time_s_ == 0 ? seconds : std::min(self->time_s_, seconds);
-    self->services_.expire_later(self, self->started_ + limit);
+    if (self->done_ || self->expired_) return;
+    if (self->time_s_ != 0 && self->time_s_ <= seconds) return;
+    self->forget_deadline();
+    self->time_s_ = seconds;
+    self->deadline_ = self->services_.deadlines.emplace(self->started_ + limit, self);
   });
 }
 
@@ -67,7 +75,13 @@ void Call::limit_time_by_header() {
   limit_time(seconds);
 }
 
+void Call::forget_deadline() {
+  if (deadline_) services_.deadlines.erase(*deadline_);
+  deadline_.reset();
+}
+
 void Call::expire() {
+  forget_deadline();
   if (exchange_->closed() || std::exchange(expired_, true)) return;
   const RequestError error(
       ErrorKind::kCancelled,
@@ -96,7 +110,8 @@ void Call::log() const {
   // 499, as others write it: the client has gone before its answer.
   const int status = exchange_->closed() ? 499 : exchange_->status();
   services_.metrics.http_answer(endpoint_.method, endpoint_.path, status, seconds);
-  if (!warnings_.empty()) services_.metrics.ignored_fields(endpoint_.path, warnings_.size());
+  if (const size_t n = warnings().size(); n > 0)
+    services_.metrics.ignored_fields(endpoint_.path, n);
   if (!services_.options.access_log) return;
   Json line = {{"time", created_},
                {"id", id_},
@@ -142,7 +157,17 @@ bool Call::is_strict() const {
 
 void Call::add_warnings(std::vector<std::string> warnings) {
   for (std::string& warning : warnings)
-    warnings_.push_back(std::move(warning));
+    warn(std::move(warning));
+}
+
+void Call::warn(std::string sentence) {
+  const std::lock_guard lock(warnings_mutex_);
+  warnings_.push_back(std::move(sentence));
+}
+
+std::vector<std::string> Call::warnings() const {
+  const std::lock_guard lock(warnings_mutex_);
+  return warnings_;
 }
 
 void Call::post(std::function<void()> task) const {
@@ -156,7 +181,8 @@ void Call::add_headers(http::Response& response) const {
 }
 
 void Call::respond(Json answer, int status) {
-  if (!warnings_.empty() && answer.is_object()) answer["warnings"] = warnings_;
+  if (std::vector<std::string> all = warnings(); !all.empty() && answer.is_object())
+    answer["warnings"] = std::move(all);
   http::Response response;
   response.status = status;
   response.body = answer.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -194,11 +220,11 @@ void Call::begin_stream(const std::string& content_type) {
 }
 
 void Call::write(std::string bytes) {
-  if (!exchange_->closed()) exchange_->write(std::move(bytes));
+  if (streaming_ && !exchange_->closed()) exchange_->write(std::move(bytes));
 }
 
 void Call::end_stream() {
-  if (!exchange_->closed()) exchange_->end();
+  if (std::exchange(streaming_, false) && !exchange_->closed()) exchange_->end();
 }
 
 void Call::on_close(std::function<void()> callback) {

@@ -5,7 +5,10 @@
 
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +21,10 @@ namespace qw::server {
 struct Services;
 struct ModelChoice;
 class ServedModel;
+
+class Call;
+/// Calls that end at a time, the earliest first.
+using Deadlines = std::multimap<std::chrono::steady_clock::time_point, std::weak_ptr<Call>>;
 
 class Call : public std::enable_shared_from_this<Call> {
  public:
@@ -62,8 +69,9 @@ class Call : public std::enable_shared_from_this<Call> {
     add_warnings(read_fields(body(), table, task, is_strict()));
   }
   /// One sentence for each thing that the client asked for and does not get.
-  void warn(std::string sentence) { warnings_.push_back(std::move(sentence)); }
-  const std::vector<std::string>& warnings() const { return warnings_; }
+  /// Any thread, as warnings().
+  void warn(std::string sentence);
+  std::vector<std::string> warnings() const;
 
   // Any thread. Once the client has gone they do nothing.
   /// The whole answer, with "warnings" if there are any and it is an object.
@@ -85,6 +93,7 @@ class Call : public std::enable_shared_from_this<Call> {
  private:
   bool is_strict() const;
   void log() const;
+  void forget_deadline();
   void add_headers(http::Response& response) const;
   void add_warnings(std::vector<std::string> warnings);
 
@@ -96,7 +105,10 @@ class Call : public std::enable_shared_from_this<Call> {
   int64_t created_;
   Client client_;
   std::chrono::steady_clock::time_point started_;
+  mutable std::mutex warnings_mutex_;
   std::vector<std::string> warnings_;
+  std::optional<Deadlines::iterator> deadline_;
+  bool done_ = false;
   bool streaming_ = false;
   bool expired_ = false;
   double time_s_ = 0;  // the shortest limit; 0: none

@@ -7,6 +7,7 @@
 #include <span>
 #include <utility>
 
+#include "base/log.h"
 #include "base/mapped_file.h"
 #include "base/sha256.h"
 #include "engine/current_error.h"
@@ -61,19 +62,22 @@ void FileHashes::when_ready(Done done) {
     }
     if (!ready_) {
       waiting_.push_back(std::move(done));
-      if (!std::exchange(begun_, true)) thread_ = std::thread([this] { read(); });
+      if (begun_) return;
+      if (thread_.joinable()) thread_.join();  // of a reading that failed, and has ended
+      thread_ = std::thread([this] { read(); });
+      begun_ = true;
       return;
     }
   }
-  done(hashes_, error_ ? &*error_ : nullptr);
+  done(hashes_, nullptr);
 }
 
 void FileHashes::read() {
   std::vector<FileHash> hashes;
   std::optional<Error> error;
   try {
-    for (const std::string& path : files_)
-      hashes.push_back({path, sha256_of_file(path, &cancel_)});
+    for (const OwnedFile& file : files_)
+      hashes.push_back({file.owner, file.path, sha256_of_file(file.path, &cancel_)});
   } catch (...) {
     error = current_error();
     hashes.clear();
@@ -81,13 +85,18 @@ void FileHashes::read() {
   std::vector<Done> waiting;
   {
     const std::lock_guard lock(mutex_);
-    hashes_ = std::move(hashes);
-    error_ = std::move(error);
-    ready_ = true;
+    if (!error) hashes_ = hashes;
+    ready_ = !error;
+    begun_ = ready_;
     waiting.swap(waiting_);
   }
-  for (const Done& done : waiting)
-    done(hashes_, error_ ? &*error_ : nullptr);
+  for (const Done& done : waiting) {
+    try {
+      done(hashes, error ? &*error : nullptr);
+    } catch (...) {
+      logger().error("[hash] files: {}", current_error().message());
+    }
+  }
 }
 
 }  // namespace qw::server

@@ -16,8 +16,12 @@
 
 namespace qw::server {
 
+/// A file and whose it is: "" the model's own, else the path of an adapter as it was given.
+struct OwnedFile {
+  std::string owner, path;
+};
 struct FileHash {
-  std::string path, sha256;
+  std::string owner, path, sha256;
 };
 
 /// Errors: not_found, io, cancelled.
@@ -25,12 +29,13 @@ std::string sha256_of_file(const std::string& path, const CancelFlag* cancel = n
 
 class FileHashes {
  public:
-  explicit FileHashes(std::vector<std::string> files) : files_(std::move(files)) {}
+  explicit FileHashes(std::vector<OwnedFile> files) : files_(std::move(files)) {}
   ~FileHashes() { stop(); }
   FileHashes(const FileHashes&) = delete;
   FileHashes& operator=(const FileHashes&) = delete;
 
-  /// hashes: in the order of the files; empty and an error if one could not be read.
+  /// hashes: in the order of the files; empty and an error if one could not be read, which the
+  /// next who asks tries again. What `done` throws is logged.
   using Done = std::function<void(const std::vector<FileHash>& hashes, const Error* error)>;
   /// Calls `done` at once where they are known, else later on the thread that reads. Any thread.
   void when_ready(Done done);
@@ -40,12 +45,11 @@ class FileHashes {
  private:
   void read();
 
-  std::vector<std::string> files_;
+  std::vector<OwnedFile> files_;
   CancelFlag cancel_;
   std::mutex mutex_;  // over what follows
   bool begun_ = false, ready_ = false, stopped_ = false;
   std::vector<FileHash> hashes_;
-  std::optional<Error> error_;
   std::vector<Done> waiting_;
   std::thread thread_;
 };

@@ -55,7 +55,7 @@ Json tokenizer_hash(const Tokenizer* tokenizer) {
   Sha256 hash;
   for (int32_t id = 0; id < tokenizer->size(); ++id) {
     const std::string_view bytes = tokenizer->token_bytes(id);
-    const std::string length = std::to_string(bytes.size()) + ":";
+    const std::string length = fmt::format("{}:", bytes.size());
     hash.update(std::as_bytes(std::span(length)));
     hash.update(std::as_bytes(std::span(bytes)));
   }
@@ -86,13 +86,13 @@ std::vector<std::string> model_files(const LoadedModel& loaded) {
   return files;
 }
 
-Json hashes_json(const std::vector<std::string>& files, std::span<const FileHash> hashes) {
+/// Those of one owner, as they were listed when it was loaded.
+Json hashes_json(const std::string& owner, std::span<const FileHash> hashes) {
   Json out = Json::array();
-  for (const std::string& file : files) {
-    const auto it = std::ranges::find(hashes, file, &FileHash::path);
-    QW_CHECK(it != hashes.end(), "no hash of {}", file);
+  for (const FileHash& hash : hashes) {
+    if (hash.owner != owner) continue;
     out.push_back(
-        {{"file", std::filesystem::path(file).filename().string()}, {"sha256", it->sha256}});
+        {{"file", std::filesystem::path(hash.path).filename().string()}, {"sha256", hash.sha256}});
   }
   return out;
 }
@@ -140,19 +140,21 @@ GrammarSource constraint_of(const Json& json) {
 
 // ---- making ------------------------------------------------------------------------------------
 
-std::vector<std::string> files_of_adapters(const std::vector<AdapterSpec>& adapters) {
-  std::vector<std::string> out;
+std::vector<OwnedFile> files_of_adapters(const std::vector<AdapterSpec>& adapters) {
+  std::vector<OwnedFile> out;
   for (const AdapterSpec& adapter : adapters) {
     for (std::string& file : adapter_files(adapter.path))
-      out.push_back(std::move(file));
+      out.push_back({adapter.path, std::move(file)});
   }
   return out;
 }
 
-std::vector<std::string> receipt_files(const LoadedModel& files,
-                                       const std::vector<AdapterSpec>& adapters) {
-  std::vector<std::string> out = model_files(files);
-  for (std::string& file : files_of_adapters(adapters))
+std::vector<OwnedFile> receipt_files(const LoadedModel& files,
+                                     const std::vector<AdapterSpec>& adapters) {
+  std::vector<OwnedFile> out;
+  for (std::string& file : model_files(files))
+    out.push_back({"", std::move(file)});
+  for (OwnedFile& file : files_of_adapters(adapters))
     out.push_back(std::move(file));
   return out;
 }
@@ -164,7 +166,7 @@ Json receipt_environment(const LoadedModel& loaded, const OpenOptions& open,
   for (const AdapterSpec& adapter : open.adapters) {
     adapters.push_back({{"name", std::filesystem::path(adapter.path).filename().string()},
                         {"scale", adapter.scale},
-                        {"files", hashes_json(adapter_files(adapter.path), hashes)}});
+                        {"files", hashes_json(adapter.path, hashes)}});
   }
   return {{"program",
            {{"version", version},
@@ -175,7 +177,7 @@ Json receipt_environment(const LoadedModel& loaded, const OpenOptions& open,
             {"activations", text_of(kActivations, open.backend.activations)}}},
           {"model",
            {{"name", name},
-            {"files", hashes_json(model_files(loaded), hashes)},
+            {"files", hashes_json("", hashes)},
             {"tokenizer", tokenizer_hash(loaded.tokenizer.get())},
             {"chat_template", template_hash(loaded.chat_template.get())},
             {"adapters", std::move(adapters)}}},
@@ -194,6 +196,7 @@ Json receipt_of_request(const GenerationTask& task, const Prepared& prepared,
       {"allowed_token_ids", task.allowed_token_ids ? Json(*task.allowed_token_ids) : Json(nullptr)},
       {"constraint", constraint_json(task)},
       {"tools", structure},
+      {"skip_special_tokens", first.skip_special_tokens},
       {"requests", std::move(requests)}};
 }
 
@@ -279,6 +282,8 @@ std::vector<Request> requests_of_receipt(const Json& receipt, const LoadedModel&
   }
   base.config.set("seed", receipt.value("seed", Json()), ParameterSource::kFile);
   base.adapter = loaded.adapter;
+  base.skip_special_tokens =
+      to_bool("skip_special_tokens", receipt.value("skip_special_tokens", Json(true)));
   const Json allowed = receipt.value("allowed_token_ids", Json());
   if (!allowed.is_null()) {
     base.processors.push_back(

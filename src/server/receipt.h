@@ -22,8 +22,8 @@ Json receipt_of_request(const GenerationTask& task, const Prepared& prepared,
                         const Json& structure);
 
 /// The files whose hashes a receipt holds: weights, config.json, adapters.
-std::vector<std::string> receipt_files(const LoadedModel& files,
-                                       const std::vector<AdapterSpec>& adapters);
+std::vector<OwnedFile> receipt_files(const LoadedModel& files,
+                                     const std::vector<AdapterSpec>& adapters);
 
 /// The program's and the model's members of a receipt: "program", "model", "context". `build`: the
 /// program's commit.
@@ -32,7 +32,7 @@ Json receipt_environment(const LoadedModel& loaded, const OpenOptions& open,
                          const std::string& version, const std::string& build);
 
 /// The adapters' part of them.
-std::vector<std::string> files_of_adapters(const std::vector<AdapterSpec>& adapters);
+std::vector<OwnedFile> files_of_adapters(const std::vector<AdapterSpec>& adapters);
 
 /// Completes what receipt_of_request() gave with the environment, the answers and its own hash.
 Json finished_receipt(const Json& request, const Json& environment,

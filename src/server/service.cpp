@@ -91,8 +91,11 @@ void Service::tick() {
   services_.workers->post([this] { services_.hub->unload_idle(); });
   auto& deadlines = services_.deadlines;
   while (!deadlines.empty() && deadlines.begin()->first <= std::chrono::steady_clock::now()) {
-    if (const auto call = deadlines.begin()->second.lock()) call->expire();
-    deadlines.erase(deadlines.begin());
+    if (const auto call = deadlines.begin()->second.lock()) {
+      call->expire();
+    } else {
+      deadlines.erase(deadlines.begin());
+    }
   }
   const CancelFlag* stop_asked = services_.options.stop_asked;
   if (!draining_ && stop_asked != nullptr && stop_asked->cancelled()) drain();

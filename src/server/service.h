@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "server/access.h"
+#include "server/call.h"
 #include "server/endpoint.h"
 #include "server/http/server.h"
 #include "server/metrics.h"
@@ -50,15 +51,11 @@ struct Services {
   std::vector<Endpoint> endpoints;
   KeyRing keys;
   Metrics metrics;
+  /// When calls are to end. The HTTP server's thread; calls that end with the server look here.
+  Deadlines deadlines;
   std::unique_ptr<http::Server> http;
   std::unique_ptr<Workers> workers;
   std::unique_ptr<ModelHub> hub;
-
-  /// Ends a call at its deadline, unless it has ended. The HTTP server's thread.
-  void expire_later(std::weak_ptr<Call> call, std::chrono::steady_clock::time_point when) {
-    deadlines.emplace(when, std::move(call));
-  }
-  std::multimap<std::chrono::steady_clock::time_point, std::weak_ptr<Call>> deadlines;
 
   /// Runs on the HTTP server's thread.
   void post(std::function<void()> task) const { http->post(std::move(task)); }

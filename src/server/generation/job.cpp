@@ -3,7 +3,9 @@
 #include <span>
 #include <utility>
 
+#include "base/log.h"
 #include "base/sha256.h"
+#include "engine/current_error.h"
 #include "server/receipt.h"
 #include "server/service.h"
 
@@ -57,8 +59,7 @@ void GenerationJob::start(const std::shared_ptr<Call>& call, Prepared prepared,
                           const std::string& user, std::shared_ptr<GenerationListener> listener) {
   const std::shared_ptr<GenerationJob> job(new GenerationJob(call, prepared, std::move(listener)));
   job->check_queue();
-  job->submit(std::move(prepared.requests), client_of(*call, user));
-  // The job holds the call, so the call must not hold the job.
+  // Before the engine can say anything. The job holds the call, so the call must not hold the job.
   call->post([call, weak = std::weak_ptr(job)] {
     call->on_close([weak] {
       if (const auto held = weak.lock()) held->cancel();
@@ -69,6 +70,7 @@ void GenerationJob::start(const std::shared_ptr<Call>& call, Prepared prepared,
     // Its time may have come while the model was loaded.
     if (const auto held = weak.lock(); held && call->expired()) held->abandon();
   });
+  job->submit(std::move(prepared.requests), client_of(*call, user));
 }
 
 GenerationJob::GenerationJob(std::shared_ptr<Call> call, const Prepared& prepared,
@@ -86,6 +88,7 @@ GenerationJob::GenerationJob(std::shared_ptr<Call> call, const Prepared& prepare
 
 void GenerationJob::submit(std::vector<Request> requests, const std::string& client) {
   const std::lock_guard lock(mutex_);
+  if (cancelled_) return;  // the call has ended
   for (size_t i = 0; i < requests.size(); ++i) {
     requests[i].client = client;
     tickets_.push_back(model_->host().submit(std::move(requests[i]),
@@ -147,11 +150,16 @@ void GenerationJob::cancel() {
 }
 
 void GenerationJob::accepted() {
-  if (++n_accepted_ == result_.prompts.size() && !over_) listener_->on_start();
+  if (++n_accepted_ == result_.prompts.size() && !over_) guarded([this] { listener_->on_start(); });
 }
 
 void GenerationJob::event(size_t prompt, const Event& event) {
-  if (over_) return;
+  // What was computed counts, whether or not somebody still wants it.
+  if (event.kind == Event::Kind::kRequest) note_end(*event.result);
+  if (!over_) guarded([&] { tell(prompt, event); });
+}
+
+void GenerationJob::tell(size_t prompt, const Event& event) {
   // Copies follow each other: answers are numbered as if the engine had given them all.
   const int first = static_cast<int>(prompt) * answers_[prompt] + event.index * n_copies_;
   switch (event.kind) {
@@ -167,7 +175,6 @@ void GenerationJob::event(size_t prompt, const Event& event) {
     case Event::Kind::kRequest:
       break;
   }
-  note_end(*event.result);
   for (const Completion& completion : event.result->completions) {
     if (completion.finish_reason == FinishReason::kError)
       return failed(Error(completion.error_kind, completion.error));
@@ -198,36 +205,71 @@ void GenerationJob::ended() {
   if (receipt_.is_null()) return finish();
   model_->with_hashes(
       [job = shared_from_this()](const std::vector<FileHash>& hashes, const Error* error) {
-        std::optional<Error> failure;
-        if (error != nullptr) failure = *error;
-        const ServiceOptions& options = job->call_->services().options;
-        const ServedModel& model = *job->model_;
         Json receipt;
-        if (!failure) {
-          OpenOptions open = model.spec().open;
-          open.adapters = model.adapters();
-          const Json environment = receipt_environment(model.files(), open, hashes, model.name(),
-                                                       options.version, options.build);
-          receipt = finished_receipt(job->receipt_, environment, job->result_.prompts);
+        std::string failure;
+        try {
+          if (error != nullptr) throw *error;
+          receipt = job->make_receipt(hashes);
+        } catch (...) {
+          failure = current_error().message();
         }
         job->call_->post([job, failure, receipt = std::move(receipt)]() mutable {
-          if (failure) return job->failed(*failure);
+          if (!failure.empty()) job->call_->warn("receipt: there is none: " + failure);
           job->result_.receipt = std::move(receipt);
           job->finish();
         });
       });
 }
 
+Json GenerationJob::make_receipt(const std::vector<FileHash>& hashes) const {
+  const ServiceOptions& options = call_->services().options;
+  OpenOptions open = model_->spec().open;
+  open.adapters = model_->adapters();
+  const Json environment = receipt_environment(model_->files(), open, hashes, model_->name(),
+                                               options.version, options.build);
+  return finished_receipt(receipt_, environment, result_.prompts);
+}
+
+void GenerationJob::guarded(const std::function<void()>& action) {
+  std::optional<Error> error;
+  try {
+    return action();
+  } catch (...) {
+    error = current_error();
+  }
+  logger().error("{} (request {})", error->message(), call_->id());
+  over_ = true;
+  cancel();
+  metrics_.failed_request();
+  try {
+    listener_->on_error(*error);
+  } catch (...) {
+    // Not even that can be written: at least the answer ends.
+    call_->streaming() ? call_->end_stream() : call_->fail(*error);
+  }
+}
+
 void GenerationJob::finish() {
   if (std::exchange(over_, true)) return;
-  listener_->on_end(result_);
+  guarded([this] { listener_->on_end(result_); });
 }
 
 void GenerationJob::failed(const Error& error) {
   if (std::exchange(over_, true)) return;
   cancel();
   metrics_.failed_request();
-  listener_->on_error(error);
+  guarded([&] { listener_->on_error(error); });
+}
+
+/// Of one call, before anything is made of it: many more would be memory that no queue counts.
+void check_size(const GenerationTask& task) {
+  constexpr int64_t kMaxAnswers = 2048;  // prompts times answers, as OpenAI's limit for embeddings
+  const int64_t n_prompts = std::max<int64_t>(std::ssize(task.prompts), 1);
+  if (n_prompts <= kMaxAnswers && task.n <= kMaxAnswers / n_prompts) return;
+  throw RequestError(ErrorKind::kInvalidArgument,
+                     fmt::format("[request] prompts: expected at most {} answers of one request, "
+                                 "got {} prompts with {} answers each",
+                                 kMaxAnswers, n_prompts, task.n));
 }
 
 void generate(const std::shared_ptr<Call>& call, GenerationTask task,
@@ -240,6 +282,7 @@ void generate(const std::shared_ptr<Call>& call, GenerationTask task,
               make = std::move(make)](const std::shared_ptr<ServedModel>& model) {
                GenerationTask full = task;
                if (full.complete) full.complete(full, *model);
+               check_size(full);
                Prepared prepared = prepare(full, model, call->services().options.model_defaults);
                for (const auto* warnings : {&full.warnings, &prepared.warnings}) {
                  for (const std::string& warning : *warnings)

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -12,6 +13,7 @@
 
 #include "engine/engine.h"
 #include "server/call.h"
+#include "server/file_hashes.h"
 #include "server/generation/task.h"
 #include "server/metrics.h"
 
@@ -57,10 +59,14 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   void check_queue() const;
   void accepted();
   void event(size_t prompt, const Event& event);
+  void tell(size_t prompt, const Event& event);
   void failed(const Error& error);
   void abandon();
   void ended();
+  /// Does what may throw. An answer that cannot be written ends as a failure, not in silence.
+  void guarded(const std::function<void()>& action);
   void finish();
+  Json make_receipt(const std::vector<FileHash>& hashes) const;
   std::shared_ptr<const RequestResult> with_copies(
       std::shared_ptr<const RequestResult> result) const;
 

@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <future>
+#include <thread>
 
 #include "support/running_service.h"
 
@@ -109,6 +111,43 @@ TEST(Deadlines, EndAStreamWithAnErrorEvent) {
   EXPECT_THAT(answer.body, HasSubstr("expected the answer within 0.1 s"));
   EXPECT_THAT(answer.body, HasSubstr("\"choices\""));  // some of it had come
   EXPECT_THAT(answer.body, HasSubstr("data: [DONE]"));
+}
+
+TEST(Deadlines, SaveNobodyTheQuota) {
+  const KeyRing::NewKey made = KeyRing::make("team");
+  Json entry = Json::parse(made.entry);
+  entry["tokens_per_minute"] = 10;
+  const std::string file = ::testing::TempDir() + "deadline_keys.json";
+  std::ofstream(file) << Json({{"keys", Json::array({entry})}});
+  ServiceOptions options = service_options();
+  options.key_file = file;
+  const RunningService running(options);
+  const std::string key = "Authorization: Bearer " + made.key + "\r\n";
+  const auto ask = [&] {
+    return running.client()
+        .post("/v1/completions", long_body({{"timeout", 0.4}, {"stream", true}}).dump(), key)
+        .status;
+  };
+  EXPECT_EQ(ask(), 200);
+  // The engine tells what it computed within its next step.
+  int status = 0;
+  for (int i = 0; i < 200 && status != 429; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    status = running.client().post("/v1/completions", "{}", key).status;
+  }
+  EXPECT_EQ(status, 429);
+}
+
+TEST(Sizes, OfOneRequestAreLimited) {
+  const RunningService running;
+  const Json inputs(std::vector<std::string>(2049, "a"));
+  const HttpAnswer many = running.client().post("/v1/embeddings", Json({{"input", inputs}}).dump());
+  EXPECT_EQ(many.status, 400);
+  EXPECT_THAT(many.body, HasSubstr("expected at most 2048 answers"));
+  const Json prompts(std::vector<std::string>(300, "a"));
+  const HttpAnswer product = running.client().post(
+      "/v1/completions", Json({{"prompt", prompts}, {"n", 8}, {"max_tokens", 1}}).dump());
+  EXPECT_EQ(product.status, 400);
 }
 
 TEST(Deadlines, ThatAreNoneAreRefused) {

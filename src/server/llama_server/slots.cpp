@@ -182,9 +182,10 @@ void slot_action(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> slot_endpoints() {
-  FieldInfo filename{.name = "filename",
-                     .note = "a plain name within --slot-save-path",
-                     .schema = types::string()};
+  FieldInfo filename;
+  filename.name = "filename";
+  filename.note = "a plain name within --slot-save-path";
+  filename.schema = types::string();
   return {{"GET",
            "/slots",
            &kLlamaServer,
