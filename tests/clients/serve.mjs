@@ -1,7 +1,11 @@
 // Starts `qianwen serve` for a test and ends it: the program's path and the model's are given by the
 // environment, the port is one that is free.
 import { spawn } from "node:child_process";
+import { webcrypto } from "node:crypto";
 import { after, before } from "node:test";
+
+// Node 18 has it under this name only, and LangChain wants it under the other.
+globalThis.crypto ??= webcrypto;
 
 /** Serves the bundled model during the tests of a file. Gives an object whose `url` is set by then. */
 export function serve(...flags) {
