@@ -165,9 +165,9 @@ describe('what the server says', () => {
   });
 
   visit('of ignored fields is shown as a warning', async (visit, page) => {
-    await visit.withFields({ user: 'somebody' });
+    await visit.withFields({ reasoning_effort: 'low' });
     await visit.ask('Hello');
-    expect(await page.locator('.warning').textContent()).toContain('user');
+    expect(await page.locator('.warning').textContent()).toContain('reasoning_effort');
   });
 
   visit('shows calls of tools, takes results and goes on', async (visit, page) => {
