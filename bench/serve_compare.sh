@@ -5,7 +5,8 @@
 #   bench/serve_compare.sh [-r ROUNDS] [-n TOKENS] [-m REQUESTS] [-R RATE] LLAMA_SERVER MODEL.gguf
 #
 # QIANWEN and LOAD_GENERATOR name our programs (default: the release build). The client runs on the
-# same cores as the servers. Prompts are token ids.
+# same cores as the servers. Prompts are token ids, asked for on /completion, which both have: what a
+# model with random weights says is nothing that llama.cpp's OpenAI dialect would pass on.
 set -euo pipefail
 
 . "$(dirname "$0")/common.sh"
@@ -33,9 +34,9 @@ need_count -m "$requests"
 
 # measure WHO: of the server at $url.
 measure() {
-  "$load" --url "$url" --ids -n 16 -c 16 --prompt-tokens 16 --max-tokens "$tokens" --json > "$work/load"
+  "$load" --url "$url/completion" --ids -n 16 -c 16 --prompt-tokens 16 --max-tokens "$tokens" --json > "$work/load"
   field generated_per_second_of_decoding < "$work/load" >> "$work/$1.decode"
-  "$load" --url "$url" --ids -n "$requests" -c 64 --trace mixed --rate "$rate" --prompt-tokens 64 --long-tokens 2000 \
+  "$load" --url "$url/completion" --ids -n "$requests" -c 64 --trace mixed --rate "$rate" --prompt-tokens 64 --long-tokens 2000 \
     --max-tokens 32 --seed "$i" --json > "$work/mixed"
   quantile time_to_first_token_s p50 < "$work/mixed" >> "$work/$1.p50"
   quantile time_to_first_token_s p95 < "$work/mixed" >> "$work/$1.p95"

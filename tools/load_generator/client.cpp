@@ -48,6 +48,7 @@ class EventReader {
     const Json json = Json::parse(line, nullptr, false);
     if (json.is_discarded()) throw std::runtime_error("an event that is no JSON");
     if (json.contains("error")) throw std::runtime_error(json["error"].dump());
+    if (json.contains("content")) native(json);
     if (const auto usage = json.find("usage"); usage != json.end() && usage->is_object()) {
       outcome_.n_prompt = usage->value("prompt_tokens", int64_t{0});
       outcome_.n_generated = usage->value("completion_tokens", int64_t{0});
@@ -63,6 +64,18 @@ class EventReader {
       const bool has_ids = choice.contains("token_ids") && !choice["token_ids"].empty();
       if (has_text || has_ids) outcome_.tokens.push_back(Clock::now());
     }
+  }
+
+  /// As llama.cpp's server says it on its own /completion.
+  void native(const Json& json) {
+    const bool has_ids = json.contains("tokens") && !json["tokens"].empty();
+    done_ = json.value("stop", false);
+    if (!done_ && (has_ids || !json["content"].get_ref<const std::string&>().empty()))
+      outcome_.tokens.push_back(Clock::now());
+    if (!done_) return;
+    outcome_.n_prompt = json.value("tokens_evaluated", int64_t{0});
+    outcome_.n_generated = json.value("tokens_predicted", int64_t{0});
+    outcome_.n_cached = json.value("tokens_cached", int64_t{0});
   }
 
   Outcome& outcome_;
@@ -104,7 +117,7 @@ void read_stream(beast::tcp_stream& stream, Outcome& outcome, Clock::time_point 
   }
   if (parser.get().result() != http::status::ok)
     throw std::runtime_error("status " + std::to_string(parser.get().result_int()) + " " + failure);
-  if (!events.done()) throw std::runtime_error("a stream that ends without [DONE]");
+  if (!events.done()) throw std::runtime_error("a stream that ends without its last event");
 }
 
 }  // namespace

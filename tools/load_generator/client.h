@@ -1,4 +1,5 @@
-// One streamed request to a server that speaks OpenAI's dialect, with the times of its tokens.
+// One streamed request to a server, in OpenAI's dialect or on llama.cpp's /completion, with the
+// times of its tokens.
 #pragma once
 
 #include <chrono>

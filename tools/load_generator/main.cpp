@@ -180,7 +180,8 @@ void print(const nlohmann::ordered_json& r) {
 int run(int argc, char** argv) {
   Options options;
   CLI::App app("Puts load on a server that speaks OpenAI's dialect, and measures it");
-  app.add_option("--url", options.url, "http://HOST:PORT[/PATH]")->capture_default_str();
+  app.add_option("--url", options.url, "http://HOST:PORT[/PATH]; llama.cpp's form for /completion")
+      ->capture_default_str();
   app.add_option("--api-key", options.api_key, "Key to show");
   app.add_option("--model", options.trace.model, "Model to name");
   app.add_option("--trace", options.trace.kind, "uniform, shared-prefix, chat or mixed")
@@ -205,6 +206,7 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--json", options.json, "One JSON object");
   CLI11_PARSE(app, argc, argv);
+  options.trace.native = target_of(options.url).path == "/completion";
   Runner runner(options, make_trace(options.trace));
   const std::vector<Outcome> outcomes = runner.run();
   const nlohmann::ordered_json result = report(options, outcomes, runner.seconds());

@@ -53,8 +53,17 @@ std::string body_of(const TraceOptions& options, Json prompt, int64_t index) {
                {"temperature", options.temperature},
                {"seed", index},
                {"ignore_eos", true},
-               {"stream", true},
-               {"stream_options", {{"include_usage", true}}}};
+               {"stream", true}};
+  if (options.native) {
+    body["n_predict"] = options.max_tokens;
+    body.erase("max_tokens");
+    // Single bytes, which random weights say often: llama.cpp's server refuses to send what is not
+    // UTF-8.
+    for (int id = 0; options.ids && id < 256; ++id)
+      body["logit_bias"].push_back({id, -100});
+  } else {
+    body["stream_options"] = {{"include_usage", true}};
+  }
   if (!options.model.empty()) body["model"] = options.model;
   return body.dump();
 }

@@ -19,7 +19,8 @@ struct TraceOptions {
   bool ids = false;        // prompts as token ids, for checkpoints without a tokenizer
   double temperature = 0.8;
   uint64_t seed = 0;
-  std::string model;  // "": left out
+  std::string model;    // "": left out
+  bool native = false;  // for llama.cpp's /completion
 };
 
 struct PlannedRequest {
