@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "server/receipt.h"
@@ -108,6 +109,44 @@ TEST_F(CliReplay, RefusesWhatIsNoReceipt) {
   EXPECT_EQ(replay({{"a", 1}}).code, 2);
   EXPECT_EQ(qianwen({"replay"}).code, 2);
   EXPECT_EQ(qianwen({"replay", "/nonexistent"}).code, 3);
+}
+
+TEST_F(CliReplay, RefusesReceiptsThatNobodyWrote) {
+  const auto refused = [&](const std::function<void(ordered_json&)>& change) {
+    ordered_json changed = receipt();
+    change(changed);
+    const Ran ran = replay(sealed(changed));
+    EXPECT_EQ(ran.code, 2) << ran.err;
+    EXPECT_THAT(ran.out, Not(HasSubstr("same")));
+    EXPECT_THAT(ran.err, Not(HasSubstr("internal"))) << ran.err;
+    return ran.err;
+  };
+  EXPECT_THAT(refused([](auto& json) { json["requests"] = ordered_json::array(); }),
+              HasSubstr("requests: expected at least one"));
+  EXPECT_THAT(refused([](auto& json) { json["requests"][1].erase("answers"); }),
+              HasSubstr("answers"));
+  EXPECT_THAT(refused([](auto& json) { json["requests"][0]["answers"] = ordered_json::array(); }),
+              HasSubstr("answers: expected at least one, got none (request 0)"));
+  EXPECT_THAT(refused([](auto& json) { json["requests"][0] = 7; }), HasSubstr("requests"));
+  EXPECT_THAT(refused([](auto& json) { json["requests"][0]["answers"][0].erase("ids"); }),
+              HasSubstr("ids"));
+  EXPECT_THAT(refused([](auto& json) { json["requests"][0]["answers"][0]["ids"] = "1"; }),
+              HasSubstr("ids"));
+  EXPECT_THAT(refused([](auto& json) { json["requests"][0]["answers"][0].erase("finish_reason"); }),
+              HasSubstr("finish_reason"));
+  EXPECT_THAT(refused([](auto& json) { json["program"]["isa"] = {1}; }), HasSubstr("program.isa"));
+  EXPECT_THAT(refused([](auto& json) { json["context"] = "long"; }), HasSubstr("context"));
+}
+
+TEST_F(CliReplay, CountsAnswers) {
+  ordered_json fewer = receipt(), more = receipt();
+  fewer["requests"][0]["answers"].erase(1);
+  more["requests"][0]["answers"].push_back(more["requests"][0]["answers"][0]);
+  const Ran one = replay(sealed(fewer)), three = replay(sealed(more));
+  EXPECT_NE(one.code, 0);
+  EXPECT_THAT(one.err, HasSubstr("answer 1 of request 0"));
+  EXPECT_NE(three.code, 0);
+  EXPECT_THAT(three.err, HasSubstr("answer 2 of request 0"));
 }
 
 }  // namespace

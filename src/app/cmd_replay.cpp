@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "kernels/isa.h"
+#include "server/fields.h"
 #include "server/receipt.h"
 #include "text/tokenizer.h"
 
@@ -38,12 +39,17 @@ ordered_json read_receipt(const std::string& path) {
 
 /// What the receipt says of how the model was computed, where no flag says otherwise.
 void take_environment(const ordered_json& receipt, Options& options) {
-  const ordered_json& program = receipt["program"];
-  const auto text = [&](const char* name) { return program.value(name, std::string()); };
+  const ordered_json& program = receipt.at("program");
+  const auto text = [&](const std::string& name) {
+    const auto it = program.find(name);
+    return it == program.end() || it->is_null() ? "" : server::to_string("program." + name, *it);
+  };
   if (options.load.kv_type.empty()) options.load.kv_type = text("kv_type");
   if (options.load.device == "cpu") options.load.device = text("device");
   if (options.load.activations == "auto") options.load.activations = text("activations");
-  if (options.load.context == 0) options.load.context = receipt.value("context", int64_t{0});
+  if (const auto context = receipt.find("context");
+      options.load.context == 0 && context != receipt.end() && !context->is_null())
+    options.load.context = server::to_integer("context", *context, 0);
   if (!options.load.isa.empty()) return;
   try {
     kernels::choose_isa(text("isa"));
@@ -53,27 +59,61 @@ void take_environment(const ordered_json& receipt, Options& options) {
   }
 }
 
+/// What a receipt says of an answer.
+struct Answer {
+  std::vector<int32_t> ids;
+  std::string finish_reason;
+};
+
+/// Of every request. A receipt without any answer says nothing that could be the same.
+std::vector<std::vector<Answer>> read_answers(const ordered_json& receipt) {
+  const auto member = [](const ordered_json& object, const char* name) {
+    const auto it = object.find(name);
+    return it == object.end() ? ordered_json() : *it;
+  };
+  std::vector<std::vector<Answer>> out;
+  for (const ordered_json& request : receipt.at("requests")) {
+    out.emplace_back();
+    const ordered_json answers = member(server::to_object("requests", request), "answers");
+    for (const ordered_json& answer : server::to_array("answers", answers)) {
+      const ordered_json& object = server::to_object("answers", answer);
+      out.back().push_back({server::to_ids("ids", member(object, "ids")),
+                            server::to_string("finish_reason", member(object, "finish_reason"))});
+    }
+    if (out.back().empty()) {
+      fail(ErrorKind::kInvalidArgument, "replay",
+           "answers: expected at least one, got none (request {})", out.size() - 1);
+    }
+  }
+  if (out.empty())
+    fail(ErrorKind::kInvalidArgument, "replay", "requests: expected at least one, got none");
+  return out;
+}
+
 struct Difference {
   size_t request = 0, answer = 0, position = 0;
   ordered_json then, now;
 };
 
 /// The first difference of the answers of one request.
-std::optional<Difference> compare(const ordered_json& then, const RequestResult& now,
-                                  size_t request) {
-  for (size_t i = 0; i < then.size(); ++i) {
-    // Copies of one answer stand in a receipt as answers of their own.
+std::optional<Difference> compare(const std::vector<Answer>& then, const RequestResult& now,
+                                  const GenerationConfig& config, size_t request) {
+  // Where nothing is drawn, copies of one answer stand in a receipt as answers of their own.
+  const bool may_be_copies = now.completions.size() == 1 && !config.samples();
+  const size_t n_now = may_be_copies ? then.size() : now.completions.size();
+  for (size_t i = 0; i < std::max(then.size(), n_now); ++i) {
+    if (i >= then.size()) return Difference{request, i, 0, "no answer", "one more"};
+    if (i >= n_now) return Difference{request, i, 0, "one more", "no answer"};
     const Completion& completion = now.completions[std::min(i, now.completions.size() - 1)];
-    const ordered_json ids = completion.ids;
-    const ordered_json& old = then[i]["ids"];
+    const std::vector<int32_t>&ids = completion.ids, &old = then[i].ids;
     for (size_t p = 0; p < std::max(ids.size(), old.size()); ++p) {
-      const ordered_json a = p < old.size() ? old[p] : ordered_json();
-      const ordered_json b = p < ids.size() ? ids[p] : ordered_json();
+      const ordered_json a = p < old.size() ? ordered_json(old[p]) : ordered_json();
+      const ordered_json b = p < ids.size() ? ordered_json(ids[p]) : ordered_json();
       if (a != b) return Difference{request, i, p, a, b};
     }
     const std::string_view reason = name_of(completion.finish_reason);
-    if (then[i]["finish_reason"] != reason)
-      return Difference{request, i, ids.size(), then[i]["finish_reason"], reason};
+    if (then[i].finish_reason != reason)
+      return Difference{request, i, ids.size(), then[i].finish_reason, reason};
   }
   return std::nullopt;
 }
@@ -84,7 +124,18 @@ class Replay {
 
   void run() {
     init_logging(options_.log_level);
+    try {
+      replay();
+    } catch (const ordered_json::exception& error) {
+      fail(ErrorKind::kInvalidArgument, "replay",
+           "receipt: expected members as a server writes them, got others ({})", error.what());
+    }
+  }
+
+ private:
+  void replay() {
     receipt_ = read_receipt(options_.receipt);
+    answers_ = read_answers(receipt_);
     take_environment(receipt_, options_);
     const OpenOptions open = open_options(options_);
     loaded_ = open_model(model_path(options_), open);
@@ -99,22 +150,18 @@ class Replay {
     report(computed());
   }
 
- private:
   std::optional<Difference> computed() {
     const std::vector<Request> requests = server::requests_of_receipt(receipt_, *loaded_);
     const auto engine = loaded_->make_engine();
     std::optional<Difference> first;
     for (size_t i = 0; i < requests.size() && !first; ++i) {
-      const ordered_json& answers = receipt_["requests"][i]["answers"];
-      if (!answers.is_array() || answers.empty())
-        fail(ErrorKind::kInvalidArgument, "replay",
-             "answers: expected a list, got none (request {})", i);
+      const std::vector<Answer>& answers = answers_.at(i);
       const RequestResult result = engine->generate(requests[i], {}, &interrupted());
       interrupted().check("replay");
-      for (const ordered_json& answer : answers)
-        n_tokens_ += static_cast<int64_t>(answer["ids"].size());
+      for (const Answer& answer : answers)
+        n_tokens_ += std::ssize(answer.ids);
       n_answers_ += answers.size();
-      first = compare(answers, result, i);
+      first = compare(answers, result, requests[i].config, i);
     }
     return first;
   }
@@ -149,6 +196,7 @@ class Replay {
 
   Options& options_;
   ordered_json receipt_;
+  std::vector<std::vector<Answer>> answers_;
   std::unique_ptr<LoadedModel> loaded_;
   std::vector<std::string> differences_;
   size_t n_answers_ = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "engine/model_drafter.h"
@@ -200,6 +201,7 @@ std::unique_ptr<LoadedModel> open_model(const std::string& path, const OpenOptio
   if (store) load.content_hashes.push_back(store->hash());
   if (!options.slot_save_path.empty()) {
     make_cache_directory(options.slot_save_path, "slots");
+    remove_abandoned_files(options.slot_save_path, "");
     loaded->slot_hash = std::make_shared<const KeyedHash>(options.slot_save_path, "slots");
     loaded->slot_hash_index = load.content_hashes.size();
     load.content_hashes.push_back(loaded->slot_hash);

@@ -59,8 +59,8 @@ void Engine::Impl::check_request(const Request& request) const {
 void Engine::Impl::check_generates() const {
   if (model_.config().architecture != "Qwen2ForSequenceClassification") return;
   fail(ErrorKind::kUnsupported, "engine",
-       "model: expected one that generates text, got a Qwen2ForSequenceClassification, which tells "
-       "classes (POST /classify of the server)");
+       "model: expected one that generates text, got a Qwen2ForSequenceClassification, which only "
+       "tells the classes of a text");
 }
 
 /// The length at which the sequence ends at the latest, prompt included. What the user asks for is

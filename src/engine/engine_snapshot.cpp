@@ -11,6 +11,11 @@ namespace qw {
 
 KvName Engine::Impl::root_of(int32_t adapter, size_t which) const {
   if (const std::optional<KvName> root = kv_root_of(model_, *kv_, adapter, which)) return *root;
+  if (adapter >= 0 && !model_.content_name(-1, which).empty()) {
+    fail(ErrorKind::kInvalidArgument, "engine",
+         "snapshot: expected tokens of an adapter that is loaded, got those of one that was "
+         "unloaded meanwhile");
+  }
   fail(ErrorKind::kUnsupported, "engine",
        "snapshot: expected a model whose bytes were hashed when it was loaded, got one without");
 }

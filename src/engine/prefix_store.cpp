@@ -44,12 +44,41 @@ const std::string& made(const std::string& directory) {
   return directory;
 }
 
+struct File {
+  timespec used;
+  int64_t bytes;
+  std::string path;
+};
+
+/// The blocks there are.
+std::vector<File> files_in(const std::string& directory) {
+  std::vector<File> files;
+  std::error_code error;
+  for (fs::directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string path = entry->path().string();
+    struct stat status {};
+    if (!path.ends_with(kSuffix) || ::stat(path.c_str(), &status) != 0) continue;
+    files.push_back({status.st_mtim, status.st_size, path});
+  }
+  return files;
+}
+
+int64_t bytes_of(const std::vector<File>& files) {
+  int64_t total = 0;
+  for (const File& file : files)
+    total += file.bytes;
+  return total;
+}
+
 int64_t limit_of(const PrefixStoreOptions& options) {
   if (options.max_bytes > 0) return options.max_bytes;
   std::error_code error;
   const fs::space_info space = fs::space(options.directory, error);
   if (error) return kDefaultMaxBytes;
-  return std::min(kDefaultMaxBytes, static_cast<int64_t>(space.available / 2));
+  // With what its own files take, or the limit would shrink with every start.
+  const auto room = static_cast<int64_t>(std::min<uintmax_t>(space.available, INT64_MAX / 2));
+  return std::min(kDefaultMaxBytes, (room + bytes_of(files_in(options.directory))) / 2);
 }
 
 }  // namespace
@@ -87,15 +116,32 @@ bool PrefixStore::has_room(int64_t bytes) const {
   return queued_bytes_ == 0 || queued_bytes_ + bytes <= queue_bytes_;
 }
 
+size_t PrefixStore::OfName::operator()(const KvName& name) const noexcept {
+  size_t out = 0;
+  std::memcpy(&out, name.data(), sizeof(out));
+  return out;
+}
+
 void PrefixStore::put(Block block, Pages pages) {
   const std::lock_guard lock(mutex_);
+  queue(std::move(block), std::move(pages));
+}
+
+/// With the lock.
+void PrefixStore::queue(Block block, Pages pages) {
   queued_bytes_ += std::ssize(pages.bytes);
   writes_.push_back({std::move(block), std::move(pages)});
   wake_writer_.notify_one();
 }
 
 void PrefixStore::touch(const KvName& name, int64_t used) {
-  put({name, used, {}}, {});
+  const std::lock_guard lock(mutex_);
+  if (n_touches_ >= kMaxTouches) return;
+  if (const auto it = touched_.find(name); it != touched_.end() && it->second >= used) return;
+  if (touched_.size() >= kMaxTouched) touched_.clear();
+  touched_[name] = used;
+  queue({name, used, {}}, {});
+  ++n_touches_;
 }
 
 int64_t PrefixStore::progress() const {
@@ -114,6 +160,17 @@ void PrefixStore::flush() {
   progress_.wait(lock, [this] { return writes_.empty() && !writing_; });
 }
 
+void PrefixStore::flush(std::chrono::milliseconds limit) {
+  std::unique_lock lock(mutex_);
+  if (progress_.wait_for(lock, limit, [this] { return writes_.empty() && !writing_; })) return;
+  for (const Write& write : writes_) {
+    queued_bytes_ -= std::ssize(write.pages.bytes);
+    if (write.pages.memory != nullptr) ++stats_.n_failed;
+  }
+  writes_.clear();
+  n_touches_ = 0;
+}
+
 PrefixStoreStats PrefixStore::stats() const {
   const std::lock_guard lock(mutex_);
   return stats_;
@@ -122,8 +179,12 @@ PrefixStoreStats PrefixStore::stats() const {
 // ---- writing -----------------------------------------------------------------------------------
 
 void PrefixStore::write_loop() {
-  remove_abandoned_files(directory_, kSuffix);
-  make_room();
+  try {
+    remove_abandoned_files(directory_, kSuffix);
+    make_room();
+  } catch (...) {
+    // Counted with the next blocks.
+  }
   while (true) {
     Write next;
     {
@@ -135,9 +196,15 @@ void PrefixStore::write_loop() {
       if (writes_.empty()) return;
       next = std::move(writes_.front());
       writes_.pop_front();
+      if (next.pages.memory == nullptr) --n_touches_;
       writing_ = true;
     }
-    write(next);
+    try {
+      write(next);
+    } catch (...) {  // of memory mostly: a cache may miss something, its threads may not end
+      const std::lock_guard lock(mutex_);
+      ++stats_.n_failed;
+    }
     const std::lock_guard lock(mutex_);
     queued_bytes_ -= std::ssize(next.pages.bytes);
   }
@@ -187,22 +254,8 @@ void PrefixStore::mark_used(const std::string& path, int64_t used) {
 
 /// Counts the files, and removes those used longest ago until a share of the limit is free.
 void PrefixStore::make_room() {
-  struct File {
-    timespec used;
-    int64_t bytes;
-    std::string path;
-  };
-  std::vector<File> files;
-  int64_t total = 0, n_evicted = 0;
-  std::error_code error;
-  for (fs::directory_iterator entry(directory_, error), end; !error && entry != end;
-       entry.increment(error)) {
-    const std::string path = entry->path().string();
-    struct stat status {};
-    if (!path.ends_with(kSuffix) || ::stat(path.c_str(), &status) != 0) continue;
-    files.push_back({status.st_mtim, status.st_size, path});
-    total += status.st_size;
-  }
+  std::vector<File> files = files_in(directory_);
+  int64_t total = bytes_of(files), n_evicted = 0;
   if (total > max_bytes_ - max_bytes_ / kShare) {
     std::ranges::sort(
         files, {}, [](const File& file) { return std::pair(file.used.tv_sec, file.used.tv_nsec); });
@@ -262,18 +315,28 @@ void PrefixStore::read_loop() {
     });
     if (stopping_) return;
     const uint64_t number = read_number_;
-    const Block block = wanted_[next_wanted_++];
+    const Block block = std::move(wanted_[next_wanted_++]);
     const int64_t page_bytes = wanted_page_bytes_;
     lock.unlock();
-    std::optional<Pages> pages = read(block, page_bytes);
+    std::optional<Pages> pages;
+    try {
+      pages = read(block, page_bytes);
+    } catch (...) {
+      // Computing is always possible.
+    }
     lock.lock();
     if (number != read_number_) continue;  // nobody wants it any more
     reading_ = pages.has_value() && next_wanted_ < wanted_.size();
     if (pages) {
-      read_bytes_ += std::ssize(pages->bytes);
-      ++stats_.n_read;
-      stats_.bytes_read += std::ssize(pages->bytes);
-      read_.push_back(std::move(*pages));
+      const int64_t n_bytes = std::ssize(pages->bytes);
+      try {
+        read_.push_back(std::move(*pages));
+        read_bytes_ += n_bytes;
+        ++stats_.n_read;
+        stats_.bytes_read += n_bytes;
+      } catch (...) {
+        reading_ = false;
+      }
     }
     ++n_progress_;
     progress_.notify_all();
@@ -318,8 +381,6 @@ std::optional<PrefixStore::Pages> PrefixStore::read(const Block& block, int64_t 
     return out;
   } catch (const Error& error) {
     refuse(path, sentence_of(error));
-  } catch (const std::bad_alloc&) {
-    // Computing is always possible.
   }
   return std::nullopt;
 }

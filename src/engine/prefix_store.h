@@ -22,6 +22,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "engine/kv_file.h"
@@ -30,7 +31,8 @@ namespace qw {
 
 struct PrefixStoreOptions {
   std::string directory;
-  /// Of all files together. 0: 10 GiB, or half of what is free on the disk if that is less.
+  /// Of all files together. 0: 10 GiB, or half of what they and the disk's free room are together
+  /// if that is less.
   int64_t max_bytes = 0;
   int64_t queue_bytes = int64_t{256} << 20;      // copies that wait to be written
   int64_t read_ahead_bytes = int64_t{64} << 20;  // read and not yet taken
@@ -73,7 +75,8 @@ class PrefixStore {
   bool has_room(int64_t bytes) const;
   /// Queues a block to be written.
   void put(Block block, Pages pages);
-  /// Notes when a block was used.
+  /// Notes when a block was used; what was noted lately is not noted again, and of many at once
+  /// some may be missed.
   void touch(const KvName& name, int64_t used);
 
   /// Begins to read blocks, in order, up to the first that is missing; ends another read.
@@ -90,6 +93,8 @@ class PrefixStore {
   void wait_for_progress(int64_t seen, int milliseconds);
   /// Waits until everything queued is written.
   void flush();
+  /// The same, at most so long; what is left then is dropped, and counts as failed.
+  void flush(std::chrono::milliseconds limit);
 
   PrefixStoreStats stats() const;
   int64_t max_bytes() const { return max_bytes_; }
@@ -100,6 +105,13 @@ class PrefixStore {
     Pages pages;  // without memory: the block was used
   };
   std::string path_of(const KvName& name) const;
+  static constexpr size_t kMaxTouches = 4096;             // queued at a time
+  static constexpr size_t kMaxTouched = size_t{1} << 16;  // remembered
+  /// Names are hashes already.
+  struct OfName {
+    size_t operator()(const KvName& name) const noexcept;
+  };
+  void queue(Block block, Pages pages);
   void write_loop();
   void write(const Write& write);
   static void mark_used(const std::string& path, int64_t used);
@@ -116,6 +128,8 @@ class PrefixStore {
   std::condition_variable wake_writer_, wake_reader_, progress_;
   std::deque<Write> writes_;
   int64_t queued_bytes_ = 0;
+  size_t n_touches_ = 0;                                 // of the queue
+  std::unordered_map<KvName, int64_t, OfName> touched_;  // when, as was last noted
   bool writing_ = true;  // until the files are counted for the first time
   bool stopping_ = false;
   std::vector<Block> wanted_;  // of the read under way

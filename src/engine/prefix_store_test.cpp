@@ -255,6 +255,49 @@ TEST_F(PrefixStoreTest, TheQueueIsBounded) {
   EXPECT_TRUE(store.has_room(100));
 }
 
+TEST_F(PrefixStoreTest, WhatIsNotWrittenInTimeIsDropped) {
+  PrefixStore store(options());
+  store.flush();
+  constexpr int64_t kBlocks = 16, kBytes = 8 << 20;
+  for (uint64_t i = 0; i < kBlocks; ++i) {
+    PrefixStore::Pages zeros{std::make_unique<std::byte[]>(kBytes), {}};
+    zeros.bytes = {zeros.memory.get(), static_cast<size_t>(kBytes)};
+    store.put(block(0, i), std::move(zeros));
+  }
+  store.flush(std::chrono::milliseconds(0));
+  store.flush();  // of what was under way
+  EXPECT_GT(store.stats().n_failed, 0);
+  EXPECT_EQ(store.stats().n_failed + store.stats().n_written, kBlocks);
+  EXPECT_TRUE(store.has_room(PrefixStoreOptions().queue_bytes)) << "its bytes are free again";
+  put(store, block(0, 99), 1);
+  EXPECT_TRUE(store.contains(block(0, 99).name));
+}
+
+TEST_F(PrefixStoreTest, AUseIsNotedOnce) {
+  PrefixStore store(options());
+  put(store, block(0), 1);
+  const int64_t used = block(0).used + 60'000'000'000;
+  const auto time_after_touch = [&](int64_t when) {
+    const fs::file_time_type old = fs::file_time_type::clock::now() - std::chrono::hours(9);
+    fs::last_write_time(path_of(block(0)), old);
+    store.touch(block(0).name, when);
+    store.flush();
+    return fs::last_write_time(path_of(block(0))) != old;
+  };
+  EXPECT_TRUE(time_after_touch(used));
+  EXPECT_FALSE(time_after_touch(used));
+  EXPECT_TRUE(time_after_touch(used + 1));
+}
+
+TEST_F(PrefixStoreTest, TheDefaultLimitCountsItsOwnFilesAsRoom) {
+  fs::create_directory(directory_);
+  const std::string path = directory_ + "/a.kv";
+  write(path, "x");
+  fs::resize_file(path, uintmax_t{40} << 30);  // with a hole
+  const PrefixStore store(options());
+  EXPECT_EQ(store.max_bytes(), int64_t{10} << 30);
+}
+
 TEST_F(PrefixStoreTest, AReadThatIsEndedGivesNothing) {
   PrefixStore store(options());
   std::vector<PrefixStore::Block> chain;

@@ -17,9 +17,12 @@ constexpr int64_t kStepBytes = int64_t{16} << 20;
 /// A block's time of use is so much before that of the block before it, in nanoseconds.
 constexpr int64_t kBefore = 1000;
 
+/// The minute that it is: a block that is used again within it has its mark already, and the blocks
+/// of a chain stay in order whichever of them had theirs.
 int64_t now() {
   const auto since_1970 = std::chrono::system_clock::now().time_since_epoch();
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(since_1970).count();
+  const auto minute = std::chrono::duration_cast<std::chrono::minutes>(since_1970);
+  return std::chrono::nanoseconds(minute).count();
 }
 
 }  // namespace
@@ -49,14 +52,17 @@ PrefixTier::PrefixTier(std::shared_ptr<PrefixStore> store, size_t which, const M
 
 PrefixTier::~PrefixTier() {
   try {
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point end = Clock::now() + kEnd;
     name_published();
-    for (; !to_keep_.empty(); to_keep_.pop_front()) {
-      while (!store_->has_room(kv_.page_bytes()))
+    for (; !to_keep_.empty() && Clock::now() < end; to_keep_.pop_front()) {
+      while (!store_->has_room(kv_.page_bytes()) && Clock::now() < end)
         store_->wait_for_progress(store_->progress(), kWaitMs);
       keep(to_keep_.front());
     }
     store_->end_read();
-    store_->flush();
+    store_->flush(std::chrono::ceil<std::chrono::milliseconds>(
+        std::max(end - Clock::now(), Clock::duration::zero())));
   } catch (...) {
     // Nothing is lost but time.
   }

@@ -6,6 +6,7 @@
 // then finds it as it finds every kept page. By the numeric contract neither changes a bit.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -31,7 +32,7 @@ class PrefixTier {
   /// which: the store's hash among LoadOptions::content_hashes.
   PrefixTier(std::shared_ptr<PrefixStore> store, size_t which, const Model& model, KvCache& kv,
              Scheduler& scheduler, int64_t chunk_tokens);
-  /// Has everything written that memory still holds.
+  /// Has everything written that memory still holds, as far as that takes no more than seconds.
   ~PrefixTier();
   PrefixTier(const PrefixTier&) = delete;
   PrefixTier& operator=(const PrefixTier&) = delete;
@@ -54,6 +55,7 @@ class PrefixTier {
 
  private:
   static constexpr int kWaitMs = 5;
+  static constexpr std::chrono::seconds kEnd{5};  // what its end may take
 
   struct Lookup {
     RequestId id = 0;

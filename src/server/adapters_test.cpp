@@ -65,13 +65,17 @@ class Adapters : public ::testing::Test {
   static void SetUpTestSuite() {
     ServiceOptions options = service_options();
     options.lora_dir = folder().path();
+    fs::remove_all(slots());
+    options.models[0].open.slot_save_path = slots();
     options.models[0].lora_modules = {{"plain", folder() / "plain"}};
     running_ = new RunningService(options);
   }
   static void TearDownTestSuite() {
     delete running_;
     running_ = nullptr;
+    fs::remove_all(slots());
   }
+  static std::string slots() { return ::testing::TempDir() + "adapters_slots"; }
   void TearDown() override {
     running_->client().post("/lora-adapters", "[]");
     for (const char* name : {"whole", "again"})
@@ -232,6 +236,31 @@ TEST_F(Adapters, AreLoadedOnlyWhereThatWasAllowed) {
   }
 }
 
+TEST_F(Adapters, AreNotLoadedFromADirectoryThatHasGone) {
+  ServiceOptions options = service_options();
+  options.lora_dir = ::testing::TempDir() + "adapters_gone";
+  const RunningService running(options);
+  int status = 0;
+  const auto answer =
+      running.post("/v1/load_lora_adapter", {{"lora_name", "a"}, {"lora_path", "plain"}}, &status);
+  EXPECT_EQ(status, 503);
+  EXPECT_THAT(answer.dump(), HasSubstr("expected the directory of --lora-dir"));
+}
+
+TEST_F(Adapters, WhatASlotHeldOfAnUnloadedOneIsNotSaved) {
+  ASSERT_EQ(load("whole", "whole").status, 200);
+  bits({{"model", "whole"}, {"id_slot", 1}}, 80);
+  EXPECT_EQ(unload("whole").status, 200);
+  // Requests that have ended let go of it a moment later.
+  HttpAnswer answer;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  do {
+    answer = running_->client().post("/slots/1?action=save", R"({"filename": "a"})");
+  } while (answer.status == 200 && std::chrono::steady_clock::now() < end);
+  EXPECT_EQ(answer.status, 400) << answer.body;
+  EXPECT_THAT(answer.body, HasSubstr("one that was unloaded"));
+}
+
 TEST_F(Adapters, HaveNumbersAndScalesForClientsOfLlamaServer) {
   const std::string base = bits({}), plain = bits({{"model", "plain"}});
   const ordered_json list = running_->get("/lora-adapters");
@@ -381,6 +410,72 @@ TEST_F(AdapterHub, AdaptersComeBackWithTheirModel) {
   EXPECT_GE(again->adapter(), 0);
   EXPECT_EQ(in_model(*again).n, 1) << "those that nobody has asked for wait";
   EXPECT_EQ(hub_->find("whole").parent, "mini");
+}
+
+TEST_F(AdapterHub, ScalesAreSetThoughTheNameGoesMeanwhile) {
+  const auto base = get("");
+  load("whole", folder() / "whole");
+  const auto adapters = hub_->adapters("whole");
+  ASSERT_EQ(adapters.size(), 2u);
+  std::promise<void> go, done;  // the engine is at work until `go`, so that staging takes as long
+  base->host().run([wait = go.get_future().share()](Engine&) { wait.wait(); });
+  hub_->set_adapter_scales(
+      "whole", {{adapters[0].id, 0.5}, {adapters[1].id, 0.5}}, [&] { done.set_value(); },
+      [&](const Error& error) { done.set_exception(std::make_exception_ptr(Error(error))); });
+  hub_->unload_adapter("whole");
+  go.set_value();
+  EXPECT_NO_THROW(done.get_future().get());
+  ASSERT_EQ(hub_->adapters("").size(), 1u);
+  EXPECT_EQ(hub_->adapters("")[0].scale, 0.5);
+}
+
+TEST_F(AdapterHub, WhatAWaiterThrowsIsToldToIt) {
+  const auto told = [&](const ModelChoice& choice) {
+    std::promise<std::string> got;
+    hub_->with_model(
+        choice, [](const auto&) { fail(ErrorKind::kIo, "test", "this: expected"); },
+        [&](const Error& error) {
+          got.set_value(error.message());
+          throw std::runtime_error("and this");
+        });
+    return got.get_future().get();
+  };
+  EXPECT_THAT(told({"", std::nullopt}), HasSubstr("this: expected")) << "the loader's thread";
+  EXPECT_THAT(told({"plain", std::nullopt}), HasSubstr("this: expected")) << "the stager's";
+  EXPECT_THAT(told({"plain", std::nullopt}), HasSubstr("this: expected")) << "at once";
+  EXPECT_EQ(get("plain")->name(), "plain");
+}
+
+TEST_F(AdapterHub, FilesAreReadAnewWhenTheyAreLoaded) {
+  const std::string path = folder() / "changes";
+  fs::copy(folder() / "plain", path, fs::copy_options::recursive);
+  const auto base = get("");
+  load("first", path);
+  const auto before = get("first");
+  load("second", path);
+  EXPECT_NE(get("second")->adapter(), before->adapter());
+  EXPECT_EQ(get("first")->adapter(), get("second")->adapter()) << "one for both";
+  const int32_t kept = get("first")->adapter();
+  fs::remove_all(path);
+  EXPECT_THROW(load("third", path), Error);
+  EXPECT_EQ(get("first")->adapter(), kept) << "what is resident stays";
+}
+
+TEST_F(AdapterHub, HashesOfAdaptersEndWithTheHub) {
+  const auto user = get("plain");
+  const auto hashed = [&] {
+    std::promise<std::optional<ErrorKind>> got;
+    user->with_hashes([&](const std::vector<FileHash>&, const Error* error) {
+      got.set_value(error == nullptr ? std::nullopt : std::optional(error->kind()));
+    });
+    return got.get_future().get();
+  };
+  // The base's are known, the adapter's are not.
+  std::promise<void> base;
+  get("")->with_hashes([&](const std::vector<FileHash>&, const Error*) { base.set_value(); });
+  base.get_future().get();
+  hub_.reset();
+  EXPECT_EQ(hashed(), ErrorKind::kCancelled);
 }
 
 TEST_F(AdapterHub, FewCombinationsAreKeptAndNamesAlways) {

@@ -45,14 +45,21 @@ std::optional<Classifier> Classifier::read(const Checkpoint& checkpoint,
                                            const ModelConfig& config) {
   if (config.architecture != kArchitecture) return std::nullopt;
   const RawTensor& tensor = checkpoint.tensors.at("score.weight");
-  if (tensor.shape.rank() != 2 || tensor.shape.cols() != config.hidden) {
-    fail(ErrorKind::kCorrupt, "model", "tensor score.weight: expected [classes, {}], got {} ({})",
+  if (tensor.shape.rank() != 2 || tensor.shape.cols() != config.hidden || tensor.shape[0] < 1) {
+    fail(ErrorKind::kCorrupt, "model",
+         "tensor score.weight: expected [classes, {}] with at least one class, got {} ({})",
          config.hidden, tensor.shape.str(), printable(tensor.file));
   }
   const LinearSource source = LinearSource::of_matrix(tensor);
   Classifier out;
   out.weight_.resize(static_cast<size_t>(source.n * source.k));
   source.decode_rows(0, source.n, out.weight_.data());
+  checkpoint.check_readable();
+  if (!std::ranges::all_of(out.weight_, [](float value) { return std::isfinite(value); })) {
+    fail(ErrorKind::kCorrupt, "model",
+         "tensor score.weight: expected finite numbers, got infinity or NaN ({})",
+         printable(tensor.file));
+  }
   out.labels_ = read_labels(checkpoint, static_cast<size_t>(source.n));
   return out;
 }

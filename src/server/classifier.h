@@ -17,7 +17,8 @@ namespace qw::server {
 class Classifier {
  public:
   /// Reads score.weight and id2label. nullopt: the checkpoint is of another architecture. Errors:
-  /// corrupt (no such tensor, another shape, labels that are not one for each class).
+  /// corrupt (no such tensor, another shape, no class, a number that is not finite, labels that are
+  /// not one for each class), io.
   static std::optional<Classifier> read(const Checkpoint& checkpoint, const ModelConfig& config);
 
   /// One for each class; they sum to 1.

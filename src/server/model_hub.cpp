@@ -37,7 +37,10 @@ ModelHub::~ModelHub() {
   wake_.notify_all();
   loader_.join();
   stager_.reset();  // it waits for engines, which end below
-  // Requests that wait to be told of their end may hold a model still: its thread ends here.
+  // Requests that wait to be told of their end may hold a model still: its threads end here.
+  for (const auto& made : made_adapters_) {
+    if (const auto adapter = made.lock()) adapter->hashes().stop();
+  }
   for (const auto& made : made_) {
     const auto model = made.lock();
     if (model == nullptr) continue;
@@ -205,11 +208,15 @@ void ModelHub::load(Entry& entry) {
     entry.last_used = std::chrono::steady_clock::now();
     waiters.swap(entry.waiters);
   }
-  for (Waiter& waiter : waiters) {
-    if (model) {
-      give(entry, model, std::move(waiter));
-    } else {
-      waiter.failed(*error);
+  for (const Waiter& waiter : waiters) {
+    if (!model) {
+      tell(waiter, *error);
+      continue;
+    }
+    try {
+      give(entry, model, waiter);
+    } catch (...) {
+      tell(waiter, current_error());
     }
   }
 }

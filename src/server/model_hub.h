@@ -50,8 +50,9 @@ class ModelHub {
   ModelHub& operator=(const ModelHub&) = delete;
 
   /// Calls `ready` with the model chosen, at once if it is loaded, else when it is, on another
-  /// thread; or `failed`. Errors: not_found, naming the models there are, invalid_argument, for an
-  /// adapter that there is not (thrown); those of loading (given to `failed`).
+  /// thread; or `failed`, also with what `ready` throws. Errors: not_found, naming the models there
+  /// are, invalid_argument, for an adapter that there is not (thrown); those of loading (given to
+  /// `failed`).
   void with_model(const ModelChoice& choice, Ready ready, Failed failed);
   void with_model(const std::string& name, Ready ready, Failed failed) {
     with_model(ModelChoice{name, std::nullopt}, std::move(ready), std::move(failed));
@@ -81,7 +82,9 @@ class ModelHub {
     int64_t created = 0;
     bool loading = false;  // nobody can ask for it yet
   };
-  /// Loads one, its base first if need be; `done` when requests may name it. Errors:
+  /// Loads one, its base first if need be; `done` when requests may name it. Its files are read as
+  /// they are now; whoever asks from then on for another name of the same files gets what was read.
+  /// Errors:
   /// invalid_argument, for a name in use (thrown), not_found for no such base (thrown); those of
   /// Model::stage_adapters (given to `failed`).
   void load_adapter(const std::string& base, const LoraModule& module, std::function<void()> done,
@@ -114,6 +117,7 @@ class ModelHub {
     Wanted wanted;
     Ready ready;
     Failed failed;
+    bool anew = false;  // from the files as they are now, whatever is resident
   };
   struct Resident {
     std::vector<AdapterSpec> specs;
@@ -122,6 +126,7 @@ class ModelHub {
   };
   /// A combination on its way.
   struct Staging {
+    int64_t number = 0;
     std::shared_ptr<ServedModel> base;
     std::vector<AdapterSpec> specs;
     std::vector<Waiter> waiters;
@@ -138,6 +143,7 @@ class ModelHub {
     int64_t next_adapter = 0;
     std::vector<Resident> residents;  // of `model`
     std::vector<Staging> staging;
+    int64_t next_staging = 0;
   };
   /// What an entry held, to be let go of without the lock.
   struct Unloaded {
@@ -162,12 +168,15 @@ class ModelHub {
   static bool has_name(const Entry& entry, const std::vector<AdapterSpec>& specs);
   static bool is_known(const Entry& entry, const std::vector<AdapterSpec>& specs);
   static std::vector<Resident> take_surplus(Entry& entry);
+  static std::vector<Resident> take_residents_of(Entry& entry, const std::string& path);
   StageOptions limits_of(const Entry& entry, const ServedModel& base) const;
   // model_hub_adapters.cpp, without
   void wait_for(Entry& entry, Waiter waiter);
   void give(Entry& entry, const std::shared_ptr<ServedModel>& model, Waiter waiter);
   void stage(Entry& entry, const std::shared_ptr<ServedModel>& base,
-             const std::vector<AdapterSpec>& specs);
+             const std::vector<AdapterSpec>& specs, int64_t number);
+  static void tell(const Waiter& waiter, const std::shared_ptr<ServedModel>& model) noexcept;
+  static void tell(const Waiter& waiter, const Error& error) noexcept;
 
   void load_loop();
   void load(Entry& entry);
@@ -185,6 +194,7 @@ class ModelHub {
   std::unique_ptr<Workers> stager_ = std::make_unique<Workers>(1);    // makes them
   /// Every model that was loaded: requests may hold one that is no longer offered.
   std::vector<std::weak_ptr<ServedModel>> made_;
+  std::vector<std::weak_ptr<ResidentAdapter>> made_adapters_;
 };
 
 }  // namespace qw::server

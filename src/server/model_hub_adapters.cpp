@@ -97,6 +97,18 @@ std::vector<ModelHub::Resident> ModelHub::take_surplus(Entry& entry) {
   return surplus;
 }
 
+/// What was made of other versions of an adapter's files.
+std::vector<ModelHub::Resident> ModelHub::take_residents_of(Entry& entry, const std::string& path) {
+  std::vector<Resident> taken;
+  std::erase_if(entry.residents, [&](Resident& resident) {
+    const bool has_it =
+        std::ranges::find(resident.specs, path, &AdapterSpec::path) != resident.specs.end();
+    if (has_it) taken.push_back(std::move(resident));
+    return has_it;
+  });
+  return taken;
+}
+
 StageOptions ModelHub::limits_of(const Entry& entry, const ServedModel& base) const {
   StageOptions options;
   options.cancel = &cancel_;
@@ -113,34 +125,58 @@ StageOptions ModelHub::limits_of(const Entry& entry, const ServedModel& base) co
 // ---- without
 // -------------------------------------------------------------------------------------
 
+/// What a waiter throws is its own affair: nothing leaves the threads of the hub.
+void ModelHub::tell(const Waiter& waiter, const std::shared_ptr<ServedModel>& model) noexcept {
+  try {
+    waiter.ready(model);
+  } catch (const Error& error) {
+    tell(waiter, error);
+  } catch (...) {
+    tell(waiter, current_error());
+  }
+}
+
+void ModelHub::tell(const Waiter& waiter, const Error& error) noexcept {
+  try {
+    waiter.failed(error);
+  } catch (const std::exception& own) {
+    logger().error("[server] model: expected to tell of an error, got another: {}", own.what());
+  } catch (...) {
+    logger().error("[server] model: expected to tell of an error, got another");
+  }
+}
+
 /// Gives a waiter the loaded model with the adapters that it wants, at once if they are resident.
 void ModelHub::give(Entry& entry, const std::shared_ptr<ServedModel>& model, Waiter waiter) {
-  if (!waiter.wanted.adapters) return waiter.ready(model);
+  if (!waiter.wanted.adapters) return tell(waiter, model);
   const std::vector<AdapterSpec> specs = *waiter.wanted.adapters;
   std::shared_ptr<ResidentAdapter> adapter;
   if (!specs.empty()) {
     const std::lock_guard lock(mutex_);
     for (Resident& resident : entry.residents) {
-      if (resident.adapter->base() != model || !same(resident.specs, specs)) continue;
+      if (waiter.anew || resident.adapter->base() != model || !same(resident.specs, specs))
+        continue;
       resident.last_used = std::chrono::steady_clock::now();
       adapter = resident.adapter;
     }
     if (adapter == nullptr) {
       for (Staging& staging : entry.staging) {
-        if (staging.base == model && same(staging.specs, specs))
+        if (!waiter.anew && staging.base == model && same(staging.specs, specs))
           return staging.waiters.push_back(std::move(waiter));
       }
-      entry.staging.push_back({model, specs, {}});
+      const int64_t number = entry.next_staging++;
+      entry.staging.push_back({number, model, specs, {}});
       entry.staging.back().waiters.push_back(std::move(waiter));
-      return stager_->post([this, &entry, model, specs] { stage(entry, model, specs); });
+      return stager_->post(
+          [this, &entry, model, specs, number] { stage(entry, model, specs, number); });
     }
   }
-  waiter.ready(std::make_shared<ServedModel>(model, waiter.wanted.name, std::move(adapter)));
+  tell(waiter, std::make_shared<ServedModel>(model, waiter.wanted.name, std::move(adapter)));
 }
 
 /// The stager's thread.
 void ModelHub::stage(Entry& entry, const std::shared_ptr<ServedModel>& base,
-                     const std::vector<AdapterSpec>& specs) {
+                     const std::vector<AdapterSpec>& specs, int64_t number) {
   std::shared_ptr<ResidentAdapter> adapter;
   std::optional<Error> error;
   try {
@@ -155,23 +191,30 @@ void ModelHub::stage(Entry& entry, const std::shared_ptr<ServedModel>& base,
     logger().warn("{} (model {})", error->message(), base->name());
   }
   std::vector<Waiter> waiters;
-  std::vector<Resident> surplus;  // goes after the lock
+  std::vector<Resident> outdated, surplus;  // go after the lock
   {
     const std::lock_guard lock(mutex_);
-    const auto own = std::ranges::find_if(entry.staging, [&](const Staging& staging) {
-      return staging.base == base && same(staging.specs, specs);
-    });
+    const auto own = std::ranges::find(entry.staging, number, &Staging::number);
     waiters = std::move(own->waiters);
     entry.staging.erase(own);
-    if (adapter && entry.model == base)
+    std::erase_if(made_adapters_, [](const auto& made) { return made.expired(); });
+    if (adapter) made_adapters_.push_back(adapter);
+    if (adapter && entry.model == base) {
+      if (std::ranges::any_of(waiters, &Waiter::anew))
+        outdated = take_residents_of(entry, specs.front().path);
       entry.residents.push_back({specs, adapter, std::chrono::steady_clock::now()});
+    }
     surplus = take_surplus(entry);
   }
   for (const Waiter& waiter : waiters) {
-    if (adapter) {
-      waiter.ready(std::make_shared<ServedModel>(base, waiter.wanted.name, adapter));
-    } else {
-      waiter.failed(*error);
+    if (!adapter) {
+      tell(waiter, *error);
+      continue;
+    }
+    try {
+      tell(waiter, std::make_shared<ServedModel>(base, waiter.wanted.name, adapter));
+    } catch (...) {
+      tell(waiter, current_error());
     }
   }
 }
@@ -198,21 +241,24 @@ void ModelHub::load_adapter(const std::string& base, const LoraModule& module,
   const auto own = [entry, name = module.name] {
     return std::ranges::find(entry->adapters, name, &Adapter::name);
   };
-  wait_for(*entry, {{module.name, std::vector<AdapterSpec>{{module.path, 1.0}}},
-                    [this, own, done = std::move(done)](const std::shared_ptr<ServedModel>&) {
-                      {
-                        const std::lock_guard lock(mutex_);
-                        own()->loading = false;
-                      }
-                      done();
-                    },
-                    [this, entry, own, failed = std::move(failed)](const Error& error) {
-                      {
-                        const std::lock_guard lock(mutex_);
-                        entry->adapters.erase(own());
-                      }
-                      failed(error);
-                    }});
+  wait_for(*entry,
+           {{module.name, std::vector<AdapterSpec>{{module.path, 1.0}}},
+            [this, own, done = std::move(done)](const std::shared_ptr<ServedModel>&) {
+              {
+                const std::lock_guard lock(mutex_);
+                own()->loading = false;
+              }
+              done();
+            },
+            [this, entry, name = module.name, failed = std::move(failed)](const Error& error) {
+              {
+                const std::lock_guard lock(mutex_);
+                std::erase_if(entry->adapters,
+                              [&](const Adapter& adapter) { return adapter.name == name; });
+              }
+              failed(error);
+            },
+            true});
 }
 
 void ModelHub::unload_adapter(const std::string& name) {
@@ -243,18 +289,24 @@ std::vector<ModelHub::Adapter> ModelHub::adapters(const std::string& model) cons
 
 void ModelHub::set_adapter_scales(const std::string& model, const std::vector<AdapterScale>& scales,
                                   std::function<void()> done, Failed failed) {
+  // By the time that they are ready the name may be gone: of an adapter that was unloaded. The
+  // entry stays.
+  Entry* entry = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    entry = &entry_of(model);
+  }
   with_model(
-      {model, scales},
-      [this, model, scales, done = std::move(done)](const std::shared_ptr<ServedModel>&) {
+      {entry->spec.name, scales},
+      [this, entry, scales, done = std::move(done)](const std::shared_ptr<ServedModel>&) {
         std::vector<Resident> surplus;  // goes after the lock
         {
           const std::lock_guard lock(mutex_);
-          Entry& entry = entry_of(model);
-          for (Adapter& adapter : entry.adapters) {
+          for (Adapter& adapter : entry->adapters) {
             const auto wanted = std::ranges::find(scales, adapter.id, &AdapterScale::id);
             adapter.scale = wanted == scales.end() ? 0 : wanted->scale;
           }
-          surplus = take_surplus(entry);
+          surplus = take_surplus(*entry);
         }
         done();
       },

@@ -41,7 +41,8 @@ ServedModel::ServedModel(const ModelSpec& spec, EngineHost::Executor executor)
       loaded_(open_model(spec.path, spec.open)),
       host_(std::make_unique<EngineHost>(*loaded_, std::move(executor))),
       slots_(std::make_unique<SlotBoard>(loaded_->engine_options.n_slots)),
-      hashes_(std::make_unique<FileHashes>(receipt_files(*loaded_, spec.open.adapters))) {}
+      hashes_(std::make_unique<FileHashes>(receipt_files(*loaded_, spec.open.adapters))),
+      classifier_(Classifier::read(*loaded_->checkpoint, loaded_->config())) {}
 
 ServedModel::ServedModel(std::shared_ptr<ServedModel> base, std::string name,
                          std::shared_ptr<ResidentAdapter> adapter)

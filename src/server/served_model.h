@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/grammar/grammar_cache.h"
+#include "server/classifier.h"
 #include "server/engine_host.h"
 #include "server/fields.h"
 #include "server/file_hashes.h"
@@ -89,6 +90,10 @@ class ServedModel {
   const Tokenizer& tokenizer() const;
   /// Grammars compiled for its vocabulary. Any thread. Errors: as tokenizer().
   GrammarCache& grammars() const;
+  /// Its head; nullopt: it is no classification model.
+  const std::optional<Classifier>& classifier() const {
+    return base_ ? base_->classifier() : classifier_;
+  }
   /// Names for what was computed last, for clients that have such. Any thread.
   SlotBoard& slots() const { return base_ ? base_->slots() : *slots_; }
   /// The adapters that its answers have.
@@ -114,6 +119,7 @@ class ServedModel {
   mutable std::once_flag grammars_made_;
   mutable std::unique_ptr<GrammarCache> grammars_;  // when they are first wanted
   std::unique_ptr<FileHashes> hashes_;              // null with a base
+  std::optional<Classifier> classifier_;            // none with a base
   mutable std::atomic<double> typical_seconds_{0};
 };
 

@@ -247,6 +247,9 @@ TEST_F(Anthropic, ListsModelsInItsFormForWhoSaysItsVersion) {
   EXPECT_EQ(get("/v1/models/mini", version), model);
   EXPECT_TRUE(get("/v1/models?after_id=mini", version)["data"].empty());
   EXPECT_TRUE(get("/v1/models?before_id=mini", version)["first_id"].is_null());
+  const ordered_json none = get("/v1/models?after_id=mini&before_id=mini", version);
+  EXPECT_TRUE(none["data"].empty());
+  EXPECT_EQ(none["has_more"], false);
   int status = 0;
   EXPECT_EQ(get("/v1/models?limit=0", version, &status)["type"], "error");
   EXPECT_EQ(status, 400);

@@ -48,8 +48,9 @@ void list(const std::shared_ptr<Call>& call) {
   bool has_more = false;
   if (const std::string* id = call->request().parameter("before_id")) {
     end = place_of(*id, "before_id");
+    begin = std::min(begin, end);  // after_id behind before_id: nothing lies between them
     has_more = end - begin > limit;
-    begin = end - std::min(limit, end - std::min(begin, end));
+    begin = end - std::min(limit, end - begin);
   } else {
     has_more = end - begin > limit;
     end = std::min(end, begin + limit);

@@ -276,8 +276,8 @@ TEST_F(LlamaServerSlots, RefuseWhatIsNoFileOfTheirs) {
     service->post(target, body, &status);
     return status;
   };
-  for (const char* name :
-       {"", ".", "..", "../a", "a/b", "/etc/passwd", ".hidden", "secret", "a\\b", "a\nb"}) {
+  for (const char* name : {"", ".", "..", "../a", "a/b", "/etc/passwd", ".hidden", "secret", "a\\b",
+                           "a\nb", "a.tmp-1-1"}) {
     for (const char* action : {"save", "restore"}) {
       EXPECT_EQ(status_of(std::string("/slots/0?action=") + action, {{"filename", name}}), 400)
           << name;
@@ -293,9 +293,31 @@ TEST_F(LlamaServerSlots, RefuseWhatIsNoFileOfTheirs) {
   std::fstream(directory_ + "/a", std::ios::in | std::ios::out | std::ios::binary)
       .seekp(300)
       .put(1);
-  EXPECT_GE(status_of("/slots/0?action=restore", {{"filename", "a"}}), 400);
+  for (const char* name : {"a", "none"}) {
+    int status = 0;
+    const std::string answer =
+        service->post("/slots/0?action=restore", {{"filename", name}}, &status).dump();
+    EXPECT_EQ(status, name == std::string("a") ? 400 : 404);
+    EXPECT_THAT(answer, HasSubstr(fmt::format("('{}')", name)));
+    EXPECT_THAT(answer, ::testing::Not(HasSubstr(directory_)));
+  }
   EXPECT_EQ(service->post("/completion", {{"prompt", "One"}, {"n_predict", 1}})["tokens_predicted"],
             1);
+}
+
+TEST_F(LlamaServerSlots, WhatWasNeverFinishedGoesAtAStart) {
+  std::filesystem::create_directory(directory_);
+  for (const char* name : {"a.bin", "a.bin.tmp-1-1", "b.bin.tmp-1-1"})
+    std::ofstream(directory_ + "/" + name) << "x";
+  for (const char* name : {"a.bin", "a.bin.tmp-1-1"}) {
+    std::filesystem::last_write_time(
+        directory_ + "/" + name,
+        std::filesystem::file_time_type::clock::now() - std::chrono::hours(2));
+  }
+  start();
+  EXPECT_TRUE(std::filesystem::exists(directory_ + "/a.bin"));
+  EXPECT_FALSE(std::filesystem::exists(directory_ + "/a.bin.tmp-1-1"));
+  EXPECT_TRUE(std::filesystem::exists(directory_ + "/b.bin.tmp-1-1")) << "another may write it";
 }
 
 TEST(LlamaServerSamplers, EveryOrderThatGivesTheSameIsTaken) {

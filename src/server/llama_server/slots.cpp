@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "engine/current_error.h"
 #include "engine/kv_snapshot.h"
 #include "server/llama_server/common.h"
@@ -60,7 +61,8 @@ class SlotAction : public std::enable_shared_from_this<SlotAction> {
       auto taken = std::make_shared<KvSnapshot>(
           engine.snapshot(last.adapter, last.tokens, self.model_->files().slot_hash_index));
       self.on_worker([taken](SlotAction& action) {
-        const int64_t n_bytes = write_snapshot(action.path(), *taken, action.hash());
+        const int64_t n_bytes = action.with_file(
+            "write", [&] { return write_snapshot(action.path(), *taken, action.hash()); });
         action.answer({{"n_saved", std::ssize(taken->tokens)},
                        {"n_written", n_bytes},
                        {"timings", {{"save_ms", milliseconds_since(action.start_)}}}});
@@ -69,7 +71,8 @@ class SlotAction : public std::enable_shared_from_this<SlotAction> {
   }
 
   void restore() {
-    auto found = std::make_shared<KvSnapshot>(read_snapshot(path(), hash()));
+    auto found = std::make_shared<KvSnapshot>(
+        with_file("read", [&] { return read_snapshot(path(), hash()); }));
     on_engine([found](SlotAction& self, Engine& engine) {
       const int32_t adapter = self.restore_to(engine, *found);
       const int64_t n_kept = engine.restore(adapter, *found, self.model_->files().slot_hash_index);
@@ -110,6 +113,40 @@ class SlotAction : public std::enable_shared_from_this<SlotAction> {
         [self = shared_from_this(), task = std::move(task)] { self->try_([&] { task(*self); }); });
   }
 
+  /// What `use` gives. Errors: as it throws them, with the client's name of the file for its path,
+  /// which the log alone tells; what is wrong with a file is wrong with what the client asked for.
+  template <typename Use>
+  auto with_file(std::string_view action, const Use& use) const {
+    try {
+      return use();
+    } catch (const Error& error) {
+      logger().warn("{}", error.message());
+      const std::string name = printable(filename_);
+      switch (error.kind()) {
+        case ErrorKind::kNotFound:
+          throw RequestError(
+              error.kind(),
+              fmt::format("[slot] filename: expected a file that was saved, got none ('{}')", name),
+              "filename");
+        case ErrorKind::kCorrupt:
+          throw RequestError(
+              error.kind(),
+              fmt::format("[slot] filename: expected a file that this server saved, got one that "
+                          "was changed or is of another ('{}')",
+                          name),
+              "filename", 400);
+        case ErrorKind::kIo:
+          throw RequestError(error.kind(),
+                             fmt::format("[slot] filename: expected to {} it, got an error that "
+                                         "the server's log tells ('{}')",
+                                         action, name),
+                             "filename");
+        default:
+          throw;
+      }
+    }
+  }
+
   /// The adapter that the file is of: the one that requests get, or none.
   int32_t restore_to(const Engine& engine, const KvSnapshot& found) const {
     const int32_t adapter = model_->adapter();
@@ -131,16 +168,19 @@ class SlotAction : public std::enable_shared_from_this<SlotAction> {
   Clock::time_point start_;
 };
 
-/// A name within the directory: no path, nothing that is hidden, and not the directory's secret.
+/// A name within the directory: no path, nothing that is hidden, not the directory's secret, and
+/// none that files have while they are written (which go at a start, base/atomic_file.h).
 std::string read_filename(const Call& call) {
   const Json body = call.body();
   const std::string name =
       to_string("filename", body.is_object() ? body.value("filename", Json()) : Json());
   const bool is_plain =
       !name.empty() && name.size() <= 200 && name.front() != '.' && name != "secret" &&
+      name.find(".tmp-") == std::string::npos &&
       std::ranges::none_of(name, [](unsigned char c) { return c == '/' || c == '\\' || c < 32; });
   if (!is_plain) {
-    refuse_field("filename", "expected a plain name of up to 200 bytes, got '{}'", printable(name));
+    refuse_field("filename", "expected a plain name of up to 200 bytes without .tmp-, got '{}'",
+                 printable(name));
   }
   return name;
 }

@@ -46,13 +46,19 @@ void check_allowed(const ServiceOptions& options) {
 /// The adapter's path as it is, links resolved. Errors: RequestError, unless it lies in `root`;
 /// whether there is anything outside is not told.
 std::string path_within(const std::string& root, const std::string& asked) {
-  const fs::path base = fs::canonical(root);
+  std::error_code error;
+  const fs::path base = fs::canonical(root, error);
+  if (error) {
+    throw RequestError(ErrorKind::kIo,
+                       "[server] adapters: expected the directory of --lora-dir, got none that can "
+                       "be read any more",
+                       "", 503);
+  }
   const auto is_within = [&base](const fs::path& path) {
     const fs::path relative = path.lexically_relative(base);
     return !relative.empty() && *relative.begin() != ".." && !relative.is_absolute();
   };
   const fs::path given = (base / asked).lexically_normal();
-  std::error_code error;
   const fs::path path = is_within(given) ? fs::weakly_canonical(given, error) : given;
   if (error || !is_within(path) || path == base) {
     throw RequestError(ErrorKind::kInvalidArgument,

@@ -34,15 +34,15 @@ void classify(const std::shared_ptr<Call>& call) {
   task.pooling = Pooling::kLast;
   with_model(call, task.model, [call, task](const std::shared_ptr<ServedModel>& model) {
     const LoadedModel& files = model->files();
-    auto classifier = Classifier::read(*files.checkpoint, files.config());
-    if (!classifier) {
+    if (!model->classifier()) {
       throw RequestError(
           ErrorKind::kUnsupported,
           fmt::format("[request] model: expected a Qwen2ForSequenceClassification, got {}, a {}",
                       printable(model->name()), printable(files.config().architecture)),
           "model");
     }
-    embed(call, task, [call, classifier](const Embeddings& result) {
+    embed(call, task, [call, model](const Embeddings& result) {
+      const std::optional<Classifier>& classifier = model->classifier();
       Json data = Json::array();
       for (size_t i = 0; i < result.vectors.size(); ++i) {
         const std::vector<double> all = classifier->probabilities(result.vectors[i]);

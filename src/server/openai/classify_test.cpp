@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "support/running_service.h"
@@ -186,26 +187,32 @@ TEST(Classify, TellsClassifiersFromModelsThatGenerate) {
 }
 
 TEST(Classify, NamesWhatIsWrongWithACheckpoint) {
-  const auto status_of = [](const TinyCheckpoint& tiny, std::string& message) {
-    int status = 0;
-    const RunningService running(options_for(tiny));
-    message = running.post("/classify", {{"input", {1, 2}}}, &status).dump();
-    return status;
+  // When it is loaded.
+  const auto error_of = [](const TinyCheckpoint& tiny) -> std::string {
+    try {
+      const ServedModel model(options_for(tiny).models[0],
+                              [](const std::function<void()>& task) { task(); });
+      return model.classifier()->labels().front();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kCorrupt) << error.message();
+      return error.message();
+    }
   };
-  std::string message;
   TinyClassifier unnamed;
   unnamed.config.erase("id2label");
-  EXPECT_EQ(status_of(unnamed, message), 200);
-  EXPECT_THAT(message, HasSubstr("\"LABEL_"));
+  EXPECT_EQ(error_of(unnamed), "LABEL_0");
   TinyClassifier labels;
   labels.config["id2label"].erase("2");
-  EXPECT_EQ(status_of(labels, message), 500);
-  EXPECT_THAT(message, HasSubstr("id2label: expected a name for each of 3 classes"));
-  TinyClassifier shape;
-  shape.tensors.erase("score.weight");
-  shape.add("score.weight", {kClasses, 8});
-  EXPECT_EQ(status_of(shape, message), 500);
-  EXPECT_THAT(message, HasSubstr("score.weight: expected [classes, 16]"));
+  EXPECT_THAT(error_of(labels), HasSubstr("id2label: expected a name for each of 3 classes"));
+  for (const std::vector<int64_t>& sizes : {std::vector<int64_t>{kClasses, 8}, {0, 16}}) {
+    TinyClassifier shape;
+    shape.tensors.erase("score.weight");
+    shape.add("score.weight", sizes);
+    EXPECT_THAT(error_of(shape), HasSubstr("score.weight"));
+  }
+  TinyClassifier infinite;
+  infinite.tensors["score.weight"].values[17] = std::numeric_limits<float>::infinity();
+  EXPECT_THAT(error_of(infinite), HasSubstr("expected finite numbers"));
   TinyClassifier headless;
   headless.tensors.erase("score.weight");
   const ServiceOptions options = options_for(headless);
