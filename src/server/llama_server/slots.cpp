@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <type_traits>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -97,6 +98,8 @@ class SlotAction : public std::enable_shared_from_this<SlotAction> {
   void try_(const Task& task) {
     try {
       task();
+    } catch (const Error& error) {
+      call_->fail(error);
     } catch (...) {
       call_->fail(current_error());
     }
@@ -116,7 +119,7 @@ class SlotAction : public std::enable_shared_from_this<SlotAction> {
   /// What `use` gives. Errors: as it throws them, with the client's name of the file for its path,
   /// which the log alone tells; what is wrong with a file is wrong with what the client asked for.
   template <typename Use>
-  auto with_file(std::string_view action, const Use& use) const {
+  std::invoke_result_t<const Use&> with_file(std::string_view action, const Use& use) const {
     try {
       return use();
     } catch (const Error& error) {
