@@ -292,12 +292,15 @@ std::vector<Request> requests_of_receipt(const Json& receipt, const LoadedModel&
   std::function<std::shared_ptr<const Grammar>()> grammar;
   ToolCallStructure structure;  // whose schemas the grammar is built of
   const Json tools = receipt.value("tools", Json()), limit = receipt.value("constraint", Json());
+  std::optional<AnswerForm> form;
+  if (!limit.is_null())
+    form = AnswerForm{constraint_of(to_object("constraint", limit)), "constraint"};
   if (!tools.is_null()) {
     std::vector<std::string> warnings;
     structure = structure_of_json(to_object("tools.structure", tools.value("structure", Json())));
-    if (auto of_tools = grammar_of(structure, warnings)) grammar = of_tools->build;
-  } else if (!limit.is_null()) {
-    grammar = [source = constraint_of(to_object("constraint", limit))] { return source.compile(); };
+    if (auto of_tools = grammar_of(structure, form, warnings)) grammar = of_tools->build;
+  } else if (form) {
+    grammar = [source = form->source] { return source.compile(); };
   }
   std::shared_ptr<GrammarMatcher> matcher;
   if (grammar) {

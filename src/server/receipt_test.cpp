@@ -118,6 +118,7 @@ TEST_F(Receipts, ConstraintsAreComputedAgain) {
        {Json{{"guided_json", schema}}, Json{{"guided_regex", "[a-f]{5}"}},
         Json{{"guided_choice", {"yes", "perhaps"}}}, Json{{"guided_grammar", "root ::= \"ab\"+"}},
         Json{{"response_format", {{"type", "json_object"}}}},
+        Json{{"structured_outputs", {{"choice", {"no", "perhaps"}}}}},
         Json{{"allowed_token_ids", {40, 41, 42, 43}}}, Json{{"bad_words", {"rain"}}}}) {
     Json body = more;
     body["seed"] = 5;
@@ -151,6 +152,16 @@ TEST_F(Receipts, ToolCallsAreComputedAgain) {
   EXPECT_EQ(receipt["tools"]["structure"]["functions"][0]["name"], "weather");
   EXPECT_EQ(structure_json(structure_of_json(receipt["tools"]["structure"])),
             receipt["tools"]["structure"]);
+  // Calls, or an answer of a form.
+  const Json either = chat({{"tools", tools},
+                            {"guided_regex", "(sun|rain|snow)( (sun|rain|snow)){7}"},
+                            {"seed", 3},
+                            {"temperature", 1.3},
+                            {"max_tokens", 80}})["receipt"];
+  expect_replays(either);
+  Json bare = either;
+  bare["constraint"] = nullptr;
+  EXPECT_NE(replayed(bare), recorded(either));
 }
 
 TEST_F(Receipts, EveryDialectGivesOneWholeAndStreamed) {

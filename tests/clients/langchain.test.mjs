@@ -95,6 +95,17 @@ test("structured output by a call of a function", async () => {
   assert.deepEqual(person, { name: "Anna", age: 31 });
 });
 
+test("tools and a format together", async () => {
+  const model = dialects.openai().bindTools([weather], {
+    response_format: {
+      type: "json_schema",
+      json_schema: { name: "person", schema: z.toJSONSchema(Person), strict: true },
+    },
+  });
+  const call = await model.invoke("What is the weather in Paris?");
+  assert.deepEqual(call.tool_calls[0].args, { city: "Paris" });
+});
+
 test("completions", async () => {
   const llm = new OpenAI({ ...common, ...ofOpenAi(), maxTokens: 8 });
   const whole = await llm.invoke("One two three");

@@ -15,7 +15,7 @@ const ofOpenAi = () => ({ model: "mini", apiKey: "none", baseURL: server.url + "
 const dialects = {
   openai: () => new OpenAI({ ...ofOpenAi(), temperature: 0, maxTokens: 100, supportToolCall: true }),
   ollama: () => new Ollama({
-    model: "mini", config: { host: server.url }, options: { temperature: 0, num_predict: 100, num_ctx: 2048 },
+    model: "mini", config: { host: server.url }, options: { temperature: 0, num_predict: 100 },
   }),
 };
 const weather = tool({

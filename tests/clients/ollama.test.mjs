@@ -88,8 +88,10 @@ test("errors are read as Ollama's", async () => {
     assert.match(error.message, /mini/);
     return true;
   });
-  await assert.rejects(
-    client().chat({ model: "mini", messages: question, options: { num_ctx: 1 << 20 } }),
-    /options.num_ctx: expected at most 2048 .*got 1048576/,
-  );
+  const long = [{ role: "user", content: "word ".repeat(2100) }];
+  await assert.rejects(client().chat({ model: "mini", messages: long }), /2048/);
+  const { warnings } = await client().chat({
+    model: "mini", messages: question, options: { num_ctx: 1 << 20, num_predict: 1 },
+  });
+  assert.match(warnings[0], /options.num_ctx.*2048.*1048576/);
 });

@@ -2,27 +2,35 @@
 
 #include <fmt/format.h>
 
+#include <nlohmann/json.hpp>
+
 #include "base/error.h"
+#include "engine/grammar/json_schema.h"
 
 namespace qw {
 
 std::shared_ptr<const Grammar> GrammarSource::compile() const {
+  GrammarBuilder builder;
+  return builder.build(node(builder));
+}
+
+grammar::Node GrammarSource::node(GrammarBuilder& builder) const {
   switch (kind) {
     case Kind::kJsonSchema:
-      return Grammar::from_json_schema(text, json);
+      return builder.json_schema(grammar::parse_schema(text), json);
     case Kind::kJsonObject:
-      return Grammar::json_object(json);
+      return builder.json_object(json);
     case Kind::kJsonValue:
-      return Grammar::json_value(json);
+      return builder.json_value(json);
     case Kind::kRegex:
-      return Grammar::from_regex(text);
+      return builder.regex(text);
     case Kind::kGbnf:
-      return Grammar::from_gbnf(text, root);
+      return builder.gbnf(text, root);
     case Kind::kChoice:
-      return Grammar::choice(choices);
+      return builder.choice(choices);
   }
   QW_CHECK(false);
-  return nullptr;
+  return {};
 }
 
 std::string GrammarSource::key() const {

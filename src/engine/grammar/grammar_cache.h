@@ -28,6 +28,8 @@ struct GrammarSource {
   JsonFormat json = {};
 
   std::shared_ptr<const Grammar> compile() const;
+  /// The same as a part of what `builder` builds.
+  grammar::Node node(GrammarBuilder& builder) const;
   /// Tells any two different sources apart.
   std::string key() const;
 };

@@ -44,7 +44,8 @@ Node arguments_node(const ToolCallStructure::Function& function, const JsonForma
 }  // namespace
 
 grammar::Node tool_grammar_node(const ToolCallStructure& structure, const JsonFormat& format,
-                                std::vector<std::string>* warnings, GrammarBuilder& builder) {
+                                std::vector<std::string>* warnings, GrammarBuilder& builder,
+                                const Node& answer) {
   if (structure.functions.empty()) return grammar::any_text();
   std::vector<Node> functions;
   for (const ToolCallStructure::Function& function : structure.functions) {
@@ -62,10 +63,11 @@ grammar::Node tool_grammar_node(const ToolCallStructure& structure, const JsonFo
                                          : grammar::optional(grammar::literal(structure.end));
   const Node calls = grammar::sequence(
       {call, structure.may_repeat ? grammar::any_number_of(more) : grammar::nothing(), end});
-  if (structure.must_call && !structure.text_first) {
-    return grammar::sequence(
-        {grammar::literal(structure.lead), grammar::literal(structure.open), calls});
-  }
+  const Node lead = grammar::literal(structure.lead);
+  const Node calls_alone = grammar::sequence({lead, grammar::literal(structure.open), calls});
+  if (structure.must_call && !structure.text_first) return calls_alone;
+  if (answer && !structure.must_call)
+    return grammar::alternation({grammar::sequence({lead, answer}), calls_alone});
   QW_CHECK(structure.open.starts_with(structure.trigger), "{} opens calls, {} ends text",
            structure.open, structure.trigger);
   const Node text_calls =

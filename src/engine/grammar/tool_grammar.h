@@ -20,8 +20,10 @@ namespace qw {
 std::shared_ptr<const Grammar> tool_grammar(const ToolCallStructure& structure,
                                             const JsonFormat& format = {},
                                             std::vector<std::string>* warnings = nullptr);
-/// The same as a part of what `builder` builds.
+/// The same as a part of what `builder` builds. answer: null, or what stands in the place of free
+/// text; calls come alone then, and a call that must be made leaves no place for it.
 grammar::Node tool_grammar_node(const ToolCallStructure& structure, const JsonFormat& format,
-                                std::vector<std::string>* warnings, GrammarBuilder& builder);
+                                std::vector<std::string>* warnings, GrammarBuilder& builder,
+                                const grammar::Node& answer = nullptr);
 
 }  // namespace qw

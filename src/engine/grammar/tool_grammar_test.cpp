@@ -55,6 +55,24 @@ TEST(ToolGrammar, ForcedCalls) {
   EXPECT_FALSE(grammar->accepts_prefix(": \n✿F: weather_now\n✿A: {}\n✿F"));
 }
 
+TEST(ToolGrammar, AnAnswerInAFormOrCalls) {
+  ToolCallStructure structure = weather();
+  structure.lead = ": ";
+  const auto grammar_of = [](const ToolCallStructure& of) {
+    GrammarBuilder builder;
+    const grammar::Node answer = builder.regex("[0-9]+ degrees");
+    return builder.build(tool_grammar_node(of, {}, nullptr, builder, answer));
+  };
+  const auto grammar = grammar_of(structure);
+  EXPECT_TRUE(grammar->accepts(": 21 degrees"));
+  EXPECT_TRUE(grammar->accepts(": ✿F: weather_now\n✿A: {}\n✿F: weather_now\n✿A: {}\n✿R"));
+  for (const char* text : {": Text", "21 degrees", ": 21 degrees✿", ": 2✿F: weather_now"})
+    EXPECT_FALSE(grammar->accepts_prefix(text)) << text;
+  structure.must_call = true;
+  structure.text_first = false;
+  EXPECT_FALSE(grammar_of(structure)->accepts_prefix(": 2"));
+}
+
 TEST(ToolGrammar, SchemasThatNoGrammarCanSay) {
   ToolCallStructure structure = weather();
   structure.functions[1].parameters =

@@ -176,6 +176,21 @@ TEST_F(Anthropic, CallsToolsAndReadsTheirResults) {
                 second["usage"]["cache_read_input_tokens"].get<int>());
 }
 
+// LangChain's client sent -1 for what it leaves open.
+TEST_F(Anthropic, MinusOneIsNothing) {
+  ordered_json body = body_of("Tell me a story.");
+  body["seed"] = 3;
+  body["max_tokens"] = 20;
+  const ordered_json plain = running_->post("/v1/messages", body);
+  body["top_p"] = -1;
+  body["top_k"] = -1;
+  EXPECT_EQ(running_->post("/v1/messages", body)["content"], plain["content"]);
+  int status = 0;
+  body["top_k"] = -2;
+  running_->post("/v1/messages", body, &status);
+  EXPECT_EQ(status, 400);
+}
+
 TEST_F(Anthropic, ForcesToolsAndFormats) {
   ordered_json body = body_of("Hello!");
   body["max_tokens"] = 100;

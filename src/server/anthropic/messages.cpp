@@ -78,8 +78,17 @@ const FieldTable<MessageTask>& message_fields() {
                       task.set("stop_sequences", "stop_strings", task.stop_sequences);
                   }).as(types::list(types::string())));
     out.push_back(flag_field<Task>("stream", &Task::stream));
-    for (const char* name : {"temperature", "top_p", "top_k"})
-      out.push_back(parameter_field<Task>(name, name));
+    out.push_back(parameter_field<Task>("temperature", "temperature"));
+    for (const char* name : {"top_p", "top_k"}) {
+      // LangChain's client said -1, for years, where it had nothing to say.
+      out.push_back(honoured<Task>(
+                        name,
+                        [name](const Json& value, Task& task) {
+                          if (value != -1) task.set(name, name, value);
+                        },
+                        "-1: as if not given")
+                        .as(types::number()));
+    }
     out.push_back(seed_field<Task>("seed"));
     out.push_back(user_field<Task>("metadata.user_id"));
     add_server_fields(out);

@@ -43,16 +43,31 @@ void add_grammar_fields(FieldTable<Task>& table) {
                       [](const Json& value, Task& task) { read_response_format(value, task); },
                       "text, json_object or json_schema, whose parts are listed in the docs")
                       .as(response_format_schema()));
-  table.push_back(schema_field<Task>("guided_json"));
-  table.push_back(grammar_field<Task>("guided_regex", GrammarSource::Kind::kRegex));
-  table.push_back(grammar_field<Task>("guided_grammar", GrammarSource::Kind::kGbnf));
-  table.push_back(honoured<Task>("guided_choice", [](const Json& value, Task& task) {
+  // vLLM's newer fields, and those of its earlier versions.
+  for (const std::string form : {"structured_outputs.", "guided_"}) {
+    table.push_back(schema_field<Task>(form + "json"));
+    table.push_back(grammar_field<Task>(form + "regex", GrammarSource::Kind::kRegex));
+    table.push_back(grammar_field<Task>(form + "grammar", GrammarSource::Kind::kGbnf));
+    const std::string choice = form + "choice";
+    table.push_back(honoured<Task>(choice, [choice](const Json& value, Task& task) {
+                      GrammarSource source;
+                      source.kind = GrammarSource::Kind::kChoice;
+                      source.choices = to_strings(choice, value);
+                      set_grammar(task, choice, std::move(source));
+                    }).as(types::strings()));
+    table.push_back(string_field<Task>(form + "whitespace_pattern", &Task::whitespace_pattern));
+  }
+  const std::string object = "structured_outputs.json_object";
+  table.push_back(honoured<Task>(object, [object](const Json& value, Task& task) {
                     GrammarSource source;
-                    source.kind = GrammarSource::Kind::kChoice;
-                    source.choices = to_strings("guided_choice", value);
-                    set_grammar(task, "guided_choice", std::move(source));
-                  }).as(types::strings()));
-  table.push_back(string_field<Task>("guided_whitespace_pattern", &Task::whitespace_pattern));
+                    source.kind = GrammarSource::Kind::kJsonObject;
+                    if (to_bool(object, value)) set_grammar(task, object, std::move(source));
+                  }).as(types::boolean()));
+  for (const char* name :
+       {"disable_fallback", "disable_any_whitespace", "disable_additional_properties"})
+    table.push_back(ignored<Task>(std::string("structured_outputs.") + name, "the schema says it"));
+  table.push_back(refused<Task>("structured_outputs.structural_tag",
+                                "use tools, or structured_outputs.grammar"));
   table.push_back(ignored<Task>("guided_decoding_backend", "there is one"));
   table.push_back(refused<Task>("structural_tag", "use tools, or guided_grammar"));
 }

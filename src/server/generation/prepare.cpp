@@ -127,15 +127,28 @@ ToolSetup set_up_tools(const ToolTask& task, const ServedModel& model, ChatInput
   return setup;
 }
 
-/// Adds the tool format's stop strings and grammar to a request. Returns the format and the
-/// structure of its calls, for a receipt.
-Json constrain_by_tools(const ToolSetup& setup, Request& request, const ServedModel& model,
-                        std::vector<std::string>& warnings) {
+/// The grammar of the answers, with the white space that the task wants in JSON.
+GrammarSource grammar_source(const GenerationTask& task) {
+  GrammarSource source = *task.grammar;
+  source.json.whitespace_pattern = task.whitespace_pattern;
+  return source;
+}
+
+/// Adds the tool format's stop strings and grammar to a request: calls, or the task's grammar.
+/// Returns the format and the structure of its calls, for a receipt.
+Json constrain_by_tools(const ToolSetup& setup, const GenerationTask& task, Request& request,
+                        const ServedModel& model, std::vector<std::string>& warnings) {
   if (setup.prompt.functions.empty()) return nullptr;
   for (std::string& stop : setup.format->stop_strings())
     request.config.stop_strings.push_back(std::move(stop));
+  std::optional<AnswerForm> form;
+  if (task.grammar) {
+    if (setup.format->name() == "react")
+      refuse_field(task.grammar_field, "expected no tools of the format react with it, got some");
+    form = {grammar_source(task), task.grammar_field};
+  }
   const ToolCallStructure structure = setup.format->structure(setup.prompt);
-  const std::optional<ToolGrammar> grammar = grammar_of(structure, warnings);
+  const std::optional<ToolGrammar> grammar = grammar_of(structure, form, warnings);
   if (grammar) {
     request.processors.push_back(std::make_shared<GrammarProcessor>(
         model.grammars().get(grammar->key, grammar->build), request.config.eos_token_id));
@@ -144,12 +157,9 @@ Json constrain_by_tools(const ToolSetup& setup, Request& request, const ServedMo
 }
 
 void constrain_by_grammar(const GenerationTask& task, Request& request, const ServedModel& model) {
-  if (!task.grammar) return;
   try {
-    GrammarSource source = *task.grammar;
-    source.json.whitespace_pattern = task.whitespace_pattern;
-    request.processors.push_back(std::make_shared<GrammarProcessor>(model.grammars().get(source),
-                                                                    request.config.eos_token_id));
+    request.processors.push_back(std::make_shared<GrammarProcessor>(
+        model.grammars().get(grammar_source(task)), request.config.eos_token_id));
   } catch (const Error& error) {
     throw RequestError(error.kind(), error.message(), task.grammar_field);
   }
@@ -200,13 +210,14 @@ Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served
   Request base = base_request(task, model, model_defaults, out.n_copies);
   Json tools;
   std::vector<std::vector<int32_t>> prompts;
+  bool by_grammar = task.grammar.has_value();  // and by nothing else
   if (task.chat) {
     ChatInput chat = *task.chat;
     if (task.tools && needs_tool_format(*task.tools)) {
       ToolSetup setup = set_up_tools(*task.tools, model, chat);
-      if (task.grammar && !setup.prompt.functions.empty())
-        refuse_field(task.grammar_field, "expected no tools with it, got some");
-      tools = constrain_by_tools(setup, base, model, out.warnings);
+      if (task.grammar && task.grammar_forbids_calls) setup.prompt.functions.clear();
+      by_grammar = by_grammar && setup.prompt.functions.empty();
+      tools = constrain_by_tools(setup, task, base, model, out.warnings);
       out.tools =
           std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt), base.config.seed);
     }
@@ -219,7 +230,7 @@ Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served
     if (task.truncate_prompt_tokens && std::ssize(ids) > *task.truncate_prompt_tokens)
       ids.erase(ids.begin(), ids.end() - *task.truncate_prompt_tokens);
     Request request = base;
-    constrain_by_grammar(task, request, model);
+    if (by_grammar) constrain_by_grammar(task, request, model);
     request.prompt = std::move(ids);
     out.requests.push_back(std::move(request));
   }

@@ -37,9 +37,10 @@ struct GenerationTask {
   bool add_special_tokens = true;                 // to prompts of text
   std::optional<int64_t> truncate_prompt_tokens;  // keep the last so many
 
-  /// What the answers may be; and the field that says so.
+  /// What the answers may be, but for calls of tools; and the field that says so.
   std::optional<GrammarSource> grammar;
   std::string grammar_field;
+  bool grammar_forbids_calls = false;
   std::optional<std::string> whitespace_pattern;  // of JSON
 
   /// Generation parameters, in the order given.

@@ -93,17 +93,26 @@ Json tool_choice_schema() {
 }
 
 std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,
+                                      const std::optional<AnswerForm>& form,
                                       std::vector<std::string>& warnings) {
   if (structure.functions.empty()) return std::nullopt;
   const auto builder = std::make_shared<GrammarBuilder>();
   std::vector<std::string> sentences;
+  std::string key = key_of(structure), field = "tools";
   try {
-    const grammar::Node root = tool_grammar_node(structure, {}, &sentences, *builder);
+    grammar::Node answer;
+    if (form) {
+      field = form->field;
+      answer = form->source.node(*builder);
+      key += form->source.key();
+      field = "tools";
+    }
+    const grammar::Node root = tool_grammar_node(structure, {}, &sentences, *builder, answer);
     for (const std::string& sentence : sentences)
       warnings.push_back("tools: " + sentence);
-    return ToolGrammar{key_of(structure), [builder, root] { return builder->build(root); }};
+    return ToolGrammar{key, [builder, root] { return builder->build(root); }};
   } catch (const Error& error) {
-    throw RequestError(error.kind(), error.message(), "tools");
+    throw RequestError(error.kind(), error.message(), field);
   }
 }
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/grammar/grammar.h"
+#include "engine/grammar/grammar_cache.h"
 #include "server/fields.h"
 #include "text/tools/tool_format.h"
 
@@ -44,9 +44,16 @@ struct ToolGrammar {
   std::string key;  // tells any two different ones apart
   std::function<std::shared_ptr<const Grammar>()> build;
 };
+/// What an answer without calls is held to, and the client's field that says so.
+struct AnswerForm {
+  GrammarSource source;
+  std::string field;
+};
 /// nullopt: any text will do. A schema that cannot be followed is replaced by "any object", with a
-/// sentence about it in `warnings`. Errors: RequestError (parameters that are no schema).
+/// sentence about it in `warnings`. Errors: RequestError (parameters that are no schema, a form
+/// that is none).
 std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,
+                                      const std::optional<AnswerForm>& form,
                                       std::vector<std::string>& warnings);
 
 /// Reads the calls out of the answers of one request. One thread.

@@ -57,6 +57,7 @@ void read_format(const Json& value, GenerationTask& task) {
     source = {GrammarSource::Kind::kJsonSchema, to_schema("format", value)};
   }
   set_grammar(task, "format", std::move(source));
+  task.grammar_forbids_calls = true;  // as Ollama does: every answer is in the format
 }
 
 // ---- keep_alive --------------------------------------------------------------------------------
@@ -119,9 +120,11 @@ void finish(AnswerTask& task) {
   task.complete = [num_ctx = task.num_ctx, before = std::move(task.complete)](
                       GenerationTask& generation, const ServedModel& model) {
     if (num_ctx && *num_ctx > model.context()) {
-      refuse_field("options.num_ctx",
-                   "expected at most {} (the context that {} is served with), got {}",
-                   model.context(), model.name(), *num_ctx);
+      // As Ollama does, whose clients ask for some length whatever the model: nothing is cut, and
+      // what does not fit is refused.
+      generation.warnings.push_back(
+          fmt::format("options.num_ctx: {} is served with a context of {}, not {}", model.name(),
+                      model.context(), *num_ctx));
     }
     if (before) before(generation, model);
   };

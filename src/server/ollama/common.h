@@ -110,7 +110,7 @@ void add_option_fields(FieldTable<Task>& table) {
   table.push_back(stop_field<Task>("options.stop"));
   table.push_back(integer_field<Task>(
       "options.num_ctx", &Task::num_ctx, 1,
-      "accepted up to the context that is served, which is in force; more is refused"));
+      "the context that is served is in force; a warning where more is asked for"));
   table.push_back(parameter_field<Task>("options.draft_num_predict", "num_assistant_tokens"));
   table.push_back(refused<Task>("options.mirostat", "there is no mirostat here"));
   table.push_back(refused<Task>("options.tfs_z", "there is no tail-free sampling here", 1.0));

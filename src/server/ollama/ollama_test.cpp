@@ -184,7 +184,8 @@ TEST_F(Ollama, HonoursItsOptions) {
   constrained["format"] = "xml";
   EXPECT_THAT(error_of("/api/chat", constrained), HasSubstr("format"));
   body["options"] = {{"num_ctx", 4096}};
-  EXPECT_THAT(error_of("/api/chat", body), ::testing::AllOf(HasSubstr("2048"), HasSubstr("4096")));
+  EXPECT_THAT(running_->post("/api/chat", body)["warnings"][0].get<std::string>(),
+              ::testing::AllOf(HasSubstr("2048"), HasSubstr("4096")));
   body["options"] = {{"mirostat", 2}};
   EXPECT_THAT(error_of("/api/chat", body), HasSubstr("options.mirostat"));
   body["options"] = {{"temperature", "hot"}};
@@ -252,6 +253,23 @@ TEST_F(Ollama, CallsToolsAndReadsTheirResults) {
                               {"content", R"({"temperature": 21, "condition": "sunny"})"}});
   EXPECT_THAT(running_->post("/api/chat", body)["message"]["content"].get<std::string>(),
               HasSubstr("21"));
+}
+
+// A format holds every answer, as in Ollama: the model hears of the tools and cannot call them.
+TEST_F(Ollama, AFormatGoesBeforeTools) {
+  ordered_json body = chat_body("What is the weather in Paris?");
+  body["options"] = {{"temperature", 0}, {"num_predict", 100}};
+  body["stream"] = false;
+  body["tools"] = ordered_json::array(
+      {{{"type", "function"},
+        {"function", {{"name", "get_weather"}, {"description", "Get the weather of a city"}}}}});
+  body["format"] = {{"enum", ordered_json::array({"sun", "rain"})}};
+  const ordered_json answer = running_->post("/api/chat", body);
+  EXPECT_THAT(answer["message"]["content"].get<std::string>(),
+              ::testing::AnyOf("\"sun\"", "\"rain\""))
+      << answer.dump();
+  EXPECT_FALSE(answer["message"].contains("tool_calls"));
+  EXPECT_GT(answer["prompt_eval_count"].get<int>(), 60);
 }
 
 TEST_F(Ollama, Embeds) {

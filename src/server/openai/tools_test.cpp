@@ -203,6 +203,47 @@ TEST_F(OpenAiTools, FormatsAnswersAsAsked) {
   body.erase("guided_choice");
   body["guided_regex"] = "(";
   EXPECT_EQ(answer(body, 400)["error"]["param"], "guided_regex");
+  body.erase("guided_regex");
+  body["structured_outputs"] = {{"choice", {"yes", "no"}}, {"json_object", false}};
+  const std::string newer = answer(body)["choices"][0]["message"]["content"];
+  EXPECT_TRUE(newer == "yes" || newer == "no") << newer;
+  body["structured_outputs"] = {{"regex", "("}};
+  EXPECT_EQ(answer(body, 400)["error"]["param"], "structured_outputs.regex");
+}
+
+// With tools, an answer is calls, or text in the form that was asked for.
+TEST_F(OpenAiTools, CallsOrAnswersInTheForm) {
+  ordered_json body = ask("What is the weather in Paris?");
+  body["response_format"] = {
+      {"type", "json_schema"},
+      {"json_schema",
+       {{"name", "weather"},
+        {"schema",
+         {{"type", "object"},
+          {"properties", {{"temperature", {{"type", "integer"}, {"maximum", 50}}}}},
+          {"required", {"temperature"}},
+          {"additionalProperties", false}}}}}};
+  const ordered_json first = answer(body)["choices"][0];
+  ASSERT_EQ(first["finish_reason"], "tool_calls") << first.dump();
+  body["messages"].push_back(first["message"]);
+  body["messages"].push_back({{"role", "tool"},
+                              {"tool_call_id", first["message"]["tool_calls"][0]["id"]},
+                              {"content", R"({"temperature": 21, "condition": "sunny"})"}});
+  for (const char* question : {"", "What is the capital of Japan?"}) {
+    if (*question != 0) body["messages"] = {{{"role", "user"}, {"content", question}}};
+    const ordered_json choice = answer(body)["choices"][0];
+    ASSERT_TRUE(choice["message"]["content"].is_string()) << choice.dump();
+    const std::string text = choice["message"]["content"];
+    EXPECT_TRUE(ordered_json::parse(text)["temperature"].is_number_integer()) << text;
+  }
+  body["tool_choice"] = "required";
+  EXPECT_EQ(answer(body)["choices"][0]["finish_reason"], "tool_calls");
+  body["tool_choice"] = "auto";
+  body["tool_format"] = "react";
+  EXPECT_THAT(answer(body, 400)["error"]["message"], HasSubstr("react"));
+  body.erase("tool_format");
+  body["response_format"]["json_schema"]["schema"]["not"] = ordered_json::object();
+  EXPECT_EQ(answer(body, 400)["error"]["param"], "response_format");
 }
 
 // A constrained answer leaves those beside it as they are.

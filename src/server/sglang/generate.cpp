@@ -21,6 +21,7 @@ struct GenerateTask : GenerationTask {
   std::vector<std::string> rids;  // of the prompts; empty: the server's own
   bool stream = false, return_logprob = false, return_text_in_logprobs = false;
   int64_t logprob_start_len = -1, top_logprobs_num = 0;
+  int64_t max_new_tokens = kDefaultMaxNewTokens;
   std::optional<std::string> lora_path;
 };
 
@@ -89,7 +90,8 @@ void add_prompt_fields(FieldTable<GenerateTask>& table) {
 void add_sampling_fields(FieldTable<GenerateTask>& table) {
   using Task = GenerateTask;
   const auto in = [](const char* name) { return std::string("sampling_params.") + name; };
-  table.push_back(parameter_field<Task>(in("max_new_tokens"), "max_new_tokens", "128 by default"));
+  table.push_back(integer_field<Task>(in("max_new_tokens"), &Task::max_new_tokens, 0,
+                                      "128 by default; 0: the prompt is read only"));
   for (const char* name : {"min_new_tokens", "temperature", "top_p", "min_p", "frequency_penalty",
                            "presence_penalty", "repetition_penalty", "ignore_eos", "logit_bias"})
     table.push_back(parameter_field<Task>(in(name), name));
@@ -175,7 +177,7 @@ class GenerateAnswer : public GenerationListener {
 
   /// As SGLang streams: every piece has the whole text so far.
   void on_token(int choice, const Event& event) override {
-    if (!task_.stream) return;
+    if (!task_.stream || task_.max_new_tokens == 0) return;
     Choice& so_far = choices_[static_cast<size_t>(choice)];
     so_far.text += event.text;
     if (event.token >= 0) so_far.ids.push_back(event.token);
@@ -189,6 +191,11 @@ class GenerateAnswer : public GenerationListener {
     Json answers = Json::array();
     for (size_t prompt = 0; prompt < result.prompts.size(); ++prompt) {
       for (const Completion& completion : result.prompts[prompt]->completions) {
+        if (task_.max_new_tokens == 0) {
+          answers.push_back(answer(prompt, "", {}, {}, {{"type", "length"}, {"length", 0}},
+                                   result.prompts[prompt].get()));
+          continue;
+        }
         answers.push_back(answer(prompt, completion.text, completion.ids, completion.logprobs,
                                  finish_reason(completion), result.prompts[prompt].get()));
       }
@@ -315,10 +322,9 @@ void finish(GenerateTask& task) {
   if (!task.rids.empty() && task.rids.size() != task.prompts.size())
     refuse_field("rid", "expected one for each prompt ({}), got {}", task.prompts.size(),
                  task.rids.size());
-  const bool has_limit = std::ranges::any_of(
-      task.parameters, [](const auto& parameter) { return parameter.name == "max_new_tokens"; });
-  if (!has_limit)
-    task.set("sampling_params.max_new_tokens", "max_new_tokens", kDefaultMaxNewTokens);
+  // The engine computes a prompt to choose a token, which is not told where none was asked for.
+  task.set("sampling_params.max_new_tokens", "max_new_tokens",
+           std::max<int64_t>(task.max_new_tokens, 1));
   if (!task.return_logprob) return;
   task.set("top_logprobs_num", "logprobs", task.top_logprobs_num);
   if (task.logprob_start_len >= 0)

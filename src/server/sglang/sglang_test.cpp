@@ -90,6 +90,29 @@ TEST_F(Sglang, AnswersListsInOrder) {
   EXPECT_EQ(generate({{"text", "Hello"}, {"sampling_params", two}}).size(), 2u);
 }
 
+// How SGLang's front end chooses between texts: prompts are only read.
+TEST_F(Sglang, ReadsPromptsOnly) {
+  ordered_json body = {{"text", "The capital of"},
+                       {"return_logprob", true},
+                       {"logprob_start_len", 1},
+                       {"sampling_params", {{"temperature", 0}, {"max_new_tokens", 0}}}};
+  const ordered_json read = generate(body);
+  EXPECT_EQ(read["text"], "");
+  EXPECT_TRUE(read["output_ids"].empty());
+  EXPECT_TRUE(read["meta_info"]["output_token_logprobs"].empty());
+  EXPECT_EQ(read["meta_info"]["completion_tokens"], 0);
+  EXPECT_EQ(read["meta_info"]["finish_reason"].dump(), R"({"type":"length","length":0})");
+  body["sampling_params"]["max_new_tokens"] = 2;
+  const ordered_json more = generate(body);
+  EXPECT_EQ(more["meta_info"]["input_token_logprobs"], read["meta_info"]["input_token_logprobs"]);
+  EXPECT_EQ(more["output_ids"].size(), 2u);
+  body["sampling_params"]["max_new_tokens"] = 0;
+  body["stream"] = true;
+  const auto events = running_->stream("/generate", body);
+  ASSERT_EQ(events.size(), 1u);
+  EXPECT_EQ(events[0]["text"], "");
+}
+
 TEST_F(Sglang, GivesLogProbabilities) {
   const ordered_json meta =
       generate({{"text", "The capital of"},
