@@ -50,10 +50,11 @@ void take_environment(const ordered_json& receipt, Options& options) {
   if (const auto context = receipt.find("context");
       options.load.context == 0 && context != receipt.end() && !context->is_null())
     options.load.context = server::to_integer("context", *context, 0);
+  const std::string isa = text("isa");
   if (!options.load.isa.empty()) return;
   try {
-    kernels::choose_isa(text("isa"));
-    options.load.isa = text("isa");
+    kernels::choose_isa(isa);
+    options.load.isa = isa;
   } catch (const Error&) {
     // This CPU has not that instruction set; the difference is told with the others.
   }
