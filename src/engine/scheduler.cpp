@@ -365,23 +365,27 @@ int64_t Scheduler::import_blocks(int32_t adapter, std::span<const int32_t> token
   const PagePool::Prefix kept = pool_.find_prefix(adapter, tokens);
   const int64_t n_full = kept.n_tokens / options_.page_tokens;
   if (n_full < first || kept.n_tokens == std::ssize(tokens)) return kept.n_tokens;
-  // Held while others are taken, which could be these.
-  std::vector<int32_t> chain(kept.pages.begin(), kept.pages.begin() + n_full);
-  for (const int32_t page : chain)
+  // Held while others are taken, which could be these; and let go whatever `fill` throws.
+  struct Chain {
+    PagePool& pool;
+    std::vector<int32_t> pages;
+    ~Chain() {
+      for (; !pages.empty(); pages.pop_back())
+        pool.release(pages.back());
+    }
+  } chain{pool_, {kept.pages.begin(), kept.pages.begin() + n_full}};
+  for (const int32_t page : chain.pages)
     pool_.retain(page);
-  for (size_t at = chain.size() * size; at < tokens.size(); at = chain.size() * size) {
+  for (size_t at = chain.pages.size() * size; at < tokens.size(); at = chain.pages.size() * size) {
     const std::optional<int32_t> page = pool_.allocate();
     if (!page) break;
-    fill(*page, std::ssize(chain));
-    const int32_t parent = chain.empty() ? PrefixIndex::kNone : chain.back();
-    chain.push_back(pool_.publish(*page, parent, adapter,
-                                  tokens.subspan(at, std::min(size, tokens.size() - at))));
+    const int32_t parent = chain.pages.empty() ? PrefixIndex::kNone : chain.pages.back();
+    chain.pages.push_back(*page);
+    fill(*page, std::ssize(chain.pages) - 1);
+    chain.pages.back() = pool_.publish(*page, parent, adapter,
+                                       tokens.subspan(at, std::min(size, tokens.size() - at)));
   }
-  const auto n_tokens =
-      std::min<int64_t>(std::ssize(tokens), std::ssize(chain) * options_.page_tokens);
-  for (; !chain.empty(); chain.pop_back())
-    pool_.release(chain.back());
-  return n_tokens;
+  return std::min<int64_t>(std::ssize(tokens), std::ssize(chain.pages) * options_.page_tokens);
 }
 
 void Scheduler::commit(const StepPlan& step) {

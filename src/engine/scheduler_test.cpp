@@ -537,5 +537,29 @@ TEST(Scheduler, TheLastInLineGivesItsPagesNotTheYoungest) {
   scheduler.check_integrity();
 }
 
+TEST(Scheduler, BlocksComeFromElsewhereAndAFaultAmidThemTakesNoPage) {
+  SchedulerOptions options;
+  options.n_pages = 4;
+  options.page_tokens = 4;
+  options.max_families = 4;
+  options.keep_prefixes = true;
+  Scheduler scheduler(options);
+  const std::vector<int32_t> tokens = plain_sequence(10, 0).tokens;
+  EXPECT_THROW(scheduler.import_blocks(
+                   -1, tokens, 0,
+                   [](int32_t, int64_t block) { QW_CHECK(block < 1, "no more can be read"); }),
+               Error);
+  scheduler.check_integrity();
+  EXPECT_EQ(scheduler.n_free_pages(), 4);
+  EXPECT_EQ(scheduler.n_kept_tokens(-1, tokens), 4) << "the block before the fault";
+  std::vector<int64_t> filled;
+  EXPECT_EQ(scheduler.import_blocks(-1, tokens, 0,
+                                    [&](int32_t, int64_t block) { filled.push_back(block); }),
+            10);
+  EXPECT_EQ(filled, (std::vector<int64_t>{1, 2}));
+  scheduler.check_integrity();
+  EXPECT_EQ(scheduler.n_free_pages(), 4);
+}
+
 }  // namespace
 }  // namespace qw
