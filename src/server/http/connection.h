@@ -18,6 +18,7 @@
 #include <optional>
 #include <sstream>
 #include <unordered_set>
+#include <vector>
 
 #include "base/log.h"
 #include "server/http/server.h"
@@ -152,11 +153,13 @@ class Connection : public ConnectionBase {
     if (closed_ || reading_) return;
     reading_ = true;
     const size_t room = buffer_.max_size() - buffer_.size();
-    const auto space = buffer_.prepare(std::min(room, parser_ ? kReadBytes : kReadBytes / 8));
-    stream_.async_read_some(space, [self = self()](ErrorCode error, size_t n) {
+    incoming_.resize(std::min(room, parser_ ? kReadBytes : kReadBytes / 8));
+    stream_.async_read_some(asio::buffer(incoming_), [self = self()](ErrorCode error, size_t n) {
       self->reading_ = false;
       if (error) return self->close();
-      self->buffer_.commit(n);
+      self->buffer_.commit(
+          asio::buffer_copy(self->buffer_.prepare(n), asio::buffer(self->incoming_, n)));
+      self->incoming_ = {};
       self->on_bytes();
     });
   }
@@ -316,6 +319,9 @@ class Connection : public ConnectionBase {
   Stream stream_;
   asio::steady_timer read_timer_, write_timer_;
   beast::flat_buffer buffer_;
+  // What is being read: a place of its own, since a request that waits in buffer_ may be parsed,
+  // and buffer_ moved, before the bytes come.
+  std::vector<char> incoming_;
   std::optional<Parser> parser_;
   std::string peer_;
   std::shared_ptr<ExchangeImpl> current_;  // whose answer is under way

@@ -76,6 +76,28 @@ TEST(HttpServer, ReadsRequestsThatComeTogetherAndInBits) {
   EXPECT_EQ(client.read().body, "POST /3 c");
 }
 
+TEST(HttpServer, RequestsThatWaitBehindAnAnswerAreReadAsTheyWereSent) {
+  // A read is under way when the second request, which has waited, is parsed: what comes next must
+  // not be mistaken for bytes that were there before.
+  RunningServer* server = nullptr;
+  RunningServer running(quick_options(), [&server](const std::shared_ptr<Exchange>& exchange) {
+    if (exchange->request().path != "/1") return echo(exchange);
+    std::thread([&server, exchange] {
+      std::this_thread::sleep_for(100ms);
+      server->server.post([exchange] { echo(exchange); });
+    }).detach();
+  });
+  server = &running;
+  HttpClient client = running.client();
+  client.send(HttpClient::post_text("/1", "a"));
+  std::this_thread::sleep_for(20ms);
+  client.send(HttpClient::post_text("/2", "b"));
+  EXPECT_EQ(client.read().body, "POST /1 a");
+  EXPECT_EQ(client.read().body, "POST /2 b");
+  EXPECT_EQ(client.post("/3", "c").body, "POST /3 c");
+  EXPECT_EQ(client.post("/4", "other").body, "POST /4 other");
+}
+
 TEST(HttpServer, ReadsChunkedBodiesAndSays100Continue) {
   RunningServer running(quick_options(), echo);
   HttpClient client = running.client();
