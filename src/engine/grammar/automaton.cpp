@@ -1,10 +1,13 @@
 #include "engine/grammar/automaton.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 
 namespace qw::grammar {
 namespace {
@@ -193,34 +196,145 @@ Dfa trimmed(const Dfa& dfa) {
   return out;
 }
 
-Dfa minimised(const Dfa& dfa) {
-  const size_t n = dfa.states.size();
-  if (n == 0) return {};
-  std::vector<uint32_t> block(n);
-  for (size_t i = 0; i < n; ++i)
-    block[i] = dfa.states[i].accepting ? 1 : 0;
-  size_t n_blocks = 0;
-  std::vector<uint32_t> signature;
-  for (;;) {  // blocks only ever split
-    std::unordered_map<StateSet, uint32_t, StateSetHash> ids;
-    std::vector<uint32_t> next(n);
-    for (size_t i = 0; i < n; ++i) {
-      std::vector<SymbolEdge> edges;
-      for (const SymbolEdge& edge : dfa.states[i].edges)
-        append_edge(edges, edge.first, edge.last, block[edge.target]);
-      signature.assign(1, block[i]);
-      for (const SymbolEdge& edge : edges)
-        signature.insert(signature.end(), {edge.first, edge.last, edge.target});
-      next[i] = ids.try_emplace(signature, static_cast<uint32_t>(ids.size())).first->second;
+namespace {
+
+/// Blocks of states that no string tells apart as far as is known, split until that is true. A
+/// state is looked at again only when a state that it leads to has come into another block, and of
+/// a block that is split the largest part keeps its number: so a state changes its block log n
+/// times at most, and a long chain of states costs no more than a short one for each.
+class Refinement {
+ public:
+  explicit Refinement(const Dfa& dfa)
+      : dfa_(dfa),
+        block_(dfa.states.size()),
+        place_(block_.size()),
+        is_dirty_(block_.size(), char{true}) {
+    const size_t n = block_.size();
+    members_.resize(2);
+    std::vector<uint32_t> n_into(n + 1, 0);
+    for (uint32_t state = 0; state < n; ++state) {
+      join(state, dfa.states[state].accepting ? 1 : 0);
+      dirty_.push_back(state);
+      for (const SymbolEdge& edge : dfa.states[state].edges)
+        ++n_into[edge.target + 1];
     }
-    block.swap(next);
-    if (ids.size() == n_blocks) break;
-    n_blocks = ids.size();
+    std::partial_sum(n_into.begin(), n_into.end(), n_into.begin());
+    into_begin_ = n_into;
+    into_.resize(n_into.back());
+    for (uint32_t state = 0; state < n; ++state) {
+      for (const SymbolEdge& edge : dfa.states[state].edges)
+        into_[n_into[edge.target]++] = state;
+    }
   }
+
+  /// The block of each state; numbered from 0, some without states.
+  std::vector<uint32_t> run() {
+    while (!dirty_.empty())
+      round();
+    return std::move(block_);
+  }
+  size_t n_blocks() const { return members_.size(); }
+
+ private:
+  using Signature = StateSet;  // what a state does, with blocks for states
+
+  void join(uint32_t state, uint32_t block) {
+    block_[state] = block;
+    place_[state] = static_cast<uint32_t>(members_[block].size());
+    members_[block].push_back(state);
+  }
+  void leave(uint32_t state) {
+    std::vector<uint32_t>& members = members_[block_[state]];
+    place_[members.back()] = place_[state];
+    members[place_[state]] = members.back();
+    members.pop_back();
+  }
+
+  Signature signature_of(uint32_t state) const {
+    std::vector<SymbolEdge> edges;
+    for (const SymbolEdge& edge : dfa_.states[state].edges)
+      append_edge(edges, edge.first, edge.last, block_[edge.target]);
+    Signature out;
+    for (const SymbolEdge& edge : edges)
+      out.insert(out.end(), {edge.first, edge.last, edge.target});
+    return out;
+  }
+
+  /// Splits every block with a state to look at. All of them are compared by the blocks of the
+  /// round's beginning.
+  void round() {
+    std::map<uint32_t, std::vector<uint32_t>> touched;  // in an order that repeats
+    for (const uint32_t state : dirty_)
+      touched[block_[state]].push_back(state);
+    std::vector<std::pair<uint32_t, uint32_t>> moves;  // of a state to a block
+    for (const auto& [block, states] : touched)
+      split(block, states, moves);
+    for (const uint32_t state : dirty_)
+      is_dirty_[state] = false;
+    dirty_.clear();
+    members_.resize(members_.size() + std::exchange(n_new_, 0));
+    for (const auto& [state, block] : moves) {
+      leave(state);
+      join(state, block);
+    }
+    for (const auto& [state, block] : moves) {
+      for (uint32_t i = into_begin_[state]; i < into_begin_[state + 1]; ++i) {
+        if (std::exchange(is_dirty_[into_[i]], char{true})) continue;
+        dirty_.push_back(into_[i]);
+      }
+    }
+  }
+
+  void split(uint32_t block, const std::vector<uint32_t>& dirty,
+             std::vector<std::pair<uint32_t, uint32_t>>& moves) {
+    const std::vector<uint32_t>& members = members_[block];
+    if (members.size() < 2) return;
+    std::unordered_map<Signature, size_t, StateSetHash> ids;
+    std::vector<std::vector<uint32_t>> parts;
+    const auto part_of = [&](uint32_t state) -> std::vector<uint32_t>& {
+      const auto [it, is_new] = ids.try_emplace(signature_of(state), parts.size());
+      if (is_new) parts.emplace_back();
+      return parts[it->second];
+    };
+    for (const uint32_t state : dirty)
+      part_of(state).push_back(state);
+    // The others do what they did, all of them the same.
+    const auto clean = [&](uint32_t state) { return is_dirty_[state] == 0; };
+    const size_t n_clean = members.size() - dirty.size();
+    std::vector<uint32_t>* rest = nullptr;
+    if (n_clean > 0) rest = &part_of(*std::ranges::find_if(members, clean));
+    const auto size_of = [&](const std::vector<uint32_t>& part) {
+      return part.size() + (&part == rest ? n_clean : 0);
+    };
+    const auto largest = std::ranges::max_element(parts, {}, size_of);
+    for (auto part = parts.begin(); part != parts.end(); ++part) {
+      if (part == largest) continue;
+      if (&*part == rest) std::ranges::copy_if(members, std::back_inserter(*part), clean);
+      const auto id = static_cast<uint32_t>(members_.size() + n_new_++);
+      for (const uint32_t state : *part)
+        moves.emplace_back(state, id);
+    }
+  }
+
+  const Dfa& dfa_;
+  std::vector<uint32_t> block_, place_;  // of each state: its block, where it stands there
+  std::vector<std::vector<uint32_t>> members_;
+  std::vector<uint32_t> into_, into_begin_;  // states with an edge to a state
+  std::vector<uint32_t> dirty_;
+  std::vector<char> is_dirty_;
+  size_t n_new_ = 0;
+};
+
+}  // namespace
+
+Dfa minimised(const Dfa& dfa) {
+  if (dfa.states.empty()) return {};
+  Refinement refinement(dfa);
+  const std::vector<uint32_t> block = refinement.run();
   Dfa out;
-  out.states.resize(n_blocks);
+  out.states.resize(refinement.n_blocks());
   out.start = block[dfa.start];
-  for (size_t i = 0; i < n; ++i) {
+  for (size_t i = 0; i < block.size(); ++i) {
     Dfa::State& state = out.states[block[i]];
     if (!state.edges.empty()) continue;
     state.accepting = dfa.states[i].accepting;

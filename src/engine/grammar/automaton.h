@@ -2,7 +2,8 @@
 //
 // Level 6 (engine/grammar). Two users: the language of a schema's strings, with code points as
 // symbols, and the rules of a grammar, with bytes and the calls of other rules as symbols. Sources:
-// Thompson's and the subset construction; Moore's minimisation.
+// Thompson's and the subset construction; Moore's minimisation, and of Hopcroft's that the largest
+// part of a block is left alone.
 #pragma once
 
 #include <cstddef>
@@ -54,7 +55,8 @@ std::optional<Dfa> determinise(const Nfa& nfa, size_t max_states);
 Dfa without_empty_moves(const Nfa& nfa);
 /// Leaves out the states from which no accepting one can be reached, or that cannot be reached.
 Dfa trimmed(const Dfa& dfa);
-/// The smallest deterministic automaton of the same language. `dfa` must be deterministic.
+/// The smallest deterministic automaton of the same language, in time m log n for m edges and n
+/// states. `dfa` must be deterministic.
 Dfa minimised(const Dfa& dfa);
 
 enum class Combination { kBoth, kFirstOnly };
