@@ -148,6 +148,10 @@ Json Call::body() const {
                        fmt::format("[request] body: expected JSON, got a fault at byte {} of {}",
                                    error.byte, text.size()),
                        "body");
+  } catch (const Json::out_of_range&) {
+    throw RequestError(ErrorKind::kInvalidArgument,
+                       "[request] body: expected numbers that a double can hold, got a larger one",
+                       "body");
   }
 }
 

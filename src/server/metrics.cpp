@@ -47,6 +47,9 @@ struct Families {
                               "Prompt tokens that were looked up in the prefix cache")),
         cache_hits(counter(r, "vllm:prefix_cache_hits_total", "Those that were found there")),
         success(counter(r, "vllm:request_success_total", "Answers that ended, by reason")),
+        taken(counter(r, "qianwen_accepted_requests_total", "Prompts that the engine took")),
+        ended(counter(r, "qianwen_ended_requests_total",
+                      "Those of them that have ended, well or not, or were cancelled")),
         failed(counter(r, "qianwen_failed_requests_total", "Requests that ended in an error")),
         drafted(counter(r, "vllm:spec_decode_num_draft_tokens_total", "Tokens guessed ahead")),
         accepted(
@@ -85,8 +88,8 @@ struct Families {
   }
 
   Family<Histogram>&first_token, &next_token, &per_token, &request, &queue, &prefill, &decode;
-  Family<Counter>&prompt_tokens, &tokens, &cache_queries, &cache_hits, &success, &failed, &drafted,
-      &accepted;
+  Family<Counter>&prompt_tokens, &tokens, &cache_queries, &cache_hits, &success, &taken, &ended,
+      &failed, &drafted, &accepted;
   Family<Gauge>&running, &waiting, &cache_use, &kept, &preemptions, &steps;
   Family<Gauge>&disk_queries, &disk_hits, &disk_bytes, &disk_read, &disk_written, &disk_dropped,
       &disk_refused, &disk_evicted;
@@ -108,6 +111,8 @@ class OneModel : public ModelMetrics {
         tokens_(f.tokens.Add(labels_)),
         cache_queries_(f.cache_queries.Add(labels_)),
         cache_hits_(f.cache_hits.Add(labels_)),
+        taken_(f.taken.Add(labels_)),
+        ended_(f.ended.Add(labels_)),
         failed_(f.failed.Add(labels_)),
         drafted_(f.drafted.Add(labels_)),
         accepted_(f.accepted.Add(labels_)) {}
@@ -135,6 +140,8 @@ class OneModel : public ModelMetrics {
     drafted_.Increment(static_cast<double>(timings.n_drafted));
     accepted_.Increment(static_cast<double>(timings.n_accepted));
   }
+  void accepted_request() override { taken_.Increment(); }
+  void ended_request() override { ended_.Increment(); }
   void failed_request() override { failed_.Increment(); }
 
   void set_stats(const HostStats& stats) {
@@ -166,7 +173,8 @@ class OneModel : public ModelMetrics {
   prometheus::Labels labels_;
   Families& families_;
   Histogram &first_token_, &next_token_, &per_token_, &request_, &queue_, &prefill_, &decode_;
-  Counter &prompt_tokens_, &tokens_, &cache_queries_, &cache_hits_, &failed_, &drafted_, &accepted_;
+  Counter &prompt_tokens_, &tokens_, &cache_queries_, &cache_hits_, &taken_, &ended_, &failed_,
+      &drafted_, &accepted_;
 };
 
 }  // namespace

@@ -24,6 +24,10 @@ class ModelMetrics {
   /// A request that has ended, and how long it took from the client's call on.
   virtual void request(const Timings& timings, double seconds) = 0;
   virtual void failed_request() = 0;
+  /// The engine has taken a prompt; one that it took has ended, in whatever way. At rest both have
+  /// come equally often.
+  virtual void accepted_request() = 0;
+  virtual void ended_request() = 0;
 };
 
 class Metrics {

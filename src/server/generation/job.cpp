@@ -34,13 +34,24 @@ int64_t GenerationResult::n_cached_tokens() const {
 class GenerationJob::Sink : public RequestSink {
  public:
   Sink(std::shared_ptr<GenerationJob> job, size_t prompt) : job_(std::move(job)), prompt_(prompt) {}
-  void on_accepted() override { job_->accepted(); }
-  void on_event(const Event& event) override { job_->event(prompt_, event); }
-  void on_error(const Error& error) override { job_->failed(error); }
+  void on_accepted() override {
+    accepted_ = true;
+    job_->metrics_.accepted_request();
+    job_->accepted();
+  }
+  void on_event(const Event& event) override {
+    if (event.kind == Event::Kind::kRequest) job_->metrics_.ended_request();
+    job_->event(prompt_, event);
+  }
+  void on_error(const Error& error) override {
+    if (accepted_) job_->metrics_.ended_request();
+    job_->failed(error);
+  }
 
  private:
   std::shared_ptr<GenerationJob> job_;
   size_t prompt_;
+  bool accepted_ = false;
 };
 
 namespace {

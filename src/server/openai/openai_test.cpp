@@ -219,6 +219,11 @@ TEST_F(OpenAi, NamesTheFieldThatIsWrong) {
   body.erase("messages");
   EXPECT_EQ(error_of(body)["param"], "messages");
   EXPECT_EQ(error_of(ordered_json::array())["param"], "body");
+  for (const char* text : {"{", R"({"temperature": 1e999})"}) {  // no JSON; no number
+    const qw::testing::HttpAnswer answer = running_->client().post("/v1/chat/completions", text);
+    EXPECT_EQ(answer.status, 400) << answer.body;
+    EXPECT_EQ(ordered_json::parse(answer.body)["error"]["param"], "body");
+  }
 }
 
 TEST_F(OpenAi, ListsWhatItIgnores) {
