@@ -26,6 +26,8 @@ struct Options : CommonOptions {
   std::vector<std::string> lora_modules;  // NAME=PATH
   int64_t slots = 8;
   std::string slot_save_path;
+  int64_t kv_tokens = 0;
+  bool check_integrity = false;
   int64_t keep_alive_s = -1;
   int64_t drain_s = 30, timeout_s = 0;
   std::string new_key;
@@ -46,6 +48,8 @@ server::ModelSpec spec_of(const Options& options, std::string name, std::string 
   spec.open = open_options(options);
   spec.open.engine.n_slots = options.slots;
   spec.open.slot_save_path = options.slot_save_path;
+  spec.open.engine.kv_tokens = options.kv_tokens;
+  spec.open.engine.check_integrity = options.check_integrity;
   if (name != path) spec.aliases.push_back(path);
   spec.name = std::move(name);
   spec.path = std::move(path);
@@ -216,6 +220,12 @@ Command register_serve(CLI::App& root) {
                   "Seconds that answers under way have to end after SIGTERM or Ctrl-C")
       ->capture_default_str()
       ->check(integer_in(0, 86400));
+  // For tests of the server, not shown: a cache too small for what is asked, and a check of all
+  // that the engine keeps after every step.
+  app->add_option("--kv-tokens", options->kv_tokens)
+      ->check(integer_in(0, int64_t{1} << 40))
+      ->group("");
+  app->add_flag("--check-integrity", options->check_integrity)->group("");
   return {app, [options] { serve(*options); }};
 }
 
