@@ -31,6 +31,7 @@ struct Options : CommonOptions {
   int64_t keep_alive_s = -1;
   int64_t drain_s = 30, timeout_s = 0;
   std::string new_key;
+  bool new_key_is_admin = false;
   bool openapi = false;
   std::string pooling = "last";
   std::string generation_config = "auto";
@@ -105,7 +106,8 @@ bool is_loopback(const std::string& host) {
 void serve(Options& options) {
   init_logging(options.log_level);
   if (!options.new_key.empty()) {
-    const server::KeyRing::NewKey key = server::KeyRing::make(options.new_key);
+    const server::KeyRing::NewKey key =
+        server::KeyRing::make(options.new_key, options.new_key_is_admin);
     return print_json({{"key", key.key}, {"entry", nlohmann::ordered_json::parse(key.entry)}});
   }
   server::ServiceOptions& settings = options.service;
@@ -141,91 +143,115 @@ void serve(Options& options) {
   service.run();
 }
 
+void add_address_flags(CLI::App& app, Options& options) {
+  http::ServerOptions& http = options.service.http;
+  app.add_option("--host", http.host,
+                 "Address to listen on; others than this machine's own "
+                 "loopback make the server reachable from outside")
+      ->capture_default_str();
+  app.add_option("--port", http.port, "Port to listen on (0: any free one)")
+      ->capture_default_str()
+      ->check(integer_in(0, 65535));
+  app.add_option("--ssl-certfile", http.tls_certificate, "PEM file of a certificate chain: HTTPS");
+  app.add_option("--ssl-keyfile", http.tls_key, "PEM file of the certificate's private key");
+  app.add_flag_callback(
+      "--no-access-log", [&options] { options.service.access_log = false; },
+      "Do not log a line for each answer");
+  app.add_flag_callback(
+      "--no-web", [&options] { options.service.web_page = false; }, "Leave out the chat page at /");
+}
+
+void add_model_flags(CLI::App& app, Options& options) {
+  app.add_option("--slots", options.slots, "Requests computed at the same time; more wait")
+      ->capture_default_str()
+      ->check(integer_in(1, 4096));
+  app.add_option("--slot-save-path", options.slot_save_path,
+                 "Directory for what clients of llama.cpp's server save of their slots");
+  app.add_option("--served-model-name", options.name,
+                 "What clients call MODEL (default: the name of its directory or file)");
+  app.add_option("--model", options.more_models,
+                 "NAME=PATH: another model, loaded when it is first asked for; may be repeated")
+      ->allow_extra_args(false);
+  app.add_option("--lora-modules", options.lora_modules,
+                 "NAME=PATH: an adapter of MODEL that clients call by a name of its own; may be "
+                 "repeated")
+      ->allow_extra_args(false);
+  app.add_option("--lora-dir", options.service.lora_dir,
+                 "Let clients load and unload adapters while the server runs "
+                 "(/v1/load_lora_adapter), from this directory only")
+      ->check(CLI::ExistingDirectory);
+  app.add_option("--keep-alive", options.keep_alive_s,
+                 "Unload a model after so many seconds without a request (-1, the default: never)")
+      ->check(CLI::Range(int64_t{-1}, int64_t{1} << 40));
+  app.add_option("--generation-config", options.generation_config,
+                 "auto: what a request leaves open is as the checkpoint's generation_config.json "
+                 "says; none: neutral values")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "none"}));
+  app.add_option("--pooling", options.pooling,
+                 "What embeddings are of a text's hidden states: last (as vLLM) or mean")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"last", "mean"}));
+  app.add_flag("--strict", options.service.strict, "Unknown fields are errors, not warnings");
+  // For tests of the server, not shown: a cache too small for what is asked, and a check of all
+  // that the engine keeps after every step.
+  app.add_option("--kv-tokens", options.kv_tokens)
+      ->check(integer_in(0, int64_t{1} << 40))
+      ->group("");
+  app.add_flag("--check-integrity", options.check_integrity)->group("");
+}
+
+void add_access_flags(CLI::App& app, Options& options) {
+  app.add_option("--api-key-file", options.service.key_file,
+                 "JSON file of the keys that clients must show, with their quotas");
+  CLI::Option* make_key =
+      app.add_option("--make-key", options.new_key,
+                     "Print a new key and its entry for the key file, under this name, and end");
+  app.add_flag("--admin", options.new_key_is_admin,
+               "With --make-key: one that may change what others get (adapters, caches, slots)")
+      ->needs(make_key);
+  app.add_option("--cors-origin", options.service.origins.origins,
+                 "A web page's origin that may call the server from browsers (*: any); may be "
+                 "repeated")
+      ->allow_extra_args(false);
+  app.add_option("--allowed-host", options.service.origins.hosts,
+                 "A name under which the server may be called, beside addresses and localhost "
+                 "(*: any); may be repeated")
+      ->allow_extra_args(false);
+}
+
+void add_limit_flags(CLI::App& app, Options& options) {
+  app.add_option("--max-queue", options.service.max_queue,
+                 "Requests that may wait for a slot; more are refused with status 429")
+      ->capture_default_str()
+      ->check(integer_in(0, 1'000'000));
+  app.add_option("--max-body", options.service.http.max_body_bytes,
+                 "Bytes of a request at most; larger ones are refused with status 413")
+      ->capture_default_str()
+      ->check(integer_in(1024, uint64_t{1} << 32));
+  app.add_option("--request-timeout", options.timeout_s,
+                 "Seconds that an answer may take, waiting included (0, the default: no limit)")
+      ->check(integer_in(0, 86400 * 365));
+  app.add_option("--drain-timeout", options.drain_s,
+                 "Seconds that answers under way have to end after SIGTERM or Ctrl-C")
+      ->capture_default_str()
+      ->check(integer_in(0, 86400));
+}
+
 }  // namespace
 
 Command register_serve(CLI::App& root) {
   auto options = std::make_shared<Options>();
-  http::ServerOptions& http = options->service.http;
   CLI::App* app = root.add_subcommand("serve", "Serve models over HTTP (default: the bundled one)");
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options);
   add_draft_flag(*app, *options);
-  app->add_option("--host", http.host,
-                  "Address to listen on; others than this machine's own "
-                  "loopback make the server reachable from outside")
-      ->capture_default_str();
-  app->add_option("--port", http.port, "Port to listen on (0: any free one)")
-      ->capture_default_str()
-      ->check(integer_in(0, 65535));
-  app->add_option("--slots", options->slots, "Requests computed at the same time; more wait")
-      ->capture_default_str()
-      ->check(integer_in(1, 4096));
-  app->add_option("--slot-save-path", options->slot_save_path,
-                  "Directory for what clients of llama.cpp's server save of their slots");
-  app->add_option("--served-model-name", options->name,
-                  "What clients call MODEL (default: the name of its directory or file)");
-  app->add_option("--model", options->more_models,
-                  "NAME=PATH: another model, loaded when it is first asked for; may be repeated")
-      ->allow_extra_args(false);
-  app->add_option("--lora-modules", options->lora_modules,
-                  "NAME=PATH: an adapter of MODEL that clients call by a name of its own; may be "
-                  "repeated")
-      ->allow_extra_args(false);
-  app->add_option("--lora-dir", options->service.lora_dir,
-                  "Let clients load and unload adapters while the server runs "
-                  "(/v1/load_lora_adapter), from this directory only")
-      ->check(CLI::ExistingDirectory);
-  app->add_option("--keep-alive", options->keep_alive_s,
-                  "Unload a model after so many seconds without a request (-1, the default: never)")
-      ->check(CLI::Range(int64_t{-1}, int64_t{1} << 40));
-  app->add_option("--generation-config", options->generation_config,
-                  "auto: what a request leaves open is as the checkpoint's generation_config.json "
-                  "says; none: neutral values")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"auto", "none"}));
-  app->add_option("--pooling", options->pooling,
-                  "What embeddings are of a text's hidden states: last (as vLLM) or mean")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"last", "mean"}));
-  app->add_flag("--strict", options->service.strict, "Unknown fields are errors, not warnings");
-  app->add_option("--api-key-file", options->service.key_file,
-                  "JSON file of the keys that clients must show, with their quotas");
-  app->add_option("--make-key", options->new_key,
-                  "Print a new key and its entry for the key file, under this name, and end");
+  add_address_flags(*app, *options);
+  add_model_flags(*app, *options);
+  add_access_flags(*app, *options);
+  add_limit_flags(*app, *options);
   app->add_flag("--openapi", options->openapi,
                 "Print the OpenAPI document (also at /openapi.json) and end");
-  app->add_option("--cors-origin", options->service.origins.origins,
-                  "A web page's origin that may call the server from browsers (*: any); may be "
-                  "repeated")
-      ->allow_extra_args(false);
-  app->add_option("--allowed-host", options->service.origins.hosts,
-                  "A name under which the server may be called, beside addresses and localhost "
-                  "(*: any); may be repeated")
-      ->allow_extra_args(false);
-  app->add_option("--max-queue", options->service.max_queue,
-                  "Requests that may wait for a slot; more are refused with status 429")
-      ->capture_default_str()
-      ->check(integer_in(0, 1'000'000));
-  app->add_option("--request-timeout", options->timeout_s,
-                  "Seconds that an answer may take, waiting included (0, the default: no limit)")
-      ->check(integer_in(0, 86400 * 365));
-  app->add_flag_callback(
-      "--no-access-log", [options] { options->service.access_log = false; },
-      "Do not log a line for each answer");
-  app->add_flag_callback(
-      "--no-web", [options] { options->service.web_page = false; }, "Leave out the chat page at /");
-  app->add_option("--ssl-certfile", http.tls_certificate, "PEM file of a certificate chain: HTTPS");
-  app->add_option("--ssl-keyfile", http.tls_key, "PEM file of the certificate's private key");
-  app->add_option("--drain-timeout", options->drain_s,
-                  "Seconds that answers under way have to end after SIGTERM or Ctrl-C")
-      ->capture_default_str()
-      ->check(integer_in(0, 86400));
-  // For tests of the server, not shown: a cache too small for what is asked, and a check of all
-  // that the engine keeps after every step.
-  app->add_option("--kv-tokens", options->kv_tokens)
-      ->check(integer_in(0, int64_t{1} << 40))
-      ->group("");
-  app->add_flag("--check-integrity", options->check_integrity)->group("");
   return {app, [options] { serve(*options); }};
 }
 

@@ -73,15 +73,19 @@ KeyRing KeyRing::read(const std::string& path) {
         !is_hash(entry["sha256"].get<std::string>()))
       corrupt(path, i, "sha256 as 64 hexadecimal digits in lower case");
     key.sha256 = entry["sha256"].get<std::string>();
+    if (const auto admin = entry.find("admin"); admin != entry.end()) {
+      if (!admin->is_boolean()) corrupt(path, i, "admin as true or false");
+      key.is_admin = admin->get<bool>();
+    }
     if (const auto rate = rate_of(entry, "requests_per_minute", path, i))
       key.requests = Bucket{*rate, *rate, now};
     if (const auto rate = rate_of(entry, "tokens_per_minute", path, i))
       key.tokens = Bucket{*rate, *rate, now};
     for (const auto& [name, value] : entry.items()) {
-      static constexpr std::array<std::string_view, 4> kKnown = {
-          "name", "sha256", "requests_per_minute", "tokens_per_minute"};
+      static constexpr std::array<std::string_view, 5> kKnown = {
+          "name", "sha256", "admin", "requests_per_minute", "tokens_per_minute"};
       if (std::ranges::find(kKnown, name) == kKnown.end())
-        corrupt(path, i, "name, sha256, requests_per_minute or tokens_per_minute");
+        corrupt(path, i, "name, sha256, admin, requests_per_minute or tokens_per_minute");
     }
     if (ring.find(key.name) != nullptr) corrupt(path, i, "a name of its own");
     ring.keys_.push_back(std::move(key));
@@ -114,11 +118,12 @@ Client KeyRing::identify(const http::Request& request) const {
   }
   if (found == nullptr || given.empty()) {
     throw RequestError(ErrorKind::kInvalidArgument,
-                       "[access] key: expected a valid one as \"Authorization: Bearer KEY\" or "
-                       "\"x-api-key: KEY\", got none",
+                       fmt::format("[access] key: expected a valid one as \"Authorization: Bearer "
+                                   "KEY\" or \"x-api-key: KEY\", got {}",
+                                   given.empty() ? "none" : "another"),
                        "", 401);
   }
-  return {found->name};
+  return {found->name, found->is_admin};
 }
 
 void KeyRing::Bucket::fill(Clock::time_point now) {
@@ -162,7 +167,7 @@ void KeyRing::take_tokens(const Client& client, int64_t n_tokens, Clock::time_po
   key->tokens->level -= static_cast<double>(n_tokens);
 }
 
-KeyRing::NewKey KeyRing::make(const std::string& name) {
+KeyRing::NewKey KeyRing::make(const std::string& name, bool is_admin) {
   std::array<unsigned char, 32> random{};
   if (RAND_bytes(random.data(), static_cast<int>(random.size())) != 1)
     fail(ErrorKind::kIo, "keys", "random numbers: expected some of the system, got none");
@@ -179,7 +184,8 @@ KeyRing::NewKey KeyRing::make(const std::string& name) {
     }
   }
   key += kAlphabet[value << (6 - bits) & 63];
-  const Json entry = {{"name", name}, {"sha256", sha256_hex(std::as_bytes(std::span(key)))}};
+  Json entry = {{"name", name}, {"sha256", sha256_hex(std::as_bytes(std::span(key)))}};
+  if (is_admin) entry["admin"] = true;
   return {key, entry.dump()};
 }
 

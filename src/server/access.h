@@ -24,13 +24,14 @@ struct KeyQuota {
 /// A client that has shown its key.
 struct Client {
   std::string name;  // of the key; "": keys are not in use
+  bool is_admin = true;
 };
 
 class KeyRing {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// Reads a key file: {"keys": [{"name", "sha256", "requests_per_minute"?,
+  /// Reads a key file: {"keys": [{"name", "sha256", "admin"?, "requests_per_minute"?,
   /// "tokens_per_minute"?}]}. Errors: io, corrupt (naming the entry).
   static KeyRing read(const std::string& path);
   /// No keys: everybody may.
@@ -56,7 +57,7 @@ class KeyRing {
   struct NewKey {
     std::string key, entry;
   };
-  static NewKey make(const std::string& name);
+  static NewKey make(const std::string& name, bool is_admin = false);
 
  private:
   /// Holds what is left of a quota; may go below zero, since tokens are counted afterwards.
@@ -68,6 +69,7 @@ class KeyRing {
   };
   struct Key {
     std::string name, sha256;
+    bool is_admin = false;
     std::optional<Bucket> requests, tokens;
   };
   Key* find(const std::string& name);

@@ -129,6 +129,23 @@ void Call::log() const {
   logger().info("access {}", line.dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
+void log_refusal(Services& services, const http::Request& request, http::Response& response) {
+  const std::string id = random_id();
+  response.headers.push_back({"X-Request-Id", id});
+  // Neither method nor path is one of ours: as labels they would be what clients make them.
+  services.metrics.http_answer("-", "-", response.status, 0);
+  if (!services.options.access_log) return;
+  const Json line = {{"time", static_cast<int64_t>(std::time(nullptr))},
+                     {"id", id},
+                     {"peer", request.peer},
+                     {"method", printable(request.method)},
+                     {"path", printable(request.path)},
+                     {"status", response.status},
+                     {"bytes", response.body.size()},
+                     {"seconds", 0}};
+  logger().info("access {}", line.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
+
 const std::string& Call::path_parameter(std::string_view name) const {
   for (const auto& [key, value] : parameters_) {
     if (key == name) return value;

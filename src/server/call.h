@@ -116,6 +116,9 @@ class Call : public std::enable_shared_from_this<Call> {
   int64_t n_prompt_tokens_ = 0, n_generated_tokens_ = 0;
 };
 
+/// Counts and logs the answer to a request that no call was made of, and gives it a number.
+void log_refusal(Services& services, const http::Request& request, http::Response& response);
+
 /// "Retry-After" of an answer with status 429 or 503.
 void add_retry_after(http::Response& response, const Error& error);
 

@@ -50,6 +50,10 @@ struct Endpoint {
   /// Only for requests that have a header of this name; such an endpoint stands before others of
   /// the same address. "": for all.
   std::string header = {};
+  /// Changes what others get: where keys are in use, for those of administrators.
+  bool needs_admin = false;
+  /// Answers from numbers at hand, on the server's thread: also when all workers are busy.
+  bool at_once = false;
 };
 
 /// Values of the names in braces.

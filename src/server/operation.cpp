@@ -74,7 +74,7 @@ void metrics(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> operation_endpoints() {
-  return {
+  std::vector<Endpoint> all = {
       {"GET", "/health", &kOperation, "Whether the process answers", health, {}, false},
       {"GET", "/ready", &kOperation, "Whether the default model is loaded", ready, {}, false},
       {"GET", "/ping", &kOperation, "The same as /health", health, {}, false},
@@ -104,6 +104,9 @@ std::vector<Endpoint> operation_endpoints() {
        false,
        {.answer = types::object({"openapi", "info", "paths", "components"})}},
   };
+  for (Endpoint& endpoint : all)
+    endpoint.at_once = endpoint.path != "/compat" && endpoint.path != "/openapi.json";
+  return all;
 }
 
 }  // namespace qw::server

@@ -71,6 +71,16 @@ void ServedModel::with_hashes(FileHashes::Done done) const {
   });
 }
 
+size_t ServedModel::longest_token_bytes() const {
+  if (base_ != nullptr) return base_->longest_token_bytes();
+  const Tokenizer& tokens = tokenizer();
+  std::call_once(longest_token_known_, [&] {
+    for (int32_t id = 0; id < tokens.size(); ++id)
+      longest_token_bytes_ = std::max(longest_token_bytes_, tokens.token_bytes(id).size());
+  });
+  return longest_token_bytes_;
+}
+
 void ServedModel::stop_hashing() const {
   if (hashes_) hashes_->stop();
 }

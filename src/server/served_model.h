@@ -88,6 +88,9 @@ class ServedModel {
   }
   /// The tokenizer. Errors: unsupported, naming the model.
   const Tokenizer& tokenizer() const;
+  /// Bytes that a token can stand for at most: a text of more than the context times this does not
+  /// fit, which is known before it is cut into tokens. Errors: as tokenizer().
+  size_t longest_token_bytes() const;
   /// Grammars compiled for its vocabulary. Any thread. Errors: as tokenizer().
   GrammarCache& grammars() const;
   /// Its head; nullopt: it is no classification model.
@@ -116,6 +119,8 @@ class ServedModel {
   std::unique_ptr<LoadedModel> loaded_;
   std::unique_ptr<EngineHost> host_;
   std::unique_ptr<SlotBoard> slots_;
+  mutable std::once_flag longest_token_known_;
+  mutable size_t longest_token_bytes_ = 0;
   mutable std::once_flag grammars_made_;
   mutable std::unique_ptr<GrammarCache> grammars_;  // when they are first wanted
   std::unique_ptr<FileHashes> hashes_;              // null with a base

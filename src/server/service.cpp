@@ -38,7 +38,8 @@ Service::Service(ServiceOptions options) : services_(std::move(options)) {
   services_.endpoints = all_endpoints(services_.options.web_page);
   services_.http = std::make_unique<http::Server>(
       services_.options.http,
-      [this](const std::shared_ptr<http::Exchange>& exchange) { route(exchange); });
+      [this](const std::shared_ptr<http::Exchange>& exchange) { route(exchange); },
+      [this](const http::Request& request) { return check_head(request); });
   services_.workers = std::make_unique<Workers>(services_.options.n_workers);
   services_.hub = std::make_unique<ModelHub>(
       services_.options.models,
@@ -109,41 +110,80 @@ void Service::tick() {
 
 // ---- routing -----------------------------------------------------------------------------------
 
-void Service::route(const std::shared_ptr<http::Exchange>& exchange) {
-  const http::Request& request = exchange->request();
-  if (!services_.options.origins.allows(request)) {
-    return refuse(
-        exchange, dialect_of(request.path),
-        RequestError(ErrorKind::kInvalidArgument,
-                     "[access] origin: expected this server's own page or one that "
-                     "--cors-origin names, and a host name that --allowed-host names, got "
-                     "another",
-                     "", 403));
-  }
-  if (answer_preflight(exchange)) return;
+void Service::check_origin(const http::Request& request) const {
+  if (services_.options.origins.allows(request)) return;
+  throw RequestError(ErrorKind::kInvalidArgument,
+                     "[access] origin: expected this server's own page or one that --cors-origin "
+                     "names, and a host name that --allowed-host names, got another",
+                     "", 403);
+}
+
+const Endpoint& Service::find_endpoint(const http::Request& request,
+                                       PathParameters& parameters) const {
   const std::string method = request.method == "HEAD" ? "GET" : request.method;
-  PathParameters parameters;
   bool path_known = false;
   for (const Endpoint& endpoint : services_.endpoints) {
     if (!match_path(endpoint.path, request.path, parameters)) continue;
     path_known = true;
     if (endpoint.method != method) continue;
     const bool has_header = !endpoint.header.empty() && request.header(endpoint.header) != nullptr;
-    if (!endpoint.header.empty() && !has_header) continue;
-    return dispatch(exchange, endpoint, std::move(parameters));
+    if (endpoint.header.empty() || has_header) return endpoint;
   }
-  const Dialect& dialect = dialect_of(request.path);
   if (path_known) {
-    return refuse(exchange, dialect,
-                  RequestError(ErrorKind::kInvalidArgument,
-                               fmt::format("[request] method: expected another one than {} for {}",
-                                           printable(request.method), printable(request.path)),
-                               "", 405));
+    throw RequestError(ErrorKind::kInvalidArgument,
+                       fmt::format("[request] method: expected another one than {} for {}",
+                                   printable(request.method), printable(request.path)),
+                       "", 405);
   }
-  refuse(exchange, dialect,
-         RequestError(ErrorKind::kNotFound,
-                      fmt::format("[request] address: expected one that /compat lists, got {} {}",
-                                  printable(request.method), printable(request.path))));
+  throw RequestError(ErrorKind::kNotFound,
+                     fmt::format("[request] address: expected one that /compat lists, got {} {}",
+                                 printable(request.method), printable(request.path)));
+}
+
+Client Service::identify(const http::Request& request, const Endpoint& endpoint) const {
+  if (!endpoint.needs_key) return {};
+  Client client = services_.keys.identify(request);
+  if (!endpoint.needs_admin || client.is_admin) return client;
+  throw RequestError(ErrorKind::kInvalidArgument,
+                     fmt::format("[access] key: expected one with \"admin\": true for {} {}, which "
+                                 "changes what others get, got '{}'",
+                                 endpoint.method, endpoint.path, printable(client.name)),
+                     "", 403);
+}
+
+std::optional<http::Response> Service::check_head(const http::Request& request) {
+  try {
+    check_origin(request);
+    PathParameters parameters;
+    identify(request, find_endpoint(request, parameters));
+    return std::nullopt;
+  } catch (const RequestError& error) {
+    return refusal(request, error);
+  }
+}
+
+void Service::take_request(const Client& client) {
+  try {
+    services_.keys.take_request(client, KeyRing::Clock::now());
+  } catch (const RequestError&) {
+    services_.metrics.refused_by_quota(client.name);
+    throw;
+  }
+}
+
+void Service::route(const std::shared_ptr<http::Exchange>& exchange) {
+  const http::Request& request = exchange->request();
+  try {
+    check_origin(request);
+    if (answer_preflight(exchange)) return;
+    PathParameters parameters;
+    const Endpoint& endpoint = find_endpoint(request, parameters);
+    Client client = identify(request, endpoint);
+    if (endpoint.needs_key) take_request(client);
+    dispatch(exchange, endpoint, std::move(parameters), std::move(client));
+  } catch (const RequestError& error) {
+    exchange->respond(refusal(request, error));
+  }
 }
 
 /// Errors of an address that nobody has are written as its neighbours write theirs; "/v1" is
@@ -157,14 +197,28 @@ const Dialect& Service::dialect_of(const std::string& path) const {
   return *services_.endpoints.front().dialect;
 }
 
-void Service::refuse(const std::shared_ptr<http::Exchange>& exchange, const Dialect& dialect,
-                     const Error& error) const {
+std::string Service::allowed_methods(const std::string& path) const {
+  std::string list;
+  PathParameters ignored;
+  for (const Endpoint& endpoint : services_.endpoints) {
+    if (match_path(endpoint.path, path, ignored) && list.find(endpoint.method) == std::string::npos)
+      list += (list.empty() ? "" : ", ") + endpoint.method;
+  }
+  return list;
+}
+
+http::Response Service::refusal(const http::Request& request, const Error& error) {
+  const Dialect& dialect = dialect_of(request.path);
   http::Response response;
   response.status = http_status(error);
   response.body = dialect.error_body(error, response.status).dump();
-  response.headers = services_.options.origins.headers(exchange->request());
+  // A page that is refused is not told that it may read why.
+  if (services_.options.origins.allows(request))
+    response.headers = services_.options.origins.headers(request);
+  if (response.status == 405) response.headers.push_back({"Allow", allowed_methods(request.path)});
   add_retry_after(response, error);
-  exchange->respond(std::move(response));
+  log_refusal(services_, request, response);
+  return response;
 }
 
 bool Service::answer_preflight(const std::shared_ptr<http::Exchange>& exchange) const {
@@ -179,21 +233,11 @@ bool Service::answer_preflight(const std::shared_ptr<http::Exchange>& exchange) 
 }
 
 void Service::dispatch(std::shared_ptr<http::Exchange> exchange, const Endpoint& endpoint,
-                       PathParameters parameters) {
-  Client client;
-  try {
-    if (endpoint.needs_key) {
-      client = services_.keys.identify(exchange->request());
-      services_.keys.take_request(client, KeyRing::Clock::now());
-    }
-  } catch (const RequestError& error) {
-    if (error.status() == 429) services_.metrics.refused_by_quota(client.name);
-    return refuse(exchange, *endpoint.dialect, error);
-  }
+                       PathParameters parameters, Client client) {
   auto call = std::make_shared<Call>(services_, std::move(exchange), endpoint,
                                      std::move(parameters), std::move(client));
   call->watch();
-  services_.workers->post([call = std::move(call)] {
+  const auto handle = [call] {
     try {
       call->endpoint().handle(call);
     } catch (const Error& error) {
@@ -201,7 +245,9 @@ void Service::dispatch(std::shared_ptr<http::Exchange> exchange, const Endpoint&
     } catch (...) {
       call->fail(current_error());
     }
-  });
+  };
+  if (endpoint.at_once) return handle();
+  services_.workers->post(handle);
 }
 
 }  // namespace qw::server

@@ -83,12 +83,22 @@ class Service {
 
  private:
   void route(const std::shared_ptr<http::Exchange>& exchange);
+  /// Whether the rest of a request is worth reading; if not, the answer to it.
+  std::optional<http::Response> check_head(const http::Request& request);
+  /// Who may have what. Errors: RequestError, which names what is wrong.
+  void check_origin(const http::Request& request) const;
+  const Endpoint& find_endpoint(const http::Request& request, PathParameters& parameters) const;
+  Client identify(const http::Request& request, const Endpoint& endpoint) const;
+  /// From its quota.
+  void take_request(const Client& client);
   void dispatch(std::shared_ptr<http::Exchange> exchange, const Endpoint& endpoint,
-                PathParameters parameters);
+                PathParameters parameters, Client client);
   bool answer_preflight(const std::shared_ptr<http::Exchange>& exchange) const;
-  void refuse(const std::shared_ptr<http::Exchange>& exchange, const Dialect& dialect,
-              const Error& error) const;
+  /// The answer to a request that no call is made of; counted and logged as others are.
+  http::Response refusal(const http::Request& request, const Error& error);
   const Dialect& dialect_of(const std::string& path) const;
+  /// "GET, POST": those that an address takes.
+  std::string allowed_methods(const std::string& path) const;
   void tick();
 
   Services services_;

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <random>
+#include <set>
 
 #include "engine/grammar/grammar_processor.h"
 #include "engine/logits_process.h"
@@ -55,18 +56,75 @@ void apply_parameters(const GenerationTask& task, GenerationConfig& config) {
   }
 }
 
+/// Beyond these a list is a mistake, and would take long to look through at every token.
+constexpr size_t kMaxBadWords = 1024, kMaxStopTokens = 4096;
+/// Log-probabilities of other tokens: at a place, and of a whole prompt. What an answer has of them
+/// is written by the thread that all connections share.
+constexpr int64_t kMaxTopLogprobs = 256, kMaxPromptLogprobs = int64_t{1} << 17;
+
+void check_length(const char* field, size_t size, size_t most) {
+  if (size > most) refuse_field(field, "expected at most {}, got {}", most, size);
+}
+
 std::vector<std::vector<int32_t>> encode_words(const std::vector<std::string>& words,
                                                const Tokenizer& tokenizer) {
+  check_length("bad_words", words.size(), kMaxBadWords);
+  std::set<std::vector<int32_t>> known;
   std::vector<std::vector<int32_t>> out;
   for (const std::string& word : words) {
     if (word.empty()) refuse_field("bad_words", "expected words, got an empty one");
     // A word may follow a space or not; both must be kept from being said.
     for (const std::string& form : {word, " " + word}) {
       std::vector<int32_t> ids = tokenizer.encode(form, {.parse_special = false});
-      if (std::ranges::find(out, ids) == out.end()) out.push_back(std::move(ids));
+      if (known.insert(ids).second) out.push_back(std::move(ids));
     }
   }
   return out;
+}
+
+/// The client's name for a parameter.
+std::string field_of(const GenerationTask& task, std::string_view parameter) {
+  const auto found =
+      std::ranges::find(task.parameters, parameter, &GenerationTask::Parameter::name);
+  return found == task.parameters.end() ? std::string(parameter) : found->field;
+}
+
+void check_logprobs(const GenerationTask& task, const GenerationConfig& config,
+                    int64_t n_prompt_tokens) {
+  if (config.logprobs.value_or(0) > kMaxTopLogprobs) {
+    refuse_field(field_of(task, "logprobs"), "expected at most {}, got {}", kMaxTopLogprobs,
+                 *config.logprobs);
+  }
+  if (!config.prompt_logprobs) return;
+  const int64_t n = (std::min(*config.prompt_logprobs, kMaxPromptLogprobs) + 1) * n_prompt_tokens;
+  if (*config.prompt_logprobs > kMaxTopLogprobs || n > kMaxPromptLogprobs) {
+    refuse_field(field_of(task, "prompt_logprobs"),
+                 "expected at most {} tokens at each of {} places, and {} in all, got {}",
+                 kMaxTopLogprobs, n_prompt_tokens, kMaxPromptLogprobs, *config.prompt_logprobs);
+  }
+}
+
+/// Refuses a text that cannot fit, before the work of cutting it into tokens.
+void check_text(const GenerationTask& task, const ServedModel& model, size_t n_bytes) {
+  if (task.truncate_prompt_tokens) return;
+  const auto most = static_cast<size_t>(model.context()) * model.longest_token_bytes();
+  if (n_bytes <= most) return;
+  throw RequestError(ErrorKind::kInvalidArgument,
+                     fmt::format("[request] prompt: expected at most {} bytes (the context of {} "
+                                 "tokens of up to {} bytes), got {}",
+                                 most, model.context(), model.longest_token_bytes(), n_bytes),
+                     task.chat ? "messages" : "prompt");
+}
+
+/// Bytes of the messages' texts, of which a template leaves none out.
+size_t text_bytes(const Json& messages) {
+  size_t sum = 0;
+  for (const Json& message : messages) {
+    const auto content = message.is_object() ? message.find("content") : message.end();
+    if (message.is_object() && content != message.end() && content->is_string())
+      sum += content->get_ref<const std::string&>().size();
+  }
+  return sum;
 }
 
 uint64_t random_seed() {
@@ -77,6 +135,7 @@ uint64_t random_seed() {
 std::vector<int32_t> encode_prompt(const PromptInput& prompt, const GenerationTask& task,
                                    const ServedModel& model) {
   if (prompt.is_ids) return prompt.ids;
+  check_text(task, model, prompt.text.size());
   EncodeOptions options;
   options.add_special_tokens = task.add_special_tokens;
   return model.tokenizer().encode(prompt.text, options);
@@ -174,6 +233,7 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
   GenerationConfig& config = base.config;
   if (task.no_repetition_penalty) config.set("repetition_penalty", 1, ParameterSource::kUser);
   config.seed = task.seed ? *task.seed : random_seed();
+  check_length("stop_token_ids", task.stop_token_ids.size(), kMaxStopTokens);
   for (const int32_t id : task.stop_token_ids) {
     if (!config.is_eos(id)) config.eos_token_id.push_back(id);
   }
@@ -212,6 +272,7 @@ Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served
   std::vector<std::vector<int32_t>> prompts;
   bool by_grammar = task.grammar.has_value();  // and by nothing else
   if (task.chat) {
+    check_text(task, model, text_bytes(*task.chat->messages));
     ChatInput chat = *task.chat;
     if (task.tools && needs_tool_format(*task.tools)) {
       ToolSetup setup = set_up_tools(*task.tools, model, chat);
@@ -229,6 +290,7 @@ Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served
   for (std::vector<int32_t>& ids : prompts) {
     if (task.truncate_prompt_tokens && std::ssize(ids) > *task.truncate_prompt_tokens)
       ids.erase(ids.begin(), ids.end() - *task.truncate_prompt_tokens);
+    check_logprobs(task, base.config, std::ssize(ids));
     Request request = base;
     if (by_grammar) constrain_by_grammar(task, request, model);
     request.prompt = std::move(ids);

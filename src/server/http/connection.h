@@ -7,7 +7,6 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/empty_body.hpp>
 #include <boost/beast/http/parser.hpp>
@@ -35,7 +34,9 @@ class ConnectionBase;
 struct ServerState {
   const ServerOptions& options;
   const Handler& handler;
+  const HeadCheck& check_head;
   bool draining = false;
+  size_t body_bytes = 0;  // of all requests that are being read or answered
   std::unordered_set<ConnectionBase*> connections;
 };
 
@@ -108,6 +109,7 @@ class Connection : public ConnectionBase {
   void close() override {
     if (closed_) return;
     closed_ = true;
+    charge(0);
     ErrorCode ignored;
     socket().close(ignored);
     read_timer_.cancel();
@@ -192,10 +194,50 @@ class Connection : public ConnectionBase {
     }
     if (parser_->is_header_done() && !header_seen_) {
       header_seen_ = true;
+      if (!parser_->is_done() && !head_is_welcome()) return;
       on_header();
     }
+    charge(parser_->get().body().size());
+    if (state_.body_bytes > state_.options.max_bodies_bytes && charged_ > 0) return refuse_body();
     if (!parser_->is_done()) return read();
     dispatch();
+  }
+
+  /// Counts what this connection holds of a body.
+  void charge(size_t n_bytes) {
+    state_.body_bytes += n_bytes - charged_;
+    charged_ = n_bytes;
+  }
+
+  /// What of a request is known before its body.
+  Request request_head() {
+    const auto& message = parser_->get();
+    Request request;
+    request.method = std::string(message.method_string());
+    request.target = std::string(message.target());
+    request.peer = peer_;
+    for (const auto& field : message)
+      request.headers.push_back({std::string(field.name_string()), std::string(field.value())});
+    return request;
+  }
+
+  /// Whether the body is worth reading; if not, the request is answered.
+  bool head_is_welcome() {
+    if (!state_.check_head) return true;
+    Request request = request_head();
+    if (!split_target(request.target, request)) return true;  // dispatch() answers it
+    std::optional<Response> refusal = state_.check_head(request);
+    if (!refusal) return true;
+    refuse(std::move(request), std::move(*refusal));
+    return false;
+  }
+
+  void refuse_body() {
+    refuse({}, {503,
+                "text/plain; charset=utf-8",
+                {{"Retry-After", "1"}},
+                "[http] request: expected room for its body beside those of others, got none; try "
+                "again later\n"});
   }
 
   void on_header() {
@@ -213,25 +255,27 @@ class Connection : public ConnectionBase {
     int status = 400;
     if (error == beast::http::error::body_limit) status = 413;
     if (error == beast::http::error::header_limit) status = 431;
-    current_ = std::make_shared<ExchangeImpl>(self(), Request{}, 11, false, false);
+    refuse({},
+           {status,
+            "text/plain; charset=utf-8",
+            {},
+            "[http] request: expected HTTP/1.1 within the limits, got: " + error.message() + "\n"});
+  }
+  void refuse(Request request, Response response) {
+    logger().info("[http] client {}: refused with status {}", peer_, response.status);
+    charge(0);
+    parser_.reset();
+    current_ = std::make_shared<ExchangeImpl>(self(), std::move(request), 11, false, false);
     keep_alive_ = false;
-    current_->respond(
-        {status,
-         "text/plain; charset=utf-8",
-         {},
-         "[http] request: expected HTTP/1.1 within the limits, got: " + error.message() + "\n"});
+    const std::shared_ptr<ExchangeImpl> exchange = current_;  // respond() lets go of it
+    exchange->respond(std::move(response));
   }
 
   void dispatch() {
     read_timer_.cancel();
     auto& message = parser_->get();
     keep_alive_ = message.keep_alive();
-    Request request;
-    request.method = std::string(message.method_string());
-    request.target = std::string(message.target());
-    request.peer = peer_;
-    for (const auto& field : message)
-      request.headers.push_back({std::string(field.name_string()), std::string(field.value())});
+    Request request = request_head();
     request.body = std::move(message.body());
     const bool has_target = split_target(request.target, request);
     const bool is_head = request.method == "HEAD";
@@ -263,36 +307,43 @@ class Connection : public ConnectionBase {
 
   void send(std::string bytes) {
     if (closed_ || bytes.empty()) return;
-    unsent_bytes_ += bytes.size();
-    out_.push_back(std::move(bytes));
+    // What was there before: a whole answer may be as large as it is.
     if (unsent_bytes_ > state_.options.max_unsent_bytes) {
       logger().warn("[http] client {}: expected to read its answer, got {} bytes unsent", peer_,
                     unsent_bytes_);
       return close();
     }
+    unsent_bytes_ += bytes.size();
+    out_.push_back(std::move(bytes));
     if (!writing_) write();
   }
 
+  /// Sends on; the timer begins anew with every byte that the client takes.
   void write() {
     writing_ = true;
     arm(write_timer_, state_.options.write_timeout);
-    asio::async_write(stream_, asio::buffer(out_.front()),
-                      [self = self()](ErrorCode error, size_t) {
-                        self->writing_ = false;
-                        self->write_timer_.cancel();
-                        if (self->closed_) return;
-                        if (error) return self->close();
-                        self->unsent_bytes_ -= self->out_.front().size();
-                        self->out_.pop_front();
-                        if (!self->out_.empty()) return self->write();
-                        if (self->ended_) self->finish();
-                      });
+    const auto rest = asio::buffer(out_.front()) + n_sent_;
+    stream_.async_write_some(rest, [self = self()](ErrorCode error, size_t n) {
+      self->writing_ = false;
+      self->write_timer_.cancel();
+      if (self->closed_) return;
+      if (error) return self->close();
+      self->unsent_bytes_ -= n;
+      self->n_sent_ += n;
+      if (self->n_sent_ == self->out_.front().size()) {
+        self->out_.pop_front();
+        self->n_sent_ = 0;
+      }
+      if (!self->out_.empty()) return self->write();
+      if (self->ended_) self->finish();
+    });
   }
 
   /// The answer under way has got its last byte.
   void end_answer(bool keep_alive) {
     keep_alive_ = keep_alive;
     current_.reset();
+    charge(0);
     ended_ = true;
     if (!writing_ && out_.empty()) finish();
   }
@@ -326,7 +377,8 @@ class Connection : public ConnectionBase {
   std::string peer_;
   std::shared_ptr<ExchangeImpl> current_;  // whose answer is under way
   std::deque<std::string> out_;
-  size_t unsent_bytes_ = 0;
+  size_t unsent_bytes_ = 0, n_sent_ = 0;  // n_sent_: of the first of out_
+  size_t charged_ = 0;                    // of the body, in state_.body_bytes
   bool reading_ = false, writing_ = false, ended_ = false, lingering_ = false, closed_ = false;
   bool keep_alive_ = true, header_seen_ = false;
 };

@@ -12,10 +12,11 @@ namespace qw::http {
 
 class Server::Impl {
  public:
-  Impl(ServerOptions options, Handler handler)
+  Impl(ServerOptions options, Handler handler, HeadCheck check_head)
       : options_(std::move(options)),
         handler_(std::move(handler)),
-        state_{options_, handler_, false, {}},
+        check_head_(std::move(check_head)),
+        state_{options_, handler_, check_head_, false, 0, {}},
         acceptor_(io_),
         retry_(io_) {
     use_certificate();
@@ -152,6 +153,7 @@ class Server::Impl {
 
   ServerOptions options_;
   Handler handler_;
+  HeadCheck check_head_;
   ServerState state_;  // outlives the connections, which io_ may still hold
   asio::io_context io_{1};
   std::optional<asio::ssl::context> tls_;
@@ -160,8 +162,9 @@ class Server::Impl {
   uint16_t port_ = 0;
 };
 
-Server::Server(ServerOptions options, Handler handler)
-    : impl_(std::make_unique<Impl>(std::move(options), std::move(handler))) {}
+Server::Server(ServerOptions options, Handler handler, HeadCheck check_head)
+    : impl_(std::make_unique<Impl>(std::move(options), std::move(handler), std::move(check_head))) {
+}
 Server::~Server() = default;
 uint16_t Server::port() const {
   return impl_->port();

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "server/http/message.h"
@@ -22,7 +23,9 @@ struct ServerOptions {
   std::string tls_certificate, tls_key;  // PEM files; both or none
   size_t max_connections = 4096;
   size_t max_header_bytes = size_t{32} << 10;
-  size_t max_body_bytes = size_t{64} << 20;
+  size_t max_body_bytes = size_t{16} << 20;
+  /// Of the bodies of all requests that are being read or answered; more are refused (503).
+  size_t max_bodies_bytes = size_t{256} << 20;
   /// What a client that does not read may leave unsent before it is taken for lost.
   size_t max_unsent_bytes = size_t{16} << 20;
   std::chrono::milliseconds header_timeout{15'000};  // from the first byte to the last of a header
@@ -58,12 +61,15 @@ class Exchange {
 /// Takes a request and answers it, now or later. Must not block. What it throws is answered with
 /// status 500.
 using Handler = std::function<void(std::shared_ptr<Exchange>)>;
+/// Asked when the header of a request has come and its body has not: an answer refuses it, and the
+/// body is not read. Must not block, nor throw.
+using HeadCheck = std::function<std::optional<Response>(const Request&)>;
 
 class Server {
  public:
   /// Binds and listens. Errors: io (address in use), invalid_argument (host that is no address,
   /// certificate that cannot be read).
-  Server(ServerOptions options, Handler handler);
+  Server(ServerOptions options, Handler handler, HeadCheck check_head = {});
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;

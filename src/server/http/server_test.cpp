@@ -32,8 +32,9 @@ ServerOptions quick_options() {
 /// A server on a thread of its own.
 class RunningServer {
  public:
-  RunningServer(const ServerOptions& options, Handler handler)
-      : server(options, std::move(handler)), thread_([this] { server.run(); }) {}
+  RunningServer(const ServerOptions& options, Handler handler, HeadCheck check_head = {})
+      : server(options, std::move(handler), std::move(check_head)),
+        thread_([this] { server.run(); }) {}
   ~RunningServer() {
     server.stop();
     thread_.join();
@@ -198,6 +199,56 @@ TEST(HttpServer, LetsGoOfClientsThatDoNotRead) {
   HttpClient client = running.client();
   client.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n");
   EXPECT_EQ(gone.get_future().wait_for(10s), std::future_status::ready);
+}
+
+TEST(HttpServer, WholeAnswersMayBeLargerThanWhatMayWait) {
+  ServerOptions options = quick_options();
+  options.max_unsent_bytes = size_t{1} << 20;
+  const std::string body(size_t{5} << 20, 'x');
+  RunningServer running(options, [&](const std::shared_ptr<Exchange>& exchange) {
+    exchange->respond({200, "text/plain", {}, body});
+  });
+  HttpClient client = running.client();
+  for (int i = 0; i < 2; ++i)
+    EXPECT_EQ(client.get("/").body.size(), body.size());
+}
+
+TEST(HttpServer, RefusesByTheHeaderWithoutReadingTheBody) {
+  RunningServer running(quick_options(), echo,
+                        [](const Request& request) -> std::optional<Response> {
+                          if (request.header("x-key") != nullptr) return std::nullopt;
+                          return Response{401, "text/plain", {}, "no key for " + request.path};
+                        });
+  const std::string rest = " HTTP/1.1\r\nHost: t\r\nContent-Length: 4000\r\n";
+  HttpClient without = running.client(), with = running.client();
+  without.send("POST /a" + rest + "\r\nbegun");
+  const HttpAnswer answer = without.read();
+  EXPECT_EQ(answer.status, 401);
+  EXPECT_EQ(answer.body, "no key for /a");
+  EXPECT_FALSE(answer.keep_alive);
+  with.send("POST /b" + rest + "X-Key: 1\r\n\r\n" + std::string(4000, 'y'));
+  EXPECT_EQ(with.read().status, 200);
+}
+
+TEST(HttpServer, BodiesOfAllRequestsTogetherHaveALimit) {
+  ServerOptions options = quick_options();
+  options.max_bodies_bytes = 6000;
+  options.body_timeout = 20s;
+  RunningServer running(options, echo);
+  const std::string head = "POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 4000\r\n\r\n";
+  {
+    HttpClient first = running.client(), second = running.client();
+    first.send(head + std::string(3900, 'x'));
+    std::this_thread::sleep_for(100ms);
+    second.send(head + std::string(3900, 'x'));
+    const HttpAnswer answer = second.read();
+    EXPECT_EQ(answer.status, 503);
+    EXPECT_EQ(answer.headers.count("retry-after"), 1u);
+    first.send(std::string(100, 'x'));
+    EXPECT_EQ(first.read().status, 200);
+  }
+  for (int i = 0; i < 4; ++i)  // what has been answered, or has gone, no longer counts
+    EXPECT_EQ(running.client().post("/", std::string(4000, 'x')).status, 200);
 }
 
 TEST(HttpServer, DrainsIdleConnectionsAtOnceAndOthersAfterTheirAnswer) {

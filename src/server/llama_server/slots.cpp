@@ -247,7 +247,9 @@ std::vector<Endpoint> slot_endpoints() {
            {.example = {{"filename", "a.bin"}},
             .needs_setup = true,
             .query = {"model", "action"},
-            .path_example = "0"}}};
+            .path_example = "0"},
+           "",
+           /*needs_admin=*/true}};
 }
 
 }  // namespace qw::server::llama_server

@@ -116,28 +116,31 @@ void unload(const std::shared_ptr<Call>& call) {
 }  // namespace
 
 std::vector<Endpoint> adapter_endpoints() {
-  return {{"POST",
-           "/v1/load_lora_adapter",
-           &kOpenAi,
-           "Loads an adapter beside the serving of others (with --lora-dir)",
-           load,
-           infos_of(load_fields()),
-           true,
-           {.example = {{"lora_name", "name"}, {"lora_path", "path"}},
-            .answer = types::string(),
-            .answer_type = "text/plain",
-            .needs_setup = true}},
-          {"POST",
-           "/v1/unload_lora_adapter",
-           &kOpenAi,
-           "Unloads one; requests under way end with it (with --lora-dir)",
-           unload,
-           infos_of(unload_fields()),
-           true,
-           {.example = {{"lora_name", "name"}},
-            .answer = types::string(),
-            .answer_type = "text/plain",
-            .needs_setup = true}}};
+  std::vector<Endpoint> all = {{"POST",
+                                "/v1/load_lora_adapter",
+                                &kOpenAi,
+                                "Loads an adapter beside the serving of others (with --lora-dir)",
+                                load,
+                                infos_of(load_fields()),
+                                true,
+                                {.example = {{"lora_name", "name"}, {"lora_path", "path"}},
+                                 .answer = types::string(),
+                                 .answer_type = "text/plain",
+                                 .needs_setup = true}},
+                               {"POST",
+                                "/v1/unload_lora_adapter",
+                                &kOpenAi,
+                                "Unloads one; requests under way end with it (with --lora-dir)",
+                                unload,
+                                infos_of(unload_fields()),
+                                true,
+                                {.example = {{"lora_name", "name"}},
+                                 .answer = types::string(),
+                                 .answer_type = "text/plain",
+                                 .needs_setup = true}}};
+  for (Endpoint& endpoint : all)
+    endpoint.needs_admin = true;
+  return all;
 }
 
 }  // namespace qw::server::openai

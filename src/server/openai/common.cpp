@@ -86,14 +86,17 @@ Json prompt_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer* to
   for (const TokenLogprobs& entry : entries) {
     Json position = Json::object();
     const auto add = [&](const Logprob& logprob, int64_t rank) {
-      Json& item = position[std::to_string(logprob.id)];
-      item = {{"logprob", logprob.logprob}, {"rank", rank + 1}};
+      Json item = {{"logprob", logprob.logprob}, {"rank", rank + 1}};
       if (tokenizer != nullptr)
         item["decoded_token"] = replace_invalid_utf8(tokenizer->token_bytes(logprob.id));
+      position[std::to_string(logprob.id)] = std::move(item);
     };
-    for (size_t i = 0; i < entry.top.size(); ++i)
+    bool has_chosen = false;
+    for (size_t i = 0; i < entry.top.size(); ++i) {
       add(entry.top[i], static_cast<int64_t>(i));
-    add(entry.chosen, entry.rank);
+      has_chosen = has_chosen || entry.top[i].id == entry.chosen.id;
+    }
+    if (!has_chosen) add(entry.chosen, entry.rank);
     list.push_back(std::move(position));
   }
   return list;

@@ -118,7 +118,9 @@ std::vector<Endpoint> info_endpoints() {
                    flush_cache,
                    {},
                    true,
-                   {.answer = types::anything(), .answer_type = "text/plain"}});
+                   {.answer = types::anything(), .answer_type = "text/plain"},
+                   "",
+                   /*needs_admin=*/true});
   return out;
 }
 

@@ -1,0 +1,148 @@
+// What one client can do to the others: lists and texts that would take long, bodies without a key,
+// what only administrators may change; and that refusals leave a trace.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "server/access.h"
+#include "support/running_service.h"
+
+namespace qw::server {
+namespace {
+
+using nlohmann::ordered_json;
+using qw::testing::HttpAnswer;
+using qw::testing::HttpClient;
+using qw::testing::RunningService;
+using ::testing::HasSubstr;
+
+class RequestLimits : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() { running_ = new RunningService(); }
+  static void TearDownTestSuite() {
+    delete running_;
+    running_ = nullptr;
+  }
+  /// What a refused request is refused for.
+  static std::string param_of(const std::string& target, const ordered_json& body) {
+    int status = 0;
+    const ordered_json answer = running_->post(target, body, &status);
+    EXPECT_EQ(status, 400) << answer.dump().substr(0, 500);
+    return answer["error"].value("param", "");
+  }
+  static RunningService* running_;
+};
+RunningService* RequestLimits::running_ = nullptr;
+
+TEST_F(RequestLimits, OfLists) {
+  ordered_json body = {{"prompt", "Hi"}, {"max_tokens", 1}};
+  ordered_json words = ordered_json::array(), ids = ordered_json::array();
+  for (int i = 0; i < 5000; ++i) {
+    words.push_back("w" + std::to_string(i));
+    ids.push_back(i);
+  }
+  ordered_json many = body;
+  many["bad_words"] = words;
+  EXPECT_EQ(param_of("/v1/completions", many), "bad_words");
+  many = body;
+  many["stop_token_ids"] = ids;
+  EXPECT_EQ(param_of("/v1/completions", many), "stop_token_ids");
+}
+
+TEST_F(RequestLimits, OfLogProbabilities) {
+  ordered_json body = {{"prompt", "Hi"}, {"max_tokens", 1}, {"logprobs", 257}};
+  EXPECT_EQ(param_of("/v1/completions", body), "logprobs");
+  body["logprobs"] = 200;
+  EXPECT_EQ(running_->post("/v1/completions", body)["choices"][0]["logprobs"]["tokens"].size(), 1u);
+  body.erase("logprobs");
+  std::string text;
+  for (int i = 0; i < 700; ++i)
+    text += "word ";
+  body["prompt"] = text;
+  body["prompt_logprobs"] = 250;
+  EXPECT_EQ(param_of("/v1/completions", body), "prompt_logprobs");
+  body["prompt_logprobs"] = 2;
+  const ordered_json places =
+      running_->post("/v1/completions", body)["choices"][0]["prompt_logprobs"];
+  EXPECT_GT(places.size(), 700u);
+  EXPECT_GE(places[1].size(), 2u);
+  EXPECT_LE(places[1].size(), 3u);
+}
+
+TEST_F(RequestLimits, OfTextsThatCannotFit) {
+  const std::string text(size_t{4} << 20, 'a');
+  EXPECT_EQ(param_of("/v1/completions", {{"prompt", text}}), "prompt");
+  EXPECT_EQ(
+      param_of("/v1/chat/completions", {{"messages", {{{"role", "user"}, {"content", text}}}}}),
+      "messages");
+}
+
+TEST_F(RequestLimits, RefusalsHaveANumberAndAreCounted) {
+  const HttpAnswer nowhere = running_->client().get("/nowhere");
+  EXPECT_EQ(nowhere.status, 404);
+  EXPECT_EQ(nowhere.headers.at("x-request-id").size(), 32u);
+  const HttpAnswer method = running_->client().get("/v1/chat/completions");
+  EXPECT_EQ(method.status, 405);
+  EXPECT_EQ(method.headers.at("allow"), "POST");
+  EXPECT_THAT(running_->client().get("/metrics").body,
+              ::testing::AllOf(HasSubstr("path=\"-\",status=\"404\"}"),
+                               HasSubstr("path=\"-\",status=\"405\"}")));
+}
+
+// Where nobody works, what is answered at once is answered all the same.
+TEST(LimitsOfWorkers, DoNotConcernHealth) {
+  ServiceOptions options = qw::testing::service_options();
+  options.n_workers = 0;
+  const RunningService running(options);
+  for (const char* path : {"/health", "/ready", "/version", "/metrics"})
+    EXPECT_EQ(running.client().get(path).status, 200) << path;
+}
+
+class Keys : public ::testing::Test {
+ protected:
+  Keys() : user_(KeyRing::make("user")), admin_(KeyRing::make("admin", true)) {
+    path_ = ::testing::TempDir() + "/qw-limits-keys.json";
+    std::ofstream(path_) << R"({"keys": [)" << user_.entry << "," << admin_.entry << "]}";
+    ServiceOptions options = qw::testing::service_options();
+    options.key_file = path_;
+    running_ = std::make_unique<RunningService>(options);
+  }
+  ~Keys() override { std::filesystem::remove(path_); }
+
+  HttpAnswer post(const std::string& target, const std::string& body, const std::string& key) {
+    HttpClient client = running_->client();
+    client.send("POST " + target + " HTTP/1.1\r\nHost: localhost\r\nx-api-key: " + key +
+                "\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body);
+    return client.read();
+  }
+
+  KeyRing::NewKey user_, admin_;
+  std::string path_;
+  std::unique_ptr<RunningService> running_;
+};
+
+TEST_F(Keys, OfAdministratorsMayChangeWhatOthersGet) {
+  for (const char* target : {"/lora-adapters", "/flush_cache", "/v1/load_lora_adapter",
+                             "/v1/unload_lora_adapter", "/slots/0?action=erase"}) {
+    const HttpAnswer refused = post(target, "[]", user_.key);
+    EXPECT_EQ(refused.status, 403) << target;
+    EXPECT_THAT(refused.body, HasSubstr("admin"));
+    EXPECT_NE(post(target, "[]", admin_.key).status, 403) << target;
+  }
+  EXPECT_EQ(post("/v1/completions", R"({"prompt": "Hi", "max_tokens": 1})", user_.key).status, 200);
+}
+
+TEST_F(Keys, AreAskedForBeforeABodyIsRead) {
+  HttpClient client = running_->client();
+  client.send(
+      "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nx-api-key: qw-no\r\n"
+      "Content-Length: 10000000\r\n\r\n{");
+  const HttpAnswer answer = client.read();
+  EXPECT_EQ(answer.status, 401);
+  EXPECT_THAT(answer.body, HasSubstr("got another"));
+}
+
+}  // namespace
+}  // namespace qw::server
