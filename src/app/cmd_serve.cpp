@@ -1,4 +1,6 @@
 // qianwen serve: models over HTTP, for the clients of other systems.
+#include <sys/resource.h>
+
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
@@ -84,6 +86,11 @@ std::vector<server::ModelSpec> specs_of(const Options& options) {
   specs.push_back(spec_of(options, options.name.empty() ? name_of_path(path) : options.name, path));
   for (const std::string& text : options.more_models) {
     const auto [name, other] = split_named("--model", text, specs);
+    if (std::error_code ignored; !std::filesystem::exists(other, ignored)) {
+      fail(ErrorKind::kNotFound, "command line",
+           "--model: expected a checkpoint for {}, got none ({})", printable(name),
+           printable(other, 4096));
+    }
     specs.push_back(spec_of(options, name, other));
     specs.back().open.adapters.clear();  // those are of MODEL
     specs.back().open.draft_model.clear();
@@ -97,6 +104,24 @@ std::vector<server::ModelSpec> specs_of(const Options& options) {
       spec.keep_alive = std::chrono::seconds(options.keep_alive_s);
   }
   return specs;
+}
+
+/// As many clients as the system lets one process have files open, up to the server's own limit.
+void take_descriptors(http::ServerOptions& http) {
+  constexpr size_t kOthers = 128;  // weights, adapters, caches
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  const rlim_t wanted = std::min<rlim_t>(limit.rlim_max, http.max_connections + kOthers);
+  if (limit.rlim_cur < wanted) {
+    limit.rlim_cur = wanted;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    getrlimit(RLIMIT_NOFILE, &limit);
+  }
+  const size_t room = std::max<rlim_t>(limit.rlim_cur, kOthers + 1) - kOthers;
+  if (room >= http.max_connections) return;
+  logger().warn("{} clients at most at a time: the system lets this process open {} files", room,
+                limit.rlim_cur);
+  http.max_connections = room;
 }
 
 bool is_loopback(const std::string& host) {
@@ -125,6 +150,7 @@ void serve(Options& options) {
   if (!settings.origins.loopback_only && settings.key_file.empty())
     logger().warn("{} is reachable from outside, and everybody may use it (--api-key-file)",
                   settings.http.host);
+  take_descriptors(settings.http);
   settings.stop_asked = &interrupted();
   settings.version = QIANWEN_VERSION;
   settings.build = build_commit();
@@ -141,6 +167,11 @@ void serve(Options& options) {
     print_json({{"url", url}, {"port", service.port()}, {"model", settings.models.front().name}});
   }
   service.run();
+}
+
+CLI::Validator not_empty() {
+  return CLI::Validator(
+      [](const std::string& text) { return text.empty() ? "expected a name, got none" : ""; }, "");
 }
 
 void add_address_flags(CLI::App& app, Options& options) {
@@ -168,7 +199,8 @@ void add_model_flags(CLI::App& app, Options& options) {
   app.add_option("--slot-save-path", options.slot_save_path,
                  "Directory for what clients of llama.cpp's server save of their slots");
   app.add_option("--served-model-name", options.name,
-                 "What clients call MODEL (default: the name of its directory or file)");
+                 "What clients call MODEL (default: the name of its directory or file)")
+      ->check(not_empty());
   app.add_option("--model", options.more_models,
                  "NAME=PATH: another model, loaded when it is first asked for; may be repeated")
       ->allow_extra_args(false);
@@ -206,7 +238,8 @@ void add_access_flags(CLI::App& app, Options& options) {
                  "JSON file of the keys that clients must show, with their quotas");
   CLI::Option* make_key =
       app.add_option("--make-key", options.new_key,
-                     "Print a new key and its entry for the key file, under this name, and end");
+                     "Print a new key and its entry for the key file, under this name, and end")
+          ->check(not_empty());
   app.add_flag("--admin", options.new_key_is_admin,
                "With --make-key: one that may change what others get (adapters, caches, slots)")
       ->needs(make_key);

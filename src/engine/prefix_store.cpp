@@ -387,9 +387,12 @@ std::optional<PrefixStore::Pages> PrefixStore::read(const Block& block, int64_t 
 
 /// Removes a file that is not what its name says: the block is computed and written again.
 void PrefixStore::refuse(const std::string& path, std::string_view why) {
-  ::unlink(path.c_str());
+  std::error_code ignored;
+  const auto n_bytes = static_cast<int64_t>(std::filesystem::file_size(path, ignored));
+  const bool is_removed = ::unlink(path.c_str()) == 0;
   const std::lock_guard lock(mutex_);
   ++stats_.n_refused;
+  if (is_removed && !ignored) stats_.bytes_stored -= n_bytes;
   if (std::exchange(warned_of_refusal_, true)) return;
   logger().warn("{}: {} ({}); it is removed, and what it held is computed", kComponent, why,
                 printable(path, 4096));

@@ -39,7 +39,9 @@ Call::Call(Services& services, std::shared_ptr<http::Exchange> exchange, const E
       started_(std::chrono::steady_clock::now()) {}
 
 void Call::watch() {
+  services_.calls.insert(this);
   exchange_->on_done([self = shared_from_this()] {
+    self->services_.calls.erase(self.get());
     self->done_ = true;
     self->forget_deadline();
     self->log();
@@ -81,11 +83,14 @@ void Call::forget_deadline() {
 }
 
 void Call::expire() {
+  cut(RequestError(ErrorKind::kCancelled,
+                   fmt::format("[server] time: expected the answer within {} s, got none", time_s_),
+                   "", 504));
+}
+
+void Call::cut(const Error& error) {
   forget_deadline();
   if (exchange_->closed() || std::exchange(expired_, true)) return;
-  const RequestError error(
-      ErrorKind::kCancelled,
-      fmt::format("[server] time: expected the answer within {} s, got none", time_s_), "", 504);
   if (on_expire_) return on_expire_(error);
   fail(error);
 }

@@ -51,6 +51,8 @@ class Call : public std::enable_shared_from_this<Call> {
   void limit_time_by_header();
   /// Its time has come. The server's thread.
   void expire();
+  /// Ends it with `error`, wherever it is. The server's thread.
+  void cut(const Error& error);
   bool expired() const { return expired_; }
   /// Called when the time has come, with the error to end with; without, the call fails at once.
   /// The server's thread.

@@ -79,6 +79,27 @@ TEST_F(RequestLimits, OfTextsThatCannotFit) {
       "messages");
 }
 
+// In the client's words, with the code that frameworks branch on.
+TEST_F(RequestLimits, OfTheContext) {
+  std::string text;
+  for (int i = 0; i < 2500; ++i)
+    text += "word ";
+  ordered_json body = {{"messages", {{{"role", "user"}, {"content", text}}}}};
+  int status = 0;
+  ordered_json error = running_->post("/v1/chat/completions", body, &status)["error"];
+  EXPECT_EQ(status, 400);
+  EXPECT_EQ(error["code"], "context_length_exceeded");
+  EXPECT_EQ(error["param"], "messages");
+  EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("2048"));
+  body["messages"][0]["content"] = "Hi";
+  body["max_tokens"] = 2048;
+  error = running_->post("/v1/chat/completions", body, &status)["error"];
+  EXPECT_EQ(error["param"], "max_tokens");
+  EXPECT_EQ(error["code"], "context_length_exceeded");
+  error = running_->post("/completion", {{"prompt", text}}, &status)["error"];
+  EXPECT_EQ(error["type"], "exceed_context_size_error");
+}
+
 TEST_F(RequestLimits, RefusalsHaveANumberAndAreCounted) {
   const HttpAnswer nowhere = running_->client().get("/nowhere");
   EXPECT_EQ(nowhere.status, 404);
@@ -98,6 +119,29 @@ TEST(LimitsOfWorkers, DoNotConcernHealth) {
   const RunningService running(options);
   for (const char* path : {"/health", "/ready", "/version", "/metrics"})
     EXPECT_EQ(running.client().get(path).status, 200) << path;
+}
+
+// What has not ended in time ends with an error that its client can read.
+TEST(Draining, TellsWhomItCuts) {
+  ServiceOptions options = qw::testing::service_options();
+  options.models[0].open.engine.ctx = 32768;
+  options.drain_timeout = std::chrono::seconds(1);
+  RunningService running(options);
+  const std::string endless =
+      R"({"prompt": "One two", "max_tokens": 32000, "ignore_eos": true, "stream": true})";
+  const std::string whole = R"({"prompt": "One two", "max_tokens": 32000, "ignore_eos": true})";
+  HttpClient stream = running.client(), waiting = running.client();
+  stream.send(HttpClient::post_text("/v1/completions", endless));
+  EXPECT_THAT(stream.read_until("data: "), HasSubstr("200 OK"));
+  waiting.send(HttpClient::post_text("/v1/completions", whole));
+  const std::string both = "vllm:num_requests_running{model_name=\"mini\"} 2";
+  while (running.client().get("/metrics").body.find(both) == std::string::npos)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  running.service.drain();
+  EXPECT_THAT(stream.read_until("[DONE]"), HasSubstr("before the server's end"));
+  const HttpAnswer answer = waiting.read();
+  EXPECT_EQ(answer.status, 503);
+  EXPECT_THAT(answer.body, HasSubstr("before the server's end"));
 }
 
 class Keys : public ::testing::Test {

@@ -195,7 +195,7 @@ void ModelHub::load(Entry& entry) {
     model = make(entry.spec);
   } catch (...) {
     error = current_error();
-    logger().error("{}", error->message());
+    if (logs_failures_) logger().error("{}", error->message());
   }
   std::vector<Waiter> waiters;
   {

@@ -102,6 +102,9 @@ class ModelHub {
   /// From now until it is unloaded: how long a model stays without a request; nullopt: for ever.
   /// Errors: not_found.
   void set_keep_alive(const std::string& name, std::optional<std::chrono::seconds> keep_alive);
+  /// From now on what cannot be loaded is logged; before, whoever starts the server tells of it.
+  void log_failures() { logs_failures_ = true; }
+
   /// Unloads the models whose time has come; call it now and then.
   void unload_idle();
   /// Unloads one as soon as nobody uses it. Errors: not_found.
@@ -184,6 +187,7 @@ class ModelHub {
   Unloaded take_idle_model();
 
   EngineHost::Executor executor_;
+  std::atomic<bool> logs_failures_{false};
   mutable std::mutex mutex_;
   std::vector<Entry> entries_;  // never resized after construction
   std::condition_variable wake_;

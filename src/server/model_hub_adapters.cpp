@@ -188,7 +188,7 @@ void ModelHub::stage(Entry& entry, const std::shared_ptr<ServedModel>& base,
     adapter = std::make_shared<ResidentAdapter>(base, specs, options, disposal_);
   } catch (...) {
     error = current_error();
-    logger().warn("{} (model {})", error->message(), base->name());
+    if (logs_failures_) logger().warn("{} (model {})", error->message(), base->name());
   }
   std::vector<Waiter> waiters;
   std::vector<Resident> outdated, surplus;  // go after the lock

@@ -21,14 +21,16 @@ void health(const std::shared_ptr<Call>& call) {
   call->respond({{"status", "ok"}});
 }
 
-/// Ready: the default model is loaded.
+/// Ready: requests are taken. A default model that was unloaded because nobody asked for it is
+/// loaded by the next one who does: a probe must not keep that one away.
 void ready(const std::shared_ptr<Call>& call) {
+  if (call->services().draining) {
+    throw RequestError(ErrorKind::kUnsupported,
+                       "[server] requests: expected to take new ones, got the server's end", "",
+                       503);
+  }
   const ModelHub::Listing model = call->services().hub->find("");
-  if (model.loaded) return call->respond({{"status", "ready"}, {"model", model.name}});
-  throw RequestError(ErrorKind::kUnsupported,
-                     fmt::format("[server] model: expected '{}' to be loaded, got none yet",
-                                 printable(model.name)),
-                     "", 503);
+  call->respond({{"status", "ready"}, {"model", model.name}, {"loaded", model.loaded != nullptr}});
 }
 
 void version(const std::shared_ptr<Call>& call) {
@@ -76,7 +78,7 @@ void metrics(const std::shared_ptr<Call>& call) {
 std::vector<Endpoint> operation_endpoints() {
   std::vector<Endpoint> all = {
       {"GET", "/health", &kOperation, "Whether the process answers", health, {}, false},
-      {"GET", "/ready", &kOperation, "Whether the default model is loaded", ready, {}, false},
+      {"GET", "/ready", &kOperation, "Whether new requests are taken", ready, {}, false},
       {"GET", "/ping", &kOperation, "The same as /health", health, {}, false},
       {"GET", "/version", &kOperation, "The program's version", version, {}, false},
       {"GET",

@@ -12,6 +12,9 @@
 
 namespace qw::server {
 
+/// The code of what does not fit the context.
+inline constexpr const char* kContextExceeded = "context_length_exceeded";
+
 class RequestError : public Error {
  public:
   RequestError(ErrorKind kind, std::string message, std::string field = "", int status = 0,
@@ -20,6 +23,12 @@ class RequestError : public Error {
         field_(std::move(field)),
         status_(status),
         retry_after_s_(retry_after_s) {}
+  /// A word of OpenAI's for what is wrong, which clients branch on; "": none.
+  RequestError&& with_code(std::string code) && {
+    code_ = std::move(code);
+    return std::move(*this);
+  }
+  const std::string& code() const noexcept { return code_; }
   const std::string& field() const noexcept { return field_; }
   /// HTTP status; 0: what the kind says.
   int status() const noexcept { return status_; }
@@ -27,7 +36,7 @@ class RequestError : public Error {
   int64_t retry_after_s() const noexcept { return retry_after_s_; }
 
  private:
-  std::string field_;
+  std::string field_, code_;
   int status_;
   int64_t retry_after_s_;
 };

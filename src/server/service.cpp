@@ -73,6 +73,7 @@ void Service::load_default() {
 }
 
 void Service::run() {
+  services_.hub->log_failures();
   services_.http->run();
 }
 
@@ -83,8 +84,10 @@ void Service::stop() {
 void Service::drain() {
   services_.http->drain();
   services_.post([this] {
-    draining_ = true;
+    if (services_.draining.exchange(true)) return;
     drain_end_ = std::chrono::steady_clock::now() + services_.options.drain_timeout;
+    logger().info("[server] drain: {} answers under way have {} s to end", services_.calls.size(),
+                  services_.options.drain_timeout.count());
   });
 }
 
@@ -99,13 +102,28 @@ void Service::tick() {
     }
   }
   const CancelFlag* stop_asked = services_.options.stop_asked;
-  if (!draining_ && stop_asked != nullptr && stop_asked->cancelled()) drain();
-  if (!draining_) return;
+  if (!services_.draining && stop_asked != nullptr && stop_asked->cancelled()) drain();
+  if (!services_.draining) return;
   const size_t n_open = services_.http->n_connections();
   if (n_open > 0 && std::chrono::steady_clock::now() < drain_end_) return;
-  if (n_open > 0)
-    logger().warn("[server] drain: expected {} answers to end in time, cut them", n_open);
+  if (n_open > 0 && !std::exchange(cut_, true)) return cut_answers(n_open);
   services_.http->stop();
+}
+
+/// Ends what is under way with an error that its clients can read, and leaves them time for that.
+void Service::cut_answers(size_t n_open) {
+  constexpr std::chrono::seconds kForReading(1);
+  logger().warn("[server] drain: expected {} answers to end in time, cut them", n_open);
+  drain_end_ += kForReading;
+  std::vector<std::shared_ptr<Call>> calls;
+  for (Call* call : services_.calls)
+    calls.push_back(call->shared_from_this());
+  for (const std::shared_ptr<Call>& call : calls) {
+    call->cut(RequestError(ErrorKind::kCancelled,
+                           "[server] drain: expected the answer before the server's end, got none "
+                           "in time",
+                           "", 503));
+  }
 }
 
 // ---- routing -----------------------------------------------------------------------------------

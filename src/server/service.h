@@ -3,11 +3,13 @@
 // Level 7 (server).
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "server/access.h"
@@ -57,6 +59,10 @@ struct Services {
   std::unique_ptr<Workers> workers;
   std::unique_ptr<ModelHub> hub;
 
+  /// Calls under way, and whether new ones are to be refused. The HTTP server's thread.
+  std::unordered_set<Call*> calls;
+  std::atomic<bool> draining{false};
+
   /// Runs on the HTTP server's thread.
   void post(std::function<void()> task) const { http->post(std::move(task)); }
 };
@@ -102,7 +108,9 @@ class Service {
   void tick();
 
   Services services_;
-  bool draining_ = false;
+  void cut_answers(size_t n_open);
+
+  bool cut_ = false;
   std::chrono::steady_clock::time_point drain_end_;
 };
 

@@ -113,7 +113,28 @@ void check_text(const GenerationTask& task, const ServedModel& model, size_t n_b
                      fmt::format("[request] prompt: expected at most {} bytes (the context of {} "
                                  "tokens of up to {} bytes), got {}",
                                  most, model.context(), model.longest_token_bytes(), n_bytes),
-                     task.chat ? "messages" : "prompt");
+                     task.chat ? "messages" : "prompt")
+      .with_code(kContextExceeded);
+}
+
+/// Refuses what does not fit the context, in the client's words; the engine would in its own.
+void check_context(const GenerationTask& task, const GenerationConfig& config,
+                   const ServedModel& model, int64_t n_prompt) {
+  const int64_t ctx = model.context();
+  const bool is_asked =
+      config.max_new_tokens && config.source_of("max_new_tokens") == ParameterSource::kUser;
+  const int64_t n_answer = is_asked ? *config.max_new_tokens : 1;
+  if (n_prompt <= ctx - std::min(n_answer, ctx)) return;
+  const bool is_prompt = n_prompt >= ctx;
+  const std::string prompt = task.chat ? "messages" : "prompt";
+  const std::string field = is_prompt ? prompt : field_of(task, "max_new_tokens");
+  throw RequestError(
+      ErrorKind::kInvalidArgument,
+      fmt::format("[request] {}: expected prompt and answer within the context of {} "
+                  "tokens, got {} + {} = {}",
+                  field, ctx, n_prompt, n_answer, n_prompt + n_answer),
+      field)
+      .with_code(kContextExceeded);
 }
 
 /// Bytes of the messages' texts, of which a template leaves none out.
@@ -290,6 +311,7 @@ Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served
   for (std::vector<int32_t>& ids : prompts) {
     if (task.truncate_prompt_tokens && std::ssize(ids) > *task.truncate_prompt_tokens)
       ids.erase(ids.begin(), ids.end() - *task.truncate_prompt_tokens);
+    check_context(task, base.config, model, std::ssize(ids));
     check_logprobs(task, base.config, std::ssize(ids));
     Request request = base;
     if (by_grammar) constrain_by_grammar(task, request, model);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/mapped_file.h"
 #include "server/http/connection.h"
 
 namespace qw::http {
@@ -66,6 +67,8 @@ class Server::Impl {
     tls_->set_options(asio::ssl::context::default_workarounds | asio::ssl::context::no_sslv2 |
                       asio::ssl::context::no_sslv3 | asio::ssl::context::no_tlsv1 |
                       asio::ssl::context::no_tlsv1_1);
+    for (const std::string& path : {options_.tls_certificate, options_.tls_key})
+      read_text_file(path, size_t{1} << 20);  // whose errors say what is wrong with the file
     const auto check = [](const ErrorCode& error, std::string_view what, const std::string& path) {
       if (!error) return;
       fail(ErrorKind::kInvalidArgument, "http", "TLS: expected {} in PEM form, got: {} ({})", what,
@@ -101,7 +104,10 @@ class Server::Impl {
   void accept() {
     acceptor_.async_accept([this](ErrorCode error, Tcp::socket socket) {
       if (!acceptor_.is_open()) return;
-      if (error) return accept_later();  // no descriptors left, or the client is gone already
+      if (error) {  // no descriptors left, or the client is gone already
+        warn_of_accept(error);
+        return accept_later();
+      }
       if (state_.connections.size() >= options_.max_connections) {
         ErrorCode ignored;
         socket.close(ignored);
@@ -116,6 +122,15 @@ class Server::Impl {
       }
       accept();
     });
+  }
+
+  /// Once a minute at most.
+  void warn_of_accept(ErrorCode error) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_warning_) return;
+    next_warning_ = now + std::chrono::minutes(1);
+    logger().warn("[http] connection: expected to take another beside {}, got: {}",
+                  state_.connections.size(), error.message());
   }
 
   void accept_later() {
@@ -158,6 +173,7 @@ class Server::Impl {
   asio::io_context io_{1};
   std::optional<asio::ssl::context> tls_;
   Tcp::acceptor acceptor_;
+  std::chrono::steady_clock::time_point next_warning_;
   asio::steady_timer retry_;
   uint16_t port_ = 0;
 };

@@ -50,7 +50,12 @@ std::string_view type_of(int status) {
 }  // namespace
 
 Json error_body(const Error& error, int status) {
-  return {{"error", {{"code", status}, {"message", error.message()}, {"type", type_of(status)}}}};
+  const auto* request = dynamic_cast<const RequestError*>(&error);
+  const bool is_too_long = request != nullptr && request->code() == kContextExceeded;
+  return {{"error",
+           {{"code", status},
+            {"message", error.message()},
+            {"type", is_too_long ? "exceed_context_size_error" : type_of(status)}}}};
 }
 
 std::vector<AdapterScale> read_lora(const std::string& where, const Json& value) {

@@ -54,6 +54,7 @@ Json error_body(const Error& error, int status) {
   Json code = nullptr;
   if (status == 404 && param == "model") code = "model_not_found";
   if (status == 401) code = "invalid_api_key";
+  if (request != nullptr && !request->code().empty()) code = request->code();
   return {{"error",
            {{"message", error.message()},
             {"type", type_of(status)},
