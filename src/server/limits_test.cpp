@@ -1,5 +1,6 @@
 // What one client can do to the others: lists and texts that would take long, bodies without a key,
 // what only administrators may change; and that refusals leave a trace.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -40,7 +41,7 @@ TEST_F(RequestLimits, OfLists) {
   ordered_json body = {{"prompt", "Hi"}, {"max_tokens", 1}};
   ordered_json words = ordered_json::array(), ids = ordered_json::array();
   for (int i = 0; i < 5000; ++i) {
-    words.push_back("w" + std::to_string(i));
+    words.push_back(fmt::format("w{}", i));
     ids.push_back(i);
   }
   ordered_json many = body;

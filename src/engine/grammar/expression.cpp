@@ -271,18 +271,23 @@ Node json_escaped_char(uint32_t c) {
     case '\t':
       return literal("\\t");
     default:
-      return literal(fmt::format("\\u{:04x}", c));
+      break;
   }
+  if (c <= 0xFFFF) return literal(fmt::format("\\u{:04x}", c));
+  const uint32_t above = c - 0x10000;  // as a pair of surrogates
+  return literal(
+      fmt::format("\\u{:04x}\\u{:04x}", 0xD800 + (above >> 10), 0xDC00 + (above & 0x3FF)));
 }
 
-const CodePointSet& needs_escape() {
-  static const CodePointSet kSet{{0, 0x1F}, {'"', '"'}, {'\\', '\\'}};
-  return kSet;
+CodePointSet needs_escape(const CodePointSet& more) {
+  CodePointSet set{{0, 0x1F}, {'"', '"'}, {'\\', '\\'}};
+  set.add(more);
+  return set;
 }
 
-Node json_escaped_chars(const CodePointSet& set) {
-  std::vector<Node> ways{chars(set.without(needs_escape()))};
-  const CodePointSet escaped = set.intersected_with(needs_escape());
+Node json_escaped_chars(const CodePointSet& set, const CodePointSet& needs) {
+  std::vector<Node> ways{chars(set.without(needs))};
+  const CodePointSet escaped = set.intersected_with(needs);
   for (const CodePointRange& range : escaped.ranges()) {
     for (uint32_t c = range.first; c <= range.last; ++c)
       ways.push_back(json_escaped_char(c));
@@ -290,16 +295,15 @@ Node json_escaped_chars(const CodePointSet& set) {
   return alternation(std::move(ways));
 }
 
-}  // namespace
-
-Node json_escaped(const Node& node) {
+/// `needs`: all characters that must be escaped.
+Node escaped_node(const Node& node, const CodePointSet& needs) {
   switch (node->kind) {
     case Kind::kNever:
       return node;
     case Kind::kLiteral: {
       std::vector<Node> parts;
       for (const uint32_t c : code_points_of(node->text)) {
-        if (needs_escape().contains(c)) {
+        if (needs.contains(c)) {
           parts.push_back(json_escaped_char(c));
         } else {
           std::string plain;
@@ -310,14 +314,14 @@ Node json_escaped(const Node& node) {
       return sequence(std::move(parts));
     }
     case Kind::kChars:
-      return json_escaped_chars(node->chars);
+      return json_escaped_chars(node->chars, needs);
     case Kind::kRule:
       QW_CHECK(false, "a rule within a JSON string");
       return never();
     case Kind::kGraph: {
       Graph out = node->graph;
       for (Graph::Edge& edge : out.edges)
-        if (edge.label) edge.label = json_escaped(edge.label);
+        if (edge.label) edge.label = escaped_node(edge.label, needs);
       return graph(std::move(out));
     }
     case Kind::kSequence:
@@ -327,10 +331,16 @@ Node json_escaped(const Node& node) {
   }
   std::vector<Node> items;
   for (const Node& item : node->items)
-    items.push_back(json_escaped(item));
+    items.push_back(escaped_node(item, needs));
   if (node->kind == Kind::kSequence) return sequence(std::move(items));
   if (node->kind == Kind::kAlternation) return alternation(std::move(items));
   return repeat(items[0], node->min, node->max);
+}
+
+}  // namespace
+
+Node json_escaped(const Node& node, const CodePointSet& more) {
+  return escaped_node(node, needs_escape(more));
 }
 
 }  // namespace qw::grammar

@@ -108,7 +108,7 @@ Node text_without(std::string_view literal);
 Node any_text();
 
 /// The contents of a JSON string whose value is what `node` says: characters that JSON does not
-/// allow as they are become escapes. `node` holds no rules.
-Node json_escaped(const Node& node);
+/// allow as they are become escapes, and so do those of `more`. `node` holds no rules.
+Node json_escaped(const Node& node, const CodePointSet& more = {});
 
 }  // namespace qw::grammar

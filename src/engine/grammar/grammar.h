@@ -23,6 +23,9 @@ struct JsonFormat {
   /// A regular expression for the white space wherever JSON allows some. Unset: what models write:
   /// nothing, one space after ':' and ',', or a line end and up to 20 spaces around members.
   std::optional<std::string> whitespace_pattern;
+  /// Characters that strings hold as escapes only, whatever they may hold: marks of what is around
+  /// the JSON, which would otherwise end it.
+  grammar::CodePointSet escaped = {};
 };
 
 class Grammar {

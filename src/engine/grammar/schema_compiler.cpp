@@ -51,7 +51,7 @@ Node json_schema_node(const Json& schema, const JsonFormat& format, GrammarBuild
 }
 
 SchemaCompiler::SchemaCompiler(const Json& root, const JsonFormat& format, GrammarBuilder& builder)
-    : reader_(root), builder_(builder) {
+    : reader_(root), builder_(builder), escaped_(format.escaped) {
   if (format.whitespace_pattern) {
     const Node space = parse_regex(*format.whitespace_pattern, RegexMatch::kWhole);
     if (!is_white_space(space)) {
@@ -262,7 +262,7 @@ bool SchemaCompiler::fits(const Json& value, const Conjunction& conjunction) {
 }
 
 Node SchemaCompiler::value_node(const Json& value) {
-  if (value.is_string()) return quoted(json_escaped(literal(value.get<std::string>())));
+  if (value.is_string()) return quoted(json_escaped(literal(value.get<std::string>()), escaped_));
   if (!value.is_structured()) return literal(value.dump());
   std::vector<Node> out{literal(value.is_object() ? "{" : "["), after_bracket_};
   bool first = true;
@@ -270,8 +270,8 @@ Node SchemaCompiler::value_node(const Json& value) {
     if (!first) out.insert(out.end(), {before_comma_, literal(","), after_comma_});
     first = false;
     if (value.is_object()) {
-      out.insert(out.end(),
-                 {quoted(json_escaped(literal(key))), before_colon_, literal(":"), after_colon_});
+      out.insert(out.end(), {quoted(json_escaped(literal(key), escaped_)), before_colon_,
+                             literal(":"), after_colon_});
     }
     out.push_back(value_node(item));
   }

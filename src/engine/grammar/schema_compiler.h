@@ -79,6 +79,7 @@ class SchemaCompiler {
 
   SchemaReader reader_;
   GrammarBuilder& builder_;
+  CodePointSet escaped_;  // of JsonFormat
   Node after_bracket_, before_bracket_, after_comma_, after_colon_, before_comma_, before_colon_;
   Node free_string_;
   std::map<std::vector<SchemaPart>, uint32_t> rules_;

@@ -182,7 +182,7 @@ void SchemaCompiler::add_rest(const Conjunction& conjunction, ObjectRules& out) 
         keys = (matched >> i & 1) != 0 ? keys.both(pattern) : keys.without(pattern);
       }
       if (keys.empty()) continue;
-      key = builder_.add("key", quoted(json_escaped(keys.node())));
+      key = builder_.add("key", quoted(json_escaped(keys.node(), escaped_)));
     }
     Node node = node_of(value);
     if (!is_never(node)) out.rest.push_back({std::move(key), std::move(node)});
@@ -247,7 +247,7 @@ Node SchemaCompiler::object_graph(const ObjectRules& rules) {
   };
   for (size_t i = 0; i < n; ++i) {
     const ObjectRules::Property& property = rules.properties[i];
-    const Node key = quoted(json_escaped(literal(property.name)));
+    const Node key = quoted(json_escaped(literal(property.name), escaped_));
     for (uint64_t k = 0; k <= top; ++k) {
       if (!property.required) out.add_edge(id(i, k), id(i + 1, k), nullptr);
       if (bounded && k == top) continue;

@@ -28,9 +28,10 @@ Node unicode_escape() {
   return sequence({literal("\\u"), alternation({not_surrogate, pair})});
 }
 
-/// One character of a JSON string, however it may be written.
-Node string_char() {
-  const CodePointSet needs_escape{{0, 0x1F}, {'"', '"'}, {'\\', '\\'}};
+/// One character of a JSON string, however it may be written; those of `more` as escapes only.
+Node string_char(const CodePointSet& more) {
+  CodePointSet needs_escape{{0, 0x1F}, {'"', '"'}, {'\\', '\\'}};
+  needs_escape.add(more);
   const CodePointSet simple{{'"', '"'}, {'\\', '\\'}, {'/', '/'}, {'b', 'b'},
                             {'f', 'f'}, {'n', 'n'},   {'r', 'r'}, {'t', 't'}};
   return alternation({chars(needs_escape.complement()), sequence({literal("\\"), chars(simple)}),
@@ -44,7 +45,8 @@ Node SchemaCompiler::quoted(Node contents) {
 }
 
 const Node& SchemaCompiler::free_string() {
-  if (!free_string_) free_string_ = builder_.add("string", quoted(any_number_of(string_char())));
+  if (!free_string_)
+    free_string_ = builder_.add("string", quoted(any_number_of(string_char(escaped_))));
   return free_string_;
 }
 
@@ -124,11 +126,11 @@ Node SchemaCompiler::string_node(const Conjunction& conjunction) {
       reader_.unsupported(*conjunction.parts[0].schema, "minLength, maxLength",
                           fmt::format("expected less than {}, got more", kMaxLengthBound));
     }
-    return quoted(
-        repeat(string_char(), static_cast<uint32_t>(rules.min), static_cast<uint32_t>(rules.max)));
+    return quoted(repeat(string_char(escaped_), static_cast<uint32_t>(rules.min),
+                         static_cast<uint32_t>(rules.max)));
   }
   const bool is_plain = rules.patterns.size() == 1 && rules.min == 0 && rules.max == kUnbounded;
-  return quoted(json_escaped(is_plain ? rules.patterns[0] : language_of(rules).node()));
+  return quoted(json_escaped(is_plain ? rules.patterns[0] : language_of(rules).node(), escaped_));
 }
 
 bool SchemaCompiler::string_fits(const std::string& text, const Conjunction& conjunction) {

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/utf8.h"
 
 namespace qw {
 namespace {
@@ -43,10 +44,26 @@ Node arguments_node(const ToolCallStructure::Function& function, const JsonForma
 
 }  // namespace
 
-grammar::Node tool_grammar_node(const ToolCallStructure& structure, const JsonFormat& format,
+grammar::CodePointSet escaped_in_calls(const ToolCallStructure& structure) {
+  grammar::CodePointSet out;
+  for (const std::string* mark : {&structure.trigger, &structure.open, &structure.separator,
+                                  &structure.close, &structure.next, &structure.end}) {
+    for (std::string_view rest = *mark; !rest.empty();) {
+      const Utf8Step step = decode_utf8(rest);
+      // Marks of ASCII hold a line end, which JSON strings have as an escape anyway.
+      if (step.code_point > 0x7F) out.add(step.code_point);
+      rest.remove_prefix(step.length);
+    }
+  }
+  return out;
+}
+
+grammar::Node tool_grammar_node(const ToolCallStructure& structure, const JsonFormat& given,
                                 std::vector<std::string>* warnings, GrammarBuilder& builder,
                                 const Node& answer) {
   if (structure.functions.empty()) return grammar::any_text();
+  JsonFormat format = given;
+  format.escaped.add(escaped_in_calls(structure));
   std::vector<Node> functions;
   for (const ToolCallStructure::Function& function : structure.functions) {
     functions.push_back(

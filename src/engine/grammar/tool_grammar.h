@@ -20,6 +20,10 @@ namespace qw {
 std::shared_ptr<const Grammar> tool_grammar(const ToolCallStructure& structure,
                                             const JsonFormat& format = {},
                                             std::vector<std::string>* warnings = nullptr);
+/// The characters of the marks around calls that JSON within them holds as escapes only: the text
+/// is cut at a mark wherever it stands.
+grammar::CodePointSet escaped_in_calls(const ToolCallStructure& structure);
+
 /// The same as a part of what `builder` builds. answer: null, or what stands in the place of free
 /// text; calls come alone then, and a call that must be made leaves no place for it.
 grammar::Node tool_grammar_node(const ToolCallStructure& structure, const JsonFormat& format,

@@ -73,6 +73,21 @@ TEST(ToolGrammar, AnAnswerInAFormOrCalls) {
   EXPECT_FALSE(grammar_of(structure)->accepts_prefix(": 2"));
 }
 
+// A format's marks end the text wherever they stand, so JSON within calls has them as escapes.
+TEST(ToolGrammar, MarksWithinArgumentsAreEscaped) {
+  ToolCallStructure structure = weather();
+  structure.functions[0].parameters = std::make_shared<const ordered_json>(ordered_json::parse(
+      R"({"type":"object","properties":{"a":{"enum":["x ✿R y"]},"b":{"type":"string"},
+          "c":{"type":"string","pattern":"^.{1,3}$"}},"additionalProperties":false})"));
+  const auto grammar = tool_grammar(structure);
+  const std::string call = "✿F: weather\n✿A: ";
+  EXPECT_TRUE(grammar->accepts(call + R"({"a":"x \u273fR y"})"));
+  EXPECT_TRUE(grammar->accepts(call + R"({"b":"\u273f é"})"));
+  EXPECT_TRUE(grammar->accepts(call + R"({"c":"\u273f"})"));
+  for (const char* text : {R"({"a":"x ✿R y"})", R"({"b":"✿"})", R"({"c":"✿"})"})
+    EXPECT_FALSE(grammar->accepts(call + text)) << text;
+}
+
 TEST(ToolGrammar, SchemasThatNoGrammarCanSay) {
   ToolCallStructure structure = weather();
   structure.functions[1].parameters =

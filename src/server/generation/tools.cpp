@@ -103,7 +103,9 @@ std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,
     grammar::Node answer;
     if (form) {
       field = form->field;
-      answer = form->source.node(*builder);
+      GrammarSource source = form->source;
+      source.json.escaped.add(escaped_in_calls(structure));
+      answer = source.node(*builder);
       key += form->source.key();
       field = "tools";
     }

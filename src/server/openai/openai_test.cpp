@@ -121,7 +121,7 @@ TEST_F(OpenAi, AnswersDoNotDependOnGuessesNorOnPreemption) {
     bodies.push_back(body);
   }
   const auto metric = [](const std::string& text, const std::string& name) {
-    const size_t at = text.find("\n" + name + "{");
+    const size_t at = text.find(fmt::format("\n{}{{", name));
     return at == std::string::npos ? -1.0 : std::stod(text.substr(text.find("} ", at) + 2));
   };
   std::vector<std::future<std::string>> crowd;
