@@ -208,6 +208,10 @@ void Call::add_headers(http::Response& response) const {
 
 void Call::respond(Json answer, int status) {
   if (std::vector<std::string> all = warnings(); !all.empty() && answer.is_object())
+void Call::check(const std::string& name, const Json& part, const Shape& shape) {
+  add_warnings(check_members(name, part, shape, is_strict()));
+}
+
     answer["warnings"] = std::move(all);
   http::Response response;
   response.status = status;

@@ -70,6 +70,8 @@ class Call : public std::enable_shared_from_this<Call> {
   void read(const FieldTable<Task>& table, Task& task) {
     add_warnings(read_fields(body(), table, task, is_strict()));
   }
+  /// The same for the members of a part of the body that no table reads.
+  void check(const std::string& name, const Json& part, const Shape& shape);
   /// One sentence for each thing that the client asked for and does not get.
   /// Any thread, as warnings().
   void warn(std::string sentence);

@@ -96,15 +96,17 @@ std::string ignored_warning(const FieldInfo& field) {
   return fmt::format("{}: ignored ({})", field.name, field.note);
 }
 
+void refuse_unknown(const std::string& shown_name) {
+  throw RequestError(
+      ErrorKind::kInvalidArgument,
+      fmt::format("[request] {}: expected a known field, got this one (/compat lists them)",
+                  shown_name),
+      shown_name);
+}
+
 std::string unknown_warning(std::string_view name, bool strict) {
   const std::string shown_name = printable(name);
-  if (strict) {
-    throw RequestError(
-        ErrorKind::kInvalidArgument,
-        fmt::format("[request] {}: expected a known field, got this one (/compat lists them)",
-                    shown_name),
-        shown_name);
-  }
+  if (strict) refuse_unknown(shown_name);
   return fmt::format("{}: ignored (unknown field; /compat lists those that are known)", shown_name);
 }
 

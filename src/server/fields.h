@@ -4,10 +4,12 @@
 // Level 7 (server). A body is read member by member, by the table: honoured fields go to their
 // reader, refused ones are an error unless they ask for nothing, ignored ones and unknown ones are
 // listed as warnings (or are errors in strict mode). So the table that /compat prints is the table
-// that is in force. null is the same as absent. A field "a.b" is the member b of the object a.
+// that is in force. null is the same as absent. A field "a.b" is the member b of the object a; of
+// objects within lists, and of those of several kinds, a shape tells the members (server/shape.h).
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -22,6 +24,9 @@ using Json = nlohmann::ordered_json;
 /// The longest time limit that a request may name, in seconds: a year.
 inline constexpr double kLongestTimeout = 86400.0 * 365;
 
+struct Shape;  // server/shape.h
+using ShapePtr = std::shared_ptr<const Shape>;
+
 enum class FieldStatus { kHonoured, kRefused, kIgnored };
 std::string_view name_of(FieldStatus status) noexcept;
 
@@ -32,6 +37,7 @@ struct FieldInfo {
   Json neutral;  // the value that asks for nothing (refused and ignored fields); null: see below
   Json schema;   // what its value may be, as a JSON schema (honoured fields); see types below
   bool required = false;  // a request without it is refused
+  ShapePtr shape = {};    // of the objects in its value; null: nothing is said of them
 };
 
 template <typename Task>
@@ -41,6 +47,11 @@ struct Field : FieldInfo {
   /// Says what the value may be: one of types:: below.
   Field as(Json value_schema) && {
     schema = std::move(value_schema);
+    return std::move(*this);
+  }
+  /// Says what the objects in the value are made of.
+  Field with(ShapePtr value_shape) && {
+    shape = std::move(value_shape);
     return std::move(*this);
   }
   Field must() && {
@@ -78,21 +89,31 @@ Json anything();
 /// Honoured; `read` gets the value, which is not null.
 template <typename Task, typename Read>
 Field<Task> honoured(std::string name, Read read, std::string note = "") {
-  return {{std::move(name), FieldStatus::kHonoured, std::move(note), nullptr, nullptr, false},
+  return {{std::move(name), FieldStatus::kHonoured, std::move(note), nullptr, nullptr, false, {}},
           std::move(read)};
 }
 /// Refused, or ignored with a warning, unless the value asks for nothing: `neutral` if it is given,
 /// else anything empty.
 template <typename Task>
 Field<Task> refused(std::string name, std::string reason, Json neutral = nullptr) {
-  return {{std::move(name), FieldStatus::kRefused, std::move(reason), std::move(neutral), nullptr,
-           false},
+  return {{std::move(name),
+           FieldStatus::kRefused,
+           std::move(reason),
+           std::move(neutral),
+           nullptr,
+           false,
+           {}},
           {}};
 }
 template <typename Task>
 Field<Task> ignored(std::string name, std::string reason, Json neutral = nullptr) {
-  return {{std::move(name), FieldStatus::kIgnored, std::move(reason), std::move(neutral), nullptr,
-           false},
+  return {{std::move(name),
+           FieldStatus::kIgnored,
+           std::move(reason),
+           std::move(neutral),
+           nullptr,
+           false,
+           {}},
           {}};
 }
 
@@ -111,6 +132,12 @@ std::string shown(const Json& value);
 void note_refused(const FieldInfo& field, const Json& value);
 std::string ignored_warning(const FieldInfo& field);
 std::string unknown_warning(std::string_view name, bool strict);
+[[noreturn]] void refuse_unknown(const std::string& shown_name);
+
+/// What is not known or ignored in the objects of `value`, a sentence each. Errors: RequestError
+/// (in strict mode, what is not known).
+std::vector<std::string> check_members(const std::string& name, const Json& value,
+                                       const Shape& shape, bool strict);
 
 /// Reads `body`, an object whose members' names begin with `prefix`, into `task`. Returns warnings.
 /// Errors: RequestError naming the field.
@@ -138,6 +165,9 @@ std::vector<std::string> read_fields(const Json& body, const FieldTable<Task>& t
       warnings.push_back(unknown_warning(name, strict));
     } else if (field->status == FieldStatus::kHonoured) {
       field->read(value, task);
+      if (field->shape == nullptr) continue;
+      for (std::string& warning : check_members(name, value, *field->shape, strict))
+        warnings.push_back(std::move(warning));
     } else if (field->status == FieldStatus::kRefused) {
       note_refused(*field, value);
     } else if (!asks_for_nothing(*field, value)) {

@@ -5,6 +5,7 @@
 #include "server/call.h"
 #include "server/openapi.h"
 #include "server/service.h"
+#include "server/shape.h"
 
 namespace qw::server {
 
@@ -37,16 +38,25 @@ void version(const std::shared_ptr<Call>& call) {
   call->respond({{"version", call->services().options.version}});
 }
 
+Json field_json(const FieldInfo& field) {
+  Json item = {{"name", field.name}, {"status", name_of(field.status)}};
+  if (!field.note.empty()) item["note"] = field.note;
+  return item;
+}
+
 /// Every address, and of every field what is done with it: what is in force, as it is.
 void compat(const std::shared_ptr<Call>& call) {
   Json dialects = Json::object();
   for (const Endpoint& endpoint : call->services().endpoints) {
     Json fields = Json::array();
+    std::vector<FieldInfo> members;
     for (const FieldInfo& field : endpoint.fields) {
-      Json item = {{"name", field.name}, {"status", name_of(field.status)}};
-      if (!field.note.empty()) item["note"] = field.note;
-      fields.push_back(std::move(item));
+      fields.push_back(field_json(field));
+      for (FieldInfo& info : members_of(field))
+        members.push_back(std::move(info));
     }
+    for (const FieldInfo& info : members)
+      fields.push_back(field_json(info));
     dialects[endpoint.dialect->name].push_back({{"method", endpoint.method},
                                                 {"path", endpoint.path},
                                                 {"summary", endpoint.summary},

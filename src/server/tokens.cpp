@@ -46,9 +46,11 @@ struct TemplateTask {
 template <typename Task>
 void add_template_fields(FieldTable<Task>& table) {
   table.push_back(string_field<Task>("model", &Task::model));
-  table.push_back(honoured<Task>("messages", [](const Json& value, Task& task) {
-                    task.messages = plain_messages(value);
-                  }).as(types::messages()));
+  table.push_back(
+      honoured<Task>("messages",
+                     [](const Json& value, Task& task) { task.messages = plain_messages(value); })
+          .as(types::messages())
+          .with(messages_shape()));
   table.push_back(flag_field<Task>("add_generation_prompt", &Task::add_generation_prompt));
   table.push_back(flag_field<Task>("continue_final_message", &Task::continue_final_message));
   table.push_back(object_field<Task>("chat_template_kwargs", &Task::template_variables));

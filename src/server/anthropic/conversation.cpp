@@ -4,6 +4,8 @@ namespace qw::server::anthropic {
 
 namespace {
 
+using server::member;  // of shapes
+
 [[noreturn]] void refuse_block(const std::string& where, std::string_view expected,
                                const std::string& type) {
   throw RequestError(
@@ -90,6 +92,69 @@ class MessageReader {
 };
 
 }  // namespace
+
+// ---- shapes ------------------------------------------------------------------------------------
+
+namespace {
+
+FieldInfo cache_control() {
+  return ignored_member("cache_control", "prefixes are kept for everybody");
+}
+
+std::vector<FieldInfo> text_members() {
+  return {member("text"), cache_control(), ignored_member("citations", "answers cite nothing")};
+}
+
+}  // namespace
+
+ShapePtr text_blocks_shape() {
+  static const ShapePtr made = [] {
+    std::vector<FieldInfo> members = text_members();
+    members.insert(members.begin(), member("type"));
+    return list_of(std::move(members));
+  }();
+  return made;
+}
+
+ShapePtr messages_shape() {
+  static const ShapePtr made = [] {
+    Shape blocks;
+    blocks.is_list = true;
+    blocks.members = {member("type")};
+    blocks.tag = "type";
+    const std::string no_thoughts = "thoughts are no part of a conversation here";
+    blocks.kinds = {
+        {"text", text_members()},
+        {"tool_use", {member("id"), member("name"), member("input"), cache_control()}},
+        {"tool_result",
+         {member("tool_use_id"), member("content", text_blocks_shape()), cache_control(),
+          ignored_member("is_error", "the model reads it in the result's text or nowhere")}},
+        {"thinking", {ignored_member("thinking", no_thoughts), member("signature")}},
+        {"redacted_thinking", {ignored_member("data", no_thoughts)}}};
+    return list_of(
+        {member("role"), member("content", std::make_shared<const Shape>(std::move(blocks)))});
+  }();
+  return made;
+}
+
+ShapePtr tools_shape() {
+  static const ShapePtr made = [] {
+    std::vector<FieldInfo> members = {member("type"),        member("name"),
+                                      member("description"), member("input_schema"),
+                                      member("strict"),      cache_control()};
+    for (const char* name :
+         {"allowed_callers", "defer_loading", "eager_input_streaming", "input_examples"})
+      members.push_back(ignored_member(name, "the model is told name, description and schema"));
+    return list_of(std::move(members));
+  }();
+  return made;
+}
+
+ShapePtr tool_choice_shape() {
+  static const ShapePtr made =
+      object_of({member("type"), member("name"), member("disable_parallel_tool_use")});
+  return made;
+}
 
 std::string read_system(const Json& value) {
   return text_of_blocks(value, "system");

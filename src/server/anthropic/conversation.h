@@ -6,8 +6,8 @@
 #include <optional>
 #include <string>
 
-#include "server/fields.h"
 #include "server/generation/task.h"
+#include "server/shape.h"
 
 namespace qw::server::anthropic {
 
@@ -22,6 +22,11 @@ struct Conversation {
 
 /// system: a string or text blocks. Errors: RequestError.
 std::string read_system(const Json& value);
+/// What blocks of text, messages, tools and the choice among them have.
+ShapePtr text_blocks_shape();
+ShapePtr messages_shape();
+ShapePtr tools_shape();
+ShapePtr tool_choice_shape();
 /// Errors: RequestError naming the message (role, a block of a kind that cannot be read).
 Json read_messages(const Json& value);
 /// tools with "input_schema". Errors: RequestError (tools that only Anthropic's servers have).
@@ -39,24 +44,28 @@ void add_conversation_fields(FieldTable<Task>& table) {
                       "system",
                       [](const Json& value, Task& task) { task.system = read_system(value); },
                       "a text or text blocks")
-                      .as(types::any_of({types::string(), types::list(types::object())})));
+                      .as(types::any_of({types::string(), types::list(types::object())}))
+                      .with(text_blocks_shape()));
   table.push_back(
       honoured<Task>(
           "messages", [](const Json& value, Task& task) { task.messages = read_messages(value); },
           "texts, blocks of text, tool_use and tool_result; images and documents are refused; an "
           "assistant's at the end is gone on with")
           .as(types::messages())
+          .with(messages_shape())
           .must());
   table.push_back(honoured<Task>(
                       "tools",
                       [](const Json& value, Task& task) { task.offered = read_tools(value); },
                       "those with an input_schema")
-                      .as(types::list(types::object())));
+                      .as(types::list(types::object()))
+                      .with(tools_shape()));
   table.push_back(honoured<Task>(
                       "tool_choice",
                       [](const Json& value, Task& task) { read_tool_choice(value, task); },
                       "auto, any, tool, none; disable_parallel_tool_use")
-                      .as(types::object()));
+                      .as(types::object())
+                      .with(tool_choice_shape()));
   table.push_back(
       ignored<Task>("thinking", "these models do not think apart", Json{{"type", "disabled"}}));
   table.push_back(refused<Task>("mcp_servers", "the server calls no other server"));

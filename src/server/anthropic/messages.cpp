@@ -101,7 +101,8 @@ const FieldTable<MessageTask>& message_fields() {
               name,
               [name](const Json& value, Task& task) { read_output_format(name, value, task); },
               "json_schema")
-              .as(types::object()));
+              .as(types::object())
+              .with(object_of({member("type"), member("schema")})));
     }
     out.push_back(ignored<Task>("output_config.effort", "these models have no such setting"));
     out.push_back(refused<Task>("container", "the server runs no code"));

@@ -1,5 +1,7 @@
 #include "server/generation/grammar_fields.h"
 
+#include "server/shape.h"
+
 namespace qw::server {
 
 void set_grammar(GenerationTask& task, const std::string& field, GrammarSource source) {
@@ -29,6 +31,21 @@ Json response_format_schema() {
   inner["required"] = {"schema"};
   inner["properties"]["schema"] = types::json_schema();
   return types::any_of({of_type("text"), of_type("json_object"), std::move(with_schema)});
+}
+
+ShapePtr response_format_shape() {
+  static const ShapePtr made = [] {
+    // Every format is held to its schema, so `strict` says nothing new; a name is a label.
+    const ShapePtr format =
+        object_of({member("name"), member("schema"), member("strict"),
+                   ignored_member("description", "the model is told nothing of its format")});
+    Shape shape;
+    shape.members = {member("type")};
+    shape.tag = "type";
+    shape.kinds = {{"json_schema", {member("json_schema", format)}}};
+    return std::make_shared<const Shape>(std::move(shape));
+  }();
+  return made;
 }
 
 void read_response_format(const Json& value, GenerationTask& task) {

@@ -12,8 +12,9 @@ namespace qw::server {
 void set_grammar(GenerationTask& task, const std::string& field, GrammarSource source);
 /// OpenAI's response_format: text, json_object or json_schema.
 void read_response_format(const Json& value, GenerationTask& task);
-/// What that may be.
+/// What that may be, and its members.
 Json response_format_schema();
+ShapePtr response_format_shape();
 /// A JSON schema, as an object or as its text.
 std::string to_schema(const std::string& field, const Json& value);
 
@@ -42,7 +43,8 @@ void add_grammar_fields(FieldTable<Task>& table) {
                       "response_format",
                       [](const Json& value, Task& task) { read_response_format(value, task); },
                       "text, json_object or json_schema, whose parts are listed in the docs")
-                      .as(response_format_schema()));
+                      .as(response_format_schema())
+                      .with(response_format_shape()));
   // vLLM's newer fields, and those of its earlier versions.
   for (const std::string form : {"structured_outputs.", "guided_"}) {
     table.push_back(schema_field<Task>(form + "json"));

@@ -2,6 +2,69 @@
 
 namespace qw::server {
 
+namespace {
+
+constexpr const char* kTemplateOnly = "only a chat template may read it";
+
+/// The form of the API's first year becomes today's: a call of the assistant's, its result.
+void modernise(Json& message) {
+  if (message.value("role", Json()) == "function") message["role"] = "tool";
+  const auto old = message.find("function_call");
+  if (old == message.end()) return;
+  Json call = std::move(*old);
+  message.erase("function_call");
+  if (call.is_null()) return;
+  Json& calls = message["tool_calls"];
+  if (!calls.is_array()) calls = Json::array();
+  calls.insert(calls.begin(), Json{{"type", "function"}, {"function", std::move(call)}});
+}
+
+}  // namespace
+
+ShapePtr text_parts_shape() {
+  static const ShapePtr shape =
+      list_of({member("type"), member("text"),
+               ignored_member("cache_control", "prefixes are kept for everybody"),
+               ignored_member("annotations", "they are no part of the text"),
+               ignored_member("logprobs", "they are no part of the text")});
+  return shape;
+}
+
+ShapePtr messages_shape() {
+  static const ShapePtr shape = [] {
+    const ShapePtr function = object_of({member("name"), member("arguments")}, kUnknownToAll);
+    const ShapePtr calls = list_of({member("id"), member("type"), member("function", function),
+                                    ignored_member("index", "calls stand in their order")},
+                                   kUnknownToAll);
+    std::vector<FieldInfo> members = {member("role"),
+                                      member("content", text_parts_shape()),
+                                      member("name"),
+                                      member("tool_calls", calls),
+                                      member("tool_call_id"),
+                                      member("tool_name"),
+                                      member("function_call", function)};
+    for (const char* name : {"reasoning_content", "reasoning", "refusal", "annotations", "audio"})
+      members.push_back(ignored_member(name, kTemplateOnly));
+    return list_of(std::move(members), kUnknownToAll);
+  }();
+  return shape;
+}
+
+ShapePtr tools_shape() {
+  static const ShapePtr shape = list_of(
+      {member("type"), member("function", object_of({member("name"), member("description"),
+                                                     member("parameters"), member("strict")},
+                                                    kUnknownToAll))},
+      kUnknownToAll);
+  return shape;
+}
+
+ShapePtr tool_choice_shape() {
+  static const ShapePtr shape =
+      object_of({member("type"), member("function", object_of({member("name")}))});
+  return shape;
+}
+
 std::string text_of_content(const Json& content, const std::string& where) {
   if (content.is_string()) return content.get<std::string>();
   if (!content.is_array())
@@ -37,6 +100,7 @@ Json plain_messages(const Json& messages) {
     Json message = to_object(where, messages[i]);
     const std::string role = to_string(where + ".role", message.value("role", Json()));
     if (role == "developer") message["role"] = "system";
+    modernise(message);
     const auto content = message.find("content");
     if (content == message.end() || content->is_null()) {
       if (!message.contains("tool_calls"))

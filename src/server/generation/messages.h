@@ -4,7 +4,7 @@
 // forms of their own share what a list of text parts is worth.
 #pragma once
 
-#include "server/fields.h"
+#include "server/shape.h"
 
 namespace qw::server {
 
@@ -15,5 +15,11 @@ std::string text_of_content(const Json& content, const std::string& where);
 /// Contents that are lists of text parts become strings, "developer" becomes "system"; other
 /// members stay. Errors: RequestError naming the message (no list, no role, an image).
 Json plain_messages(const Json& messages);
+
+// What such messages and tools have. `strict` of a function is what every call is held to.
+ShapePtr messages_shape();
+ShapePtr text_parts_shape();
+ShapePtr tools_shape();
+ShapePtr tool_choice_shape();
 
 }  // namespace qw::server

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "server/llama_server/llama_server.h"
+#include "server/shape.h"
 
 namespace qw::server::llama_server {
 
@@ -56,6 +57,16 @@ Json error_body(const Error& error, int status) {
            {{"code", status},
             {"message", error.message()},
             {"type", is_too_long ? "exceed_context_size_error" : type_of(status)}}}};
+}
+
+ShapePtr lora_shape() {
+  static const ShapePtr made = [] {
+    std::vector<FieldInfo> members = {member("id"), member("scale")};
+    for (const char* name : {"name", "path", "task_name", "prompt_prefix"})
+      members.push_back(ignored_member(name, "an adapter is known by its id"));
+    return list_of(std::move(members));
+  }();
+  return made;
 }
 
 std::vector<AdapterScale> read_lora(const std::string& where, const Json& value) {

@@ -19,6 +19,7 @@ extern const Dialect kLlamaServer;
 Json error_body(const Error& error, int status);
 
 /// "lora": [{"id", "scale"}, ...]. Errors: RequestError.
+ShapePtr lora_shape();
 std::vector<AdapterScale> read_lora(const std::string& where, const Json& value);
 
 /// "samplers": names, or a string of llama.cpp's letters; samplers that are always off here are

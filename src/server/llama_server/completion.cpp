@@ -9,6 +9,7 @@
 #include "server/generation/sampling_fields.h"
 #include "server/generation/stream.h"
 #include "server/llama_server/common.h"
+#include "server/shape.h"
 #include "text/tokenizer.h"
 
 namespace qw::server::llama_server {
@@ -81,6 +82,7 @@ void add_prompt_fields(FieldTable<CompletionTask>& table) {
   table.push_back(honoured<Task>("prompt", read_prompts,
                                  "a text, ids and texts mixed, or a list of such prompts")
                       .as(prompt_schema())
+                      .with(list_of({member("prompt_string"), member("multimodal_data")}))
                       .must());
   for (const char* name : {"n_predict", "max_tokens"}) {
     table.push_back(honoured<Task>(
@@ -164,7 +166,8 @@ void add_other_fields(FieldTable<CompletionTask>& table) {
       honoured<Task>(
           "lora", [](const Json& value, Task& task) { task.adapters = read_lora("lora", value); },
           "[{\"id\", \"scale\"}, ...]: these adapters and no others")
-          .as(types::list(types::object({"id", "scale"}))));
+          .as(types::list(types::object({"id", "scale"})))
+          .with(lora_shape()));
   for (const char* name :
        {"dynatemp_exponent", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
         "dry_sequence_breakers", "xtc_threshold", "mirostat_tau", "mirostat_eta"})

@@ -171,12 +171,19 @@ class SlotAction : public std::enable_shared_from_this<SlotAction> {
   Clock::time_point start_;
 };
 
+struct SlotTask {
+  std::string filename;
+};
+
+const FieldTable<SlotTask>& slot_fields() {
+  static const FieldTable<SlotTask> table = {string_field<SlotTask>(
+      "filename", &SlotTask::filename, "a plain name within --slot-save-path")};
+  return table;
+}
+
 /// A name within the directory: no path, nothing that is hidden, not the directory's secret, and
 /// none that files have while they are written (which go at a start, base/atomic_file.h).
-std::string read_filename(const Call& call) {
-  const Json body = call.body();
-  const std::string name =
-      to_string("filename", body.is_object() ? body.value("filename", Json()) : Json());
+void check_filename(const std::string& name) {
   const bool is_plain =
       !name.empty() && name.size() <= 200 && name.front() != '.' && name != "secret" &&
       name.find(".tmp-") == std::string::npos &&
@@ -185,7 +192,6 @@ std::string read_filename(const Call& call) {
     refuse_field("filename", "expected a plain name of up to 200 bytes without .tmp-, got '{}'",
                  printable(name));
   }
-  return name;
 }
 
 int64_t read_slot(const Call& call, int64_t n_slots) {
@@ -202,33 +208,37 @@ void slot_action(const std::shared_ptr<Call>& call) {
   const std::string action = given == nullptr ? "" : *given;
   if (action != "save" && action != "restore" && action != "erase")
     refuse_field("action", "expected save, restore or erase, got '{}'", printable(action));
-  with_asked_model(call, [call, action](const std::shared_ptr<ServedModel>& model) {
-    const int64_t slot = read_slot(*call, model->slots().size());
-    if (model->files().slot_hash == nullptr) {
-      throw RequestError(ErrorKind::kUnsupported,
-                         "[request] slots: expected a server that was started with "
-                         "--slot-save-path, got one without",
-                         "", 501);
-    }
-    const std::string filename = action == "erase" ? "" : read_filename(*call);
-    const auto job = std::make_shared<SlotAction>(call, model, slot, filename);
-    if (action == "save") {
-      job->save();
-    } else if (action == "restore") {
-      job->restore();
-    } else {
-      job->erase();
-    }
-  });
+  SlotTask task;
+  const bool erases = action == "erase";
+  if (!erases || !call->request().body.empty()) call->read(slot_fields(), task);
+  if (erases && !task.filename.empty()) {
+    call->warn("filename: ignored (what is erased is in memory)");
+    task.filename.clear();
+  }
+  with_asked_model(
+      call, [call, action, filename = task.filename](const std::shared_ptr<ServedModel>& model) {
+        const int64_t slot = read_slot(*call, model->slots().size());
+        if (model->files().slot_hash == nullptr) {
+          throw RequestError(ErrorKind::kUnsupported,
+                             "[request] slots: expected a server that was started with "
+                             "--slot-save-path, got one without",
+                             "", 501);
+        }
+        if (action != "erase") check_filename(filename);
+        const auto job = std::make_shared<SlotAction>(call, model, slot, filename);
+        if (action == "save") {
+          job->save();
+        } else if (action == "restore") {
+          job->restore();
+        } else {
+          job->erase();
+        }
+      });
 }
 
 }  // namespace
 
 std::vector<Endpoint> slot_endpoints() {
-  FieldInfo filename;
-  filename.name = "filename";
-  filename.note = "a plain name within --slot-save-path";
-  filename.schema = types::string();
   return {{"GET",
            "/slots",
            &kLlamaServer,
@@ -242,7 +252,7 @@ std::vector<Endpoint> slot_endpoints() {
            &kLlamaServer,
            "Saves, restores or erases what was computed last under a number (?action=)",
            slot_action,
-           {std::move(filename)},
+           infos_of(slot_fields()),
            true,
            {.example = {{"filename", "a.bin"}},
             .needs_setup = true,

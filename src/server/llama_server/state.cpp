@@ -47,8 +47,11 @@ void lora_adapters(const std::shared_ptr<Call>& call) {
 
 /// The body is a list: [{"id", "scale"}, ...].
 void set_lora_adapters(const std::shared_ptr<Call>& call) {
+  const Json body = call->body();
+  const std::vector<AdapterScale> scales = read_lora("body", body);
+  call->check("body", body, *lora_shape());
   call->services().hub->set_adapter_scales(
-      asked_model(call), read_lora("body", call->body()),
+      asked_model(call), scales,
       [call] {
         call->respond({{"success", true}});
       },

@@ -33,6 +33,17 @@ Json read_messages(const Json& value) {
   return messages.empty() ? messages : plain_messages(messages);
 }
 
+ShapePtr messages_shape() {
+  const ShapePtr function = object_of(
+      {member("name"), member("arguments"), ignored_member("index", "calls stand in their order")});
+  return list_of(
+      {member("role"), member("content", text_parts_shape()), member("images"),
+       member("tool_calls", list_of({member("id"), member("type"), member("function", function)})),
+       member("tool_call_id"), member("tool_name"), member("name"),
+       ignored_member("thinking", "thoughts are no part of a conversation here")},
+      kUnknownToAll);
+}
+
 const FieldTable<ChatTask>& chat_fields() {
   using Task = ChatTask;
   static const FieldTable<Task> table = [] {
@@ -41,9 +52,10 @@ const FieldTable<ChatTask>& chat_fields() {
                       "messages",
                       [](const Json& value, Task& task) { task.messages = read_messages(value); },
                       "images in them are refused; none: the model is loaded, or unloaded")
-                      .as(types::messages(0)));
+                      .as(types::messages(0))
+                      .with(messages_shape()));
     add_answer_fields(out);
-    out.push_back(list_field<Task>("tools", &Task::offered));
+    out.push_back(list_field<Task>("tools", &Task::offered).with(tools_shape()));
     return out;
   }();
   return table;

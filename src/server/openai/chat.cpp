@@ -31,14 +31,11 @@ void add_request_fields(FieldTable<ChatTask>& table) {
           [](const Json& value, ChatTask& task) { task.messages = plain_messages(value); },
           "text parts; images and audio are refused")
           .as(types::messages())
+          .with(messages_shape())
           .must());
   for (const char* name : {"max_completion_tokens", "max_tokens"})
     table.push_back(parameter_field<ChatTask>(name, "max_new_tokens"));
-  table.push_back(flag_field<ChatTask>(
-      "stream", [](ChatTask & t) -> auto& { return t.stream.stream; }));
-  table.push_back(honoured<ChatTask>("stream_options", [](const Json& value, ChatTask& task) {
-                    read_stream_options(value, task.stream);
-                  }).as(types::object()));
+  add_stream_fields(table);
   table.push_back(flag_field<ChatTask>("logprobs", &ChatTask::logprobs));
   table.push_back(integer_field<ChatTask>("top_logprobs", &ChatTask::top_logprobs, 0,
                                           "with logprobs; no limit but the vocabulary"));
@@ -46,10 +43,15 @@ void add_request_fields(FieldTable<ChatTask>& table) {
 
 void add_tool_fields(FieldTable<ChatTask>& table) {
   table.push_back(list_field<ChatTask>(
-      "tools", [](ChatTask & t) -> auto& { return t.tool_task.tools; }));
-  table.push_back(honoured<ChatTask>("tool_choice", [](const Json& value, ChatTask& task) {
-                    task.tool_task.choice = read_tool_choice("tool_choice", value);
-                  }).as(tool_choice_schema()));
+                      "tools", [](ChatTask & t) -> auto& { return t.tool_task.tools; })
+                      .with(tools_shape()));
+  table.push_back(honoured<ChatTask>("tool_choice",
+                                     [](const Json& value, ChatTask& task) {
+                                       task.tool_task.choice =
+                                           read_tool_choice("tool_choice", value);
+                                     })
+                      .as(tool_choice_schema())
+                      .with(tool_choice_shape()));
   table.push_back(flag_field<ChatTask>(
       "parallel_tool_calls",
       [](ChatTask & t) -> auto& { return t.tool_task.parallel_tool_calls; }));

@@ -103,19 +103,6 @@ Json prompt_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer* to
   return list;
 }
 
-void read_stream_options(const Json& value, StreamOptions& options) {
-  for (const auto& [name, item] : to_object("stream_options", value).items()) {
-    if (name == "include_usage") {
-      options.include_usage = to_bool("stream_options.include_usage", item);
-    } else if (name == "continuous_usage_stats") {
-      options.continuous_usage = to_bool("stream_options.continuous_usage_stats", item);
-    } else if (name != "include_obfuscation") {
-      refuse_field("stream_options", "expected include_usage or continuous_usage_stats, got '{}'",
-                   printable(name));
-    }
-  }
-}
-
 std::vector<const Completion*> best_answers(const RequestResult& result, int64_t n) {
   std::vector<const Completion*> answers;
   for (const Completion& completion : result.completions)

@@ -38,7 +38,17 @@ Json prompt_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer* to
 struct StreamOptions {
   bool stream = false, include_usage = false, continuous_usage = false;
 };
-void read_stream_options(const Json& value, StreamOptions& options);
+template <typename Task>
+void add_stream_fields(FieldTable<Task>& table) {
+  table.push_back(flag_field<Task>(
+      "stream", [](Task & t) -> auto& { return t.stream.stream; }));
+  table.push_back(flag_field<Task>(
+      "stream_options.include_usage", [](Task & t) -> auto& { return t.stream.include_usage; }));
+  table.push_back(flag_field<Task>(
+      "stream_options.continuous_usage_stats",
+      [](Task & t) -> auto& { return t.stream.continuous_usage; }));
+  table.push_back(ignored<Task>("stream_options.include_obfuscation", "nothing is padded"));
+}
 
 /// The n best of more answers, by mean log-probability, ties to the lower index; renumbered.
 std::vector<const Completion*> best_answers(const RequestResult& result, int64_t n);

@@ -40,11 +40,7 @@ const FieldTable<CompletionTask>& completion_fields() {
     out.push_back(flag_field<Task>("echo", &Task::echo));
     out.push_back(integer_field<Task>("logprobs", &Task::logprobs, 0));
     out.push_back(integer_field<Task>("best_of", &Task::best_of, 1, 128));
-    out.push_back(flag_field<Task>(
-        "stream", [](Task & t) -> auto& { return t.stream.stream; }));
-    out.push_back(honoured<Task>("stream_options", [](const Json& value, Task& task) {
-                    read_stream_options(value, task.stream);
-                  }).as(types::object()));
+    add_stream_fields(out);
     out.push_back(flag_field<Task>("add_special_tokens", &Task::add_special_tokens));
     add_openai_sampling_fields(out);
     add_extra_sampling_fields(out);

@@ -7,6 +7,7 @@
 #include "server/generation/sampling_fields.h"
 #include "server/openai/common.h"
 #include "server/service.h"
+#include "server/shape.h"
 
 namespace qw::server::openai {
 
@@ -168,6 +169,7 @@ const FieldTable<ScoreTask>& rerank_fields() {
                          }
                        })
             .as(types::list(types::any_of({types::string(), types::object()})))
+            .with(list_of({member("text")}))
             .must());
     out.push_back(integer_field<Task>("top_n", &Task::top_n, 0, "0: all"));
     out.push_back(flag_field<Task>("return_documents", &Task::return_documents));

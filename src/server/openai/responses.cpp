@@ -50,14 +50,34 @@ ToolChoice choice_of(const Json& value) {
 
 /// {"format": {"type": "json_schema", "schema"}} as response_format has it.
 void read_text_format(const Json& value, ResponsesTask& task) {
-  for (const auto& [name, item] : to_object("text", value).items()) {
-    if (name == "verbosity" || item.is_null()) continue;
-    if (name != "format") refuse_field("text", "expected format, got '{}'", printable(name));
-    Json format = to_object("text.format", item);
-    if (format.value("type", Json()) == "json_schema" && format.contains("schema"))
-      format = {{"type", "json_schema"}, {"json_schema", {{"schema", format["schema"]}}}};
-    read_response_format(format, task);
-  }
+  Json format = to_object("text.format", value);
+  if (format.value("type", Json()) == "json_schema" && format.contains("schema"))
+    format = {{"type", "json_schema"}, {"json_schema", {{"schema", format["schema"]}}}};
+  read_response_format(format, task);
+}
+
+ShapePtr text_format_shape() {
+  Shape shape;
+  shape.members = {member("type")};
+  shape.tag = "type";
+  shape.kinds = {{"json_schema",
+                  {member("name"), member("schema"), member("strict"),
+                   ignored_member("description", "the model is told nothing of its format")}}};
+  return std::make_shared<const Shape>(std::move(shape));
+}
+
+/// Items have an id and a status when they are sent back; they ask for nothing.
+ShapePtr input_shape() {
+  Shape shape;
+  shape.is_list = true;
+  shape.members = {member("type"), member("id"), member("status")};
+  shape.tag = "type";
+  shape.default_kind = "message";
+  shape.kinds = {
+      {"message", {member("role"), member("content", text_parts_shape())}},
+      {"function_call", {member("call_id"), member("name"), member("arguments")}},
+      {"function_call_output", {member("call_id"), member("output", text_parts_shape())}}};
+  return std::make_shared<const Shape>(std::move(shape));
 }
 
 const FieldTable<ResponsesTask>& fields() {
@@ -69,6 +89,7 @@ const FieldTable<ResponsesTask>& fields() {
                       "input", [](const Json& value, Task& task) { task.input = value; },
                       "a text, or messages, function calls and their outputs")
                       .as(types::any_of({types::string(), types::list(types::object())}))
+                      .with(input_shape())
                       .must());
     out.push_back(string_field<Task>("instructions", &Task::instructions));
     out.push_back(parameter_field<Task>("max_output_tokens", "max_new_tokens"));
@@ -88,8 +109,10 @@ const FieldTable<ResponsesTask>& fields() {
                   }).as(tool_choice_schema()));
     out.push_back(flag_field<Task>(
         "parallel_tool_calls", [](Task & t) -> auto& { return t.tool_task.parallel_tool_calls; }));
-    out.push_back(honoured<Task>("text", read_text_format, "format; verbosity has no effect")
-                      .as(types::object()));
+    out.push_back(honoured<Task>("text.format", read_text_format)
+                      .as(types::object())
+                      .with(text_format_shape()));
+    out.push_back(ignored<Task>("text.verbosity", "these models have no such setting"));
     out.push_back(object_field<Task>("metadata", &Task::metadata, "given back"));
     out.push_back(honoured<Task>("truncation", [](const Json& value, Task&) {
                     if (value != "disabled")
