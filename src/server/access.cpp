@@ -216,7 +216,7 @@ std::vector<http::Header> OriginPolicy::headers(const http::Request& request) co
   return {{"Access-Control-Allow-Origin", *origin},
           {"Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS"},
           {"Access-Control-Allow-Headers", "*, Authorization"},
-          {"Access-Control-Expose-Headers", "X-Request-Id, Retry-After"},
+          {"Access-Control-Expose-Headers", "X-Request-Id, X-Qianwen-Warnings, Retry-After"},
           {"Access-Control-Max-Age", "600"},
           {"Vary", "Origin"}};
 }

@@ -25,6 +25,31 @@ std::string random_id() {
   return out;
 }
 
+/// Warnings that an answer lists, and bytes of them in a header: clients have limits of their own.
+constexpr size_t kMaxWarnings = 32, kMaxHeaderBytes = 2000;
+
+std::string and_more(size_t n) {
+  return fmt::format("and {} more", n);
+}
+
+/// A JSON list of sentences, in ASCII.
+std::string warnings_header(const std::vector<std::string>& warnings) {
+  const auto text_of = [](const Json& json) {
+    return json.dump(-1, ' ', true, Json::error_handler_t::replace);
+  };
+  Json list = Json::array();
+  size_t n_bytes = 0;
+  for (const std::string& warning : warnings) {
+    n_bytes += text_of(warning).size() + 1;
+    if (n_bytes > kMaxHeaderBytes) {
+      list.push_back(and_more(warnings.size() - list.size()));
+      break;
+    }
+    list.push_back(warning);
+  }
+  return text_of(list);
+}
+
 }  // namespace
 
 Call::Call(Services& services, std::shared_ptr<http::Exchange> exchange, const Endpoint& endpoint,
@@ -115,8 +140,10 @@ void Call::log() const {
   // 499, as others write it: the client has gone before its answer.
   const int status = exchange_->closed() ? 499 : exchange_->status();
   services_.metrics.http_answer(endpoint_.method, endpoint_.path, status, seconds);
-  if (const size_t n = warnings().size(); n > 0)
-    services_.metrics.ignored_fields(endpoint_.path, n);
+  {
+    const std::lock_guard lock(warnings_mutex_);
+    if (n_warnings_ > 0) services_.metrics.ignored_fields(endpoint_.path, n_warnings_);
+  }
   if (!services_.options.access_log) return;
   Json line = {{"time", created_},
                {"id", id_},
@@ -181,6 +208,10 @@ bool Call::is_strict() const {
   return services_.options.strict;
 }
 
+void Call::check(const std::string& name, const Json& part, const Shape& shape) {
+  add_warnings(check_members(name, part, shape, is_strict()));
+}
+
 void Call::add_warnings(std::vector<std::string> warnings) {
   for (std::string& warning : warnings)
     warn(std::move(warning));
@@ -188,12 +219,14 @@ void Call::add_warnings(std::vector<std::string> warnings) {
 
 void Call::warn(std::string sentence) {
   const std::lock_guard lock(warnings_mutex_);
-  warnings_.push_back(std::move(sentence));
+  if (++n_warnings_ <= kMaxWarnings) warnings_.push_back(std::move(sentence));
 }
 
 std::vector<std::string> Call::warnings() const {
   const std::lock_guard lock(warnings_mutex_);
-  return warnings_;
+  std::vector<std::string> all = warnings_;
+  if (n_warnings_ > all.size()) all.push_back(and_more(n_warnings_ - all.size()));
+  return all;
 }
 
 void Call::post(std::function<void()> task) const {
@@ -202,17 +235,18 @@ void Call::post(std::function<void()> task) const {
 
 void Call::add_headers(http::Response& response) const {
   response.headers.push_back({"X-Request-Id", id_});
+  if (const std::vector<std::string> all = warnings(); !all.empty())
+    response.headers.push_back({"X-Qianwen-Warnings", warnings_header(all)});
   for (http::Header& header : services_.options.origins.headers(request()))
     response.headers.push_back(std::move(header));
 }
 
 void Call::respond(Json answer, int status) {
-  if (std::vector<std::string> all = warnings(); !all.empty() && answer.is_object())
-void Call::check(const std::string& name, const Json& part, const Shape& shape) {
-  add_warnings(check_members(name, part, shape, is_strict()));
-}
-
-    answer["warnings"] = std::move(all);
+  if (std::vector<std::string> all = warnings(); !all.empty()) {
+    const bool is_list = answer.is_array() && !answer.empty();
+    Json& place = is_list ? answer.back() : answer;
+    if (place.is_object()) place["warnings"] = std::move(all);
+  }
   http::Response response;
   response.status = status;
   response.body = answer.dump(-1, ' ', false, Json::error_handler_t::replace);

@@ -75,10 +75,12 @@ class Call : public std::enable_shared_from_this<Call> {
   /// One sentence for each thing that the client asked for and does not get.
   /// Any thread, as warnings().
   void warn(std::string sentence);
+  /// The first so many; a last sentence says how many more there were.
   std::vector<std::string> warnings() const;
 
   // Any thread. Once the client has gone they do nothing.
-  /// The whole answer, with "warnings" if there are any and it is an object.
+  /// The whole answer, with "warnings" if there are any: its own, or in a list of objects the last
+  /// one's. All of them come in a header too, whatever the answer's form.
   void respond(Json answer, int status = 200);
   void respond(http::Response response);
   /// The error in the dialect's form; within a stream that has begun, nothing but its end.
@@ -111,6 +113,7 @@ class Call : public std::enable_shared_from_this<Call> {
   std::chrono::steady_clock::time_point started_;
   mutable std::mutex warnings_mutex_;
   std::vector<std::string> warnings_;
+  size_t n_warnings_ = 0;  // with those that were left out
   std::optional<Deadlines::iterator> deadline_;
   bool done_ = false;
   bool streaming_ = false;

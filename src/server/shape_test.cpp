@@ -277,5 +277,57 @@ TEST(NestedMembers, FunctionCallsAreToolCalls) {
   EXPECT_FALSE(answer.contains("warnings")) << answer;
 }
 
+// ---- where warnings stand ----------------------------------------------------------------------
+
+TEST(Warnings, ComeInListsAndInAHeader) {
+  const RunningService running;
+  const auto post = [&](const char* target, const char* body) {
+    return running.client().post(target, body);
+  };
+  const auto header_of = [](const HttpAnswer& answer) {
+    const auto found = answer.headers.find("x-qianwen-warnings");
+    return found == answer.headers.end() ? Json() : Json::parse(found->second);
+  };
+  for (const auto& [target, body] :
+       {std::pair{"/generate", R"({"text": ["a", "b"], "x\u00e9": 1,
+                                   "sampling_params": {"max_new_tokens": 1}})"},
+        std::pair{"/completion", R"({"prompt": ["a", "b"], "x\u00e9": 1, "n_predict": 1})"},
+        std::pair{"/embedding", R"({"content": ["a", "b"], "x\u00e9": 1})"}}) {
+    const HttpAnswer answer = post(target, body);
+    const Json list = Json::parse(answer.body);
+    ASSERT_EQ(list.size(), 2u) << answer.body;
+    EXPECT_FALSE(list[0].contains("warnings")) << answer.body;
+    ASSERT_EQ(list[1].value("warnings", Json::array()).size(), 1u) << answer.body;
+    EXPECT_THAT(list[1]["warnings"][0].get<std::string>(), HasSubstr("x\u00e9: ignored"));
+    EXPECT_EQ(header_of(answer), list[1]["warnings"]);
+    EXPECT_THAT(answer.headers.find("x-qianwen-warnings")->second, HasSubstr("x\\u00e9"));
+  }
+  const HttpAnswer stream = post("/v1/completions", R"({"prompt": "a", "max_tokens": 1, "x": 1,
+                                                        "stream": true})");
+  EXPECT_EQ(header_of(stream).size(), 1u);
+  EXPECT_EQ(header_of(post("/v1/completions", R"({"prompt": "a", "max_tokens": 1})")), Json());
+  // An error's answer, too; and what no table reads.
+  const HttpAnswer slots = post("/slots/0?action=save", R"({"filename": "a", "x": 1})");
+  EXPECT_EQ(slots.status, 501);
+  EXPECT_THAT(header_of(slots).dump(), HasSubstr("x: ignored (unknown field"));
+}
+
+TEST(Warnings, AreBounded) {
+  const RunningService running;
+  Json body = {{"prompt", "a"}, {"max_tokens", 1}};
+  for (int i = 0; i < 1000; ++i)
+    body[std::string(100, 'x') + std::to_string(i)] = 1;
+  const HttpAnswer answer = running.client().post("/v1/completions", body.dump());
+  const Json warnings = Json::parse(answer.body)["warnings"];
+  ASSERT_EQ(warnings.size(), 33u);
+  EXPECT_EQ(warnings.back(), "and 968 more");
+  const auto header = answer.headers.find("x-qianwen-warnings");
+  ASSERT_NE(header, answer.headers.end());
+  EXPECT_LT(header->second.size(), 2100u);
+  EXPECT_THAT(Json::parse(header->second).back().get<std::string>(),
+              ::testing::MatchesRegex("and [0-9]+ more"));
+  EXPECT_TRUE(metrics_say(running, "ignored_fields_total{path=\"/v1/completions\"} 1000"));
+}
+
 }  // namespace
 }  // namespace qw::server
