@@ -338,7 +338,7 @@ class BeamDecoder : public Decoder {
     }
     if (error != nullptr) answer.set_error(*error);
     completions_.push_back(answer.take());
-    sink.finished(context_.request_id, index, completions_.back().finish_reason);
+    sink.finished(context_.request_id, completions_.back());
   }
 
   std::vector<TokenLogprobs> logprobs_of(const Hypothesis& hypothesis) const {

@@ -154,7 +154,7 @@ class ContrastiveDecoder : public SingleAnswerDecoder {
                std::move(logprobs));
     if (!piece.finished) return true;
     finish();
-    sink.finished(context_.request_id, answer_.index(), answer_.completion().finish_reason);
+    sink.finished(context_.request_id, answer_.completion());
     return false;
   }
 

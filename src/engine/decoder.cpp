@@ -46,7 +46,7 @@ void SingleAnswerDecoder::stop(FinishReason reason, const Error* error, EventSin
   finish();
   if (!text.empty())
     sink.token(context_.request_id, answer_.index(), -1, std::move(text), std::nullopt);
-  sink.finished(context_.request_id, answer_.index(), answer_.completion().finish_reason);
+  sink.finished(context_.request_id, answer_.completion());
 }
 
 std::vector<Completion> SingleAnswerDecoder::take_completions() {
@@ -155,7 +155,7 @@ class SamplingDecoder final : public SingleAnswerDecoder, private TokenChooser {
                std::move(picked.logprobs));
     if (!piece.finished) return;
     finish();
-    sink.finished(context_.request_id, answer_.index(), answer_.completion().finish_reason);
+    sink.finished(context_.request_id, answer_.completion());
   }
 
   Picked take_prepared() {

@@ -42,7 +42,7 @@ class EventSink {
   virtual ~EventSink() = default;
   virtual void token(RequestId request, int index, int32_t id, std::string text,
                      std::optional<TokenLogprobs> logprobs) = 0;
-  virtual void finished(RequestId request, int index, FinishReason reason) = 0;
+  virtual void finished(RequestId request, const Completion& answer) = 0;
 };
 
 class Decoder {

@@ -101,16 +101,20 @@ struct RequestResult {
 };
 
 /// What step() reports. A request gives any number of kToken, one kCompletion per answer, and
-/// exactly one kRequest, its last event.
+/// exactly one kRequest, its last event. One that wants prompt_logprobs gives one kPrompt when they
+/// are there: of several answers, some may have begun by then.
 struct Event {
-  enum class Kind { kToken, kCompletion, kRequest } kind = Kind::kToken;
+  enum class Kind { kPrompt, kToken, kCompletion, kRequest } kind = Kind::kToken;
   RequestId request = 0;
   int index = 0;       // of the completion
   int32_t token = -1;  // kToken; -1: text only (released by the detokenizer or stop strings)
   std::string text;    // text that is certain now; may be empty
   std::optional<TokenLogprobs> logprobs;
   FinishReason finish_reason = FinishReason::kLength;  // kCompletion
-  std::shared_ptr<const RequestResult> result;         // kRequest; for kCompletion null
+  std::string stop_string;                             // kCompletion: the one found (kStop)
+  /// kPrompt: as in RequestResult.
+  std::shared_ptr<const std::vector<TokenLogprobs>> prompt_logprobs;
+  std::shared_ptr<const RequestResult> result;  // kRequest; for kCompletion null
 };
 
 struct EngineOptions {

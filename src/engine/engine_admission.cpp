@@ -214,7 +214,8 @@ void Engine::Impl::make_decoders(ActiveRequest& active) {
     }
   }
   active.result.completions.resize(static_cast<size_t>(config.num_return_sequences));
-  if (!config.prompt_logprobs || active.request.prompt.size() < 2) return;
+  if (!config.prompt_logprobs) return;
+  if (active.request.prompt.size() < 2) return tell_prompt(active);  // there are none
   active.prompt_seq = active.decoders[0]->sequences()[0];
   scheduler_->set_logits_from(active.prompt_seq, 0);
 }

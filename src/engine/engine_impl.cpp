@@ -297,6 +297,16 @@ void Engine::Impl::take_prompt_row(ActiveRequest& active, const WantedRow& row, 
       token_logprobs(values, next, *active.request.config.prompt_logprobs));
   const bool is_last = row.position + 2 == prompt_len;
   scheduler_->set_logits_from(row.seq, is_last ? Sequence::kNever : row.position + 1);
+  if (is_last) tell_prompt(active);
+}
+
+void Engine::Impl::tell_prompt(const ActiveRequest& active) {
+  Event event;
+  event.kind = Event::Kind::kPrompt;
+  event.request = active.context->request_id;
+  event.prompt_logprobs =
+      std::make_shared<const std::vector<TokenLogprobs>>(active.result.prompt_logprobs);
+  events_.push_back(std::move(event));
 }
 
 /// Advances a decoder when every one of its sequences has a row; keeps the rows otherwise.
@@ -455,12 +465,13 @@ void Engine::Impl::token(RequestId request, int index, int32_t id, std::string t
   events_.push_back(std::move(event));
 }
 
-void Engine::Impl::finished(RequestId request, int index, FinishReason reason) {
+void Engine::Impl::finished(RequestId request, const Completion& answer) {
   Event event;
   event.kind = Event::Kind::kCompletion;
   event.request = request;
-  event.index = index;
-  event.finish_reason = reason;
+  event.index = answer.index;
+  event.finish_reason = answer.finish_reason;
+  event.stop_string = answer.stop_string;
   events_.push_back(std::move(event));
 }
 

@@ -88,7 +88,7 @@ class Engine::Impl : private EventSink {
  private:
   void token(RequestId request, int index, int32_t id, std::string text,
              std::optional<TokenLogprobs> logprobs) override;
-  void finished(RequestId request, int index, FinishReason reason) override;
+  void finished(RequestId request, const Completion& answer) override;
 
   KvName root_of(int32_t adapter, size_t which) const;
 
@@ -111,6 +111,7 @@ class Engine::Impl : private EventSink {
   void give_hidden(const StepPlan& step, const HiddenCapture& capture);
   void give_rows(const StepPlan& step);
   void prepare_all(std::span<const UnitId> units, const std::unordered_map<SeqId, float*>& rows);
+  void tell_prompt(const ActiveRequest& active);
   void take_prompt_row(ActiveRequest& active, const WantedRow& row, float* logits);
   void advance(ActiveRequest& active, Decoder& decoder,
                const std::unordered_map<SeqId, float*>& rows);

@@ -229,8 +229,8 @@ class StreamedAnswer : public Answer {
     if (tools_) return take(tools_->push(choice, event.text));
     if (!event.text.empty()) add_text(event.text);
   }
-  void on_choice_end(int choice, FinishReason reason) override {
-    if (tools_) take(tools_->finish(choice, reason == FinishReason::kLength));
+  void on_choice_end(int choice, const Event& end) override {
+    if (tools_) take(tools_->finish(choice, end.finish_reason == FinishReason::kLength));
   }
   void on_end(const GenerationResult& result) override {
     const RequestResult& prompt = *result.prompts[0];

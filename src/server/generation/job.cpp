@@ -93,8 +93,11 @@ GenerationJob::GenerationJob(std::shared_ptr<Call> call, const Prepared& prepare
       n_copies_(static_cast<int>(prepared.n_copies)),
       receipt_(prepared.receipt) {
   result_.prompts.resize(prepared.requests.size());
-  for (const Request& request : prepared.requests)
+  for (const Request& request : prepared.requests) {
     answers_.push_back(n_copies_ * static_cast<int>(request.config.num_return_sequences));
+    held_.emplace_back();
+    if (request.config.prompt_logprobs) held_.back().emplace();
+  }
 }
 
 void GenerationJob::submit(std::vector<Request> requests, const std::string& client) {
@@ -170,7 +173,20 @@ void GenerationJob::event(size_t prompt, const Event& event) {
   if (!over_) guarded([&] { tell(prompt, event); });
 }
 
+/// Some answers may begin before the prompt's log-probabilities are there: what was kept of them
+/// need not be computed again.
+void GenerationJob::begin_prompt(size_t prompt, std::span<const TokenLogprobs> logprobs) {
+  if (!held_[prompt]) return;
+  const std::vector<Event> events = std::move(*held_[prompt]);
+  held_[prompt].reset();
+  listener_->on_prompt(prompt, logprobs);
+  for (const Event& event : events)
+    tell(prompt, event);
+}
+
 void GenerationJob::tell(size_t prompt, const Event& event) {
+  if (event.kind == Event::Kind::kPrompt) return begin_prompt(prompt, *event.prompt_logprobs);
+  if (held_[prompt] && event.kind != Event::Kind::kRequest) return held_[prompt]->push_back(event);
   // Copies follow each other: answers are numbered as if the engine had given them all.
   const int first = static_cast<int>(prompt) * answers_[prompt] + event.index * n_copies_;
   switch (event.kind) {
@@ -181,8 +197,9 @@ void GenerationJob::tell(size_t prompt, const Event& event) {
       return;
     case Event::Kind::kCompletion:
       for (int copy = 0; copy < n_copies_ && event.finish_reason != FinishReason::kError; ++copy)
-        listener_->on_choice_end(first + copy, event.finish_reason);
+        listener_->on_choice_end(first + copy, event);
       return;
+    case Event::Kind::kPrompt:
     case Event::Kind::kRequest:
       break;
   }
@@ -190,6 +207,7 @@ void GenerationJob::tell(size_t prompt, const Event& event) {
     if (completion.finish_reason == FinishReason::kError)
       return failed(Error(completion.error_kind, completion.error));
   }
+  begin_prompt(prompt, event.result->prompt_logprobs);  // cancelled before they were all there
   result_.prompts[prompt] = with_copies(event.result);
   if (++n_ended_ == result_.prompts.size()) ended();
 }

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "engine/engine.h"
@@ -33,9 +34,13 @@ class GenerationListener {
   virtual ~GenerationListener() = default;
   /// The engine has taken all of the requests.
   virtual void on_start() {}
+  /// A prompt whose log-probabilities were asked for was computed: they are those of its tokens but
+  /// the first. Before anything of its answers.
+  virtual void on_prompt(size_t /*prompt*/, std::span<const TokenLogprobs> /*logprobs*/) {}
   /// A token, or text that was held back (event.token -1).
   virtual void on_token(int /*choice*/, const Event& /*event*/) {}
-  virtual void on_choice_end(int /*choice*/, FinishReason /*reason*/) {}
+  /// end: a kCompletion, with the reason.
+  virtual void on_choice_end(int /*choice*/, const Event& /*end*/) {}
   virtual void on_end(const GenerationResult& result) = 0;
   virtual void on_error(const Error& error) = 0;
 };
@@ -60,6 +65,7 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   void accepted();
   void event(size_t prompt, const Event& event);
   void tell(size_t prompt, const Event& event);
+  void begin_prompt(size_t prompt, std::span<const TokenLogprobs> logprobs);
   void failed(const Error& error);
   void abandon();
   void ended();
@@ -79,6 +85,9 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   std::shared_ptr<GenerationListener> listener_;
   std::vector<std::chrono::steady_clock::time_point> last_token_;  // of each choice
   std::vector<int> answers_;                                       // of each prompt
+  /// Of each prompt: what comes after its log-probabilities; nullopt: none are wanted, or they
+  /// have come.
+  std::vector<std::optional<std::vector<Event>>> held_;
   int n_copies_;  // of each answer that the engine gives
   Json receipt_;  // as prepared
   GenerationResult result_;

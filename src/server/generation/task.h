@@ -4,6 +4,7 @@
 // Level 7 (server). Dialects fill a task; prepare() makes the engine's requests of it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -72,6 +73,10 @@ struct GenerationTask {
 
   /// A conversation in OpenAI's form, with what `with` says of tools and of its end.
   void set_chat(const Json& messages, const ToolTask& with);
+  /// Whether the client gave a parameter by this field.
+  bool has(std::string_view field) const {
+    return std::ranges::find(parameters, field, &Parameter::field) != parameters.end();
+  }
   void set(std::string field, std::string name, Json value) {
     parameters.push_back({std::move(field), std::move(name), std::move(value)});
   }

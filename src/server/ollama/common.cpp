@@ -154,8 +154,9 @@ void AnswerListener::on_token(int choice, const Event& event) {
   if (!event.text.empty()) send(event.text, nullptr);
 }
 
-void AnswerListener::on_choice_end(int choice, FinishReason reason) {
-  if (task_.stream && tools_) take(tools_->finish(choice, reason == FinishReason::kLength));
+void AnswerListener::on_choice_end(int choice, const Event& end) {
+  if (task_.stream && tools_)
+    take(tools_->finish(choice, end.finish_reason == FinishReason::kLength));
 }
 
 namespace {

@@ -62,7 +62,7 @@ class AnswerListener : public GenerationListener {
 
   void on_start() override;
   void on_token(int choice, const Event& event) override;
-  void on_choice_end(int choice, FinishReason reason) override;
+  void on_choice_end(int choice, const Event& end) override;
   void on_end(const GenerationResult& result) override;
   void on_error(const Error& error) override;
 

@@ -136,6 +136,9 @@ class ChatListener : public GenerationListener {
             {"created", call_->created()},
             {"model", model_->name()}};
   }
+  Json prompt_logprobs_of(std::span<const TokenLogprobs> entries) const {
+    return prompt_logprobs(entries, model_->files().tokenizer.get());
+  }
   std::string echoed() const {
     if (!task_.echo || !task_.tool_task.continue_final_message) return "";
     return task_.messages.back()["content"].get<std::string>();
@@ -161,8 +164,7 @@ class WholeChat : public ChatListener {
     answer["choices"] = std::move(choices);
     answer["usage"] = usage(result);
     if (!prompt.prompt_logprobs.empty())
-      answer["prompt_logprobs"] =
-          prompt_logprobs(prompt.prompt_logprobs, model_->files().tokenizer.get());
+      answer["prompt_logprobs"] = prompt_logprobs_of(prompt.prompt_logprobs);
     if (!result.receipt.is_null()) answer["receipt"] = result.receipt;
     call_->respond(std::move(answer));
   }
@@ -211,8 +213,14 @@ class StreamedChat : public ChatListener {
 
   void on_start() override {
     call_->begin_stream("text/event-stream; charset=utf-8");
-    for (int64_t i = 0; i < task_.n; ++i)
-      send(static_cast<int>(i), {{"role", "assistant"}, {"content", echoed()}}, nullptr, nullptr);
+    if (!task_.has("prompt_logprobs")) begin();
+  }
+
+  /// They stand in the first chunk, which waits for them.
+  void on_prompt(size_t /*prompt*/, std::span<const TokenLogprobs> logprobs) override {
+    if (!task_.has("prompt_logprobs")) return;
+    if (!logprobs.empty()) prompt_logprobs_ = prompt_logprobs_of(logprobs);
+    begin();
   }
 
   void on_token(int choice, const Event& event) override {
@@ -227,13 +235,15 @@ class StreamedChat : public ChatListener {
     }
   }
 
-  void on_choice_end(int choice, FinishReason reason) override {
-    std::string_view name = finish_reason(reason);
-    if (tools_) {
+  void on_choice_end(int choice, const Event& end) override {
+    const FinishReason reason = end.finish_reason;
+    if (tools_)
       send_events(choice, tools_->finish(choice, reason == FinishReason::kLength), nullptr);
-      if (tools_->has_called(choice)) name = "tool_calls";
-    }
-    send(choice, Json::object(), nullptr, name);
+    if (tools_ && tools_->has_called(choice))
+      return send(choice, Json::object(), nullptr, "tool_calls");
+    Json stop = nullptr;
+    if (reason == FinishReason::kStop) stop = end.stop_string;
+    send(choice, Json::object(), nullptr, finish_reason(reason), std::move(stop));
   }
 
   void on_end(const GenerationResult& result) override {
@@ -284,12 +294,20 @@ class StreamedChat : public ChatListener {
   }
   static Json call_delta(Json call) { return {{"tool_calls", Json::array({std::move(call)})}}; }
 
-  void send(int choice, Json delta, Json logprobs, Json reason) {
+  void begin() {
+    for (int64_t i = 0; i < task_.n; ++i)
+      send(static_cast<int>(i), {{"role", "assistant"}, {"content", echoed()}}, nullptr, nullptr);
+  }
+
+  void send(int choice, Json delta, Json logprobs, Json reason, Json stop = nullptr) {
     Json chunk = head("chat.completion.chunk");
     chunk["choices"] = Json::array({{{"index", choice},
                                      {"delta", std::move(delta)},
                                      {"logprobs", std::move(logprobs)},
                                      {"finish_reason", std::move(reason)}}});
+    if (!stop.is_null()) chunk["choices"][0]["stop_reason"] = std::move(stop);
+    if (!prompt_logprobs_.is_null())
+      chunk["prompt_logprobs"] = std::exchange(prompt_logprobs_, nullptr);
     if (task_.stream.continuous_usage) chunk["usage"] = usage(n_prompt_tokens_, n_generated_, 0);
     if (!std::exchange(warned_, true) && !call_->warnings().empty())
       chunk["warnings"] = call_->warnings();
@@ -300,6 +318,7 @@ class StreamedChat : public ChatListener {
     call_->end_stream();
   }
 
+  Json prompt_logprobs_;  // to be sent; null: none, or they were
   int64_t n_generated_ = 0;
   bool warned_ = false;
 };

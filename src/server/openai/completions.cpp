@@ -125,6 +125,20 @@ class CompletionListener : public GenerationListener {
   }
   /// The prompt's text, where it is wanted before the answer.
   std::string echo_of(size_t prompt) const { return task_.echo ? echoes_[prompt] : ""; }
+  /// Those of the answer's text: with echo, the prompt's come first.
+  LogprobLists lists_of(size_t prompt, std::span<const TokenLogprobs> prompt_logprobs) const {
+    LogprobLists lists(model_->tokenizer(), *task_.logprobs, 0);
+    if (!task_.echo) return lists;
+    lists.add_first(prompts_[prompt][0]);
+    for (const TokenLogprobs& entry : prompt_logprobs)
+      lists.add(entry);
+    return lists;
+  }
+  /// null: they were not asked for, or there are none.
+  Json prompt_logprobs_of(std::span<const TokenLogprobs> entries) const {
+    if (entries.empty() || !task_.has("prompt_logprobs")) return nullptr;
+    return prompt_logprobs(entries, model_->files().tokenizer.get());
+  }
 
   std::shared_ptr<Call> call_;
   CompletionTask task_;
@@ -157,12 +171,7 @@ class WholeCompletion : public CompletionListener {
     const bool wants_answer = task_.max_tokens > 0;
     Json logprobs = nullptr;
     if (task_.logprobs) {
-      LogprobLists lists(model_->tokenizer(), *task_.logprobs, 0);
-      if (task_.echo) {
-        lists.add_first(prompts_[prompt][0]);
-        for (const TokenLogprobs& entry : result.prompt_logprobs)
-          lists.add(entry);
-      }
+      LogprobLists lists = lists_of(prompt, result.prompt_logprobs);
       for (const TokenLogprobs& entry : completion.logprobs)
         if (wants_answer) lists.add(entry);
       logprobs = lists.json();
@@ -176,9 +185,8 @@ class WholeCompletion : public CompletionListener {
     if (completion.finish_reason == FinishReason::kStop && wants_answer)
       out["stop_reason"] = completion.stop_string;
     if (!model_->files().tokenizer) out["token_ids"] = completion.ids;
-    if (!task_.echo && !result.prompt_logprobs.empty())
-      out["prompt_logprobs"] =
-          prompt_logprobs(result.prompt_logprobs, model_->files().tokenizer.get());
+    if (Json entries = prompt_logprobs_of(result.prompt_logprobs); !entries.is_null())
+      out["prompt_logprobs"] = std::move(entries);
     return out;
   }
 };
@@ -190,12 +198,14 @@ class StreamedCompletion : public CompletionListener {
   void on_start() override {
     call_->begin_stream("text/event-stream; charset=utf-8");
     offsets_.assign(prompts_.size() * static_cast<size_t>(task_.n), 0);
-    if (!task_.echo) return;
-    for (size_t i = 0; i < offsets_.size(); ++i) {
-      const std::string text = echo_of(i / static_cast<size_t>(task_.n));
-      offsets_[i] = text.size();
-      send(static_cast<int>(i), text, nullptr, nullptr);
-    }
+    if (!task_.echo || wants_prompt_logprobs()) return;
+    for (size_t i = 0; i < prompts_.size(); ++i)
+      begin(i, {});
+  }
+
+  /// They stand in the first chunk of each choice, which waits for them.
+  void on_prompt(size_t prompt, std::span<const TokenLogprobs> logprobs) override {
+    if (wants_prompt_logprobs()) begin(prompt, logprobs);
   }
 
   void on_token(int choice, const Event& event) override {
@@ -207,14 +217,16 @@ class StreamedCompletion : public CompletionListener {
       offset = lists.text_offset();
       logprobs = lists.json();
     }
-    Json ids = nullptr;  // of a model that has no text
-    if (!model_->files().tokenizer && event.token >= 0) ids = {event.token};
-    if (event.text.empty() && logprobs.is_null() && ids.is_null()) return;
+    Json ids = Json::object();  // of a model that has no text
+    if (!model_->files().tokenizer && event.token >= 0) ids["token_ids"] = {event.token};
+    if (event.text.empty() && logprobs.is_null() && ids.empty()) return;
     send(choice, event.text, std::move(logprobs), nullptr, std::move(ids));
   }
 
-  void on_choice_end(int choice, FinishReason reason) override {
-    send(choice, "", nullptr, finish_reason(reason));
+  void on_choice_end(int choice, const Event& end) override {
+    Json more = Json::object();
+    if (end.finish_reason == FinishReason::kStop) more["stop_reason"] = end.stop_string;
+    send(choice, "", nullptr, finish_reason(end.finish_reason), std::move(more));
   }
 
   void on_end(const GenerationResult& result) override {
@@ -235,13 +247,35 @@ class StreamedCompletion : public CompletionListener {
   }
 
  private:
-  void send(int choice, const std::string& text, Json logprobs, Json reason, Json ids = nullptr) {
+  bool wants_prompt_logprobs() const {
+    return task_.has("prompt_logprobs") || (task_.echo && task_.logprobs);
+  }
+  /// The first chunk of each answer to a prompt: what there is of the prompt.
+  void begin(size_t prompt, std::span<const TokenLogprobs> logprobs) {
+    const std::string text = echo_of(prompt);
+    size_t offset = text.size();
+    Json lists = nullptr, more = Json::object();
+    if (task_.echo && task_.logprobs) {
+      const LogprobLists all = lists_of(prompt, logprobs);
+      offset = all.text_offset();
+      lists = all.json();
+    }
+    if (Json entries = prompt_logprobs_of(logprobs); !entries.is_null())
+      more["prompt_logprobs"] = std::move(entries);
+    const auto n = static_cast<size_t>(task_.n);
+    for (size_t choice = prompt * n; choice < (prompt + 1) * n; ++choice) {
+      offsets_[choice] = offset;
+      send(static_cast<int>(choice), text, lists, nullptr, more);
+    }
+  }
+  /// more: members of the choice.
+  void send(int choice, const std::string& text, Json logprobs, Json reason, Json more) {
     Json chunk = head();
     chunk["choices"] = Json::array({{{"index", choice},
                                      {"text", text},
                                      {"logprobs", std::move(logprobs)},
                                      {"finish_reason", std::move(reason)}}});
-    if (!ids.is_null()) chunk["choices"][0]["token_ids"] = std::move(ids);
+    chunk["choices"][0].update(more);
     if (!std::exchange(warned_, true) && !call_->warnings().empty())
       chunk["warnings"] = call_->warnings();
     call_->write(sse(chunk));
@@ -270,7 +304,8 @@ void complete(const std::shared_ptr<Call>& call) {
   task.set("max_tokens", "max_new_tokens", std::max<int64_t>(task.max_tokens, 1));
   if (task.logprobs) {
     task.set("logprobs", "logprobs", *task.logprobs);
-    if (task.echo) task.set("logprobs", "prompt_logprobs", *task.logprobs);
+    if (task.echo && !task.has("prompt_logprobs"))
+      task.set("logprobs", "prompt_logprobs", *task.logprobs);
   }
   generate(
       call, task,

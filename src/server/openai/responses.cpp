@@ -48,7 +48,7 @@ ToolChoice choice_of(const Json& value) {
   return read_tool_choice("tool_choice", value);
 }
 
-/// {"format": {"type": "json_schema", "schema"}} as response_format has it.
+/// {"type": "json_schema", "schema"}: response_format without the object between.
 void read_text_format(const Json& value, ResponsesTask& task) {
   Json format = to_object("text.format", value);
   if (format.value("type", Json()) == "json_schema" && format.contains("schema"))
@@ -99,14 +99,23 @@ const FieldTable<ResponsesTask>& fields() {
                     task.seed = static_cast<uint64_t>(to_integer("seed", value));
                   }).as(types::integer()));
     out.push_back(flag_field<Task>("stream", &Task::stream));
-    out.push_back(honoured<Task>("tools", [](const Json& value, Task& task) {
-                    task.tools = value;
-                    task.tool_task.tools = chat_tools(value);
-                  }).as(types::list(types::object())));
-    out.push_back(honoured<Task>("tool_choice", [](const Json& value, Task& task) {
-                    task.tool_choice = value;
-                    task.tool_task.choice = choice_of(value);
-                  }).as(tool_choice_schema()));
+    out.push_back(honoured<Task>("tools",
+                                 [](const Json& value, Task& task) {
+                                   task.tools = value;
+                                   task.tool_task.tools = chat_tools(value);
+                                 })
+                      .as(types::list(types::object()))
+                      .with(list_of({member("type"), member("name"), member("description"),
+                                     member("parameters"), member("strict")},
+                                    kUnknownToAll)));
+    out.push_back(honoured<Task>("tool_choice",
+                                 [](const Json& value, Task& task) {
+                                   task.tool_choice = value;
+                                   task.tool_task.choice = choice_of(value);
+                                 })
+                      .as(tool_choice_schema())
+                      .with(object_of({member("type"), member("name"),
+                                       member("function", object_of({member("name")}))})));
     out.push_back(flag_field<Task>(
         "parallel_tool_calls", [](Task & t) -> auto& { return t.tool_task.parallel_tool_calls; }));
     out.push_back(honoured<Task>("text.format", read_text_format)
@@ -282,8 +291,8 @@ class StreamedResponse : public ResponsesListener {
     if (!tools_) return add_text(event.text);
     take(tools_->push(choice, event.text));
   }
-  void on_choice_end(int choice, FinishReason reason) override {
-    if (tools_) take(tools_->finish(choice, reason == FinishReason::kLength));
+  void on_choice_end(int choice, const Event& end) override {
+    if (tools_) take(tools_->finish(choice, end.finish_reason == FinishReason::kLength));
     if (output_.empty() && open_ == Open::kNone) begin_text();
     end_item();
   }
