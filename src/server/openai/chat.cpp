@@ -323,6 +323,18 @@ class StreamedChat : public ChatListener {
   bool warned_ = false;
 };
 
+/// max_completion_tokens is the newer name of max_tokens; where both are given it holds.
+void choose_length(ChatTask& task) {
+  const auto find = [&](std::string_view field) {
+    return std::ranges::find(task.parameters, field, &GenerationTask::Parameter::field);
+  };
+  const auto older = find("max_tokens"), newer = find("max_completion_tokens");
+  if (older == task.parameters.end() || newer == task.parameters.end()) return;
+  if (older->value != newer->value)
+    task.warnings.push_back("max_tokens: ignored (max_completion_tokens is given, too)");
+  task.parameters.erase(older);
+}
+
 void check(const ChatTask& task) {
   if (task.messages.is_null()) refuse_field("messages", "expected a list of messages, got none");
   if (task.top_logprobs && !task.logprobs)
@@ -335,6 +347,10 @@ void chat(const std::shared_ptr<Call>& call) {
   ChatTask task;
   call->read(chat_fields(), task);
   check(task);
+  choose_length(task);
+  if (task.echo && !task.tool_task.continue_final_message)
+    task.warnings.push_back(
+        "echo: ignored (without continue_final_message nothing is gone on with)");
   task.set_chat(task.messages, task.tool_task);
   if (task.documents) task.chat->documents = std::make_shared<const Json>(*task.documents);
   if (!task.template_variables.is_null())

@@ -122,5 +122,28 @@ TEST_F(OpenAiStream, SaysWhatStoppedIt) {
   EXPECT_FALSE(stream("/v1/chat/completions", body).back()["choices"][0].contains("stop_reason"));
 }
 
+TEST_F(OpenAiStream, TellsWhatHasNoEffect) {
+  ordered_json body = chat_body();
+  body["max_completion_tokens"] = 2;
+  for (const bool newer_first : {false, true}) {
+    if (newer_first) {
+      body.erase("max_tokens");
+      body["max_tokens"] = 8;
+    }
+    const ordered_json answer = running_->post("/v1/chat/completions", body);
+    EXPECT_EQ(answer["usage"]["completion_tokens"], 2);
+    ASSERT_EQ(answer["warnings"].size(), 1u) << answer;
+    EXPECT_THAT(answer["warnings"][0].get<std::string>(), HasSubstr("max_tokens: ignored"));
+  }
+  body["max_tokens"] = 2;
+  EXPECT_FALSE(running_->post("/v1/chat/completions", body).contains("warnings"));
+  body["echo"] = true;
+  EXPECT_THAT(running_->post("/v1/chat/completions", body)["warnings"][0].get<std::string>(),
+              HasSubstr("echo: ignored"));
+  body["messages"].push_back({{"role", "assistant"}, {"content", "The"}});
+  body["continue_final_message"] = true;
+  EXPECT_FALSE(running_->post("/v1/chat/completions", body).contains("warnings"));
+}
+
 }  // namespace
 }  // namespace qw::server
