@@ -27,6 +27,7 @@ SeqId Decoder::add_sequence(std::vector<int32_t> tokens, int64_t lineage, int64_
   spec.lineage = lineage;
   spec.hidden_from = hidden_from;
   spec.adapter = context_.request.adapter;
+  spec.salt = hash_salt(context_.request.cache_salt);
   return context_.scheduler.add_sequence(unit_, std::move(spec));
 }
 

@@ -37,6 +37,7 @@ class TokenChooser {
 struct DraftQuery {
   SeqId seq = 0;                    // names the answer, from step to step
   int64_t lineage = 0;              // answers of a lineage have their prompt in common
+  CacheSalt salt{};                 // whose prompts it may share
   std::span<const int32_t> tokens;  // prompt and answer so far
   const GenerationConfig* config = nullptr;
   TokenChooser* chooser = nullptr;

@@ -118,17 +118,18 @@ int64_t Engine::kept_pages() const {
 void Engine::drop_kept_pages() {
   impl_->drop_kept_pages();
 }
-KvSnapshot Engine::snapshot(int32_t adapter, std::span<const int32_t> tokens, size_t which) const {
-  return impl_->snapshot(adapter, tokens, which);
+KvSnapshot Engine::snapshot(const BlockScope& scope, std::span<const int32_t> tokens,
+                            size_t which) const {
+  return impl_->snapshot(scope, tokens, which);
 }
-int64_t Engine::restore(int32_t adapter, const KvSnapshot& snapshot, size_t which) {
-  return impl_->restore(adapter, snapshot, which);
+int64_t Engine::restore(const BlockScope& scope, const KvSnapshot& snapshot, size_t which) {
+  return impl_->restore(scope, snapshot, which);
 }
-bool Engine::takes(int32_t adapter, const KvSnapshot& snapshot, size_t which) const {
-  return impl_->takes(adapter, snapshot, which);
+bool Engine::takes(const BlockScope& scope, const KvSnapshot& snapshot, size_t which) const {
+  return impl_->takes(scope, snapshot, which);
 }
-int64_t Engine::forget(int32_t adapter, std::span<const int32_t> tokens) {
-  return impl_->forget(adapter, tokens);
+int64_t Engine::forget(const BlockScope& scope, std::span<const int32_t> tokens) {
+  return impl_->forget(scope, tokens);
 }
 std::optional<PrefixTierStats> Engine::disk_stats() const {
   return impl_->disk_stats();

@@ -15,6 +15,7 @@
 
 #include "base/cancel.h"
 #include "base/function_ref.h"
+#include "engine/block_scope.h"
 #include "engine/generation_config.h"
 #include "model/model.h"
 
@@ -67,9 +68,16 @@ struct Request {
   /// for more; within that a lower priority goes first (engine/fair_queue.h).
   std::string client;
   int64_t priority = 0;
+  /// Prefixes are shared, in memory and on disk, among requests with the same salt. "": the one
+  /// that all without share. Changes no bit.
+  std::string cache_salt;
   /// More processors, after the configured ones and before the warpers (grammars enter here).
   std::vector<std::shared_ptr<LogitsProcessor>> processors;
 };
+
+inline BlockScope scope_of(const Request& request) {
+  return {request.adapter, hash_salt(request.cache_salt)};
+}
 
 struct Completion {
   int index = 0;
@@ -230,14 +238,14 @@ class Engine {
   void drop_kept_pages();
   /// Copies keys and values of what is kept of `tokens`, from the first on; which: among
   /// LoadOptions::content_hashes. Errors: unsupported, when weights or adapter have no name.
-  KvSnapshot snapshot(int32_t adapter, std::span<const int32_t> tokens, size_t which) const;
+  KvSnapshot snapshot(const BlockScope& scope, std::span<const int32_t> tokens, size_t which) const;
   /// Makes kept pages of it, as far as there is room: returns how many tokens are kept then.
-  /// Errors: invalid_argument, when it is not of this model, adapter, cache type and program.
-  int64_t restore(int32_t adapter, const KvSnapshot& snapshot, size_t which);
+  /// Errors: invalid_argument, when it is not of this model, scope, cache type and program.
+  int64_t restore(const BlockScope& scope, const KvSnapshot& snapshot, size_t which);
   /// Whether restore() would take it.
-  bool takes(int32_t adapter, const KvSnapshot& snapshot, size_t which) const;
+  bool takes(const BlockScope& scope, const KvSnapshot& snapshot, size_t which) const;
   /// Forgets what is kept of `tokens` and of nothing else; returns how many tokens that were.
-  int64_t forget(int32_t adapter, std::span<const int32_t> tokens);
+  int64_t forget(const BlockScope& scope, std::span<const int32_t> tokens);
   /// Of the tier on disk; nothing: there is none.
   std::optional<PrefixTierStats> disk_stats() const;
   int64_t n_pages() const;

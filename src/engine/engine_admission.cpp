@@ -195,7 +195,7 @@ RequestId Engine::Impl::submit(Request request) {
   // What is asked of the prompt itself is computed.
   const bool may_read = tier_ && !own.config.prompt_logprobs && !own.config.is_contrastive() &&
                         own.pooling == Pooling::kNone;
-  if (may_read && tier_->enter(id, own.adapter, own.prompt)) set_held(*active, true);
+  if (may_read && tier_->enter(id, scope_of(own), own.prompt)) set_held(*active, true);
   active_.emplace(id, std::move(active));
   return id;
 }

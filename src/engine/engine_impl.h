@@ -73,10 +73,10 @@ class Engine::Impl : private EventSink {
   const EngineOptions& options() const { return options_; }
   const Scheduler& scheduler() const { return *scheduler_; }
   // engine_snapshot.cpp
-  KvSnapshot snapshot(int32_t adapter, std::span<const int32_t> tokens, size_t which) const;
-  int64_t restore(int32_t adapter, const KvSnapshot& snapshot, size_t which);
-  bool takes(int32_t adapter, const KvSnapshot& snapshot, size_t which) const;
-  int64_t forget(int32_t adapter, std::span<const int32_t> tokens);
+  KvSnapshot snapshot(const BlockScope& scope, std::span<const int32_t> tokens, size_t which) const;
+  int64_t restore(const BlockScope& scope, const KvSnapshot& snapshot, size_t which);
+  bool takes(const BlockScope& scope, const KvSnapshot& snapshot, size_t which) const;
+  int64_t forget(const BlockScope& scope, std::span<const int32_t> tokens);
   std::optional<PrefixTierStats> disk_stats() const {
     return tier_ ? std::optional(tier_->stats()) : std::nullopt;
   }
@@ -90,7 +90,7 @@ class Engine::Impl : private EventSink {
              std::optional<TokenLogprobs> logprobs) override;
   void finished(RequestId request, const Completion& answer) override;
 
-  KvName root_of(int32_t adapter, size_t which) const;
+  KvName root_of(const BlockScope& scope, size_t which) const;
 
   // engine_admission.cpp
   void check_request(const Request& request) const;

@@ -136,6 +136,7 @@ class FakeModel : public Model {
                ForwardObserver* observer) override {
     auto& kv = dynamic_cast<FakeKv&>(cache);
     ++n_forwards;
+    n_computed += plan.n_tokens();
     for (const int32_t adapter : plan.adapters)
       QW_CHECK(adapter < 0 || installed.contains(adapter), "adapter {} is gone", adapter);
     if (throw_after >= 0 && n_forwards > throw_after)
@@ -182,8 +183,8 @@ class FakeModel : public Model {
     }
   }
 
-  std::string content;  // a name of its weights; "": none
-  int64_t n_forwards = 0;
+  std::string content;                          // a name of its weights; "": none
+  int64_t n_forwards = 0, n_computed = 0;       // tokens
   int64_t broken_after = -1, throw_after = -1;  // forwards that go well
   int32_t broken_token = -1;  // a hidden state of this token, from that position on, is not finite
   int64_t broken_from = 0, n_broken = 0;

@@ -83,23 +83,22 @@ void PagePool::remove_unused(int32_t page) {
 
 // ---- blocks ------------------------------------------------------------------------------------
 
-int32_t PagePool::publish(int32_t page, int32_t parent, int32_t adapter,
+int32_t PagePool::publish(int32_t page, int32_t parent, const BlockScope& scope,
                           std::span<const int32_t> tokens) {
   QW_CHECK(keeps_blocks() && is_in_use(page));
   if (std::ssize(tokens) == index_->page_tokens()) {
-    const int32_t same = index_->find(parent, adapter, tokens);
+    const int32_t same = index_->find(parent, scope, tokens);
     if (same != PrefixIndex::kNone) {
       retain(same);
       release(page);
       return same;
     }
-  } else if (index_->find_tail(parent, adapter, tokens).n_tokens == std::ssize(tokens)) {
+  } else if (index_->find_tail(parent, scope, tokens).n_tokens == std::ssize(tokens)) {
     return page;
   }
-  index_->insert(page, parent, adapter, tokens);
+  index_->insert(page, parent, scope, tokens);
   if (notes_published_ && std::ssize(tokens) == index_->page_tokens())
-    published_.push_back(
-        {page, parent, adapter, index_->serial_of(page), index_->serial_of(parent)});
+    published_.push_back({page, parent, scope, index_->serial_of(page), index_->serial_of(parent)});
   return page;
 }
 
@@ -108,20 +107,21 @@ void PagePool::unpublish(int32_t page) {
   index_->erase(page);
 }
 
-PagePool::Prefix PagePool::find_prefix(int32_t adapter, std::span<const int32_t> tokens) const {
+PagePool::Prefix PagePool::find_prefix(const BlockScope& scope,
+                                       std::span<const int32_t> tokens) const {
   Prefix found;
   if (!keeps_blocks()) return found;
   const auto block = static_cast<size_t>(index_->page_tokens());
   int32_t last = PrefixIndex::kNone;
   while (tokens.size() >= block) {
-    const int32_t page = index_->find(last, adapter, tokens.first(block));
+    const int32_t page = index_->find(last, scope, tokens.first(block));
     if (page == PrefixIndex::kNone) break;
     found.pages.push_back(page);
     found.n_tokens += static_cast<int64_t>(block);
     tokens = tokens.subspan(block);
     last = page;
   }
-  const PrefixIndex::Tail tail = index_->find_tail(last, adapter, tokens);
+  const PrefixIndex::Tail tail = index_->find_tail(last, scope, tokens);
   if (tail.n_tokens > 0) {
     found.pages.push_back(tail.page);
     found.n_tokens += tail.n_tokens;

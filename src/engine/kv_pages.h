@@ -39,11 +39,12 @@ class PagePool {
   /// the start); their keys and values are written and will not be overwritten. A full block that
   /// another page already holds takes the reference over: use the page that is returned. A partial
   /// one that is known already is not kept twice.
-  int32_t publish(int32_t page, int32_t parent, int32_t adapter, std::span<const int32_t> tokens);
+  int32_t publish(int32_t page, int32_t parent, const BlockScope& scope,
+                  std::span<const int32_t> tokens);
   /// A full block that publish() has put into a page.
   struct Published {
     int32_t page = 0, parent = 0;  // PrefixIndex::kNone: none
-    int32_t adapter = -1;
+    BlockScope scope;
     uint64_t serial = 0, parent_serial = 0;
   };
   /// From now on take_published() tells of them.
@@ -60,7 +61,7 @@ class PagePool {
     std::vector<int32_t> pages;
     int64_t n_tokens = 0;
   };
-  Prefix find_prefix(int32_t adapter, std::span<const int32_t> tokens) const;
+  Prefix find_prefix(const BlockScope& scope, std::span<const int32_t> tokens) const;
 
   int64_t n_pages() const noexcept { return static_cast<int64_t>(references_.size()); }
   /// Pages that allocate() can give: empty ones and those of unused blocks.

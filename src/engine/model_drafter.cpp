@@ -70,7 +70,7 @@ Drafter::Cost ModelDrafter::cost(const DraftQuery& query, int64_t n_answers) con
   const auto followed = followed_.find(query.seq);
   int64_t n_known = 0;
   if (followed == followed_.end()) {
-    n_known = scheduler_.n_kept_tokens(-1, query.tokens);
+    n_known = scheduler_.n_kept_tokens({-1, query.salt}, query.tokens);
   } else {
     const Sequence& sequence = scheduler_.sequence(followed->second.id);
     const auto [parting, other] = std::mismatch(sequence.tokens.begin(), sequence.tokens.end(),
@@ -138,6 +138,7 @@ void ModelDrafter::follow(DraftQuery& query, Asked& asked) {
     spec.tokens.assign(query.tokens.begin(), query.tokens.end());
     spec.prompt_len = spec.size();
     spec.lineage = query.lineage;
+    spec.salt = query.salt;
     followed.unit = scheduler_.add_unit(query.seq);
     followed.id = scheduler_.add_sequence(followed.unit, std::move(spec));
   } else {

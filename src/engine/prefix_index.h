@@ -1,16 +1,19 @@
 // What the pages of the KV cache hold: blocks of tokens, each named by the block before it.
 //
 // Level 6 (engine). Pure host code. A block's keys and values depend on the adapter and on all
-// tokens up to its end, so a block is (the block before it, adapter, its tokens). Blocks before it
+// tokens up to its end, so a block is (the block before it, scope, its tokens). Blocks before it
 // are named by serial numbers that are never used twice: comparing one block's tokens therefore
 // compares the whole prefix, exactly. The idea of hashing pages by chains is vLLM's (automatic
 // prefix caching).
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <unordered_map>
 #include <vector>
+
+#include "engine/block_scope.h"
 
 namespace qw {
 
@@ -30,18 +33,19 @@ class PrefixIndex {
   int64_t size() const noexcept { return n_blocks_; }
 
   /// The page that holds exactly this block (tokens: a full page), or kNone. O(page_tokens).
-  int32_t find(int32_t parent, int32_t adapter, std::span<const int32_t> tokens) const;
+  int32_t find(int32_t parent, const BlockScope& scope, std::span<const int32_t> tokens) const;
 
   /// The youngest block after `parent` and how many of its first tokens agree with `tokens`.
   struct Tail {
     int32_t page = kNone;
     int n_tokens = 0;
   };
-  Tail find_tail(int32_t parent, int32_t adapter, std::span<const int32_t> tokens) const;
+  Tail find_tail(int32_t parent, const BlockScope& scope, std::span<const int32_t> tokens) const;
 
   /// Says that `page`, which holds no block, holds these tokens (1 to page_tokens of them) after
   /// `parent`, which holds a full block. Partial blocks are met by find_tail() only.
-  void insert(int32_t page, int32_t parent, int32_t adapter, std::span<const int32_t> tokens);
+  void insert(int32_t page, int32_t parent, const BlockScope& scope,
+              std::span<const int32_t> tokens);
   /// Forgets the block of a page. Blocks after it are not found any more.
   void erase(int32_t page);
 
@@ -50,7 +54,7 @@ class PrefixIndex {
     uint64_t serial = 0;  // 0: none
     uint64_t parent = 0;  // serial of the block before; 0: the start
     uint64_t hash = 0;
-    int32_t adapter = -1;
+    BlockScope scope;
     int32_t youngest = kNone;  // page of the block that was inserted last after this one
     int n_tokens = 0;
   };
@@ -61,7 +65,7 @@ class PrefixIndex {
   std::vector<Block> blocks_;                         // of each page
   std::vector<int32_t> tokens_;                       // [pages, page_tokens]
   std::unordered_multimap<uint64_t, int32_t> pages_;  // full blocks by hash
-  std::unordered_map<int32_t, int32_t> first_pages_;  // youngest first block, by adapter
+  std::map<BlockScope, int32_t> first_pages_;         // youngest first block that is held
   uint64_t next_serial_ = 1;
   int64_t n_blocks_ = 0;
 };

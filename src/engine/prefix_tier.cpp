@@ -27,14 +27,16 @@ int64_t now() {
 
 }  // namespace
 
-std::optional<KvName> kv_root_of(const Model& model, const KvCache& kv, int32_t adapter,
+std::optional<KvName> kv_root_of(const Model& model, const KvCache& kv, const BlockScope& scope,
                                  size_t which) {
   const std::string weights = model.content_name(-1, which);
-  const std::string own = adapter < 0 ? "none" : model.content_name(adapter, which);
+  const std::string own = scope.adapter < 0 ? "none" : model.content_name(scope.adapter, which);
   if (weights.empty() || own.empty()) return std::nullopt;
-  return kv_root_name(fmt::format("weights {}\nadapter {}\nlayout {}\nnumerics {}\nprogram {}\n",
-                                  weights, own, kv.layout_name(), model.backend().numerics(),
-                                  program_identity()));
+  std::string facts =
+      fmt::format("weights {}\nadapter {}\nlayout {}\nnumerics {}\nprogram {}\n", weights, own,
+                  kv.layout_name(), model.backend().numerics(), program_identity());
+  if (scope.is_salted()) facts += fmt::format("salt {}\n", to_hex(scope.salt));
+  return kv_root_name(facts);
 }
 
 PrefixTier::PrefixTier(std::shared_ptr<PrefixStore> store, size_t which, const Model& model,
@@ -70,9 +72,10 @@ PrefixTier::~PrefixTier() {
 
 // ---- reading -----------------------------------------------------------------------------------
 
-std::vector<KvName> PrefixTier::names_of(int32_t adapter, std::span<const int32_t> blocks) const {
+std::vector<KvName> PrefixTier::names_of(const BlockScope& scope,
+                                         std::span<const int32_t> blocks) const {
   std::vector<KvName> names;
-  const std::optional<KvName> root = kv_root_of(model_, kv_, adapter, which_);
+  const std::optional<KvName> root = kv_root_of(model_, kv_, scope, which_);
   if (!root) return names;
   const auto size = static_cast<size_t>(page_tokens_);
   for (; blocks.size() >= size; blocks = blocks.subspan(size))
@@ -81,15 +84,15 @@ std::vector<KvName> PrefixTier::names_of(int32_t adapter, std::span<const int32_
 }
 
 int64_t PrefixTier::n_in_memory(const Lookup& lookup) const {
-  return scheduler_.n_kept_tokens(lookup.adapter, lookup.tokens) / page_tokens_;
+  return scheduler_.n_kept_tokens(lookup.scope, lookup.tokens) / page_tokens_;
 }
 
-bool PrefixTier::enter(RequestId id, int32_t adapter, std::span<const int32_t> prompt) {
+bool PrefixTier::enter(RequestId id, const BlockScope& scope, std::span<const int32_t> prompt) {
   // The last token is computed in any case: its logits are wanted.
   const int64_t n_blocks = (std::ssize(prompt) - 1) / page_tokens_;
   if (n_blocks <= 0) return false;
   prompt = prompt.first(static_cast<size_t>(n_blocks * page_tokens_));
-  Lookup lookup{id, adapter, {prompt.begin(), prompt.end()}, names_of(adapter, prompt)};
+  Lookup lookup{id, scope, {prompt.begin(), prompt.end()}, names_of(scope, prompt)};
   if (lookup.names.empty()) return false;
   note_use(lookup);
   const int64_t n_known = n_in_memory(lookup);
@@ -102,7 +105,7 @@ bool PrefixTier::enter(RequestId id, int32_t adapter, std::span<const int32_t> p
 
 /// What is used from memory is used: on disk it is to stay as long.
 void PrefixTier::note_use(const Lookup& lookup) {
-  const PagePool::Prefix kept = scheduler_.kept_prefix(lookup.adapter, lookup.tokens);
+  const PagePool::Prefix kept = scheduler_.kept_prefix(lookup.scope, lookup.tokens);
   int64_t used = now();
   for (size_t i = 0; i < static_cast<size_t>(kept.n_tokens / page_tokens_); ++i, used -= kBefore) {
     names_[static_cast<size_t>(kept.pages[i])].used = used;
@@ -157,7 +160,7 @@ bool PrefixTier::import(const Lookup& lookup, int64_t most) {
     const int64_t first = std::exchange(next_block_, next_block_ + std::ssize(blocks));
     const auto end = static_cast<size_t>(next_block_);
     const int64_t kept = scheduler_.import_blocks(
-        lookup.adapter, std::span(lookup.tokens).first(end * static_cast<size_t>(page_tokens_)),
+        lookup.scope, std::span(lookup.tokens).first(end * static_cast<size_t>(page_tokens_)),
         first, [&](int32_t page, int64_t block) {
           kv_.write_page(page, blocks[static_cast<size_t>(block - first)].bytes);
         });
@@ -176,7 +179,7 @@ void PrefixTier::name_published() {
     if (scheduler_.pool().block_serial(block.page) != block.serial) continue;
     Named named{block.serial, {}, now()};
     if (block.parent == PrefixIndex::kNone) {
-      const std::optional<KvName> root = kv_root_of(model_, kv_, block.adapter, which_);
+      const std::optional<KvName> root = kv_root_of(model_, kv_, block.scope, which_);
       if (!root) continue;
       named.name = kv_block_name(*root, tokens);
     } else {

@@ -21,10 +21,10 @@
 
 namespace qw {
 
-/// All that keys and values depend on besides tokens, as the hash numbered `which` names weights
-/// and adapters; nothing: it is not known. Every program that differs is another: what it would
-/// compute may differ in a bit.
-std::optional<KvName> kv_root_of(const Model& model, const KvCache& kv, int32_t adapter,
+/// All that keys and values depend on or are kept apart by, besides tokens, as the hash numbered
+/// `which` names weights and adapters; nothing: it is not known. Every program that differs is
+/// another: what it would compute may differ in a bit.
+std::optional<KvName> kv_root_of(const Model& model, const KvCache& kv, const BlockScope& scope,
                                  size_t which);
 
 class PrefixTier {
@@ -38,7 +38,7 @@ class PrefixTier {
   PrefixTier& operator=(const PrefixTier&) = delete;
 
   /// A request with this prompt comes. True: hold it until take_ready() names it.
-  bool enter(RequestId id, int32_t adapter, std::span<const int32_t> prompt);
+  bool enter(RequestId id, const BlockScope& scope, std::span<const int32_t> prompt);
   /// It needs nothing any more. Others are ignored.
   void leave(RequestId id);
   /// Moves what was read into pages, not more than computing a step's tokens would fill when
@@ -59,7 +59,7 @@ class PrefixTier {
 
   struct Lookup {
     RequestId id = 0;
-    int32_t adapter = -1;
+    BlockScope scope;
     std::vector<int32_t> tokens;  // full blocks
     std::vector<KvName> names;    // of each
   };
@@ -74,7 +74,7 @@ class PrefixTier {
     uint64_t serial = 0;
   };
 
-  std::vector<KvName> names_of(int32_t adapter, std::span<const int32_t> blocks) const;
+  std::vector<KvName> names_of(const BlockScope& scope, std::span<const int32_t> blocks) const;
   int64_t n_in_memory(const Lookup& lookup) const;
   void note_use(const Lookup& lookup);
   bool begin_read(const Lookup& lookup);

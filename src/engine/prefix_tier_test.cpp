@@ -103,6 +103,36 @@ TEST_F(PrefixTierTest, WhatIsOfOtherWeightsOrAnotherAdapterIsNotFound) {
   EXPECT_EQ(restart(request).timings.n_cached, 40);
 }
 
+TEST_F(PrefixTierTest, OnlyTheSameSaltFindsWhatIsKept) {
+  Request request = request_of(41, 1);
+  const RequestResult plain = restart(request);
+  const auto expect = [&](const std::string& salt, int64_t n_cached, const RequestResult& got) {
+    EXPECT_EQ(got.timings.n_cached, n_cached) << salt;
+    EXPECT_EQ(got.completions[0].ids, plain.completions[0].ids) << salt;
+  };
+  for (const int64_t n_cached : {0, 40}) {
+    for (const char* salt : {"a", "b"}) {
+      request.cache_salt = salt;
+      expect(salt, n_cached, restart(request));
+    }
+  }
+  request.cache_salt.clear();
+  expect("", 40, restart(request));
+  // The same within one process, whether it has a disk or not.
+  for (const bool on_disk : {false, true}) {
+    fs::remove_all(directory_);
+    FakeModel model(50, kPage);
+    model.content = "weights";
+    Engine engine(model, nullptr, options(on_disk));
+    for (const int64_t n_cached : {0, 40}) {
+      for (const char* salt : {"", "a", "b"}) {
+        request.cache_salt = salt;
+        expect(salt, n_cached, engine.generate(request));
+      }
+    }
+  }
+}
+
 TEST_F(PrefixTierTest, ALaterPartIsReadBehindWhatMemoryHolds) {
   const Request whole = request_of(81, 1);
   Request half = whole;
@@ -288,6 +318,7 @@ TEST_F(PrefixTierTest, SnapshotsComeBack) {
   EXPECT_EQ(other.restore(-1, taken, 0), 37);
   EXPECT_EQ(other.generate(request).timings.n_cached, 29);
   EXPECT_THROW(other.restore(0, taken, 0), Error) << "of another adapter";
+  EXPECT_THROW(other.restore({-1, hash_salt("a")}, taken, 0), Error) << "of no salt";
   KvSnapshot changed = taken;
   changed.pages.pop_back();
   EXPECT_THROW(other.restore(-1, changed, 0), Error);

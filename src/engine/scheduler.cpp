@@ -358,11 +358,12 @@ bool Scheduler::share_prefix(Sequence& sequence) {
   return true;
 }
 
-int64_t Scheduler::import_blocks(int32_t adapter, std::span<const int32_t> tokens, int64_t first,
+int64_t Scheduler::import_blocks(const BlockScope& scope, std::span<const int32_t> tokens,
+                                 int64_t first,
                                  FunctionRef<void(int32_t page, int64_t block)> fill) {
   if (!pool_.keeps_blocks()) return 0;
   const auto size = static_cast<size_t>(options_.page_tokens);
-  const PagePool::Prefix kept = pool_.find_prefix(adapter, tokens);
+  const PagePool::Prefix kept = pool_.find_prefix(scope, tokens);
   const int64_t n_full = kept.n_tokens / options_.page_tokens;
   if (n_full < first || kept.n_tokens == std::ssize(tokens)) return kept.n_tokens;
   // Held while others are taken, which could be these; and let go whatever `fill` throws.
@@ -382,8 +383,8 @@ int64_t Scheduler::import_blocks(int32_t adapter, std::span<const int32_t> token
     const int32_t parent = chain.pages.empty() ? PrefixIndex::kNone : chain.pages.back();
     chain.pages.push_back(*page);
     fill(*page, std::ssize(chain.pages) - 1);
-    chain.pages.back() = pool_.publish(*page, parent, adapter,
-                                       tokens.subspan(at, std::min(size, tokens.size() - at)));
+    chain.pages.back() =
+        pool_.publish(*page, parent, scope, tokens.subspan(at, std::min(size, tokens.size() - at)));
   }
   return std::min<int64_t>(std::ssize(tokens), std::ssize(chain.pages) * options_.page_tokens);
 }
@@ -411,7 +412,7 @@ void Scheduler::publish_blocks(const StepPlan::Chunk& chunk) {
   const size_t end = static_cast<size_t>(chunk.end) / size;
   for (size_t i = static_cast<size_t>(chunk.begin) / size; i < end; ++i) {
     const int32_t parent = i == 0 ? PrefixIndex::kNone : sequence.pages[i - 1];
-    sequence.pages[i] = pool_.publish(sequence.pages[i], parent, sequence.adapter,
+    sequence.pages[i] = pool_.publish(sequence.pages[i], parent, sequence.scope(),
                                       std::span(sequence.tokens).subspan(i * size, size));
   }
 }
@@ -425,7 +426,7 @@ void Scheduler::publish_tail(const Sequence& sequence) {
   if (!pool_.keeps_blocks() || used == 0 || sequence.under_way) return;
   if (!pool_.is_writable(sequence.pages[full])) return;
   const int32_t parent = full == 0 ? PrefixIndex::kNone : sequence.pages[full - 1];
-  pool_.publish(sequence.pages[full], parent, sequence.adapter,
+  pool_.publish(sequence.pages[full], parent, sequence.scope(),
                 std::span(sequence.tokens).subspan(full * size, used));
 }
 
@@ -495,7 +496,7 @@ void Scheduler::check_integrity() const {
     // Every full page is a block, and together they are the sequence's tokens.
     const int64_t full = sequence.n_computed / options_.page_tokens;
     const PagePool::Prefix blocks = pool_.find_prefix(
-        sequence.adapter,
+        sequence.scope(),
         std::span(sequence.tokens).first(static_cast<size_t>(full * options_.page_tokens)));
     QW_CHECK(std::equal(blocks.pages.begin(), blocks.pages.end(), sequence.pages.begin(),
                         sequence.pages.begin() + full),

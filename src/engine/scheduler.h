@@ -51,7 +51,7 @@ struct SchedulerOptions {
   int64_t overtake_window = 128;
   int64_t max_overtakes = 256;
   bool weighs_length = true;  // false: the longest kept prefix first, for comparison
-  /// A unit does not start while another computes tokens that both begin with.
+  /// A unit does not start while another of its scope computes tokens that both begin with.
   bool await_prefixes = true;
 };
 
@@ -64,6 +64,7 @@ struct Sequence {
   std::vector<int32_t> tokens;
   int64_t prompt_len = 0;
   int32_t adapter = -1;
+  CacheSalt salt{};
   int64_t logits_from = kNever;  // rows wanted from this position on, besides the last one
   int64_t hidden_from = kNever;  // hidden states wanted from this position on
 
@@ -74,6 +75,7 @@ struct Sequence {
   std::vector<int32_t> pages;
   bool under_way = false;  // part of a step that is not yet committed
 
+  BlockScope scope() const { return {adapter, salt}; }
   int64_t size() const noexcept { return static_cast<int64_t>(tokens.size()); }
   int64_t n_pending() const noexcept { return size() - n_computed; }
   int64_t n_draft() const noexcept { return static_cast<int64_t>(draft.size()); }
@@ -122,7 +124,7 @@ class Scheduler {
   /// `order`, the earlier its turn; equals by arrival. Only units of the same priority overtake
   /// each other for their prefixes.
   UnitId add_unit(int64_t family, int64_t order = 0, int64_t priority = 0);
-  /// `spec`: lineage, tokens (not empty), prompt_len, adapter, logits_from.
+  /// `spec`: lineage, tokens (not empty), prompt_len, adapter, salt, logits_from.
   SeqId add_sequence(UnitId unit, Sequence spec);
   /// A sequence of the same unit with the same tokens that shares all pages until one is written.
   SeqId fork(SeqId parent);
@@ -171,19 +173,19 @@ class Scheduler {
   /// Pages without a holder, kept prefixes included: these make room when pages are wanted.
   int64_t n_free_pages() const noexcept { return pool_.n_free(); }
   /// How many of these tokens, from the first on, a new sequence would find in kept pages.
-  int64_t n_kept_tokens(int32_t adapter, std::span<const int32_t> tokens) const {
-    return pool_.find_prefix(adapter, tokens).n_tokens;
+  int64_t n_kept_tokens(const BlockScope& scope, std::span<const int32_t> tokens) const {
+    return pool_.find_prefix(scope, tokens).n_tokens;
   }
   int64_t n_kept_pages() const noexcept { return pool_.n_unused_blocks(); }
   void drop_kept_pages() { pool_.drop_unused_blocks(); }
-  PagePool::Prefix kept_prefix(int32_t adapter, std::span<const int32_t> tokens) const {
-    return pool_.find_prefix(adapter, tokens);
+  PagePool::Prefix kept_prefix(const BlockScope& scope, std::span<const int32_t> tokens) const {
+    return pool_.find_prefix(scope, tokens);
   }
   /// Puts blocks of `tokens` that were computed elsewhere into kept pages: those from number
   /// `first` on that are not there yet, as far as there are pages without a holder. `fill` writes
   /// keys and values of one to its page. Returns how many tokens, from the first on, are kept then;
   /// none are put there unless all before `first` are.
-  int64_t import_blocks(int32_t adapter, std::span<const int32_t> tokens, int64_t first,
+  int64_t import_blocks(const BlockScope& scope, std::span<const int32_t> tokens, int64_t first,
                         FunctionRef<void(int32_t page, int64_t block)> fill);
   /// The pages of running sequences and kept ones, for who keeps their blocks elsewhere as well.
   PagePool& pool() noexcept { return pool_; }

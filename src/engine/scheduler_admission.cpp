@@ -94,7 +94,7 @@ void Scheduler::admit(StepPlan& step, Budget& budget) {
 Scheduler::Sharable Scheduler::find_sharable(const Sequence& sequence) const {
   const std::span<const int32_t> tokens =
       std::span(sequence.tokens).first(static_cast<size_t>(sequence.n_sharable()));
-  Sharable best{pool_.find_prefix(sequence.adapter, tokens), false};
+  Sharable best{pool_.find_prefix(sequence.scope(), tokens), false};
   const int64_t n_kept = best.prefix.n_tokens;
   for (const SeqId id : lineages_.at(sequence.lineage)) {
     const Sequence& other = sequences_.at(id);
@@ -120,7 +120,7 @@ bool Scheduler::is_on_the_way(const Sequence& sequence, std::span<const int32_t>
   for (const Place& place : running_) {
     for (const SeqId id : units_.at(place).sequences) {
       const Sequence& other = sequences_.at(id);
-      if (!other.under_way || other.n_pending() < 2 || other.adapter != sequence.adapter) continue;
+      if (!other.under_way || other.n_pending() < 2 || other.scope() != sequence.scope()) continue;
       if (id == sequence.id || other.lineage == sequence.lineage) continue;
       const int64_t common =
           n_common(tokens, other.tokens) / options_.page_tokens * options_.page_tokens;

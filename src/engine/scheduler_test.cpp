@@ -365,6 +365,46 @@ TEST(Scheduler, WaitsForAPrefixThatAnotherComputes) {
   EXPECT_EQ(line.scheduler().sequence(step.chunks[0].seq).unit, second);
 }
 
+TEST(Scheduler, NobodyWaitsForAPrefixOfAnotherSalt) {
+  Scheduler scheduler({.n_pages = 100,
+                       .page_tokens = 4,
+                       .max_tokens = 100,
+                       .max_families = 9,
+                       .keep_prefixes = true});
+  Sequence spec;
+  spec.tokens = {1, 2, 3, 4, 5};
+  for (const char* salt : {"", "a", "a", "b"}) {
+    spec.salt = hash_salt(salt);
+    ++spec.lineage;
+    scheduler.add_sequence(scheduler.add_unit(spec.lineage), spec);
+  }
+  const StepPlan step = scheduler.schedule();
+  EXPECT_EQ(step.chunks.size(), 3u) << "all but the second of the same";
+  scheduler.commit(step);
+  for (const char* salt : {"", "a", "b"})
+    EXPECT_EQ(scheduler.n_kept_tokens({-1, hash_salt(salt)}, spec.tokens), 4) << salt;
+  EXPECT_EQ(scheduler.n_kept_tokens({-1, hash_salt("c")}, spec.tokens), 0);
+  scheduler.check_integrity();
+}
+
+TEST(PagePool, BlocksOfAnotherSaltAreNotFound) {
+  PagePool pool(6, 2, true);
+  const std::vector<int32_t> block = {1, 2}, tail = {3}, all = {1, 2, 3, 4}, start = {1, 9};
+  const BlockScope none, salted(-1, hash_salt("a")), other(-1, hash_salt("b"));
+  const int32_t first = *pool.allocate(), rest = *pool.allocate();
+  pool.publish(first, PrefixIndex::kNone, salted, block);
+  pool.publish(rest, first, salted, tail);
+  EXPECT_EQ(pool.find_prefix(salted, all).n_tokens, 3);
+  EXPECT_EQ(pool.find_prefix(salted, start).n_tokens, 1) << "a part of the first block";
+  for (const BlockScope& scope : {none, other, BlockScope(0, salted.salt)}) {
+    EXPECT_EQ(pool.find_prefix(scope, all).n_tokens, 0);
+    EXPECT_EQ(pool.find_prefix(scope, start).n_tokens, 0);
+  }
+  const int32_t own = *pool.allocate();
+  EXPECT_EQ(pool.publish(own, PrefixIndex::kNone, none, block), own) << "not taken over";
+  EXPECT_EQ(pool.find_prefix(none, all).n_tokens, 2);
+}
+
 TEST(PagePool, UnusedBlocksMakeRoomOldestFirst) {
   PagePool pool(4, 2, true);
   const std::vector<int32_t> a = {1, 2}, b = {3, 4}, c = {5};

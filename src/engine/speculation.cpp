@@ -53,6 +53,7 @@ void Speculation::guess(std::span<const Answer> answers, Scheduler& scheduler) {
       const Sequence& sequence = scheduler.sequence(answer->seq);
       DraftQuery query{.seq = answer->seq,
                        .lineage = sequence.lineage,
+                       .salt = sequence.salt,
                        .tokens = sequence.tokens,
                        .config = answer->config,
                        .chooser = answer->chooser};

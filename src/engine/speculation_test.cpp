@@ -464,6 +464,26 @@ TEST(Speculation, CancelledAnswersLeaveNothingBehind) {
   }
 }
 
+TEST(Speculation, ADraftModelSharesPromptsWithinASaltOnly) {
+  // Of the second of two equal requests: what the draft model computes, which is more where it has
+  // to read the prompt again.
+  const auto n_computed = [](const std::string& first, const std::string& second) {
+    Machine machine({}, kPerfectDraft);
+    Request request = open_requests(kPerfectDraft)[18];
+    request.cache_salt = first;
+    const RequestResult one = machine.engine->generate(request);
+    const int64_t before = machine.draft.n_computed;
+    request.cache_salt = second;
+    const RequestResult two = machine.engine->generate(request);
+    EXPECT_EQ(one.completions[0].ids, two.completions[0].ids);
+    return machine.draft.n_computed - before;
+  };
+  const int64_t shared = n_computed("a", "a");
+  EXPECT_EQ(n_computed("", ""), shared);
+  EXPECT_GT(n_computed("a", "b"), shared);
+  EXPECT_GT(n_computed("", "b"), shared);
+}
+
 TEST(Speculation, AnIdThatTheDraftModelLacksIsNotFollowed) {
   FakeModel model(50), draft(30);
   Engine engine(model, nullptr, short_context(), &draft);

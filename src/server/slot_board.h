@@ -8,6 +8,8 @@
 #include <mutex>
 #include <vector>
 
+#include "engine/block_scope.h"
+
 namespace qw::server {
 
 class SlotBoard {
@@ -16,7 +18,7 @@ class SlotBoard {
 
   struct Sequence {
     std::vector<int32_t> tokens;  // prompt and answer
-    int32_t adapter = -1;
+    BlockScope scope;
   };
 
   int64_t size() const { return static_cast<int64_t>(slots_.size()); }

@@ -78,6 +78,7 @@ void embed(const std::shared_ptr<Call>& call, EmbeddingTask task,
   generation.pooling = task.pooling.value_or(call->services().options.pooling);
   generation.seed = 0;
   generation.user = task.user;
+  generation.cache_salt = task.cache_salt;
   generation.set("input", "max_new_tokens", 1);
   generate(call, std::move(generation),
            [call, task = std::move(task), done = std::move(done)](

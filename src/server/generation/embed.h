@@ -22,6 +22,7 @@ struct EmbeddingTask {
   bool normalize = true;              // to length 1, after that
   std::optional<Pooling> pooling;     // nullopt: the server's
   std::string user;                   // who asks, as the client says
+  std::string cache_salt;             // whose prompts it may share
 };
 
 struct Embeddings {

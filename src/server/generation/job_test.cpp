@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
 #include <future>
 #include <thread>
@@ -25,6 +26,97 @@ Json chat_body(Json more = Json::object()) {
                {"max_tokens", 20}};
   body.update(more);
   return body;
+}
+
+/// A value of /metrics that has no labels but the model's.
+double metric(const RunningService& running, const std::string& name) {
+  const std::string text = running.client().get("/metrics").body;
+  const size_t at = text.find("\n" + name + "{");
+  return at == std::string::npos ? -1.0 : std::stod(text.substr(text.find("} ", at) + 2));
+}
+
+/// A request of every dialect with a prompt of some pages that no other has.
+std::vector<std::pair<std::string, Json>> requests_of_every_dialect() {
+  std::vector<std::pair<std::string, Json>> out;
+  const auto text = [&] {
+    std::string prompt = fmt::format("This is number {}.", out.size());
+    for (int i = 0; i < 40; ++i)
+      prompt += " One two three four.";
+    return prompt;
+  };
+  const auto messages = [&] { return Json::array({{{"role", "user"}, {"content", text()}}}); };
+  const Json options = {{"temperature", 0}, {"num_predict", 2}};
+  out.emplace_back("/v1/chat/completions",
+                   Json{{"messages", messages()}, {"temperature", 0}, {"max_tokens", 2}});
+  out.emplace_back("/v1/completions",
+                   Json{{"prompt", text()}, {"temperature", 0}, {"max_tokens", 2}});
+  out.emplace_back("/v1/responses",
+                   Json{{"input", text()}, {"temperature", 0}, {"max_output_tokens", 2}});
+  out.emplace_back("/v1/messages",
+                   Json{{"messages", messages()}, {"temperature", 0}, {"max_tokens", 2}});
+  out.emplace_back("/api/chat",
+                   Json{{"messages", messages()}, {"options", options}, {"stream", false}});
+  out.emplace_back("/api/generate",
+                   Json{{"prompt", text()}, {"options", options}, {"stream", false}});
+  out.emplace_back("/completion", Json{{"prompt", text()}, {"temperature", 0}, {"n_predict", 2}});
+  out.emplace_back(
+      "/generate",
+      Json{{"text", text()}, {"sampling_params", {{"temperature", 0}, {"max_new_tokens", 2}}}});
+  out.emplace_back("/v1/embeddings", Json{{"input", text()}});
+  out.emplace_back("/api/embed", Json{{"input", text()}});
+  out.emplace_back("/embedding", Json{{"content", text()}});
+  return out;
+}
+
+TEST(CacheSalt, SharesPromptsOnlyWithTheSame) {
+  const RunningService running;
+  for (auto [target, body] : requests_of_every_dialect()) {
+    const auto n_cached = [&, target = target, body = body](const std::string& salt) {
+      Json own = body;
+      if (!salt.empty()) own["cache_salt"] = salt;
+      const double before = std::max(metric(running, "vllm:prefix_cache_hits_total"), 0.0);
+      int status = 0;
+      const Json answer = running.post(target, own, &status);
+      EXPECT_EQ(status, 200) << target << answer;
+      EXPECT_FALSE(answer.is_object() && answer.contains("warnings")) << target << answer;
+      return metric(running, "vllm:prefix_cache_hits_total") - before;
+    };
+    // A few tokens of a template are every conversation's.
+    for (const char* salt : {"", "a", "b"})
+      EXPECT_LT(n_cached(salt), 64) << target << " " << salt;
+    for (const char* salt : {"", "a", "b"})
+      EXPECT_GT(n_cached(salt), 127) << target << " " << salt;
+    int status = 0;
+    body["cache_salt"] = "";
+    running.post(target, body, &status);
+    EXPECT_EQ(status, 400) << target;
+  }
+}
+
+TEST(CacheSalt, ChangesNoAnswerAndHoldsAfterARestart) {
+  const std::string directory = ::testing::TempDir() + "cache_salt";
+  std::filesystem::remove_all(directory);
+  ServiceOptions options = service_options();
+  options.models[0].open.prefix_cache_dir = directory;
+  Json body = requests_of_every_dialect()[1].second;
+  body["temperature"] = 1;
+  body["seed"] = 5;
+  body["max_tokens"] = 20;
+  body["logprobs"] = 2;
+  std::string choices;
+  for (const bool again : {false, true}) {
+    const RunningService running(options);
+    for (const char* salt : {"", "a", "b"}) {
+      if (*salt != 0) body["cache_salt"] = salt;
+      const Json answer = running.post("/v1/completions", body);
+      if (choices.empty()) choices = answer["choices"].dump();
+      EXPECT_EQ(answer["choices"].dump(), choices) << salt;
+      const int n_cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"];
+      again ? EXPECT_GT(n_cached, 127) : EXPECT_EQ(n_cached, 0);
+    }
+    body.erase("cache_salt");
+  }
+  std::filesystem::remove_all(directory);
 }
 
 TEST(GreedyAnswers, AreCopiedWhereSeveralAreAskedFor) {

@@ -269,6 +269,7 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
   base.skip_special_tokens = task.skip_special_tokens;
   base.pooling = task.pooling;
   base.priority = task.priority;
+  base.cache_salt = task.cache_salt;
   return base;
 }
 

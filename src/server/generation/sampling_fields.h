@@ -70,6 +70,19 @@ Field<Task> penalty_window_field(std::string name) {
       .as(types::integer(-1));
 }
 
+/// Whose prompts a request may share (vLLM's name).
+template <typename Task>
+Field<Task> salt_field() {
+  const auto read = [](const Json& value, Task& task) {
+    task.cache_salt = to_string("cache_salt", value);
+    // A client that means to be alone must not end up among all others.
+    if (task.cache_salt.empty()) refuse_field("cache_salt", "expected a text, got an empty one");
+  };
+  return honoured<Task>("cache_salt", read,
+                        "what is kept of prompts is shared only among requests with the same one")
+      .as({{"type", "string"}, {"minLength", 1}});
+}
+
 /// Fields of the server's own, that every dialect has.
 template <typename Task>
 void add_server_fields(FieldTable<Task>& table) {
@@ -88,6 +101,7 @@ void add_server_fields(FieldTable<Task>& table) {
                      "seconds that the answer may take, waiting included; status 504 "
                      "beyond")
           .as({{"type", "number"}, {"exclusiveMinimum", 0}, {"maximum", kLongestTimeout}}));
+  table.push_back(salt_field<Task>());
 }
 
 /// Who asks, as the client says.

@@ -61,6 +61,7 @@ struct GenerationTask {
   bool skip_special_tokens = true;
   Pooling pooling = Pooling::kNone;
   int64_t priority = 0;                // lower goes first
+  std::string cache_salt;              // whose prompts it may share; "": those of all without
   bool no_repetition_penalty = false;  // whatever the parameters say
   bool receipt = false;                // wanted with the answer (server/receipt.h)
   std::optional<double> timeout_s;     // the longest that the answer may take

@@ -325,7 +325,7 @@ class CompletionAnswer : public GenerationListener {
       prompts_.push_back(request.prompt);
     n_predicted_.assign(requests.size() * static_cast<size_t>(task_.n), 0);
     pending_.assign(n_predicted_.size(), Piece());
-    adapter_ = requests[0].adapter;
+    scope_ = scope_of(requests[0]);
     slot_ = model_->slots().take(task_.slot);
   }
   ~CompletionAnswer() override {
@@ -393,7 +393,7 @@ class CompletionAnswer : public GenerationListener {
 
   /// What the slot holds from now on: the last prompt with the last answer to it.
   void give_back_slot(const RequestResult& result) {
-    SlotBoard::Sequence last{prompts_.back(), adapter_};
+    SlotBoard::Sequence last{prompts_.back(), scope_};
     const std::vector<int32_t>& ids = result.completions.back().ids;
     last.tokens.insert(last.tokens.end(), ids.begin(), ids.end());
     model_->slots().give_back(std::exchange(slot_, -1), std::move(last));
@@ -440,7 +440,7 @@ class CompletionAnswer : public GenerationListener {
   Json settings_;
   std::vector<std::vector<int32_t>> prompts_;
   std::vector<int64_t> n_predicted_;  // of each choice
-  int32_t adapter_ = -1;
+  BlockScope scope_;
   int64_t slot_ = -1;           // -1: given back
   std::vector<Piece> pending_;  // of each choice: tokens whose text has not come yet
 };

@@ -1,5 +1,6 @@
 // POST /embedding and /embeddings, in llama.cpp's own form.
 #include "server/generation/embed.h"
+#include "server/generation/sampling_fields.h"
 #include "server/llama_server/common.h"
 #include "server/service.h"
 
@@ -31,6 +32,7 @@ const FieldTable<EmbeddingTask>& fields() {
                       },
                       "-1: not at all; 2, the default: to length 1")
                       .as(Json{{"enum", {-1, 2}}}));
+    out.push_back(salt_field<Task>());
     return out;
   }();
   return table;

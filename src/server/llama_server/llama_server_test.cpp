@@ -269,6 +269,34 @@ TEST_F(LlamaServerSlots, AreSavedRestoredByAnotherProcessAndErased) {
             restored["n_restored"]);
 }
 
+TEST_F(LlamaServerSlots, KeepTheirSalt) {
+  const auto service = start();
+  ordered_json body = {{"prompt", "Once upon a time there was a king who had three daughters"},
+                       {"n_predict", 5},
+                       {"temperature", 0},
+                       {"id_slot", 1},
+                       {"cache_salt", "a"}};
+  const ordered_json first = service->post("/completion", body);
+  const int n_computed = first["tokens_evaluated"].get<int>() + 4;
+  EXPECT_EQ(service->post("/slots/1?action=save", {{"filename", "a.bin"}})["n_saved"], n_computed);
+  EXPECT_EQ(service->post("/slots/1?action=erase", ordered_json::object())["n_erased"], n_computed);
+  const auto restore = [&](const ordered_json& more, int expected_status) {
+    ordered_json request = {{"filename", "a.bin"}};
+    request.update(more);
+    int status = 0;
+    const ordered_json answer = service->post("/slots/0?action=restore", request, &status);
+    EXPECT_EQ(status, expected_status) << answer;
+    return answer;
+  };
+  restore(ordered_json::object(), 400);
+  restore({{"cache_salt", "b"}}, 400);
+  EXPECT_EQ(restore({{"cache_salt", "a"}}, 200)["n_restored"], n_computed);
+  EXPECT_EQ(service->post("/completion", body)["tokens_cached"],
+            first["tokens_evaluated"].get<int>() - 1);
+  body.erase("cache_salt");
+  EXPECT_EQ(service->post("/completion", body)["tokens_cached"], 0);
+}
+
 TEST_F(LlamaServerSlots, RefuseWhatIsNoFileOfTheirs) {
   const auto service = start();
   const auto status_of = [&](const std::string& target, const ordered_json& body) {

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "engine/current_error.h"
 #include "engine/kv_snapshot.h"
+#include "server/generation/sampling_fields.h"
 #include "server/llama_server/common.h"
 #include "server/service.h"
 
@@ -45,22 +46,27 @@ void slots(const std::shared_ptr<Call>& call) {
   });
 }
 
+struct SlotTask {
+  std::string filename, cache_salt;
+};
+
 /// One action on one slot: the parts run on the threads that they belong to, each within try_().
 class SlotAction : public std::enable_shared_from_this<SlotAction> {
  public:
   SlotAction(std::shared_ptr<Call> call, std::shared_ptr<ServedModel> model, int64_t slot,
-             std::string filename)
+             const SlotTask& task)
       : call_(std::move(call)),
         model_(std::move(model)),
         slot_(slot),
-        filename_(std::move(filename)),
+        filename_(task.filename),
+        salt_(hash_salt(task.cache_salt)),
         start_(Clock::now()) {}
 
   void save() {
     SlotBoard::Sequence last = model_->slots().last(slot_);
     on_engine([last = std::move(last)](SlotAction& self, Engine& engine) {
       auto taken = std::make_shared<KvSnapshot>(
-          engine.snapshot(last.adapter, last.tokens, self.model_->files().slot_hash_index));
+          engine.snapshot(last.scope, last.tokens, self.model_->files().slot_hash_index));
       self.on_worker([taken](SlotAction& action) {
         const int64_t n_bytes = action.with_file(
             "write", [&] { return write_snapshot(action.path(), *taken, action.hash()); });
@@ -75,10 +81,10 @@ class SlotAction : public std::enable_shared_from_this<SlotAction> {
     auto found = std::make_shared<KvSnapshot>(
         with_file("read", [&] { return read_snapshot(path(), hash()); }));
     on_engine([found](SlotAction& self, Engine& engine) {
-      const int32_t adapter = self.restore_to(engine, *found);
-      const int64_t n_kept = engine.restore(adapter, *found, self.model_->files().slot_hash_index);
+      const BlockScope scope = self.restore_to(engine, *found);
+      const int64_t n_kept = engine.restore(scope, *found, self.model_->files().slot_hash_index);
       found->tokens.resize(static_cast<size_t>(n_kept));
-      self.model_->slots().set(self.slot_, {found->tokens, adapter});
+      self.model_->slots().set(self.slot_, {found->tokens, scope});
       self.answer({{"n_restored", n_kept},
                    {"n_read", std::ssize(found->pages)},
                    {"timings", {{"restore_ms", milliseconds_since(self.start_)}}}});
@@ -89,7 +95,7 @@ class SlotAction : public std::enable_shared_from_this<SlotAction> {
     SlotBoard::Sequence last = model_->slots().last(slot_);
     model_->slots().set(slot_, {});
     on_engine([last = std::move(last)](SlotAction& self, Engine& engine) {
-      self.answer({{"n_erased", engine.forget(last.adapter, last.tokens)}});
+      self.answer({{"n_erased", engine.forget(last.scope, last.tokens)}});
     });
   }
 
@@ -150,10 +156,10 @@ class SlotAction : public std::enable_shared_from_this<SlotAction> {
     }
   }
 
-  /// The adapter that the file is of: the one that requests get, or none.
-  int32_t restore_to(const Engine& engine, const KvSnapshot& found) const {
-    const int32_t adapter = model_->adapter();
-    return engine.takes(adapter, found, model_->files().slot_hash_index) ? adapter : -1;
+  /// Of the adapter that the file is of: the one that requests get, or none.
+  BlockScope restore_to(const Engine& engine, const KvSnapshot& found) const {
+    const BlockScope own(model_->adapter(), salt_);
+    return engine.takes(own, found, model_->files().slot_hash_index) ? own : BlockScope(-1, salt_);
   }
   std::string path() const { return model_->spec().open.slot_save_path + "/" + filename_; }
   const KeyedHash& hash() const { return *model_->files().slot_hash; }
@@ -168,16 +174,16 @@ class SlotAction : public std::enable_shared_from_this<SlotAction> {
   std::shared_ptr<ServedModel> model_;
   int64_t slot_;
   std::string filename_;
+  CacheSalt salt_;  // of what is restored
   Clock::time_point start_;
 };
 
-struct SlotTask {
-  std::string filename;
-};
-
 const FieldTable<SlotTask>& slot_fields() {
-  static const FieldTable<SlotTask> table = {string_field<SlotTask>(
-      "filename", &SlotTask::filename, "a plain name within --slot-save-path")};
+  static const FieldTable<SlotTask> table = {
+      string_field<SlotTask>("filename", &SlotTask::filename,
+                             "a plain name within --slot-save-path"),
+      salt_field<SlotTask>(),
+  };
   return table;
 }
 
@@ -215,25 +221,24 @@ void slot_action(const std::shared_ptr<Call>& call) {
     call->warn("filename: ignored (what is erased is in memory)");
     task.filename.clear();
   }
-  with_asked_model(
-      call, [call, action, filename = task.filename](const std::shared_ptr<ServedModel>& model) {
-        const int64_t slot = read_slot(*call, model->slots().size());
-        if (model->files().slot_hash == nullptr) {
-          throw RequestError(ErrorKind::kUnsupported,
-                             "[request] slots: expected a server that was started with "
-                             "--slot-save-path, got one without",
-                             "", 501);
-        }
-        if (action != "erase") check_filename(filename);
-        const auto job = std::make_shared<SlotAction>(call, model, slot, filename);
-        if (action == "save") {
-          job->save();
-        } else if (action == "restore") {
-          job->restore();
-        } else {
-          job->erase();
-        }
-      });
+  with_asked_model(call, [call, action, task](const std::shared_ptr<ServedModel>& model) {
+    const int64_t slot = read_slot(*call, model->slots().size());
+    if (model->files().slot_hash == nullptr) {
+      throw RequestError(ErrorKind::kUnsupported,
+                         "[request] slots: expected a server that was started with "
+                         "--slot-save-path, got one without",
+                         "", 501);
+    }
+    if (action != "erase") check_filename(task.filename);
+    const auto job = std::make_shared<SlotAction>(call, model, slot, task);
+    if (action == "save") {
+      job->save();
+    } else if (action == "restore") {
+      job->restore();
+    } else {
+      job->erase();
+    }
+  });
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ const FieldTable<EmbeddingTask>& classify_fields() {
       integer_field<Task>("truncate_prompt_tokens", &Task::truncate_prompt_tokens, 1),
       flag_field<Task>("add_special_tokens", &Task::add_special_tokens),
       user_field<Task>("user"),
+      salt_field<Task>(),
       refused<Task>("activation", "probabilities are always given", true),
   };
   return table;
