@@ -273,6 +273,29 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
   return base;
 }
 
+/// Ends the answer where the client's own context does.
+void limit_context(const GenerationTask& task, Request& request,
+                   std::vector<std::string>& warnings) {
+  GenerationConfig& config = request.config;
+  const int64_t n_prompt = std::ssize(request.prompt), room = *task.context - n_prompt;
+  if (room < 1) {
+    refuse_field(task.context_field,
+                 "expected a prompt of at most {} tokens (a context of {} with room for an "
+                 "answer), got {}",
+                 *task.context - 1, *task.context, n_prompt);
+  }
+  if (config.max_new_tokens ? *config.max_new_tokens <= room
+                            : config.max_length && *config.max_length <= *task.context)
+    return;
+  if (config.max_new_tokens && config.source_of("max_new_tokens") == ParameterSource::kUser) {
+    warnings.push_back(
+        fmt::format("{}: the answer may have {} tokens, not {} ({} are the prompt's)",
+                    task.context_field, room, *config.max_new_tokens, n_prompt));
+  }
+  // As a file's: at most so many.
+  config.set("max_new_tokens", room, ParameterSource::kFile);
+}
+
 }  // namespace
 
 void GenerationTask::set_chat(const Json& messages, const ToolTask& with) {
@@ -317,6 +340,7 @@ Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served
     Request request = base;
     if (by_grammar) constrain_by_grammar(task, request, model);
     request.prompt = std::move(ids);
+    if (task.context) limit_context(task, request, out.warnings);
     out.requests.push_back(std::move(request));
   }
   if (task.receipt) out.receipt = receipt_of_request(task, out, tools);

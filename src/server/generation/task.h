@@ -60,8 +60,12 @@ struct GenerationTask {
   bool use_beam_search = false;
   bool skip_special_tokens = true;
   Pooling pooling = Pooling::kNone;
-  int64_t priority = 0;                // lower goes first
-  std::string cache_salt;              // whose prompts it may share; "": those of all without
+  int64_t priority = 0;    // lower goes first
+  std::string cache_salt;  // whose prompts it may share; "": those of all without
+  /// Tokens that prompt and answer may have together, and the field that says so; nullopt: as many
+  /// as are served.
+  std::optional<int64_t> context;
+  std::string context_field;
   bool no_repetition_penalty = false;  // whatever the parameters say
   bool receipt = false;                // wanted with the answer (server/receipt.h)
   std::optional<double> timeout_s;     // the longest that the answer may take

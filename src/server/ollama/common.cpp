@@ -119,7 +119,10 @@ void finish(AnswerTask& task) {
   if (task.logprobs) task.set("top_logprobs", "logprobs", task.top_logprobs);
   task.complete = [num_ctx = task.num_ctx, before = std::move(task.complete)](
                       GenerationTask& generation, const ServedModel& model) {
-    if (num_ctx && *num_ctx > model.context()) {
+    if (num_ctx && *num_ctx < model.context()) {
+      generation.context = num_ctx;
+      generation.context_field = "options.num_ctx";
+    } else if (num_ctx && *num_ctx > model.context()) {
       // As Ollama does, whose clients ask for some length whatever the model: nothing is cut, and
       // what does not fit is refused.
       generation.warnings.push_back(

@@ -110,7 +110,8 @@ void add_option_fields(FieldTable<Task>& table) {
   table.push_back(stop_field<Task>("options.stop"));
   table.push_back(integer_field<Task>(
       "options.num_ctx", &Task::num_ctx, 1,
-      "the context that is served is in force; a warning where more is asked for"));
+      "the most tokens of prompt and answer; a prompt that does not fit is refused, and more than "
+      "is served gives a warning"));
   table.push_back(parameter_field<Task>("options.draft_num_predict", "num_assistant_tokens"));
   table.push_back(refused<Task>("options.mirostat", "there is no mirostat here"));
   table.push_back(refused<Task>("options.tfs_z", "there is no tail-free sampling here", 1.0));

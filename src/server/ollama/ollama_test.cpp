@@ -192,6 +192,33 @@ TEST_F(Ollama, HonoursItsOptions) {
   EXPECT_THAT(error_of("/api/chat", body), HasSubstr("temperature"));
 }
 
+TEST_F(Ollama, KeepsToTheContextThatIsAskedFor) {
+  ordered_json body = {{"prompt", "One two three four five six"}, {"raw", true}, {"stream", false}};
+  const auto with = [&](const ordered_json& options) {
+    body["options"] = {{"temperature", 0}, {"top_k", 1}};
+    body["options"].update(options);
+    return running_->post("/api/generate", body);
+  };
+  const int n_prompt = with({{"num_predict", 1}})["prompt_eval_count"];
+  const ordered_json limited = with({{"num_ctx", n_prompt + 3}});
+  EXPECT_EQ(limited["eval_count"], 3) << limited;
+  EXPECT_EQ(limited["done_reason"], "length");
+  EXPECT_FALSE(limited.contains("warnings")) << limited;
+  EXPECT_EQ(limited["response"], with({{"num_predict", 3}})["response"]) << "nothing is cut";
+  const ordered_json both = with({{"num_ctx", n_prompt + 3}, {"num_predict", 9}});
+  EXPECT_EQ(both["eval_count"], 3);
+  EXPECT_THAT(both["warnings"].dump(),
+              ::testing::AllOf(HasSubstr("options.num_ctx"), HasSubstr("3 tokens, not 9")));
+  EXPECT_EQ(with({{"num_ctx", n_prompt + 3}, {"num_predict", 2}})["eval_count"], 2);
+  body["options"] = {{"num_ctx", n_prompt}};
+  EXPECT_THAT(error_of("/api/generate", body),
+              ::testing::AllOf(HasSubstr("options.num_ctx"),
+                               HasSubstr(fmt::format("at most {} tokens", n_prompt - 1)),
+                               HasSubstr(fmt::format("got {}", n_prompt))));
+  body["options"] = {{"num_ctx", n_prompt + 1}};
+  EXPECT_EQ(running_->post("/api/generate", body)["eval_count"], 1);
+}
+
 TEST_F(Ollama, ListsWhatItIgnores) {
   ordered_json body = chat_body("Hi");
   body["think"] = true;
