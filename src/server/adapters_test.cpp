@@ -6,6 +6,8 @@
 #include <atomic>
 #include <filesystem>
 #include <future>
+#include <sstream>
+#include <thread>
 
 #include "server/model_hub.h"
 #include "support/adapter_writer.h"
@@ -115,6 +117,64 @@ class Adapters : public ::testing::Test {
   static RunningService* running_;
 };
 RunningService* Adapters::running_ = nullptr;
+
+/// The lines of /metrics that are a model's, without their values.
+std::vector<std::string> series_of(const RunningService& running) {
+  std::istringstream text(running.client().get("/metrics").body);
+  std::vector<std::string> out;
+  for (std::string line; std::getline(text, line);) {
+    if (line.find("model_name=") != std::string::npos)
+      out.push_back(line.substr(0, line.rfind(' ')));
+  }
+  std::ranges::sort(out);
+  return out;
+}
+
+TEST_F(Adapters, LeaveNoMetricsBehind) {
+  for (const char* name : {"mini", "plain"})
+    bits({{"model", name}}, 1);
+  const std::vector<std::string> before = series_of(*running_);
+  EXPECT_THAT(before, ::testing::Contains(HasSubstr("model_name=\"plain\"")));
+  for (int round = 0; round < 3; ++round) {
+    const std::string name = fmt::format("round{}", round % 2);
+    ASSERT_EQ(load(name, "plain").status, 200);
+    bits({{"model", name}}, 1);
+    EXPECT_THAT(series_of(*running_), ::testing::Contains(HasSubstr(name)));
+    ASSERT_EQ(unload(name).status, 200);
+    // The job of an answer goes a moment after it.
+    for (int i = 0; i < 200 && series_of(*running_) != before; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    EXPECT_EQ(series_of(*running_), before) << round;
+  }
+}
+
+// A request under way counts until its end, and what comes under the same name meanwhile with it.
+TEST_F(Adapters, MetricsOutliveAnAdapterThatIsStillUsed) {
+  ASSERT_EQ(load("again", "plain").status, 200);
+  qw::testing::HttpClient client = running_->client();
+  client.send(
+      qw::testing::HttpClient::post_text("/v1/completions", ordered_json{{"model", "again"},
+                                                                         {"prompt", "One"},
+                                                                         {"max_tokens", 2000},
+                                                                         {"ignore_eos", true},
+                                                                         {"stream", true}}
+                                                                .dump()));
+  client.read_until("data: ");
+  ASSERT_EQ(unload("again").status, 200);
+  EXPECT_THAT(series_of(*running_), ::testing::Contains(HasSubstr("again")));
+  ASSERT_EQ(load("again", "plain").status, 200);
+  bits({{"model", "again"}}, 1);
+  client.close();
+  ASSERT_EQ(unload("again").status, 200);
+  const auto is_there = [&] {
+    const std::vector<std::string> series = series_of(*running_);
+    return std::ranges::any_of(
+        series, [](const std::string& line) { return line.find("again") != std::string::npos; });
+  };
+  for (int i = 0; i < 200 && is_there(); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_FALSE(is_there());
+}
 
 TEST_F(Adapters, AreModelsOfTheirOwnAndKeepTheirBitsInOneBatch) {
   EXPECT_EQ(load("whole", "whole").body, "Success: LoRA adapter 'whole' added successfully.");

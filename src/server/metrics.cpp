@@ -6,6 +6,7 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -29,6 +30,11 @@ const Histogram::BucketBoundaries kNextTokenBuckets = {
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80};
 const Histogram::BucketBoundaries kRequestBuckets = {
     0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+const Histogram::BucketBoundaries kTokenBuckets = {1,   2,   5,    10,   20,   50,    100,
+                                                   200, 500, 1000, 2000, 5000, 10000, 20000};
+
+constexpr FinishReason kReasons[] = {FinishReason::kEos, FinishReason::kStop, FinishReason::kLength,
+                                     FinishReason::kCancelled, FinishReason::kError};
 
 /// The families of all models.
 struct Families {
@@ -41,6 +47,9 @@ struct Families {
         queue(histogram(r, "vllm:request_queue_time_seconds", "Time before the first step")),
         prefill(histogram(r, "vllm:request_prefill_time_seconds", "Time of the prompt")),
         decode(histogram(r, "vllm:request_decode_time_seconds", "Time after the first token")),
+        prompt_sizes(histogram(r, "vllm:request_prompt_tokens", "Tokens of a request's prompt")),
+        answer_sizes(
+            histogram(r, "vllm:request_generation_tokens", "Tokens of a request's answers")),
         prompt_tokens(counter(r, "vllm:prompt_tokens_total", "Tokens of prompts")),
         tokens(counter(r, "vllm:generation_tokens_total", "Tokens generated")),
         cache_queries(counter(r, "vllm:prefix_cache_queries_total",
@@ -60,22 +69,24 @@ struct Families {
                         "Share of the KV cache that requests hold, from 0 to 1")),
         kept(gauge(r, "qianwen_kv_cache_kept_ratio",
                    "Share of the KV cache that holds prompts nobody uses now, from 0 to 1")),
-        preemptions(gauge(r, "vllm:num_preemptions_total", "Sequences computed a second time")),
-        steps(gauge(r, "qianwen_engine_steps_total", "Forward passes")),
-        disk_queries(gauge(r, "vllm:external_prefix_cache_queries_total",
-                           "Prompt tokens that were looked up in the prefix cache on disk")),
-        disk_hits(gauge(r, "vllm:external_prefix_cache_hits_total", "Those that were read there")),
+        preemptions(counter(r, "vllm:num_preemptions_total", "Sequences computed a second time")),
+        steps(counter(r, "qianwen_engine_steps_total", "Forward passes")),
+        disk_queries(counter(r, "vllm:external_prefix_cache_queries_total",
+                             "Prompt tokens that were looked up in the prefix cache on disk")),
+        disk_hits(
+            counter(r, "vllm:external_prefix_cache_hits_total", "Those that were read there")),
         disk_bytes(gauge(r, "qianwen_disk_cache_bytes", "Size of the prefix cache on disk")),
-        disk_read(gauge(r, "qianwen_disk_cache_read_bytes_total", "Keys and values read there")),
+        disk_read(counter(r, "qianwen_disk_cache_read_bytes_total", "Keys and values read there")),
         disk_written(
-            gauge(r, "qianwen_disk_cache_written_bytes_total", "Keys and values written there")),
-        disk_dropped(gauge(r, "qianwen_disk_cache_dropped_blocks_total",
-                           "Blocks that were not written: they had left memory before, or the disk "
-                           "refused them")),
-        disk_refused(gauge(r, "qianwen_disk_cache_refused_files_total",
-                           "Files that were broken, and removed")),
-        disk_evicted(gauge(r, "qianwen_disk_cache_evicted_blocks_total",
-                           "Blocks that were removed to make room")) {}
+            counter(r, "qianwen_disk_cache_written_bytes_total", "Keys and values written there")),
+        disk_dropped(
+            counter(r, "qianwen_disk_cache_dropped_blocks_total",
+                    "Blocks that were not written: they had left memory before, or the disk "
+                    "refused them")),
+        disk_refused(counter(r, "qianwen_disk_cache_refused_files_total",
+                             "Files that were broken, and removed")),
+        disk_evicted(counter(r, "qianwen_disk_cache_evicted_blocks_total",
+                             "Blocks that were removed to make room")) {}
 
   static Family<Histogram>& histogram(Registry& r, const char* name, const char* help) {
     return prometheus::BuildHistogram().Name(name).Help(help).Register(r);
@@ -87,14 +98,17 @@ struct Families {
     return prometheus::BuildGauge().Name(name).Help(help).Register(r);
   }
 
-  Family<Histogram>&first_token, &next_token, &per_token, &request, &queue, &prefill, &decode;
+  Family<Histogram>&first_token, &next_token, &per_token, &request, &queue, &prefill, &decode,
+      &prompt_sizes, &answer_sizes;
   Family<Counter>&prompt_tokens, &tokens, &cache_queries, &cache_hits, &success, &taken, &ended,
       &failed, &drafted, &accepted;
-  Family<Gauge>&running, &waiting, &cache_use, &kept, &preemptions, &steps;
-  Family<Gauge>&disk_queries, &disk_hits, &disk_bytes, &disk_read, &disk_written, &disk_dropped,
-      &disk_refused, &disk_evicted;
+  Family<Gauge>&running, &waiting, &cache_use, &kept;
+  Family<Counter>&preemptions, &steps, &disk_queries, &disk_hits;
+  Family<Gauge>& disk_bytes;
+  Family<Counter>&disk_read, &disk_written, &disk_dropped, &disk_refused, &disk_evicted;
 };
 
+/// The series of one model, as long as it lives.
 class OneModel : public ModelMetrics {
  public:
   OneModel(Families& f, const std::string& name)
@@ -107,6 +121,8 @@ class OneModel : public ModelMetrics {
         queue_(f.queue.Add(labels_, kRequestBuckets)),
         prefill_(f.prefill.Add(labels_, kRequestBuckets)),
         decode_(f.decode.Add(labels_, kRequestBuckets)),
+        prompt_sizes_(f.prompt_sizes.Add(labels_, kTokenBuckets)),
+        answer_sizes_(f.answer_sizes.Add(labels_, kTokenBuckets)),
         prompt_tokens_(f.prompt_tokens.Add(labels_)),
         tokens_(f.tokens.Add(labels_)),
         cache_queries_(f.cache_queries.Add(labels_)),
@@ -116,6 +132,33 @@ class OneModel : public ModelMetrics {
         failed_(f.failed.Add(labels_)),
         drafted_(f.drafted.Add(labels_)),
         accepted_(f.accepted.Add(labels_)) {}
+  ~OneModel() override {
+    families_.first_token.Remove(&first_token_);
+    families_.next_token.Remove(&next_token_);
+    families_.per_token.Remove(&per_token_);
+    families_.request.Remove(&request_);
+    families_.queue.Remove(&queue_);
+    families_.prefill.Remove(&prefill_);
+    families_.decode.Remove(&decode_);
+    families_.prompt_sizes.Remove(&prompt_sizes_);
+    families_.answer_sizes.Remove(&answer_sizes_);
+    families_.prompt_tokens.Remove(&prompt_tokens_);
+    families_.tokens.Remove(&tokens_);
+    families_.cache_queries.Remove(&cache_queries_);
+    families_.cache_hits.Remove(&cache_hits_);
+    families_.taken.Remove(&taken_);
+    families_.ended.Remove(&ended_);
+    families_.failed.Remove(&failed_);
+    families_.drafted.Remove(&drafted_);
+    families_.accepted.Remove(&accepted_);
+    // What an engine says is never removed: engines are those of the models that the server offers.
+    for (const FinishReason reason : kReasons) {
+      const prometheus::Labels labels = labels_of(reason);
+      if (families_.success.Has(labels)) families_.success.Remove(&families_.success.Add(labels));
+    }
+  }
+  OneModel(const OneModel&) = delete;
+  OneModel& operator=(const OneModel&) = delete;
 
   void first_token(double seconds) override { first_token_.Observe(seconds); }
   void next_token(double seconds) override {
@@ -123,16 +166,15 @@ class OneModel : public ModelMetrics {
     per_token_.Observe(seconds);
   }
   void answer(FinishReason reason) override {
-    prometheus::Labels labels = labels_;
-    labels["finished_reason"] =
-        reason == FinishReason::kCancelled ? "abort" : std::string(client_name_of(reason));
-    families_.success.Add(labels).Increment();
+    families_.success.Add(labels_of(reason)).Increment();
   }
   void request(const Timings& timings, double seconds) override {
     request_.Observe(seconds);
     queue_.Observe(timings.queue_s);
     prefill_.Observe(timings.prefill_s);
     decode_.Observe(timings.decode_s);
+    prompt_sizes_.Observe(static_cast<double>(timings.n_prompt));
+    answer_sizes_.Observe(static_cast<double>(timings.n_generated));
     prompt_tokens_.Increment(static_cast<double>(timings.n_prompt));
     tokens_.Increment(static_cast<double>(timings.n_generated));
     cache_queries_.Increment(static_cast<double>(timings.n_prompt));
@@ -144,37 +186,49 @@ class OneModel : public ModelMetrics {
   void ended_request() override { ended_.Increment(); }
   void failed_request() override { failed_.Increment(); }
 
+  /// What the engine says now. One thread at a time.
   void set_stats(const HostStats& stats) {
     families_.running.Add(labels_).Set(static_cast<double>(stats.n_running));
     families_.waiting.Add(labels_).Set(static_cast<double>(stats.n_waiting));
     const double pages = static_cast<double>(std::max<int64_t>(stats.n_pages, 1));
     families_.cache_use.Add(labels_).Set(1 - static_cast<double>(stats.n_free_pages) / pages);
     families_.kept.Add(labels_).Set(static_cast<double>(stats.n_kept_pages) / pages);
-    families_.preemptions.Add(labels_).Set(static_cast<double>(stats.n_preemptions));
-    families_.steps.Add(labels_).Set(static_cast<double>(stats.n_steps));
+    count(families_.preemptions, stats.n_preemptions);
+    count(families_.steps, stats.n_steps);
     if (stats.disk) set_disk_stats(*stats.disk, stats.store);
   }
 
  private:
   void set_disk_stats(const PrefixTierStats& disk, const PrefixStoreStats& store) {
-    const auto set = [this](Family<Gauge>& family, int64_t value) {
-      family.Add(labels_).Set(static_cast<double>(value));
-    };
-    set(families_.disk_queries, disk.n_queried_tokens);
-    set(families_.disk_hits, disk.n_hit_tokens);
-    set(families_.disk_bytes, store.bytes_stored);
-    set(families_.disk_read, store.bytes_read);
-    set(families_.disk_written, store.bytes_written);
-    set(families_.disk_dropped, disk.n_dropped_blocks + store.n_failed);
-    set(families_.disk_refused, store.n_refused);
-    set(families_.disk_evicted, store.n_evicted);
+    families_.disk_bytes.Add(labels_).Set(static_cast<double>(store.bytes_stored));
+    count(families_.disk_queries, disk.n_queried_tokens);
+    count(families_.disk_hits, disk.n_hit_tokens);
+    count(families_.disk_read, store.bytes_read);
+    count(families_.disk_written, store.bytes_written);
+    count(families_.disk_dropped, disk.n_dropped_blocks + store.n_failed);
+    count(families_.disk_refused, store.n_refused);
+    count(families_.disk_evicted, store.n_evicted);
+  }
+  /// Adds what has come since the last time; a model that was loaded again counts from 0.
+  void count(Family<Counter>& family, int64_t value) {
+    int64_t& last = last_[&family];
+    family.Add(labels_).Increment(static_cast<double>(value < last ? value : value - last));
+    last = value;
+  }
+  prometheus::Labels labels_of(FinishReason reason) const {
+    prometheus::Labels labels = labels_;
+    labels["finished_reason"] =
+        reason == FinishReason::kCancelled ? "abort" : std::string(client_name_of(reason));
+    return labels;
   }
 
   prometheus::Labels labels_;
   Families& families_;
-  Histogram &first_token_, &next_token_, &per_token_, &request_, &queue_, &prefill_, &decode_;
+  Histogram &first_token_, &next_token_, &per_token_, &request_, &queue_, &prefill_, &decode_,
+      &prompt_sizes_, &answer_sizes_;
   Counter &prompt_tokens_, &tokens_, &cache_queries_, &cache_hits_, &taken_, &ended_, &failed_,
       &drafted_, &accepted_;
+  std::map<const Family<Counter>*, int64_t> last_;  // what the engine said
 };
 
 }  // namespace
@@ -193,11 +247,31 @@ class Metrics::Impl {
                                 "Requests refused because a key's quota was used up")),
         connections(Families::gauge(registry, "qianwen_connections", "Connections open now")) {}
 
-  OneModel& of_model(const std::string& name) {
+  /// With a use of it, to be given back.
+  OneModel& take(const std::string& name) {
     const std::lock_guard lock(mutex);
-    std::unique_ptr<OneModel>& model = models[name];
-    if (!model) model = std::make_unique<OneModel>(families, name);
-    return *model;
+    Entry& entry = entry_of(name);
+    ++entry.n_uses;
+    return *entry.model;
+  }
+  void give_back(const std::string& name) {
+    const std::lock_guard lock(mutex);
+    --models.at(name).n_uses;
+  }
+  /// Sets what the engines say, and forgets models that are neither listed nor in use.
+  void update(const std::vector<ModelHub::Listing>& listed) {
+    std::vector<std::pair<std::string, HostStats>> engines;
+    for (const ModelHub::Listing& model : listed) {
+      if (!model.parent.empty()) continue;  // an engine is its base's
+      engines.emplace_back(model.name, model.loaded ? model.loaded->host().stats() : HostStats());
+    }
+    const std::lock_guard lock(mutex);
+    for (const auto& [name, stats] : engines)
+      entry_of(name).model->set_stats(stats);
+    std::erase_if(models, [&](const auto& entry) {
+      return entry.second.n_uses == 0 &&
+             std::ranges::find(listed, entry.first, &ModelHub::Listing::name) == listed.end();
+    });
   }
 
   Registry registry;
@@ -206,15 +280,31 @@ class Metrics::Impl {
   Family<Histogram>& http_time;
   Family<Counter>&ignored, &quota;
   Family<Gauge>& connections;
-  std::mutex mutex;
-  std::map<std::string, std::unique_ptr<OneModel>> models;
+
+ private:
+  struct Entry {
+    std::unique_ptr<OneModel> model;
+    int64_t n_uses = 0;
+  };
+  Entry& entry_of(const std::string& name) {
+    Entry& entry = models[name];
+    if (!entry.model) entry.model = std::make_unique<OneModel>(families, name);
+    return entry;
+  }
+
+  std::mutex mutex;  // over what follows
+  std::map<std::string, Entry> models;
 };
 
-Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
+Metrics::Metrics() : impl_(std::make_shared<Impl>()) {}
 Metrics::~Metrics() = default;
 
-ModelMetrics& Metrics::of_model(const std::string& name) {
-  return impl_->of_model(name);
+std::shared_ptr<ModelMetrics> Metrics::of_model(const std::string& name) {
+  return {&impl_->take(name), [impl = impl_, name](ModelMetrics*) { impl->give_back(name); }};
+}
+
+void Metrics::update(const ModelHub& hub) {
+  impl_->update(hub.list());
 }
 
 void Metrics::http_answer(std::string_view method, std::string_view path, int status,
@@ -235,11 +325,7 @@ void Metrics::refused_by_quota(std::string_view key) {
 }
 
 std::string Metrics::text(const ModelHub& hub, size_t n_connections) {
-  for (const ModelHub::Listing& model : hub.list()) {
-    if (!model.parent.empty()) continue;  // an engine is its base's
-    impl_->of_model(model.name)
-        .set_stats(model.loaded ? model.loaded->host().stats() : HostStats());
-  }
+  update(hub);
   impl_->connections.Add({}).Set(static_cast<double>(n_connections));
   return prometheus::TextSerializer().Serialize(impl_->registry.Collect());
 }

@@ -1,7 +1,7 @@
 // What a monitor wants to know, in Prometheus' form; under vLLM's names where vLLM has them.
 //
-// Level 7 (server). Over prometheus-cpp. Counters and histograms are fed as things happen, gauges
-// are read from the models when somebody asks.
+// Level 7 (server). Over prometheus-cpp. Counters and histograms are fed as things happen; what the
+// engines count and hold is read from them when somebody asks.
 #pragma once
 
 #include <memory>
@@ -35,20 +35,24 @@ class Metrics {
   Metrics();
   ~Metrics();
 
-  /// The metrics of the model of that name: the same object every time.
-  ModelMetrics& of_model(const std::string& name);
+  /// The metrics of the model of that name. They stay as long as somebody holds them or the model
+  /// is listed.
+  std::shared_ptr<ModelMetrics> of_model(const std::string& name);
   /// An answer to a request for an endpoint ("": none of ours).
   void http_answer(std::string_view method, std::string_view path, int status, double seconds);
   /// Fields of requests that were not understood or have no effect.
   void ignored_fields(std::string_view path, size_t n);
   void refused_by_quota(std::string_view key);
 
+  /// Takes over what the engines say, and forgets adapters that were unloaded; to be called when
+  /// one is, as well.
+  void update(const ModelHub& hub);
   /// The text of /metrics.
   std::string text(const ModelHub& hub, size_t n_connections);
 
  private:
   class Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;  // also theirs who hold metrics of a model
 };
 
 }  // namespace qw::server

@@ -36,15 +36,15 @@ class GenerationJob::Sink : public RequestSink {
   Sink(std::shared_ptr<GenerationJob> job, size_t prompt) : job_(std::move(job)), prompt_(prompt) {}
   void on_accepted() override {
     accepted_ = true;
-    job_->metrics_.accepted_request();
+    job_->metrics_->accepted_request();
     job_->accepted();
   }
   void on_event(const Event& event) override {
-    if (event.kind == Event::Kind::kRequest) job_->metrics_.ended_request();
+    if (event.kind == Event::Kind::kRequest) job_->metrics_->ended_request();
     job_->event(prompt_, event);
   }
   void on_error(const Error& error) override {
-    if (accepted_) job_->metrics_.ended_request();
+    if (accepted_) job_->metrics_->ended_request();
     job_->failed(error);
   }
 
@@ -140,19 +140,19 @@ void GenerationJob::note_token(int choice) {
   const bool is_first = last == std::chrono::steady_clock::time_point();
   const std::chrono::duration<double> seconds = now - (is_first ? call_->started() : last);
   if (is_first) {
-    metrics_.first_token(seconds.count());
+    metrics_->first_token(seconds.count());
   } else {
-    metrics_.next_token(seconds.count());
+    metrics_->next_token(seconds.count());
   }
   last = now;
 }
 
 void GenerationJob::note_end(const RequestResult& result) {
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - call_->started();
-  metrics_.request(result.timings, seconds.count());
+  metrics_->request(result.timings, seconds.count());
   model_->note_seconds(result.timings.prefill_s + result.timings.decode_s);
   for (const Completion& completion : result.completions)
-    metrics_.answer(completion.finish_reason);
+    metrics_->answer(completion.finish_reason);
   call_->note_tokens(result.timings.n_prompt, result.timings.n_generated);
 }
 
@@ -269,7 +269,7 @@ void GenerationJob::guarded(const std::function<void()>& action) {
   logger().error("{} (request {})", error->message(), call_->id());
   over_ = true;
   cancel();
-  metrics_.failed_request();
+  metrics_->failed_request();
   try {
     listener_->on_error(*error);
   } catch (...) {
@@ -286,7 +286,7 @@ void GenerationJob::finish() {
 void GenerationJob::failed(const Error& error) {
   if (std::exchange(over_, true)) return;
   cancel();
-  metrics_.failed_request();
+  metrics_->failed_request();
   guarded([&] { listener_->on_error(error); });
 }
 

@@ -81,7 +81,7 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
 
   std::shared_ptr<Call> call_;
   std::shared_ptr<ServedModel> model_;
-  ModelMetrics& metrics_;
+  std::shared_ptr<ModelMetrics> metrics_;
   std::shared_ptr<GenerationListener> listener_;
   std::vector<std::chrono::steady_clock::time_point> last_token_;  // of each choice
   std::vector<int> answers_;                                       // of each prompt

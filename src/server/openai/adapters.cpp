@@ -110,6 +110,7 @@ void unload(const std::shared_ptr<Call>& call) {
   check_allowed(call->services().options);
   if (task.lora_name.empty()) refuse_field("lora_name", "expected a name, got none");
   call->services().hub->unload_adapter(task.lora_name);
+  call->services().metrics.update(*call->services().hub);
   succeed(call, task.lora_name, "removed");
 }
 
