@@ -39,7 +39,6 @@ const FieldTable<CompletionTask>& completion_fields() {
                             "16 by default; 0 with echo gives the prompt's log-probabilities"));
     out.push_back(flag_field<Task>("echo", &Task::echo));
     out.push_back(integer_field<Task>("logprobs", &Task::logprobs, 0));
-    out.push_back(integer_field<Task>("best_of", &Task::best_of, 1, 128));
     add_stream_fields(out);
     out.push_back(flag_field<Task>("add_special_tokens", &Task::add_special_tokens));
     add_openai_sampling_fields(out);

@@ -191,6 +191,85 @@ TEST_F(OpenAi, GivesTheBestOfMore) {
   EXPECT_EQ(best["choices"][0]["text"], text);
 }
 
+TEST_F(OpenAi, SearchesWithBeamsAsTheEngineDoes) {
+  const ServiceOptions options = service_options();
+  const auto loaded = open_model(options.models[0].path, options.models[0].open);
+  const auto engine = loaded->make_engine();
+  const auto beams = [&](std::vector<int32_t> prompt, GenerationConfig config, int64_t num_beams,
+                         int64_t n) {
+    Request request;
+    request.prompt = std::move(prompt);
+    request.config = std::move(config);
+    request.config.do_sample = false;
+    request.config.num_beams = num_beams;
+    request.config.num_return_sequences = n;
+    request.config.max_new_tokens = 8;
+    std::vector<std::string> texts;
+    for (const Completion& completion : engine->generate(request).completions)
+      texts.push_back(completion.text);
+    return texts;
+  };
+  const auto texts_of = [](const std::string& target, ordered_json body) {
+    body["use_beam_search"] = true;
+    body["max_tokens"] = 8;
+    const ordered_json answer = running_->post(target, body);
+    EXPECT_FALSE(answer.contains("warnings")) << answer;
+    std::vector<std::string> texts;
+    for (const ordered_json& choice : answer.value("choices", ordered_json::array()))
+      texts.push_back(choice.contains("text") ? choice["text"] : choice["message"]["content"]);
+    return texts;
+  };
+  const std::vector<int32_t> prompt = loaded->tokenizer->encode("The capital of", {});
+  const std::vector<std::string> wide = beams(prompt, loaded->generation, 5, 2);
+  ASSERT_EQ(wide.size(), 2u);
+  EXPECT_NE(wide[0], wide[1]);
+  EXPECT_NE(wide, beams(prompt, loaded->generation, 2, 2)) << "more beams find something else";
+  EXPECT_EQ(texts_of("/v1/completions", {{"prompt", "The capital of"}, {"n", 2}, {"best_of", 5}}),
+            wide);
+  EXPECT_EQ(texts_of("/v1/completions", {{"prompt", "The capital of"}, {"n", 3}}),
+            beams(prompt, loaded->generation, 3, 3));
+
+  ChatInput chat;
+  chat.messages = std::make_shared<const ordered_json>(chat_body("Tell me a story.")["messages"]);
+  const std::vector<int32_t> chat_prompt = loaded->encode_chat(chat).ids;
+  ordered_json body = chat_body("Tell me a story.");
+  body.erase("seed");
+  body["best_of"] = 4;
+  EXPECT_EQ(texts_of("/v1/chat/completions", body),
+            beams(chat_prompt, loaded->chat_generation(), 4, 1));
+  body["n"] = 2;
+  EXPECT_EQ(texts_of("/v1/chat/completions", body),
+            beams(chat_prompt, loaded->chat_generation(), 4, 2));
+}
+
+TEST_F(OpenAi, GivesTheBestOfMoreInAChat) {
+  ordered_json body = chat_body("Tell me a story.");
+  body["temperature"] = 1.5;
+  body["max_tokens"] = 6;
+  body["n"] = 4;
+  body["logprobs"] = true;
+  const ordered_json all = running_->post("/v1/chat/completions", body);
+  double highest = -1e9;
+  std::string text;
+  for (const ordered_json& choice : all["choices"]) {
+    double sum = 0;
+    for (const ordered_json& entry : choice["logprobs"]["content"])
+      sum += entry["logprob"].get<double>();
+    const double mean = sum / static_cast<double>(choice["logprobs"]["content"].size());
+    if (mean > highest) text = choice["message"]["content"].get<std::string>();
+    highest = std::max(highest, mean);
+  }
+  body["n"] = 1;
+  body["best_of"] = 4;
+  const ordered_json best = running_->post("/v1/chat/completions", body);
+  ASSERT_EQ(best["choices"].size(), 1u) << best;
+  EXPECT_EQ(best["choices"][0]["message"]["content"], text);
+  body["stream"] = true;
+  int status = 0;
+  running_->post("/v1/chat/completions", body, &status);
+  EXPECT_EQ(status, 400);
+}
+
 TEST_F(OpenAi, NamesTheFieldThatIsWrong) {
   const auto error_of = [](const ordered_json& body, int expected_status = 400) {
     int status = 0;
