@@ -144,6 +144,11 @@ void add_extra_sampling_fields(FieldTable<Task>& table) {
         "length_penalty", "early_stopping", "ignore_eos", "include_stop_str_in_output", "do_sample",
         "no_repeat_ngram_size", "guidance_scale", "prompt_lookup_num_tokens", "prompt_logprobs"})
     table.push_back(parameter_field<Task>(name, name));
+  table.push_back(parameter_field<Task>("num_assistant_tokens", "num_assistant_tokens",
+                                        "guesses of the draft model in a step, at most; 0: none"));
+  table.push_back(parameter_field<Task>(
+      "num_assistant_tokens_schedule", "num_assistant_tokens_schedule",
+      "heuristic: as many guesses as pay; constant: always as many as there may be"));
   table.push_back(ids_field<Task>("stop_token_ids", &Task::stop_token_ids));
   table.push_back(ids_field<Task>("allowed_token_ids", &Task::allowed_token_ids));
   table.push_back(strings_field<Task>("bad_words", &Task::bad_words));

@@ -139,6 +139,29 @@ TEST_F(OpenAi, AnswersDoNotDependOnGuessesNorOnPreemption) {
   EXPECT_GT(metric(metrics, "vllm:spec_decode_num_accepted_tokens_total"), 0);
 }
 
+// By default a draft model is asked as far as that pays, which one as large as the model never
+// does.
+TEST_F(OpenAi, ADraftModelIsAskedAsARequestSays) {
+  ServiceOptions options = service_options();
+  options.models[0].open.draft_model = options.models[0].path;
+  const RunningService drafting(options);
+  ordered_json body = {{"prompt", "The capital of"}, {"max_tokens", 24}, {"ignore_eos", true},
+                       {"temperature", 0.8},         {"seed", 3},        {"logprobs", 2}};
+  const std::string plain = running_->post("/v1/completions", body)["choices"].dump();
+  const auto n_drafted = [&] {
+    const std::string text = drafting.client().get("/metrics").body;
+    const size_t at = text.find("\nvllm:spec_decode_num_draft_tokens_total{");
+    return at == std::string::npos ? 0.0 : std::stod(text.substr(text.find("} ", at) + 2));
+  };
+  body["num_assistant_tokens_schedule"] = "constant";
+  body["num_assistant_tokens"] = 0;
+  EXPECT_EQ(drafting.post("/v1/completions", body)["choices"].dump(), plain);
+  EXPECT_EQ(n_drafted(), 0);
+  body["num_assistant_tokens"] = 4;
+  EXPECT_EQ(drafting.post("/v1/completions", body)["choices"].dump(), plain);
+  EXPECT_GT(n_drafted(), 12);
+}
+
 TEST_F(OpenAi, GivesLogProbabilitiesOfPromptAndAnswer) {
   const ordered_json answer = running_->post("/v1/completions", {{"prompt", "The capital of"},
                                                                  {"max_tokens", 2},
