@@ -259,7 +259,9 @@ class Metrics::Impl {
     --models.at(name).n_uses;
   }
   /// Sets what the engines say, and forgets models that are neither listed nor in use.
-  void update(const std::vector<ModelHub::Listing>& listed) {
+  void update(const ModelHub& hub) {
+    const std::lock_guard in_order(update_mutex);  // else an older count could come after a newer
+    const std::vector<ModelHub::Listing> listed = hub.list();
     std::vector<std::pair<std::string, HostStats>> engines;
     for (const ModelHub::Listing& model : listed) {
       if (!model.parent.empty()) continue;  // an engine is its base's
@@ -292,7 +294,8 @@ class Metrics::Impl {
     return entry;
   }
 
-  std::mutex mutex;  // over what follows
+  std::mutex update_mutex;  // taken before all others
+  std::mutex mutex;         // over what follows
   std::map<std::string, Entry> models;
 };
 
@@ -304,7 +307,7 @@ std::shared_ptr<ModelMetrics> Metrics::of_model(const std::string& name) {
 }
 
 void Metrics::update(const ModelHub& hub) {
-  impl_->update(hub.list());
+  impl_->update(hub);
 }
 
 void Metrics::http_answer(std::string_view method, std::string_view path, int status,
