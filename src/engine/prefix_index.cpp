@@ -53,7 +53,7 @@ int32_t PrefixIndex::find(int32_t parent, const BlockScope& scope,
   return kNone;
 }
 
-PrefixIndex::Tail PrefixIndex::find_tail(int32_t parent, int32_t adapter,
+PrefixIndex::Tail PrefixIndex::find_tail(int32_t parent, const BlockScope& scope,
                                          std::span<const int32_t> tokens) const {
   int32_t page = kNone;
   if (parent != kNone) {
@@ -70,7 +70,7 @@ PrefixIndex::Tail PrefixIndex::find_tail(int32_t parent, int32_t adapter,
   return n > 0 ? Tail{page, n} : Tail{};
 }
 
-void PrefixIndex::insert(int32_t page, int32_t parent, int32_t adapter,
+void PrefixIndex::insert(int32_t page, int32_t parent, const BlockScope& scope,
                          std::span<const int32_t> tokens) {
   QW_CHECK(!holds(page) && !tokens.empty() && std::ssize(tokens) <= page_tokens_);
   QW_CHECK(parent == kNone || n_tokens(parent) == page_tokens_, "page {} is no full block", parent);

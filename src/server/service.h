@@ -55,13 +55,12 @@ struct Services {
   Metrics metrics;
   /// When calls are to end. The HTTP server's thread; calls that end with the server look here.
   Deadlines deadlines;
+  /// Calls under way, likewise; and whether the server is about to end.
+  std::unordered_set<Call*> calls;
+  std::atomic<bool> draining{false};
   std::unique_ptr<http::Server> http;
   std::unique_ptr<Workers> workers;
   std::unique_ptr<ModelHub> hub;
-
-  /// Calls under way, and whether new ones are to be refused. The HTTP server's thread.
-  std::unordered_set<Call*> calls;
-  std::atomic<bool> draining{false};
 
   /// Runs on the HTTP server's thread.
   void post(std::function<void()> task) const { http->post(std::move(task)); }

@@ -112,7 +112,11 @@ TEST(CacheSalt, ChangesNoAnswerAndHoldsAfterARestart) {
       if (choices.empty()) choices = answer["choices"].dump();
       EXPECT_EQ(answer["choices"].dump(), choices) << salt;
       const int n_cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"];
-      again ? EXPECT_GT(n_cached, 127) : EXPECT_EQ(n_cached, 0);
+      if (again) {
+        EXPECT_GT(n_cached, 127);
+      } else {
+        EXPECT_EQ(n_cached, 0);
+      }
     }
     body.erase("cache_salt");
   }

@@ -7,6 +7,7 @@
 #include <future>
 
 #include "support/running_service.h"
+#include "text/tokenizer.h"
 
 namespace qw::server {
 namespace {

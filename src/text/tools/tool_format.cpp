@@ -69,6 +69,7 @@ bool is_function_name(std::string_view name) {
 }
 
 std::vector<ToolFunction> read_tools(const Json& tools) {
+  if (tools.is_null()) return {};  // calls of earlier turns alone
   if (!tools.is_array()) {
     fail(ErrorKind::kInvalidArgument, kComponent, "tools: expected an array, got {}",
          printable(tools.dump(), 60));
