@@ -86,14 +86,16 @@ std::vector<server::ModelSpec> specs_of(const Options& options) {
   specs.push_back(spec_of(options, options.name.empty() ? name_of_path(path) : options.name, path));
   for (const std::string& text : options.more_models) {
     const auto [name, other] = split_named("--model", text, specs);
-    if (std::error_code ignored; !std::filesystem::exists(other, ignored)) {
-      fail(ErrorKind::kNotFound, "command line",
-           "--model: expected a checkpoint for {}, got none ({})", printable(name),
-           printable(other, 4096));
-    }
     specs.push_back(spec_of(options, name, other));
     specs.back().open.adapters.clear();  // those are of MODEL
     specs.back().open.draft_model.clear();
+  }
+  for (size_t i = 1; i < specs.size(); ++i) {
+    std::error_code ignored;
+    if (std::filesystem::exists(specs[i].path, ignored)) continue;
+    fail(ErrorKind::kNotFound, "command line",
+         "--model: expected a checkpoint for {}, got none ({})", printable(specs[i].name),
+         printable(specs[i].path, 4096));
   }
   for (const std::string& text : options.lora_modules) {
     auto [name, adapter] = split_named("--lora-modules", text, specs);

@@ -1,7 +1,9 @@
 // Adapters over HTTP: as models of their own, loaded and unloaded while others are served, by
 // number and scale (llama.cpp's server), by path (SGLang); and what the hub does with them.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <filesystem>
@@ -77,7 +79,9 @@ class Adapters : public ::testing::Test {
     running_ = nullptr;
     fs::remove_all(slots());
   }
-  static std::string slots() { return ::testing::TempDir() + "adapters_slots"; }
+  static std::string slots() {
+    return fmt::format("{}adapters_slots_{}", ::testing::TempDir(), ::getpid());
+  }
   void TearDown() override {
     running_->client().post("/lora-adapters", "[]");
     for (const char* name : {"whole", "again"})

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -148,7 +149,7 @@ TEST(Draining, TellsWhomItCuts) {
 class Keys : public ::testing::Test {
  protected:
   Keys() : user_(KeyRing::make("user")), admin_(KeyRing::make("admin", true)) {
-    path_ = ::testing::TempDir() + "/qw-limits-keys.json";
+    path_ = fmt::format("{}limits_keys_{}.json", ::testing::TempDir(), ::getpid());
     std::ofstream(path_) << R"({"keys": [)" << user_.entry << "," << admin_.entry << "]}";
     ServiceOptions options = qw::testing::service_options();
     options.key_file = path_;
