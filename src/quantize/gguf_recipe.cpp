@@ -127,17 +127,17 @@ std::vector<GgufRecipe> make_recipes() {
                       .v = {{kQ4_K, kAll, kGqa4}, {kQ3_K}},
                       .o = {kFiveBitsOfEight, {kQ3_K}},
                       .down = {{kQ3_K}}}));
-  r.push_back(common({.name = "IQ3_XXS",
-                      .file_type = 23,
-                      .base = kIQ3_XXS,
-                      .output = kQ5_K,
-                      .embedding = {{kIQ3_S}},
-                      .v = {{kQ4_K, kAll, kGqa4}, {kIQ3_S, kAll, kAny, kNoImatrix}},
-                      .q = {{kIQ2_S}},
-                      .k = {{kIQ2_S}},
-                      .o = {kFiveBitsOfEight, {kIQ3_S}},
-                      .down = {{kQ4_K, kFirstEighth, kAny, kNoImatrix},
-                               {kQ3_K, kAll, kAny, kNoImatrix}}}));
+  r.push_back(
+      common({.name = "IQ3_XXS",
+              .file_type = 23,
+              .base = kIQ3_XXS,
+              .output = kQ5_K,
+              .embedding = {{kIQ3_S}},
+              .v = {{kQ4_K, kAll, kGqa4}, {kIQ3_S, kAll, kAny, kNoImatrix}},
+              .q = {{kIQ2_S}},
+              .k = {{kIQ2_S}},
+              .o = {kFiveBitsOfEight, {kIQ3_S}},
+              .down = {{kQ4_K, kFirstEighth, kAny, kNoImatrix}, {kQ3_K, kAll, kAny, kNoImatrix}}}));
   r.push_back(common({.name = "IQ3_XS",
                       .file_type = 22,
                       .base = kIQ3_S,
@@ -157,8 +157,7 @@ std::vector<GgufRecipe> make_recipes() {
                       .v = {{kQ4_K}},
                       .o = {kFiveBitsOfEight, {kQ4_K}},
                       .down = {{kQ4_K, kFirstEighth}, {kQ4_K, kMoreBits, kEightExperts}}}));
-  r.push_back(common(
-      {.name = "Q3_K_S", .file_type = 11, .base = kQ3_K, .o = {kFiveBitsOfEight}}));
+  r.push_back(common({.name = "Q3_K_S", .file_type = 11, .base = kQ3_K, .o = {kFiveBitsOfEight}}));
   r.push_back(common({.name = "Q3_K_M",
                       .file_type = 12,
                       .base = kQ3_K,
@@ -204,8 +203,8 @@ std::vector<GgufRecipe> make_recipes() {
                       .down = {{kQ5_1, kFirstEighth, kAny, kImatrix}}}));
   r.push_back(plain("Q5_1", 9, kQ5_1));
   r.push_back(plain("Q5_K_S", 16, kQ5_K));
-  r.push_back(common(
-      {.name = "Q5_K_M", .file_type = 17, .base = kQ5_K, .v = more_six, .down = more_six}));
+  r.push_back(
+      common({.name = "Q5_K_M", .file_type = 17, .base = kQ5_K, .v = more_six, .down = more_six}));
   r.push_back(plain("Q6_K", 18, kQ6_K));
   r.push_back(plain("Q8_0", 7, kQ8_0));
   r.push_back(floats("F16", 1, kF16));
@@ -314,9 +313,8 @@ DType type_before_fallback(const GgufRecipe& recipe, const RecipeModel& model,
 
 const GgufRecipe* find_gguf_recipe(std::string_view name) {
   const auto same = [name](const GgufRecipe& recipe) {
-    return std::ranges::equal(name, recipe.name, [](unsigned char a, unsigned char b) {
-      return std::toupper(a) == b;
-    });
+    return std::ranges::equal(
+        name, recipe.name, [](unsigned char a, unsigned char b) { return std::toupper(a) == b; });
   };
   const auto found = std::ranges::find_if(recipes(), same);
   return found == recipes().end() ? nullptr : &*found;
@@ -331,6 +329,10 @@ std::vector<std::string_view> gguf_recipe_names() {
 
 std::string_view name_of(const GgufRecipe& recipe) {
   return recipe.name;
+}
+
+DType base_of(const GgufRecipe& recipe) {
+  return recipe.base;
 }
 
 uint32_t file_type_of(const GgufRecipe& recipe) {
@@ -378,10 +380,11 @@ DType recipe_type(const GgufRecipe& recipe, const RecipeModel& model, const Reci
   const DType type = type_before_fallback(recipe, model, tensor, has_imatrix);
   const std::optional<DType> fallback = fallback_type(type, tensor.cols);
   if (!fallback) {
-    fail(ErrorKind::kUnsupported, "quantize",
-         "{}: expected rows of a multiple of {} for {}, got {} ({}); a k-quant such as Q4_K_M has a "
-         "rule for such rows",
-         recipe.name, info(type).block_elems, info(type).name, tensor.cols, gguf_name(tensor.id));
+    fail(
+        ErrorKind::kUnsupported, "quantize",
+        "{}: expected rows of a multiple of {} for {}, got {} ({}); a k-quant such as Q4_K_M has a "
+        "rule for such rows",
+        recipe.name, info(type).block_elems, info(type).name, tensor.cols, gguf_name(tensor.id));
   }
   return *fallback;
 }

@@ -37,6 +37,8 @@ const GgufRecipe* find_gguf_recipe(std::string_view name);
 std::vector<std::string_view> gguf_recipe_names();
 /// "Q4_K_M".
 std::string_view name_of(const GgufRecipe& recipe);
+/// The type of most matrices.
+DType base_of(const GgufRecipe& recipe);
 /// The number that general.file_type holds.
 uint32_t file_type_of(const GgufRecipe& recipe);
 

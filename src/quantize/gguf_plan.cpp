@@ -1,0 +1,351 @@
+#include "quantize/gguf_plan.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <regex>
+#include <set>
+
+#include "base/error.h"
+#include "quant/ggml_blocks.h"
+
+namespace qw {
+
+namespace {
+
+/// Decoded values of a tensor that are in memory at a time.
+constexpr int64_t kChunkValues = int64_t{1} << 23;
+
+bool is_quantised(DType dtype) {
+  return is_block(dtype);
+}
+
+/// The type of a source's bytes, where all of them are of one.
+std::optional<DType> dtype_of(const LinearSource& source) {
+  if (const auto* dense = std::get_if<DenseRows>(&source.data)) return dense->dtype;
+  if (const auto* blocks = std::get_if<BlockRows>(&source.data)) return blocks->dtype;
+  return std::nullopt;
+}
+
+/// "Qwen1.5-0.5B-Chat" of ".../Qwen1.5-0.5B-Chat/", with spaces.
+std::string name_of_path(const std::string& path) {
+  std::error_code ignored;
+  std::filesystem::path full = std::filesystem::absolute(path, ignored).lexically_normal();
+  if (full.filename().empty()) full = full.parent_path();
+  std::string name =
+      full.has_extension() && full.extension() == ".gguf" ? full.stem() : full.filename();
+  std::ranges::replace(name, '-', ' ');
+  return printable(name);
+}
+
+/// The types of a plan's matrices.
+class TypeChooser {
+ public:
+  TypeChooser(const GgufChoices& choices, const ModelConfig& config) : choices_(choices) {
+    model_ = {.n_layers = config.n_layers,
+              .n_heads = config.n_heads,
+              .n_kv_heads = config.n_kv_heads,
+              .n_experts = config.moe ? config.moe->n_experts : 0,
+              .tied = config.tied_embeddings};
+    for (const auto& [pattern, dtype] : choices.tensor_types) {
+      try {
+        patterns_.emplace_back(std::regex(pattern), dtype);
+      } catch (const std::regex_error& error) {
+        fail(ErrorKind::kInvalidArgument, "quantize",
+             "tensor type: expected a regular expression, got '{}': {}", printable(pattern),
+             error.what());
+      }
+    }
+  }
+
+  DType choose(const ModuleId& id, const std::string& name, int64_t cols,
+               std::vector<std::string>& warnings) const {
+    // llama.cpp computes routers in f32; they are small.
+    if (id.slot == Slot::kRouter || id.slot == Slot::kSharedExpertGate) return DType::kF32;
+    if (const std::optional<DType> asked = asked_for(id, name)) return fitting(*asked, name, cols);
+    const RecipeTensor tensor{id, cols};
+    if (!choices_.pure) {
+      const DType type = recipe_type(*choices_.recipe, model_, tensor, false);
+      note_fallback(id, type, cols, warnings);
+      return type;
+    }
+    const DType base = base_of(*choices_.recipe);
+    const std::optional<DType> type = fallback_type(base, cols);
+    return fitting(type.value_or(base), name, cols);
+  }
+
+ private:
+  std::optional<DType> asked_for(const ModuleId& id, const std::string& name) const {
+    if (id.slot == Slot::kEmbedding && choices_.embedding) return choices_.embedding;
+    if (id.slot == Slot::kLmHead && choices_.output) return choices_.output;
+    for (const auto& [pattern, dtype] : patterns_) {
+      if (std::regex_search(name, pattern)) return dtype;
+    }
+    return std::nullopt;
+  }
+  static DType fitting(DType dtype, const std::string& name, int64_t cols) {
+    if (cols % info(dtype).block_elems == 0) return dtype;
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "{}: expected rows of a multiple of {} for {}, got {}", name, info(dtype).block_elems,
+         name_of(dtype), cols);
+  }
+  /// Says once for each kind of matrix that the recipe's type does not fit its rows.
+  void note_fallback(const ModuleId& id, DType type, int64_t cols,
+                     std::vector<std::string>& warnings) const {
+    const DType base = base_of(*choices_.recipe);
+    if (cols % info(base).block_elems == 0 || !is_quantised(base)) return;
+    const std::string kind = gguf_name(id).substr(gguf_name(id).rfind('.') + 1);
+    if (!noted_.insert(kind).second) return;
+    warnings.push_back(
+        fmt::format("{}: rows of {} are no multiple of {}, so {} is used in place of {}", kind,
+                    cols, info(base).block_elems, name_of(type), name_of(base)));
+  }
+
+  const GgufChoices& choices_;
+  RecipeModel model_;
+  std::vector<std::pair<std::regex, DType>> patterns_;
+  mutable std::set<std::string> noted_;
+};
+
+/// Tensors in llama-quantize's order: those outside the layers by name, then layer by layer.
+bool comes_before(const GgufTensor& a, const GgufTensor& b) {
+  return std::pair(a.id.layer, a.name) < std::pair(b.id.layer, b.name);
+}
+
+class Planner {
+ public:
+  Planner(const Checkpoint& checkpoint, const ModelConfig& config, const NetworkSources& sources,
+          const GgufChoices& choices)
+      : checkpoint_(checkpoint), sources_(sources), chooser_(choices, config) {
+    for (int index = 0; index < std::ssize(sources.layers); ++index) {
+      const LayerSources& layer = sources.layers[static_cast<size_t>(index)];
+      add_vector({Slot::kInputNorm, index}, ".weight", layer.input_norm);
+      add_vector({Slot::kPostNorm, index}, ".weight", layer.post_norm);
+      for (const LinearParts* parts : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+        add_matrices(*parts);
+      add_experts(layer.moe);
+    }
+    add_vector({Slot::kFinalNorm}, ".weight", sources.final_norm);
+    add_matrices(sources.embedding);
+    if (!sources.tied) add_matrices(sources.lm_head);
+    std::ranges::sort(plan_.tensors, comes_before);
+    warn_of_rounded_sources();
+  }
+
+  GgufPlan take() { return std::move(plan_); }
+
+ private:
+  void add_vector(const ModuleId& id, const char* suffix, std::vector<float> values) {
+    if (values.empty()) return;
+    GgufTensor tensor;
+    tensor.name = gguf_name(id) + suffix;
+    tensor.id = id;
+    tensor.shape = Shape{std::ssize(values)};
+    tensor.values = std::move(values);
+    plan_.tensors.push_back(std::move(tensor));
+  }
+  void add_matrix(ModuleId id, std::vector<LinearSource> parts, bool is_stacked) {
+    GgufTensor tensor;
+    tensor.name = gguf_name(id) + ".weight";
+    tensor.id = id;
+    const int64_t n = parts.front().n, k = parts.front().k;
+    tensor.dtype = chooser_.choose(id, tensor.name, k, plan_.warnings);
+    // llama.cpp keeps the gate of the shared expert as a vector.
+    const bool is_vector = id.slot == Slot::kSharedExpertGate;
+    tensor.shape = is_stacked ? Shape{std::ssize(parts), n, k} : is_vector ? Shape{k} : Shape{n, k};
+    tensor.parts = std::move(parts);
+    plan_.tensors.push_back(std::move(tensor));
+  }
+  void add_matrices(const LinearParts& linear) {
+    auto bias = linear.bias.begin();
+    for (size_t i = 0; i < linear.parts.size(); ++i) {
+      const int64_t n = linear.parts[i].n;
+      add_matrix(linear.modules[i], {linear.parts[i]}, false);
+      if (linear.bias.empty()) continue;
+      std::vector<float> values(bias, bias + n);
+      bias += n;
+      // GPTQ files carry biases of zeros for layers that have none.
+      const bool is_own = linear.modules[i].slot == Slot::kQ ||
+                          linear.modules[i].slot == Slot::kK || linear.modules[i].slot == Slot::kV;
+      if (is_own || std::ranges::any_of(values, [](float v) { return v != 0; }))
+        add_vector(linear.modules[i], ".bias", std::move(values));
+    }
+  }
+  /// Experts' matrices are stacked, of all experts each.
+  void add_experts(const MoeSources& moe) {
+    if (moe.router.parts.empty()) return;
+    add_matrices(moe.router);
+    for (const LinearParts* parts : {&moe.shared_gate_up, &moe.shared_down, &moe.shared_gate})
+      add_matrices(*parts);
+    for (const std::vector<LinearParts>* experts : {&moe.gate_up, &moe.down}) {
+      for (size_t part = 0; part < experts->front().parts.size(); ++part) {
+        std::vector<LinearSource> stack;
+        for (const LinearParts& expert : *experts)
+          stack.push_back(expert.parts[part]);
+        ModuleId id = experts->front().modules[part];
+        id.expert = -1;
+        add_matrix(id, std::move(stack), true);
+      }
+    }
+  }
+  /// Rounding what was rounded before adds to its error.
+  void warn_of_rounded_sources() {
+    std::set<std::string> formats;
+    for (const GgufTensor& tensor : plan_.tensors) {
+      if (tensor.parts.empty() || tensor.is_copied() || !is_quantised(tensor.dtype)) continue;
+      const LinearSource& source = tensor.parts.front();
+      if (!std::holds_alternative<DenseRows>(source.data)) formats.insert(source.format_name());
+    }
+    for (const std::string& format : formats) {
+      plan_.warnings.push_back(fmt::format(
+          "{}: matrices in {} are rounded a second time, which adds to their error; take "
+          "the checkpoint that they were made of if there is one",
+          printable(checkpoint_.path), format));
+    }
+  }
+
+  const Checkpoint& checkpoint_;
+  const NetworkSources& sources_;
+  TypeChooser chooser_;
+  GgufPlan plan_;
+};
+
+ParameterCount count_parameters(const GgufPlan& plan) {
+  ParameterCount count;
+  for (const GgufTensor& tensor : plan.tensors) {
+    if (tensor.shape.rank() == 3) {
+      count.n_experts = static_cast<int>(tensor.shape[0]);
+      count.per_expert += tensor.shape.n_elems() / tensor.shape[0];
+    } else {
+      count.shared += tensor.shape.n_elems();
+    }
+  }
+  return count;
+}
+
+/// The metadata of a GGUF file, with what is said of its types said anew.
+GgufEntries entries_of_gguf(const GgufMetadata& metadata, uint32_t file_type) {
+  GgufEntries out;
+  for (const auto& [key, value] : metadata.entries) {
+    const bool is_told_anew = key == "general.file_type" || key == "general.quantization_version" ||
+                              key == "general.alignment" || key.starts_with("split.");
+    if (!is_told_anew) out.emplace_back(key, value);
+  }
+  out.emplace_back("general.quantization_version", GgufValue::u32(2));
+  out.emplace_back("general.file_type", GgufValue::u32(file_type));
+  return out;
+}
+
+// ---- writing -----------------------------------------------------------------------------------
+
+/// Pushes rows [begin, begin + n) of a part, decoded and encoded on all threads.
+void write_rows(const GgufTensor& tensor, const LinearSource& part, int64_t begin, int64_t n,
+                ThreadPool& pool, std::vector<std::byte>& bytes) {
+  const int64_t bytes_per_row = row_bytes(tensor.dtype, part.k, tensor.name);
+  bytes.resize(static_cast<size_t>(n * bytes_per_row));
+  pool.parallel_for(n, 1, [&](int64_t first, int64_t last, int) {
+    std::vector<float> row(static_cast<size_t>(part.k));
+    for (int64_t r = first; r < last; ++r) {
+      part.decode_rows(begin + r, 1, row.data());
+      try {
+        encode_row(tensor.dtype, row.data(), part.k, bytes.data() + r * bytes_per_row);
+      } catch (const Error& error) {
+        throw Error(error.kind(), fmt::format("{} (row {} of {})", error.message(), begin + r,
+                                              printable(part.name)));
+      }
+    }
+  });
+}
+
+std::span<const std::byte> bytes_of(const LinearSource& source) {
+  const auto of = [&](const auto& rows) {
+    return std::span(rows.data, static_cast<size_t>(source.n * rows.row_bytes));
+  };
+  if (const auto* dense = std::get_if<DenseRows>(&source.data)) return of(*dense);
+  return of(std::get<BlockRows>(source.data));
+}
+
+void write_tensor(const GgufTensor& tensor, ThreadPool& pool, GgufSink sink,
+                  const std::function<void(int64_t)>& done, const CancelFlag* cancel) {
+  const auto push = [&](std::span<const std::byte> bytes) {
+    sink(bytes);
+    done(std::ssize(bytes));
+    if (cancel != nullptr) cancel->check("writing " + tensor.name);
+  };
+  if (tensor.parts.empty()) return push(std::as_bytes(std::span(tensor.values)));
+  std::vector<std::byte> bytes;
+  for (const LinearSource& part : tensor.parts) {
+    if (tensor.is_copied()) {
+      push(bytes_of(part));
+      continue;
+    }
+    const int64_t rows = std::max<int64_t>(1, kChunkValues / part.k);
+    for (int64_t begin = 0; begin < part.n; begin += rows) {
+      write_rows(tensor, part, begin, std::min(rows, part.n - begin), pool, bytes);
+      push(bytes);
+    }
+  }
+}
+
+}  // namespace
+
+int64_t GgufTensor::bytes() const {
+  return shape.rows() * row_bytes(dtype, shape.cols(), name);
+}
+
+bool GgufTensor::is_copied() const {
+  return !parts.empty() && std::ranges::all_of(parts, [&](const LinearSource& part) {
+    return dtype_of(part) == dtype;
+  });
+}
+
+int64_t GgufPlan::bytes() const {
+  int64_t sum = 0;
+  for (const GgufTensor& tensor : tensors)
+    sum += tensor.bytes();
+  return sum;
+}
+
+double GgufPlan::bits_per_weight() const {
+  int64_t n_bytes = 0, n_weights = 0;
+  for (const GgufTensor& tensor : tensors) {
+    if (tensor.parts.empty()) continue;
+    n_bytes += tensor.bytes();
+    n_weights += tensor.shape.n_elems();
+  }
+  return n_weights == 0 ? 0 : 8.0 * static_cast<double>(n_bytes) / static_cast<double>(n_weights);
+}
+
+GgufPlan plan_gguf(const Checkpoint& checkpoint, const ModelConfig& config,
+                   const NetworkSources& sources, const TokenizerSpec* tokenizer,
+                   const GgufChoices& choices) {
+  QW_CHECK(choices.recipe != nullptr, "a recipe");
+  GgufPlan plan = Planner(checkpoint, config, sources, choices).take();
+  for (const GgufTensor& tensor : plan.tensors) {
+    if (tensor.parts.empty() || tensor.is_copied() || is_float(tensor.dtype) ||
+        can_encode(tensor.dtype))
+      continue;
+    fail(ErrorKind::kUnsupported, "quantize", "{}: expected a type that can be written, got {}",
+         tensor.name, name_of(tensor.dtype));
+  }
+  const uint32_t file_type = file_type_of(*choices.recipe);
+  plan.entries =
+      checkpoint.gguf != nullptr
+          ? entries_of_gguf(*checkpoint.gguf, file_type)
+          : gguf_entries(checkpoint, config, tokenizer, count_parameters(plan),
+                         choices.name.empty() ? name_of_path(checkpoint.path) : choices.name,
+                         file_type);
+  return plan;
+}
+
+void write_gguf_plan(const GgufPlan& plan, const std::string& path, ThreadPool& pool,
+                     const std::function<void(int64_t)>& done, const CancelFlag* cancel) {
+  GgufWriter writer;
+  writer.entries = plan.entries;
+  for (const GgufTensor& tensor : plan.tensors)
+    writer.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+  write_gguf(path, writer, [&](size_t i, GgufSink sink) {
+    write_tensor(plan.tensors[i], pool, sink, done, cancel);
+  });
+}
+
+}  // namespace qw
