@@ -93,12 +93,14 @@ void occupy_standard_streams();
 // One per subcommand, each in cmd_<name>.cpp.
 Command register_bench(CLI::App& root);
 Command register_chat(CLI::App& root);
+Command register_convert(CLI::App& root);
 Command register_detokenize(CLI::App& root);
 Command register_generate(CLI::App& root);
 Command register_info(CLI::App& root);
 Command register_inspect(CLI::App& root);
 Command register_perplexity(CLI::App& root);
 Command register_plan(CLI::App& root);
+Command register_quantize(CLI::App& root);
 Command register_render(CLI::App& root);
 Command register_replay(CLI::App& root);
 Command register_score(CLI::App& root);

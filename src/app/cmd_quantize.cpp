@@ -1,0 +1,234 @@
+// qianwen quantize, qianwen convert: another file of the same model.
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <chrono>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "app/command.h"
+#include "app/open.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "quantize/gguf_plan.h"
+#include "text/tokenizer_files.h"
+
+namespace qw::app {
+
+namespace {
+
+using nlohmann::ordered_json;
+
+struct Options : CommonOptions {
+  std::string to, output, name;
+  std::vector<std::string> tensor_types;  // REGEX=TYPE
+  std::string embedding_type, output_type;
+  bool pure = false, dry_run = false, force = false;
+};
+
+DType block_type(const std::string& flag, const std::string& name) {
+  const std::optional<DType> dtype = dtype_from_name(name);
+  if (!dtype || info(*dtype).ggml_id < 0) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "{}: expected a GGML type such as q6_k, q8_0 or f16, got '{}'", flag, printable(name));
+  }
+  return *dtype;
+}
+
+std::string recipe_list() {
+  std::string list;
+  for (const std::string_view name : gguf_recipe_names())
+    list += (list.empty() ? "" : ", ") + std::string(name);
+  return list;
+}
+
+GgufChoices choices_of(const Options& options) {
+  GgufChoices choices;
+  choices.recipe = find_gguf_recipe(options.to);
+  if (choices.recipe == nullptr) {
+    fail(ErrorKind::kInvalidArgument, "quantize", "--to: expected one of {}, got '{}'",
+         recipe_list(), printable(options.to));
+  }
+  for (const std::string& text : options.tensor_types) {
+    const size_t equals = text.rfind('=');
+    if (equals == std::string::npos || equals == 0) {
+      fail(ErrorKind::kInvalidArgument, "quantize", "--tensor-type: expected REGEX=TYPE, got '{}'",
+           printable(text));
+    }
+    choices.tensor_types.emplace_back(text.substr(0, equals),
+                                      block_type("--tensor-type", text.substr(equals + 1)));
+  }
+  if (!options.embedding_type.empty())
+    choices.embedding = block_type("--embedding-type", options.embedding_type);
+  if (!options.output_type.empty())
+    choices.output = block_type("--output-type", options.output_type);
+  choices.pure = options.pure;
+  choices.name = options.name;
+  return choices;
+}
+
+/// Errors: invalid_argument, where a file would be lost or could not be written whole.
+void check_output(const Options& options, int64_t n_bytes) {
+  namespace fs = std::filesystem;
+  const fs::path path(options.output);
+  std::error_code error;
+  if (fs::is_directory(path, error)) {
+    fail(ErrorKind::kInvalidArgument, "quantize", "--output: expected a file, got a directory ({})",
+         printable(options.output));
+  }
+  if (fs::exists(path, error) && !options.force) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--output: expected a file that is not there yet (or --force), got {}",
+         printable(options.output));
+  }
+  const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
+  const fs::space_info space = fs::space(folder, error);
+  if (error) {
+    fail(ErrorKind::kNotFound, "quantize", "--output: expected a directory for it, got none ({})",
+         printable(folder.string()));
+  }
+  if (space.available < static_cast<uintmax_t>(n_bytes)) {
+    fail(ErrorKind::kIo, "quantize", "--output: expected {} MB free, got {} MB ({})",
+         n_bytes / 1'000'000, space.available / 1'000'000, printable(folder.string()));
+  }
+}
+
+/// Matrices, weights and bytes of a type.
+struct TypeShare {
+  int64_t n_tensors = 0, n_weights = 0, n_bytes = 0;
+};
+
+std::map<std::string, TypeShare> shares_of(const GgufPlan& plan) {
+  std::map<std::string, TypeShare> shares;
+  for (const GgufTensor& tensor : plan.tensors) {
+    TypeShare& share = shares[std::string(name_of(tensor.dtype))];
+    ++share.n_tensors;
+    share.n_weights += tensor.shape.n_elems();
+    share.n_bytes += tensor.bytes();
+  }
+  return shares;
+}
+
+void report(const Options& options, const GgufPlan& plan, double seconds) {
+  if (options.json) {
+    ordered_json types = ordered_json::object();
+    for (const auto& [name, share] : shares_of(plan)) {
+      types[name] = {
+          {"tensors", share.n_tensors}, {"weights", share.n_weights}, {"bytes", share.n_bytes}};
+    }
+    ordered_json json = {
+        {"output", options.dry_run ? ordered_json() : ordered_json(options.output)},
+        {"bytes", plan.bytes()},
+        {"bits_per_weight", plan.bits_per_weight()},
+        {"types", std::move(types)}};
+    if (options.dry_run) {
+      ordered_json tensors = ordered_json::object();
+      for (const GgufTensor& tensor : plan.tensors)
+        tensors[tensor.name] = name_of(tensor.dtype);
+      json["tensors"] = std::move(tensors);
+    } else {
+      json["seconds"] = seconds;
+    }
+    json["warnings"] = plan.warnings;
+    return print_json(json);
+  }
+  std::string text;
+  if (options.dry_run) {
+    for (const GgufTensor& tensor : plan.tensors)
+      text +=
+          fmt::format("{:<40} {:<8} {}\n", tensor.name, name_of(tensor.dtype), tensor.shape.str());
+  }
+  for (const auto& [name, share] : shares_of(plan)) {
+    text += fmt::format("{:<8} {:>5} tensors {:>14} weights {:>10.1f} MB\n", name, share.n_tensors,
+                        share.n_weights, static_cast<double>(share.n_bytes) / 1e6);
+  }
+  text += fmt::format("{:.1f} MB of tensors, {:.2f} bits per weight",
+                      static_cast<double>(plan.bytes()) / 1e6, plan.bits_per_weight());
+  text += options.dry_run ? "; nothing was written\n"
+                          : fmt::format("; {} written in {:.1f} s\n", options.output, seconds);
+  print_result(text);
+}
+
+void run(const Options& options) {
+  init_logging(options.log_level);
+  const GgufChoices choices = choices_of(options);
+  const auto start = std::chrono::steady_clock::now();
+  const std::string path = model_path(options);
+  const auto checkpoint = Checkpoint::open(path);
+  const ModelConfig config = ModelConfig::from_checkpoint(*checkpoint);
+  const NetworkSources sources = open_network(*checkpoint, config);
+  std::optional<TokenizerSpec> tokenizer;
+  if (!checkpoint->gguf) tokenizer = read_tokenizer_directory(checkpoint->directory);
+  const GgufPlan plan =
+      plan_gguf(*checkpoint, config, sources, tokenizer ? &*tokenizer : nullptr, choices);
+  for (const std::string& warning : plan.warnings)
+    logger().warn("{}", warning);
+  if (!options.dry_run) {
+    check_output(options, plan.bytes());
+    ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
+    Progress progress("writing " + options.output, plan.bytes(), Progress::Unit::kBytes);
+    write_gguf_plan(
+        plan, options.output, pool, [&](int64_t n) { progress.add(n); }, &interrupted());
+    checkpoint->check_readable();
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  report(options, plan, seconds.count());
+}
+
+void add_shared_flags(CLI::App& app, Options& options) {
+  add_model_argument(app, options);
+  add_compute_flags(app, options, ComputeFlags::kWithoutEffect);
+  app.add_option("--output", options.output, "The file to write");
+  app.add_option("--name", options.name, "What the file calls the model (default: from MODEL)");
+  app.add_flag("--force", options.force, "Replace the file that is there");
+  app.add_flag("--dry-run", options.dry_run, "Say what would be written, tensor by tensor");
+}
+
+void need_output(const Options& options) {
+  if (!options.output.empty() || options.dry_run) return;
+  fail(ErrorKind::kInvalidArgument, "quantize",
+       "--output: expected a path (or --dry-run), got none");
+}
+
+}  // namespace
+
+Command register_quantize(CLI::App& root) {
+  auto options = std::make_shared<Options>();
+  CLI::App* app = root.add_subcommand("quantize", "Write a model with fewer bits per weight");
+  add_shared_flags(*app, *options);
+  app->add_option("--to", options->to, "q4_k_m, q8_0, iq4_xs, ...: a name as llama.cpp uses it")
+      ->required();
+  app->add_option("--tensor-type", options->tensor_types,
+                  "REGEX=TYPE: the type of tensors in whose name REGEX is found; may be repeated")
+      ->allow_extra_args(false);
+  app->add_option("--embedding-type", options->embedding_type, "The type of the embedding");
+  app->add_option("--output-type", options->output_type, "The type of the output matrix");
+  app->add_flag("--pure", options->pure, "The same type for all matrices");
+  return {app, [options] {
+            need_output(*options);
+            run(*options);
+          }};
+}
+
+Command register_convert(CLI::App& root) {
+  struct ConvertOptions : Options {
+    std::string container = "gguf";
+  };
+  auto options = std::make_shared<ConvertOptions>();
+  options->to = "bf16";
+  CLI::App* app = root.add_subcommand("convert", "Write a model as another kind of file");
+  add_shared_flags(*app, *options);
+  app->add_option("--to", options->container, "gguf")->check(CLI::IsMember({"gguf"}))->required();
+  app->add_option("--type", options->to, "f16, bf16 or f32")
+      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+      ->capture_default_str();
+  return {app, [options] {
+            need_output(*options);
+            run(*options);
+          }};
+}
+
+}  // namespace qw::app
