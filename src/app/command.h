@@ -93,6 +93,7 @@ void occupy_standard_streams();
 // One per subcommand, each in cmd_<name>.cpp.
 Command register_bench(CLI::App& root);
 Command register_chat(CLI::App& root);
+Command register_compare(CLI::App& root);
 Command register_convert(CLI::App& root);
 Command register_detokenize(CLI::App& root);
 Command register_generate(CLI::App& root);
