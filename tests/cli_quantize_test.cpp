@@ -1,0 +1,80 @@
+// qianwen quantize, convert and compare: files that run, refusals, and figures that know the same
+// model from another.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "support/cli_fixture.h"
+
+namespace qw::test {
+namespace {
+
+using nlohmann::json;
+
+class CliQuantize : public CliTest {
+ protected:
+  std::string path(const char* name) const { return (folder_ / name).string(); }
+  json compare(const std::string& a, const std::string& b) const {
+    const Ran ran = qianwen({"compare", a, b, "--file", text_, "--json", "--layers"});
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return json::parse(ran.out);
+  }
+  const std::string text_ = std::string(QIANWEN_SOURCE_DIR) + "/models/README.md";
+};
+
+TEST_F(CliQuantize, MakesFilesThatRun) {
+  const Ran made =
+      qianwen({"quantize", kBundled, "--to", "Q8_0", "--output", path("q8.gguf"), "--json"});
+  ASSERT_EQ(made.code, 0) << made.err;
+  EXPECT_NEAR(json::parse(made.out)["bits_per_weight"], 8.5, 1e-9);
+  const json result = compare(kBundled, path("q8.gguf"));
+  EXPECT_GT(result["kl"]["mean"], 1e-6);
+  EXPECT_LT(result["kl"]["mean"], 0.01);
+  EXPECT_GT(result["same_top1"]["mean"], 0.9);
+  EXPECT_GT(result["layer_errors"].back(), 0.001);
+  const json coarse = compare(kBundled, [&] {
+    qianwen({"quantize", kBundled, "--to", "q2_k", "--output", path("q2.gguf")});
+    return path("q2.gguf");
+  }());
+  EXPECT_GT(coarse["kl"]["mean"], 10 * result["kl"]["mean"].get<double>());
+}
+
+TEST_F(CliQuantize, ConvertsWithoutLoss) {
+  const Ran made = qianwen({"convert", kBundled, "--to", "gguf", "--output", path("mini.gguf")});
+  ASSERT_EQ(made.code, 0) << made.err;
+  const json result = compare(kBundled, path("mini.gguf"));
+  EXPECT_EQ(result["kl"]["mean"], 0);
+  EXPECT_EQ(result["kl_max"], 0);
+  EXPECT_EQ(result["same_top10"]["mean"], 1);
+  EXPECT_EQ(result["a"], result["b"]);
+  for (const double error : result["layer_errors"].get<std::vector<double>>())
+    EXPECT_EQ(error, 0);
+  // By another command, on the same windows.
+  const Ran other =
+      qianwen({"perplexity", path("mini.gguf"), "--file", text_, "--window", "512", "--json"});
+  EXPECT_NEAR(result["a"]["nll"], json::parse(other.out)["nll"], 1e-5);
+}
+
+TEST_F(CliQuantize, RefusesWhatWouldBeLostOrCannotBe) {
+  const std::string file = write("there.gguf", "mine");
+  expect_failure(qianwen({"quantize", kBundled, "--to", "q8_0", "--output", file}), 2, "--force");
+  expect_failure(qianwen({"quantize", kBundled, "--to", "q9", "--output", path("a")}), 2, "Q4_K_M");
+  expect_failure(qianwen({"quantize", kBundled, "--to", "q8_0"}), 2, "--output");
+  expect_failure(qianwen({"quantize", kBundled, "--to", "iq2_xxs", "--output", path("a")}), 5,
+                 "iq2_xxs");
+  expect_failure(
+      qianwen({"quantize", kBundled, "--to", "q8_0", "--dry-run", "--tensor-type", "(=q8_0"}), 2,
+      "regular expression");
+  expect_failure(qianwen({"quantize", kBundled, "--to", "q8_0", "--output", path("no/where.gguf")}),
+                 3, "directory");
+  EXPECT_FALSE(std::filesystem::exists(path("a")));
+  const Ran dry = qianwen({"quantize", kBundled, "--to", "q4_k_s", "--tensor-type", "ffn_down=q8_0",
+                           "--dry-run", "--json"});
+  EXPECT_EQ(json::parse(dry.out)["tensors"]["blk.0.ffn_down.weight"], "q8_0");
+  EXPECT_EQ(json::parse(dry.out)["tensors"]["blk.0.ffn_up.weight"], "q4_k");
+}
+
+}  // namespace
+}  // namespace qw::test
