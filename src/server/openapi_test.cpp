@@ -1,6 +1,7 @@
 // /openapi.json: a sound document, and true: of every address what it says holds over HTTP.
 #include "server/openapi.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -192,7 +193,8 @@ TEST_F(OpenApi, KeepsTheRulesOfOpenApi) {
       if (parameter["in"] != "path") continue;
       ++n_braces;
       EXPECT_EQ(parameter["required"], true);
-      EXPECT_THAT(operation.path, HasSubstr("{" + parameter["name"].get<std::string>() + "}"));
+      EXPECT_THAT(operation.path,
+                  HasSubstr(fmt::format("{{{}}}", parameter["name"].get<std::string>())));
     }
     EXPECT_EQ(std::ranges::count(operation.path, '{'), static_cast<ptrdiff_t>(n_braces));
     EXPECT_EQ(operation.path.find("..."), std::string::npos);

@@ -41,7 +41,7 @@ class MemberChecker {
     for (const auto& [name, item] : value.items()) {
       if (item.is_null()) continue;
       const FieldInfo* known = find_member(shape, value, name);
-      const std::string shown_name = "." + printable(name);
+      const std::string shown_name = fmt::format(".{}", printable(name));
       if (known == nullptr) {
         if (strict_) refuse_unknown(path + shown_name);
         note(path + shown_name, place + shown_name, shape.unknown);
