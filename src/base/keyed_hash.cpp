@@ -69,6 +69,26 @@ KeyedHash::Digest KeyedHash::of(Bytes bytes) const {
   return digest_of(hash_of(bytes.data(), bytes.size(), secret_));
 }
 
+struct KeyedHash::Stream::State {
+  XXH3_state_t xxh3;
+};
+
+KeyedHash::Stream::Stream(const KeyedHash& hash) : state_(std::make_unique<State>()) {
+  QW_CHECK(XXH3_128bits_reset_withSecret(&state_->xxh3, hash.secret_.data(), hash.secret_.size()) ==
+           XXH_OK);
+}
+KeyedHash::Stream::~Stream() = default;
+KeyedHash::Stream::Stream(Stream&&) noexcept = default;
+KeyedHash::Stream& KeyedHash::Stream::operator=(Stream&&) noexcept = default;
+
+void KeyedHash::Stream::update(Bytes bytes) {
+  if (!bytes.empty()) XXH3_128bits_update(&state_->xxh3, bytes.data(), bytes.size());
+}
+
+KeyedHash::Digest KeyedHash::Stream::digest() const {
+  return digest_of(XXH3_128bits_digest(&state_->xxh3));
+}
+
 KeyedHash::Digest KeyedHash::of_pieces(std::span<const Bytes> pieces, ForEach for_each) const {
   std::vector<XXH128_hash_t> hashes(pieces.size());
   for_each(static_cast<int64_t>(pieces.size()), [&](int64_t i) {

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -35,6 +36,22 @@ class KeyedHash {
   explicit KeyedHash(std::vector<std::byte> secret) : secret_(std::move(secret)) {}
 
   Digest of(Bytes bytes) const;
+  /// of() of bytes that come one after the other and never lie in memory together.
+  class Stream {
+   public:
+    /// `hash` must outlive it.
+    explicit Stream(const KeyedHash& hash);
+    ~Stream();
+    Stream(Stream&&) noexcept;
+    Stream& operator=(Stream&&) noexcept;
+    void update(Bytes bytes);
+    /// Of all bytes so far.
+    Digest digest() const;
+
+   private:
+    struct State;
+    std::unique_ptr<State> state_;
+  };
   /// The hash of the hashes of pieces, none longer than 512 KiB: add_pieces() cuts what is.
   Digest of_pieces(std::span<const Bytes> pieces, ForEach for_each) const;
   static void add_pieces(Bytes bytes, std::vector<Bytes>& out);

@@ -55,6 +55,23 @@ TEST(KeyedHash, DependsOnEveryByteOnTheirPlaceAndOnTheSecret) {
   EXPECT_NE(name(hash, kInOrder), early);
 }
 
+// Around every size at which XXH3 does something else, cut in every way.
+TEST(KeyedHash, OfAStreamIsThatOfItsBytes) {
+  const KeyedHash hash = hash_of('a');
+  std::vector<std::byte> bytes(5000);
+  for (size_t i = 0; i < bytes.size(); ++i)
+    bytes[i] = static_cast<std::byte>(i * i % 251);
+  for (const size_t n : {0, 1, 16, 17, 128, 129, 240, 241, 256, 1024, 1025, 5000}) {
+    const KeyedHash::Bytes all = std::span(bytes).first(n);
+    for (const size_t piece : {1, 7, 64, 255, 256, 1000, 5000}) {
+      KeyedHash::Stream stream(hash);
+      for (size_t at = 0; at < n; at += piece)
+        stream.update(all.subspan(at, std::min(piece, n - at)));
+      EXPECT_EQ(stream.digest(), hash.of(all)) << n << " bytes by " << piece;
+    }
+  }
+}
+
 TEST(KeyedHash, TheSecretOfADirectoryIsDrawnOnce) {
   const std::string directory = testing::TempDir() + "keyed_hash";
   fs::remove_all(directory);

@@ -32,7 +32,7 @@ struct OpenOptions {
   std::string draft_model;            // checkpoint of a model that guesses ahead; "": none
   std::string prefix_cache_dir;       // where keys and values stay beyond the process; "": nowhere
   int64_t prefix_cache_bytes = 0;     // of all files there. 0: PrefixStoreOptions::max_bytes
-  std::string slot_save_path;         // directory of Engine::snapshot()s by name; "": none
+  std::string slot_save_path;         // directory of sequences saved by name; "": none
   int64_t memory_bytes = 0;           // what may be used in all. 0: the machine's available memory
   bool quiet = false;                 // no progress on stderr
   const CancelFlag* cancel = nullptr;

@@ -4,7 +4,6 @@
 
 #include "base/error.h"
 #include "engine/engine_impl.h"
-#include "engine/kv_snapshot.h"
 #include "engine/logits_math.h"
 #include "engine/sampler.h"
 
@@ -67,6 +66,9 @@ std::vector<Event> Engine::step() {
 bool Engine::idle() const {
   return impl_->idle();
 }
+bool Engine::stalled() const {
+  return impl_->stalled();
+}
 Engine::Load Engine::load() const {
   return impl_->load();
 }
@@ -118,15 +120,21 @@ int64_t Engine::kept_pages() const {
 void Engine::drop_kept_pages() {
   impl_->drop_kept_pages();
 }
-KvSnapshot Engine::snapshot(const BlockScope& scope, std::span<const int32_t> tokens,
-                            size_t which) const {
-  return impl_->snapshot(scope, tokens, which);
+Engine::Held Engine::hold(const BlockScope& scope, std::span<const int32_t> tokens, size_t which) {
+  return impl_->hold(scope, tokens, which);
 }
-int64_t Engine::restore(const BlockScope& scope, const KvSnapshot& snapshot, size_t which) {
-  return impl_->restore(scope, snapshot, which);
+void Engine::read_held(int64_t hold, int64_t first, std::span<std::byte> out) const {
+  impl_->read_held(hold, first, out);
 }
-bool Engine::takes(const BlockScope& scope, const KvSnapshot& snapshot, size_t which) const {
-  return impl_->takes(scope, snapshot, which);
+void Engine::let_go(int64_t hold) {
+  impl_->let_go(hold);
+}
+int64_t Engine::import_pages(const BlockScope& scope, const KvSequence& sequence, size_t which,
+                             int64_t first, std::span<const std::byte> pages) {
+  return impl_->import_pages(scope, sequence, which, first, pages);
+}
+bool Engine::takes(const BlockScope& scope, const KvSequence& sequence, size_t which) const {
+  return impl_->takes(scope, sequence, which);
 }
 int64_t Engine::forget(const BlockScope& scope, std::span<const int32_t> tokens) {
   return impl_->forget(scope, tokens);

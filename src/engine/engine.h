@@ -23,7 +23,7 @@ namespace qw {
 
 class LogitsProcessor;
 class PrefixStore;
-struct KvSnapshot;
+struct KvSequence;
 class Tokenizer;
 
 using RequestId = uint64_t;
@@ -203,6 +203,9 @@ class Engine {
   std::vector<Event> step();
   /// Nothing to do: neither requests nor pages that are to be written to disk.
   bool idle() const;
+  /// Whether the last step() found that all requests have to wait for pages that are held: another
+  /// does nothing until some have been let go of, or a request comes or is cancelled.
+  bool stalled() const;
   /// Requests under way: those of which something was computed, and those that wait.
   struct Load {
     int64_t n_running = 0, n_waiting = 0;
@@ -222,7 +225,8 @@ class Engine {
                          const CancelFlag* cancel = nullptr);
 
   /// Teacher-forced logits of `ids` in chunks, never T x vocab at once; every row from
-  /// options.first_row is given to the callback exactly once, in order. The engine must be idle.
+  /// options.first_row is given to the callback exactly once, in order. The engine must be idle,
+  /// and hold no pages.
   /// Errors: invalid_argument (empty, ids outside the vocabulary, longer than the context).
   void score(std::span<const int32_t> ids, RowsCallback on_rows, const ScoreOptions& options = {});
   /// Log-probability of every token but the first, and the `top` most likely at its place.
@@ -236,14 +240,28 @@ class Engine {
   int64_t kept_pages() const;
   /// Forgets them. Changes no bit of any answer, only how much of it is computed again.
   void drop_kept_pages();
-  /// Copies keys and values of what is kept of `tokens`, from the first on; which: among
-  /// LoadOptions::content_hashes. Errors: unsupported, when weights or adapter have no name.
-  KvSnapshot snapshot(const BlockScope& scope, std::span<const int32_t> tokens, size_t which) const;
-  /// Makes kept pages of it, as far as there is room: returns how many tokens are kept then.
+
+  // Keys and values of kept tokens, copied out and in over several steps. `which`: among
+  // LoadOptions::content_hashes.
+
+  struct Held;  // engine/kv_sequence_file.h
+  /// Holds the pages of what is kept of `tokens`, from the first on, until let_go(): they stay as
+  /// they are while others go on. Requests that find too few pages beside them wait until then.
+  /// Errors: unsupported, when weights or adapter have no name.
+  Held hold(const BlockScope& scope, std::span<const int32_t> tokens, size_t which);
+  /// Copies pages out, from number `first` on: as many as `out` has room for. Errors:
+  /// invalid_argument, when they are not held any more.
+  void read_held(int64_t hold, int64_t first, std::span<std::byte> out) const;
+  /// What is not held any more is ignored.
+  void let_go(int64_t hold);
+  /// Makes kept pages of those of a sequence from number `first` on, as far as there is room and
+  /// those before are kept. Returns how many tokens of it, from the first one on, are kept then.
   /// Errors: invalid_argument, when it is not of this model, scope, cache type and program.
-  int64_t restore(const BlockScope& scope, const KvSnapshot& snapshot, size_t which);
-  /// Whether restore() would take it.
-  bool takes(const BlockScope& scope, const KvSnapshot& snapshot, size_t which) const;
+  int64_t import_pages(const BlockScope& scope, const KvSequence& sequence, size_t which,
+                       int64_t first, std::span<const std::byte> pages);
+  /// Whether import_pages() would take it.
+  bool takes(const BlockScope& scope, const KvSequence& sequence, size_t which) const;
+
   /// Forgets what is kept of `tokens` and of nothing else; returns how many tokens that were.
   int64_t forget(const BlockScope& scope, std::span<const int32_t> tokens);
   /// Of the tier on disk; nothing: there is none.

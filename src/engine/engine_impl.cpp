@@ -93,14 +93,18 @@ std::vector<Event> Engine::Impl::step() {
 }
 
 void Engine::Impl::run_step() {
+  stalled_ = false;
   stop_cancelled();
   retire_finished();
   if (tier_) admit_read();
   guess_ahead();
   StepPlan step = scheduler_->schedule();
   const bool has_held = std::ranges::any_of(active_, [](const auto& a) { return a.second->held; });
-  if (step.chunks.empty() && (has_held || active_.empty())) {
-    if (tier_ == nullptr || !tier_->is_busy()) return;
+  if (step.chunks.empty() && (has_held || active_.empty() || scheduler_->holds_pages())) {
+    if (tier_ == nullptr || !tier_->is_busy()) {
+      stalled_ = !active_.empty();
+      return;
+    }
     tier_->keep_published(/*others_wait=*/false);
     if (tier_->is_busy()) tier_->wait();
     return;
@@ -502,6 +506,10 @@ RequestResult Engine::Impl::generate(Request request, const EventCallback& on_ev
     while (result == nullptr) {
       if (cancel_flag != nullptr && cancel_flag->cancelled()) cancel(id);
       run_step();
+      if (stalled_) {
+        fail(ErrorKind::kOutOfMemory, "engine",
+             "generate: expected pages for the request, got too few beside those that are held");
+      }
       for (const Event& event : take_events_of(id)) {
         if (event.kind == Event::Kind::kRequest) result = event.result;
         if (on_event) on_event(event);
@@ -526,6 +534,10 @@ void Engine::Impl::score(std::span<const int32_t> ids, RowsCallback on_rows,
   if (!active_.empty())
     fail(ErrorKind::kInvalidArgument, "engine",
          "score: expected an idle engine, got {} requests under way", active_.size());
+  if (scheduler_->holds_pages()) {
+    fail(ErrorKind::kInvalidArgument, "engine",
+         "score: expected all pages of the cache, got some that are held");
+  }
   const auto n_tokens = static_cast<int64_t>(ids.size());
   if (n_tokens == 0)
     fail(ErrorKind::kInvalidArgument, "engine", "score: expected at least one token, got none");

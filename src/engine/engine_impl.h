@@ -13,7 +13,7 @@
 #include "engine/decoder.h"
 #include "engine/engine.h"
 #include "engine/fair_queue.h"
-#include "engine/kv_snapshot.h"
+#include "engine/kv_sequence_file.h"
 #include "engine/prefix_tier.h"
 #include "engine/scheduler.h"
 #include "engine/speculation.h"
@@ -72,10 +72,14 @@ class Engine::Impl : private EventSink {
   Model& model() { return model_; }
   const EngineOptions& options() const { return options_; }
   const Scheduler& scheduler() const { return *scheduler_; }
-  // engine_snapshot.cpp
-  KvSnapshot snapshot(const BlockScope& scope, std::span<const int32_t> tokens, size_t which) const;
-  int64_t restore(const BlockScope& scope, const KvSnapshot& snapshot, size_t which);
-  bool takes(const BlockScope& scope, const KvSnapshot& snapshot, size_t which) const;
+  bool stalled() const { return stalled_; }
+  // engine_copies.cpp
+  Held hold(const BlockScope& scope, std::span<const int32_t> tokens, size_t which);
+  void read_held(int64_t hold, int64_t first, std::span<std::byte> out) const;
+  void let_go(int64_t hold) { scheduler_->let_go(hold); }
+  int64_t import_pages(const BlockScope& scope, const KvSequence& sequence, size_t which,
+                       int64_t first, std::span<const std::byte> pages);
+  bool takes(const BlockScope& scope, const KvSequence& sequence, size_t which) const;
   int64_t forget(const BlockScope& scope, std::span<const int32_t> tokens);
   std::optional<PrefixTierStats> disk_stats() const {
     return tier_ ? std::optional(tier_->stats()) : std::nullopt;
@@ -139,6 +143,7 @@ class Engine::Impl : private EventSink {
   /// What step() has yet to report, in order. An exception leaves it as it is: nothing is lost.
   std::vector<Event> events_;
   std::vector<float> logits_;
+  bool stalled_ = false;
 };
 
 }  // namespace qw

@@ -16,7 +16,6 @@ static_assert(std::endian::native == std::endian::little, "files are written as 
 /// With the version of the form: another is another magic.
 constexpr std::string_view kMagic = "qianwen kv 1\n";
 constexpr size_t kMagicBytes = 16;
-constexpr size_t kSealBytes = sizeof(KeyedHash::Digest);
 /// No machine has more; sizes below it cannot overflow.
 constexpr uint64_t kMaxFileBytes = uint64_t{1} << 46;
 
@@ -54,7 +53,7 @@ uint64_t KvFileHead::file_bytes() const {
     refuse("sizes", fmt::format("up to {} bytes", kMaxFileBytes),
            fmt::format("{} tokens, {} pages of {} bytes", n_tokens, n_pages, page_bytes));
   }
-  return kBytes + n_tokens * sizeof(int32_t) + pages + kSealBytes;
+  return front_bytes() + pages + kSealBytes;
 }
 
 std::vector<std::byte> kv_file_front(const KvName& name, std::span<const int32_t> tokens,
@@ -72,7 +71,12 @@ std::vector<std::byte> kv_file_front(const KvName& name, std::span<const int32_t
 
 KeyedHash::Digest kv_file_seal(const KeyedHash& hash, std::span<const std::byte> front,
                                std::span<const std::byte> pages) {
-  const std::array<KeyedHash::Digest, 2> parts = {hash.of(front), hash.of(pages)};
+  return kv_file_seal(hash, hash.of(front), hash.of(pages));
+}
+
+KeyedHash::Digest kv_file_seal(const KeyedHash& hash, const KeyedHash::Digest& front,
+                               const KeyedHash::Digest& pages) {
+  const std::array<KeyedHash::Digest, 2> parts = {front, pages};
   return hash.of(std::as_bytes(std::span(parts)));
 }
 
@@ -93,21 +97,25 @@ KvFileHead read_kv_head(std::span<const std::byte> bytes) {
   return head;
 }
 
+std::vector<int32_t> tokens_of_front(std::span<const std::byte> front) {
+  front = front.subspan(KvFileHead::kBytes);
+  std::vector<int32_t> tokens(front.size() / sizeof(int32_t));
+  if (!tokens.empty()) std::memcpy(tokens.data(), front.data(), front.size());
+  return tokens;
+}
+
 KvFileView read_kv_file(std::span<const std::byte> bytes, const KeyedHash& hash) {
   KvFileView view;
   view.head = read_kv_head(bytes);
   const uint64_t size = view.head.file_bytes();
   if (bytes.size() != size)
     refuse("size", fmt::format("{} bytes", size), fmt::format("{}", bytes.size()));
-  const size_t front = KvFileHead::kBytes + view.head.n_tokens * sizeof(int32_t);
-  view.pages = bytes.subspan(front, bytes.size() - front - kSealBytes);
+  const size_t front = view.head.front_bytes();
+  view.pages = bytes.subspan(front, view.head.pages_bytes());
   const KeyedHash::Digest seal = kv_file_seal(hash, bytes.first(front), view.pages);
-  if (std::memcmp(seal.data(), bytes.last(kSealBytes).data(), kSealBytes) != 0)
+  if (std::memcmp(seal.data(), bytes.last(seal.size()).data(), seal.size()) != 0)
     refuse("hash", "that of its bytes", "another");
-  view.tokens.resize(view.head.n_tokens);
-  if (!view.tokens.empty())
-    std::memcpy(view.tokens.data(), bytes.data() + KvFileHead::kBytes,
-                view.head.n_tokens * sizeof(int32_t));
+  view.tokens = tokens_of_front(bytes.first(front));
   return view;
 }
 

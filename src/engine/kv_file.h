@@ -30,11 +30,16 @@ KvName kv_block_name(const KvName& before, std::span<const int32_t> tokens);
 ///   pages [n_pages, page_bytes], hash[16]
 struct KvFileHead {
   static constexpr size_t kBytes = 16 + 3 * sizeof(uint64_t) + 32;
+  static constexpr size_t kSealBytes = sizeof(KeyedHash::Digest);  // the hash at the end
   uint64_t n_tokens = 0, page_bytes = 0, n_pages = 0;
   KvName name{};
 
   /// Bytes of a whole file. Errors: corrupt, when no file can be so large.
   uint64_t file_bytes() const;
+  /// Of these, those before the pages and those of the pages, where file_bytes() is no error.
+  uint64_t front_bytes() const { return kBytes + n_tokens * sizeof(int32_t); }
+  uint64_t pages_bytes() const { return page_bytes * n_pages; }
+  bool operator==(const KvFileHead&) const = default;
 };
 
 /// Everything of a file before its pages.
@@ -43,9 +48,15 @@ std::vector<std::byte> kv_file_front(const KvName& name, std::span<const int32_t
 /// The hash that ends a file, of its front and its pages.
 KeyedHash::Digest kv_file_seal(const KeyedHash& hash, std::span<const std::byte> front,
                                std::span<const std::byte> pages);
+/// The same, of the hash of the front and that of the pages.
+KeyedHash::Digest kv_file_seal(const KeyedHash& hash, const KeyedHash::Digest& front,
+                               const KeyedHash::Digest& pages);
 
 /// The head of a file, from its first KvFileHead::kBytes bytes. Errors: corrupt.
 KvFileHead read_kv_head(std::span<const std::byte> bytes);
+
+/// The tokens in everything of a file before its pages.
+std::vector<int32_t> tokens_of_front(std::span<const std::byte> front);
 
 struct KvFileView {
   KvFileHead head;

@@ -11,7 +11,6 @@
 
 #include "base/log.h"
 #include "engine/fake_model.h"
-#include "engine/kv_snapshot.h"
 
 namespace qw {
 namespace {
@@ -294,58 +293,6 @@ TEST_F(PrefixTierTest, BlocksAreWrittenSoonAfterTheyAreComputed) {
     engine.step();
   set.prefix_store->flush();
   EXPECT_EQ(files().size(), 70 / kPage) << "the last token was never computed";
-}
-
-TEST_F(PrefixTierTest, SnapshotsComeBack) {
-  const Request request = request_of(30, 1);
-  FakeModel model(50, kPage);
-  model.content = "weights";
-  Engine engine(model, nullptr, options(false));
-  const RequestResult first = engine.generate(request);
-  std::vector<int32_t> all = request.prompt;
-  all.insert(all.end(), first.completions[0].ids.begin(), first.completions[0].ids.end());
-  const KvSnapshot taken = engine.snapshot(-1, all, 0);
-  EXPECT_EQ(taken.tokens.size(), 37) << "the last token was never computed";
-  EXPECT_EQ(engine.forget(-1, all), 37);
-  EXPECT_EQ(engine.kept_pages(), 0);
-  EXPECT_EQ(engine.restore(-1, taken, 0), 37);
-  EXPECT_EQ(engine.restore(-1, taken, 0), 37) << "it is there";
-  const RequestResult again = engine.generate(request);
-  EXPECT_EQ(again.timings.n_cached, 29);
-  EXPECT_EQ(again.completions[0].ids, first.completions[0].ids);
-
-  Engine other(model, nullptr, options(false));
-  EXPECT_EQ(other.restore(-1, taken, 0), 37);
-  EXPECT_EQ(other.generate(request).timings.n_cached, 29);
-  EXPECT_THROW(other.restore(0, taken, 0), Error) << "of another adapter";
-  EXPECT_THROW(other.restore({-1, hash_salt("a")}, taken, 0), Error) << "of no salt";
-  KvSnapshot changed = taken;
-  changed.pages.pop_back();
-  EXPECT_THROW(other.restore(-1, changed, 0), Error);
-  changed = taken;
-  changed.tokens[0] = 1000;
-  EXPECT_THROW(other.restore(-1, changed, 0), Error) << "outside the vocabulary";
-  FakeModel different(50, kPage);
-  different.content = "other weights";
-  Engine third(different, nullptr, options(false));
-  EXPECT_THROW(third.restore(-1, taken, 0), Error);
-}
-
-TEST_F(PrefixTierTest, SnapshotsAreFiles) {
-  fs::create_directory(directory_);
-  const KeyedHash hash(directory_, "slot");
-  KvSnapshot snapshot{kv_root_name("x"), {1, 2, 3}, 8, std::vector<std::byte>(16, std::byte{3})};
-  const std::string path = directory_ + "/a.bin";
-  const int64_t n_bytes = write_snapshot(path, snapshot, hash);
-  EXPECT_EQ(n_bytes, static_cast<int64_t>(fs::file_size(path)));
-  const KvSnapshot read = read_snapshot(path, hash);
-  EXPECT_EQ(read.root, snapshot.root);
-  EXPECT_EQ(read.tokens, snapshot.tokens);
-  EXPECT_EQ(read.page_bytes, 8);
-  EXPECT_EQ(read.pages, snapshot.pages);
-  std::fstream(path, std::ios::in | std::ios::out | std::ios::binary).seekp(90).put('x');
-  EXPECT_THROW(read_snapshot(path, hash), Error);
-  EXPECT_THROW(read_snapshot(directory_ + "/none", hash), Error);
 }
 
 }  // namespace

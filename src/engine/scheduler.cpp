@@ -358,6 +358,33 @@ bool Scheduler::share_prefix(Sequence& sequence) {
   return true;
 }
 
+int64_t Scheduler::hold(const BlockScope& scope, std::span<const int32_t> tokens) {
+  PagePool::Prefix kept = pool_.find_prefix(scope, tokens);
+  const int64_t id = next_hold_++;
+  const auto& held = holds_.emplace(id, std::move(kept)).first->second;
+  for (const int32_t page : held.pages)
+    pool_.retain(page);
+  return id;
+}
+
+const PagePool::Prefix* Scheduler::held(int64_t id) const {
+  const auto it = holds_.find(id);
+  return it == holds_.end() ? nullptr : &it->second;
+}
+
+void Scheduler::let_go(int64_t id) {
+  const auto it = holds_.find(id);
+  if (it == holds_.end()) return;
+  // The last first, as in drop_pages().
+  for (auto page = it->second.pages.rbegin(); page != it->second.pages.rend(); ++page)
+    pool_.release(*page);
+  holds_.erase(it);
+}
+
+bool Scheduler::holds_pages() const {
+  return std::ranges::any_of(holds_, [](const auto& hold) { return !hold.second.pages.empty(); });
+}
+
 int64_t Scheduler::import_blocks(const BlockScope& scope, std::span<const int32_t> tokens,
                                  int64_t first,
                                  FunctionRef<void(int32_t page, int64_t block)> fill) {
@@ -481,6 +508,8 @@ void Scheduler::release_pages(std::span<const int32_t> pages) {
 
 void Scheduler::check_integrity() const {
   std::vector<int32_t> held;
+  for (const auto& [id, hold] : holds_)
+    held.insert(held.end(), hold.pages.begin(), hold.pages.end());
   for (const auto& [id, sequence] : sequences_) {
     held.insert(held.end(), sequence.pages.begin(), sequence.pages.end());
     const auto capacity = static_cast<int64_t>(sequence.pages.size()) * options_.page_tokens;

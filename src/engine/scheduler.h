@@ -181,6 +181,16 @@ class Scheduler {
   PagePool::Prefix kept_prefix(const BlockScope& scope, std::span<const int32_t> tokens) const {
     return pool_.find_prefix(scope, tokens);
   }
+  /// Holds what is kept of these tokens, for who copies it out over several steps: its pages stay
+  /// as they are until let_go(), whoever wants pages. Units that find too few beside them wait or
+  /// are preempted as ever, but those that were promised to fit alone may now have to wait, too:
+  /// a step may be empty while pages are held, and is no longer so once they have been let go of.
+  int64_t hold(const BlockScope& scope, std::span<const int32_t> tokens);
+  /// nullptr: no such hold, or not any more.
+  const PagePool::Prefix* held(int64_t id) const;
+  /// Others are ignored.
+  void let_go(int64_t id);
+  bool holds_pages() const;
   /// Puts blocks of `tokens` that were computed elsewhere into kept pages: those from number
   /// `first` on that are not there yet, as far as there are pages without a holder. `fill` writes
   /// keys and values of one to its page. Returns how many tokens, from the first on, are kept then;
@@ -263,6 +273,8 @@ class Scheduler {
   std::unordered_map<UnitId, int64_t> orders_;
   std::map<SeqId, Sequence> sequences_;
   std::unordered_map<int64_t, std::vector<SeqId>> lineages_;
+  std::map<int64_t, PagePool::Prefix> holds_;
+  int64_t next_hold_ = 1;
   UnitId next_unit_ = 1;
   SeqId next_seq_ = 1;
   int64_t n_preemptions_ = 0;

@@ -20,7 +20,8 @@ bool Scheduler::has_place_for(const Unit& unit) const {
 }
 
 bool Scheduler::has_pages_for(const Unit& unit) const {
-  if (running_.empty()) return true;  // alone, every unit that was accepted fits
+  // Alone, every unit that was accepted fits, but beside pages that are held.
+  if (running_.empty() && !holds_pages()) return true;
   int64_t need = 0;
   for (const SeqId seq : unit.sequences) {
     const Sequence& sequence = sequences_.at(seq);

@@ -22,38 +22,41 @@ void EngineHost::stop() {
   }
   wake_.notify_one();
   thread_.join();
+  inbox_.clear();  // what never ran may hold the model, which holds the host
+}
+
+/// A task that comes too late goes on the thread that brings it.
+void EngineHost::post(std::function<void()> task) {
+  const std::lock_guard lock(mutex_);
+  if (stopping_) return;
+  inbox_.push_back(std::move(task));
+  wake_.notify_one();
 }
 
 Ticket EngineHost::submit(Request request, std::shared_ptr<RequestSink> sink) {
   const Ticket ticket = next_ticket_.fetch_add(1, std::memory_order_relaxed);
   n_open_.fetch_add(1, std::memory_order_relaxed);
   auto shared = std::make_shared<Request>(std::move(request));
-  const std::lock_guard lock(mutex_);
-  inbox_.push_back([this, ticket, shared, sink = std::move(sink)]() mutable {
+  post([this, ticket, shared, sink = std::move(sink)]() mutable {
     start(ticket, std::move(*shared), std::move(sink));
   });
-  wake_.notify_one();
   return ticket;
 }
 
 void EngineHost::cancel(Ticket ticket) {
-  const std::lock_guard lock(mutex_);
-  inbox_.push_back([this, ticket] {
+  post([this, ticket] {
     if (const auto it = requests_.find(ticket); it != requests_.end()) engine_->cancel(it->second);
   });
-  wake_.notify_one();
 }
 
 void EngineHost::run(std::function<void(Engine&)> task) {
-  const std::lock_guard lock(mutex_);
-  inbox_.push_back([this, task = std::move(task)] {
+  post([this, task = std::move(task)]() mutable {
     try {
       task(*engine_);
     } catch (...) {
       logger().error("[server] task on the engine's thread: {}", current_error().message());
     }
   });
-  wake_.notify_one();
 }
 
 void EngineHost::loop() {
@@ -72,7 +75,9 @@ bool EngineHost::take_inbox() {
   std::vector<std::function<void()>> tasks;
   {
     std::unique_lock lock(mutex_);
-    wake_.wait(lock, [this] { return stopping_ || !inbox_.empty() || !engine_->idle(); });
+    wake_.wait(lock, [this] {
+      return stopping_ || !inbox_.empty() || !(engine_->idle() || engine_->stalled());
+    });
     if (stopping_) return false;
     tasks.swap(inbox_);
   }

@@ -61,7 +61,8 @@ class EngineHost {
   Ticket submit(Request request, std::shared_ptr<RequestSink> sink);
   /// The request ends at the next step, with what it has. Ended ones are ignored.
   void cancel(Ticket ticket);
-  /// Runs `task` on the engine's thread between two steps. What it throws is the caller's to catch:
+  /// Runs `task` on the engine's thread between two steps, unless the host is stopped before. What
+  /// it throws is the caller's to catch:
   /// an exception that leaves it is logged and dropped.
   void run(std::function<void(Engine&)> task);
 
@@ -76,6 +77,7 @@ class EngineHost {
   };
   using Delivery = std::function<void()>;
 
+  void post(std::function<void()> task);
   void loop();
   bool take_inbox();
   void step();

@@ -41,6 +41,7 @@ Service::Service(ServiceOptions options) : services_(std::move(options)) {
       [this](const std::shared_ptr<http::Exchange>& exchange) { route(exchange); },
       [this](const http::Request& request) { return check_head(request); });
   services_.workers = std::make_unique<Workers>(services_.options.n_workers);
+  services_.file_worker = std::make_unique<Workers>(1);
   services_.hub = std::make_unique<ModelHub>(
       services_.options.models,
       [this](std::function<void()> task) { services_.post(std::move(task)); });
@@ -49,7 +50,8 @@ Service::Service(ServiceOptions options) : services_(std::move(options)) {
 
 // Whoever may still post to the HTTP server ends before it.
 Service::~Service() {
-  services_.workers.reset();
+  services_.workers->stop();
+  services_.file_worker->stop();
   services_.hub.reset();
 }
 

@@ -36,7 +36,8 @@ struct ServiceOptions {
   std::optional<std::chrono::seconds> request_timeout;  // of a generation, queueing included
   std::chrono::seconds drain_timeout{30};
   bool access_log = true;
-  bool web_page = true;                    // the chat page at "/"
+  bool web_page = true;                          // the chat page at "/"
+  int64_t slot_piece_bytes = int64_t{16} << 20;  // of slots: copied at a time, a page at least
   std::string lora_dir;                    // adapters may be loaded from here; "": from nowhere
   const CancelFlag* stop_asked = nullptr;  // set: drain and end
   std::string version;                     // of the program
@@ -60,6 +61,7 @@ struct Services {
   std::atomic<bool> draining{false};
   std::unique_ptr<http::Server> http;
   std::unique_ptr<Workers> workers;
+  std::unique_ptr<Workers> file_worker;  // for slots: a slow disk keeps no request from the others
   std::unique_ptr<ModelHub> hub;
 
   /// Runs on the HTTP server's thread.
@@ -85,6 +87,8 @@ class Service {
   /// thread.
   void drain();
   void stop();
+
+  const Services& services() const { return services_; }
 
  private:
   void route(const std::shared_ptr<http::Exchange>& exchange);

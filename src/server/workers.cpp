@@ -9,15 +9,17 @@ Workers::Workers(int n_threads) {
     threads_.emplace_back([this] { run(); });
 }
 
-Workers::~Workers() {
+void Workers::stop() {
+  std::deque<std::function<void()>> dropped;  // without the lock: they may hold who posts others
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
-    tasks_.clear();
+    dropped.swap(tasks_);
   }
   wake_.notify_all();
   for (std::thread& thread : threads_)
     thread.join();
+  threads_.clear();
 }
 
 void Workers::post(std::function<void()> task) {

@@ -15,8 +15,10 @@ namespace qw::server {
 class Workers {
  public:
   explicit Workers(int n_threads);
-  /// Tasks that have begun end; the others are dropped.
-  ~Workers();
+  ~Workers() { stop(); }
+  /// Ends the threads. Tasks that have begun end; the others are dropped, and so is what comes
+  /// later. Any thread but theirs.
+  void stop();
   Workers(const Workers&) = delete;
   Workers& operator=(const Workers&) = delete;
 

@@ -1,26 +1,16 @@
 // GET /slots; POST /slots/{id}?action=save, restore, erase.
 #include <algorithm>
 #include <charconv>
-#include <chrono>
-#include <type_traits>
 
 #include "base/error.h"
-#include "base/log.h"
-#include "engine/current_error.h"
-#include "engine/kv_snapshot.h"
 #include "server/generation/sampling_fields.h"
 #include "server/llama_server/common.h"
+#include "server/llama_server/slot_jobs.h"
 #include "server/service.h"
 
 namespace qw::server::llama_server {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double milliseconds_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
 
 /// Numbers name what was computed last under them; as many are shown as working as there are
 /// requests under way.
@@ -46,143 +36,15 @@ void slots(const std::shared_ptr<Call>& call) {
   });
 }
 
-struct SlotTask {
+struct SlotRequest {
   std::string filename, cache_salt;
 };
 
-/// One action on one slot: the parts run on the threads that they belong to, each within try_().
-class SlotAction : public std::enable_shared_from_this<SlotAction> {
- public:
-  SlotAction(std::shared_ptr<Call> call, std::shared_ptr<ServedModel> model, int64_t slot,
-             const SlotTask& task)
-      : call_(std::move(call)),
-        model_(std::move(model)),
-        slot_(slot),
-        filename_(task.filename),
-        salt_(hash_salt(task.cache_salt)),
-        start_(Clock::now()) {}
-
-  void save() {
-    SlotBoard::Sequence last = model_->slots().last(slot_);
-    on_engine([last = std::move(last)](SlotAction& self, Engine& engine) {
-      auto taken = std::make_shared<KvSnapshot>(
-          engine.snapshot(last.scope, last.tokens, self.model_->files().slot_hash_index));
-      self.on_worker([taken](SlotAction& action) {
-        const int64_t n_bytes = action.with_file(
-            "write", [&] { return write_snapshot(action.path(), *taken, action.hash()); });
-        action.answer({{"n_saved", std::ssize(taken->tokens)},
-                       {"n_written", n_bytes},
-                       {"timings", {{"save_ms", milliseconds_since(action.start_)}}}});
-      });
-    });
-  }
-
-  void restore() {
-    auto found = std::make_shared<KvSnapshot>(
-        with_file("read", [&] { return read_snapshot(path(), hash()); }));
-    on_engine([found](SlotAction& self, Engine& engine) {
-      const BlockScope scope = self.restore_to(engine, *found);
-      const int64_t n_kept = engine.restore(scope, *found, self.model_->files().slot_hash_index);
-      found->tokens.resize(static_cast<size_t>(n_kept));
-      self.model_->slots().set(self.slot_, {found->tokens, scope});
-      self.answer({{"n_restored", n_kept},
-                   {"n_read", std::ssize(found->pages)},
-                   {"timings", {{"restore_ms", milliseconds_since(self.start_)}}}});
-    });
-  }
-
-  void erase() {
-    SlotBoard::Sequence last = model_->slots().last(slot_);
-    model_->slots().set(slot_, {});
-    on_engine([last = std::move(last)](SlotAction& self, Engine& engine) {
-      self.answer({{"n_erased", engine.forget(last.scope, last.tokens)}});
-    });
-  }
-
- private:
-  template <typename Task>
-  void try_(const Task& task) {
-    try {
-      task();
-    } catch (const Error& error) {
-      call_->fail(error);
-    } catch (...) {
-      call_->fail(current_error());
-    }
-  }
-  template <typename Task>
-  void on_engine(Task task) {
-    model_->host().run([self = shared_from_this(), task = std::move(task)](Engine& engine) {
-      self->try_([&] { task(*self, engine); });
-    });
-  }
-  template <typename Task>
-  void on_worker(Task task) {
-    call_->services().workers->post(
-        [self = shared_from_this(), task = std::move(task)] { self->try_([&] { task(*self); }); });
-  }
-
-  /// What `use` gives. Errors: as it throws them, with the client's name of the file for its path,
-  /// which the log alone tells; what is wrong with a file is wrong with what the client asked for.
-  template <typename Use>
-  std::invoke_result_t<const Use&> with_file(std::string_view action, const Use& use) const {
-    try {
-      return use();
-    } catch (const Error& error) {
-      logger().warn("{}", error.message());
-      const std::string name = printable(filename_);
-      switch (error.kind()) {
-        case ErrorKind::kNotFound:
-          throw RequestError(
-              error.kind(),
-              fmt::format("[slot] filename: expected a file that was saved, got none ('{}')", name),
-              "filename");
-        case ErrorKind::kCorrupt:
-          throw RequestError(
-              error.kind(),
-              fmt::format("[slot] filename: expected a file that this server saved, got one that "
-                          "was changed or is of another ('{}')",
-                          name),
-              "filename", 400);
-        case ErrorKind::kIo:
-          throw RequestError(error.kind(),
-                             fmt::format("[slot] filename: expected to {} it, got an error that "
-                                         "the server's log tells ('{}')",
-                                         action, name),
-                             "filename");
-        default:
-          throw;
-      }
-    }
-  }
-
-  /// Of the adapter that the file is of: the one that requests get, or none.
-  BlockScope restore_to(const Engine& engine, const KvSnapshot& found) const {
-    const BlockScope own(model_->adapter(), salt_);
-    return engine.takes(own, found, model_->files().slot_hash_index) ? own : BlockScope(-1, salt_);
-  }
-  std::string path() const { return model_->spec().open.slot_save_path + "/" + filename_; }
-  const KeyedHash& hash() const { return *model_->files().slot_hash; }
-  void answer(Json what) {
-    Json json = {{"id_slot", slot_}};
-    if (!filename_.empty()) json["filename"] = filename_;
-    json.update(what);
-    call_->respond(std::move(json));
-  }
-
-  std::shared_ptr<Call> call_;
-  std::shared_ptr<ServedModel> model_;
-  int64_t slot_;
-  std::string filename_;
-  CacheSalt salt_;  // of what is restored
-  Clock::time_point start_;
-};
-
-const FieldTable<SlotTask>& slot_fields() {
-  static const FieldTable<SlotTask> table = {
-      string_field<SlotTask>("filename", &SlotTask::filename,
-                             "a plain name within --slot-save-path"),
-      salt_field<SlotTask>(),
+const FieldTable<SlotRequest>& slot_fields() {
+  static const FieldTable<SlotRequest> table = {
+      string_field<SlotRequest>("filename", &SlotRequest::filename,
+                                "a plain name within --slot-save-path"),
+      salt_field<SlotRequest>(),
   };
   return table;
 }
@@ -214,14 +76,15 @@ void slot_action(const std::shared_ptr<Call>& call) {
   const std::string action = given == nullptr ? "" : *given;
   if (action != "save" && action != "restore" && action != "erase")
     refuse_field("action", "expected save, restore or erase, got '{}'", printable(action));
-  SlotTask task;
+  call->limit_time_by_header();
+  SlotRequest request;
   const bool erases = action == "erase";
-  if (!erases || !call->request().body.empty()) call->read(slot_fields(), task);
-  if (erases && !task.filename.empty()) {
+  if (!erases || !call->request().body.empty()) call->read(slot_fields(), request);
+  if (erases && !request.filename.empty()) {
     call->warn("filename: ignored (what is erased is in memory)");
-    task.filename.clear();
+    request.filename.clear();
   }
-  with_asked_model(call, [call, action, task](const std::shared_ptr<ServedModel>& model) {
+  with_asked_model(call, [call, action, request](const std::shared_ptr<ServedModel>& model) {
     const int64_t slot = read_slot(*call, model->slots().size());
     if (model->files().slot_hash == nullptr) {
       throw RequestError(ErrorKind::kUnsupported,
@@ -229,15 +92,11 @@ void slot_action(const std::shared_ptr<Call>& call) {
                          "--slot-save-path, got one without",
                          "", 501);
     }
-    if (action != "erase") check_filename(task.filename);
-    const auto job = std::make_shared<SlotAction>(call, model, slot, task);
-    if (action == "save") {
-      job->save();
-    } else if (action == "restore") {
-      job->restore();
-    } else {
-      job->erase();
-    }
+    if (action != "erase") check_filename(request.filename);
+    const auto start = action == "save"      ? save_slot
+                       : action == "restore" ? restore_slot
+                                             : erase_slot;
+    start({call, model, slot, request.filename, hash_salt(request.cache_salt)});
   });
 }
 
