@@ -38,7 +38,9 @@ void classify(const std::shared_ptr<Call>& call) {
     if (!model->classifier()) {
       throw RequestError(
           ErrorKind::kUnsupported,
-          fmt::format("[request] model: expected a Qwen2ForSequenceClassification, got {}, a {}",
+          fmt::format("[request] model: expected a classification model (config.json names the "
+                      "architecture Qwen2ForSequenceClassification, and score.weight has a row "
+                      "for each class), got {}, a {}",
                       printable(model->name()), printable(files.config().architecture)),
           "model");
     }

@@ -183,7 +183,8 @@ TEST(Classify, TellsClassifiersFromModelsThatGenerate) {
   EXPECT_THAT(refused.dump(), HasSubstr("expected one that generates text"));
   const auto other = causal.post("/classify", {{"input", "Hi"}}, &status);
   EXPECT_EQ(status, 400);
-  EXPECT_THAT(other.dump(), HasSubstr("expected a Qwen2ForSequenceClassification, got mini"));
+  EXPECT_THAT(other.dump(), HasSubstr("the architecture Qwen2ForSequenceClassification"));
+  EXPECT_THAT(other.dump(), HasSubstr("got mini, a Qwen2ForCausalLM"));
 }
 
 TEST(Classify, NamesWhatIsWrongWithACheckpoint) {
