@@ -199,14 +199,115 @@ TEST(Deadlines, EndAnAnswerThatIsNotThereInTime) {
   EXPECT_EQ(after["usage"]["completion_tokens"], 1);
 }
 
-TEST(Deadlines, EndAStreamWithAnErrorEvent) {
+int n_times(const std::string& text, std::string_view what) {
+  int n = 0;
+  for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += what.size())
+    ++n;
+  return n;
+}
+
+/// A dialect's stream that goes on for far longer than any test waits.
+struct LongStream {
+  std::string path;
+  Json body;
+  std::string piece;              // in each event with text
+  std::string error;              // in the event that tells of the end, and in no other
+  std::string done;               // what ends a stream, whatever came of it; "": nothing
+  std::vector<std::string> ends;  // what says that an answer has come to its end
+};
+
+std::vector<LongStream> long_streams() {
+  const Json messages = {{{"role", "user"}, {"content", "Count."}}};
+  // Where no parameter keeps an answer from ending, its form does.
+  const Json schema = {{"type", "object"},
+                       {"properties", {{"a", {{"type", "string"}, {"minLength", 9000}}}}},
+                       {"required", {"a"}}};
+  const Json format = {{"type", "json_schema"}, {"name", "long"}, {"schema", schema}};
+  const std::vector<std::string> openai_ends = {R"("finish_reason":"stop")",
+                                                R"("finish_reason":"length")"};
+  return {
+      {"/v1/chat/completions",
+       {{"messages", messages}, {"max_tokens", 1900}, {"ignore_eos", true}, {"n", 2}},
+       R"("delta")",
+       R"({"error":)",
+       "data: [DONE]",
+       openai_ends},
+      {"/v1/completions",
+       {{"prompt", {"One", "Two"}}, {"max_tokens", 1900}, {"ignore_eos", true}},
+       R"("choices")",
+       R"({"error":)",
+       "data: [DONE]",
+       openai_ends},
+      {"/v1/responses",
+       {{"input", "Count."}, {"max_output_tokens", 1900}, {"text", {{"format", format}}}},
+       "response.output_text.delta",
+       "event: response.failed",
+       "",
+       {"response.completed", "response.incomplete"}},
+      {"/v1/messages",
+       {{"messages", messages}, {"max_tokens", 1900}, {"output_format", format}},
+       "event: content_block_delta",
+       "event: error",
+       "",
+       {"message_stop"}},
+      {"/api/chat",
+       {{"messages", messages}, {"format", schema}, {"options", {{"num_predict", 1900}}}},
+       R"("done":false)",
+       R"({"error":)",
+       "",
+       {R"("done":true)"}},
+      {"/api/generate",
+       {{"prompt", "Count."}, {"format", schema}, {"options", {{"num_predict", 1900}}}},
+       R"("done":false)",
+       R"({"error":)",
+       "",
+       {R"("done":true)"}},
+      {"/completion",
+       {{"prompt", "One"}, {"n_predict", 1900}, {"ignore_eos", true}},
+       R"("stop":false)",
+       R"({"error":)",
+       "",
+       {R"("stop":true)"}},
+      {"/generate",
+       {{"text", "One"}, {"sampling_params", {{"max_new_tokens", 1900}, {"ignore_eos", true}}}},
+       R"("text")",
+       R"({"error":)",
+       "data: [DONE]",
+       {R"("finish_reason":{)"}},
+  };
+}
+
+// Whatever the dialect: some of the answer, one error, nothing after it, and the connection and the
+// engine's places are free for the next request.
+TEST(Deadlines, EndAStreamOfEveryDialectOnceAndWithAnError) {
   const RunningService running;
-  const HttpAnswer answer = running.client().post(
-      "/v1/completions", long_body({{"stream", true}, {"timeout", 0.1}}).dump());
-  EXPECT_EQ(answer.status, 200);
-  EXPECT_THAT(answer.body, HasSubstr("expected the answer within 0.1 s"));
-  EXPECT_THAT(answer.body, HasSubstr("\"choices\""));  // some of it had come
-  EXPECT_THAT(answer.body, HasSubstr("data: [DONE]"));
+  for (LongStream stream : long_streams()) {
+    stream.body["stream"] = true;
+    HttpClient client = running.client();
+    const HttpAnswer answer =
+        client.post(stream.path, stream.body.dump(), "x-request-timeout: 0.1\r\n");
+    EXPECT_EQ(answer.status, 200) << stream.path << answer.body;
+    EXPECT_TRUE(answer.complete && answer.keep_alive) << stream.path;
+    EXPECT_GT(n_times(answer.body, stream.piece), 2) << stream.path << "\n" << answer.body;
+    EXPECT_EQ(n_times(answer.body, stream.error), 1) << stream.path;
+    EXPECT_EQ(n_times(answer.body, "expected the answer within 0.1 s"), 1) << stream.path;
+    for (const std::string& end : stream.ends)
+      EXPECT_EQ(n_times(answer.body, end), 0) << stream.path << " " << end;
+    const std::string rest =
+        answer.body.substr(std::min(answer.body.size(), answer.body.find(stream.error)));
+    EXPECT_EQ(n_times(rest, stream.piece), 0) << stream.path << " " << rest;
+    if (!stream.done.empty()) {
+      EXPECT_EQ(n_times(answer.body, stream.done), 1) << stream.path;
+      EXPECT_TRUE(answer.body.ends_with(stream.done + "\n\n")) << stream.path;
+    }
+    // The same connection takes another, and nothing of the first comes with it.
+    const HttpAnswer next =
+        client.post("/v1/completions", Json{{"prompt", "One"}, {"max_tokens", 2}}.dump());
+    EXPECT_EQ(next.status, 200) << stream.path << next.body;
+    EXPECT_EQ(Json::parse(next.body)["usage"]["completion_tokens"], 2) << stream.path;
+  }
+  const EngineHost& host = running.service.services().hub->find("mini").loaded->host();
+  EXPECT_EQ(host.n_open(), 0);
 }
 
 TEST(Deadlines, SaveNobodyTheQuota) {
