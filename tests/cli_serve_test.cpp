@@ -76,6 +76,16 @@ TEST(CliServe, RefusesWhatItCannotServe) {
   EXPECT_EQ(qianwen({"serve", "--port", "70000"}).code, 2);
   EXPECT_EQ(qianwen({"serve", "--host", "example.invalid"}).code, 2);
   EXPECT_EQ(qianwen({"serve", "--model", "x"}).code, 2);
+  for (const char* origin : {"chat.example", "https://chat.example/", "https://", ""}) {
+    const Ran ran = qianwen({"serve", "--cors-origin", origin, "--openapi"});
+    EXPECT_EQ(ran.code, 2) << origin;
+    EXPECT_THAT(ran.err, HasSubstr("expected SCHEME://HOST[:PORT]")) << origin;
+  }
+  EXPECT_EQ(qianwen({"serve", "--cors-origin", "https://chat.example", "--cors-origin", "*",
+                     "--allowed-host", "llm.example", "--openapi"})
+                .code,
+            0);
+  EXPECT_EQ(qianwen({"serve", "--allowed-host", "llm.example:80", "--openapi"}).code, 2);
   EXPECT_THAT(qianwen({"serve", "--model", "a=b", "--model", "a=c"}).err, HasSubstr("twice"));
 }
 

@@ -2,7 +2,8 @@
 //
 // The one table is CMakeLists.txt's qw_add_folder lines; a folder may include itself, its DEPS
 // and what those may include. Also checked: no intrinsics outside kernels/cpu/<isa>/, no element
-// type, quantised format, ISA or device named inside model/ or engine/ (docs/architecture.md).
+// type, quantised format, ISA or device named inside model/ or engine/, and dialects of the server
+// apart from each other (docs/architecture.md).
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -106,6 +107,28 @@ TEST(Layering, ForbiddenPairsAreForbiddenByTheTable) {
   }
   for (const auto& [from, set] : allowed)
     EXPECT_TRUE(from == "app" || !set.count("app")) << from;
+}
+
+TEST(Layering, DialectsKnowNothingOfEachOtherAndNothingKnowsOfThem) {
+  const std::set<std::string> dialects = {"anthropic", "llama_server", "ollama",
+                                          "openai",    "sglang",       "web"};
+  const auto folder_of = [](const fs::path& path) {  // of a path from src/
+    return std::distance(path.begin(), path.end()) > 2 ? std::next(path.begin())->string() : "";
+  };
+  std::set<std::string> seen;
+  for (const Include& include : includes()) {
+    if (include.folder != "server" || !include.target.starts_with("server/")) continue;
+    const std::string file = include.file.filename().string();
+    const std::string from = folder_of(fs::relative(include.file, kRoot / "src"));
+    const std::string to = folder_of(include.target);
+    seen.insert(to);
+    // The one place that lists them.
+    if (from.empty() && (file == "service.cpp" || file.ends_with("_test.cpp"))) continue;
+    EXPECT_TRUE(from == to || !dialects.count(to)) << include.file << ": " << include.target;
+    EXPECT_TRUE(from != "http" || to == "http") << include.file << ": " << include.target;
+  }
+  for (const std::string& dialect : dialects)
+    EXPECT_TRUE(seen.count(dialect)) << dialect << " is no folder of src/server/";
 }
 
 TEST(Layering, IntrinsicsStayInIsaFolders) {

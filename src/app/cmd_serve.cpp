@@ -53,6 +53,7 @@ server::ModelSpec spec_of(const Options& options, std::string name, std::string 
   spec.open.slot_save_path = options.slot_save_path;
   spec.open.engine.kv_tokens = options.kv_tokens;
   spec.open.engine.check_integrity = options.check_integrity;
+  spec.open.on_warning = [name](const std::string& text) { logger().warn("{}: {}", name, text); };
   if (name != path) spec.aliases.push_back(path);
   spec.name = std::move(name);
   spec.path = std::move(path);
@@ -157,7 +158,10 @@ void serve(Options& options) {
   settings.version = QIANWEN_VERSION;
   settings.build = build_commit();
   server::Service service(settings);
-  service.load_default();
+  if (!service.load_default()) {
+    logger().info("ended before {} was loaded", settings.models.front().name);
+    return;
+  }
   const bool has_tls = !settings.http.tls_certificate.empty();
   const bool is_v6 = settings.http.host.find(':') != std::string::npos;
   const std::string host = is_v6 ? "[" + settings.http.host + "]" : settings.http.host;
@@ -174,6 +178,33 @@ void serve(Options& options) {
 CLI::Validator not_empty() {
   return CLI::Validator(
       [](const std::string& text) { return text.empty() ? "expected a name, got none" : ""; }, "");
+}
+
+/// "https://chat.example:8443", as browsers send it, or "*".
+CLI::Validator an_origin() {
+  return CLI::Validator(
+      [](const std::string& text) -> std::string {
+        const size_t slashes = text.find("://");
+        const std::string_view rest =
+            std::string_view(text).substr(slashes == std::string::npos ? 0 : slashes + 3);
+        const bool is_origin = slashes != std::string::npos && slashes > 0 && !rest.empty() &&
+                               rest.find_first_of("/?# ") == std::string_view::npos;
+        if (is_origin || text == "*") return "";
+        return fmt::format("expected SCHEME://HOST[:PORT] without a path, or *, got '{}'",
+                           printable(text));
+      },
+      "");
+}
+
+/// "llm.example", without a port, or "*".
+CLI::Validator a_host_name() {
+  return CLI::Validator(
+      [](const std::string& text) -> std::string {
+        if (!text.empty() && text.find_first_of("/:?# ") == std::string::npos) return "";
+        return fmt::format("expected a host's name without a port, or *, got '{}'",
+                           printable(text));
+      },
+      "");
 }
 
 void add_address_flags(CLI::App& app, Options& options) {
@@ -248,10 +279,12 @@ void add_access_flags(CLI::App& app, Options& options) {
   app.add_option("--cors-origin", options.service.origins.origins,
                  "A web page's origin that may call the server from browsers (*: any); may be "
                  "repeated")
+      ->check(an_origin())
       ->allow_extra_args(false);
   app.add_option("--allowed-host", options.service.origins.hosts,
                  "A name under which the server may be called, beside addresses and localhost "
                  "(*: any); may be repeated")
+      ->check(a_host_name())
       ->allow_extra_args(false);
 }
 

@@ -1,5 +1,6 @@
 #include "server/access.h"
 
+#include <fmt/ranges.h>
 #include <openssl/crypto.h>
 #include <openssl/rand.h>
 
@@ -19,22 +20,92 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-[[noreturn]] void corrupt(const std::string& path, size_t index, std::string_view what) {
-  fail(ErrorKind::kCorrupt, "keys", "key {}: expected {}, got something else ({})", index, what,
-       printable(path, 4096));
+/// What a value of a key file is, without its content: it may be a secret in the wrong place.
+std::string kind_of(const Json& value) {
+  if (value.is_string())
+    return fmt::format("a string of {} characters", value.get_ref<const std::string&>().size());
+  return value.is_number() ? value.dump() : value.type_name();
 }
 
-std::optional<double> rate_of(const Json& entry, const char* name, const std::string& path,
-                              size_t index) {
-  const auto it = entry.find(name);
-  if (it == entry.end() || it->is_null()) return std::nullopt;
-  if (!it->is_number() || it->get<double>() <= 0 || it->get<double>() > 1e12)
-    corrupt(path, index, std::string(name) + " as a number above 0");
-  return it->get<double>();
-}
+/// Reads the entries of a key file, each field by its name.
+class KeyEntry {
+ public:
+  KeyEntry(const Json& entry, size_t index, std::string_view path)
+      : entry_(entry), index_(index), path_(path) {
+    if (!entry.is_object()) refuse("", "an object", kind_of(entry));
+    for (const auto& [name, value] : entry.items()) {
+      static constexpr std::array<std::string_view, 5> kKnown = {
+          "name", "sha256", "admin", "requests_per_minute", "tokens_per_minute"};
+      if (std::ranges::find(kKnown, name) == kKnown.end())
+        refuse("", fmt::format("the fields {}", fmt::join(kKnown, ", ")),
+               fmt::format("'{}' too", printable(name)));
+    }
+  }
 
-bool is_hash(const std::string& text) {
-  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+  std::string name() const {
+    const Json& name = required("name", "a name");
+    if (!name.is_string() || name == "") refuse("name", "a name", kind_of(name));
+    return name.get<std::string>();
+  }
+  std::string hash() const {
+    constexpr const char* kForm = "64 hexadecimal digits in lower case";
+    const Json& hash = required("sha256", kForm);
+    if (!hash.is_string() || !is_hash(hash.get<std::string>()))
+      refuse("sha256", kForm, kind_of(hash));
+    return hash.get<std::string>();
+  }
+  bool is_admin() const {
+    const auto admin = entry_.find("admin");
+    if (admin == entry_.end()) return false;
+    if (!admin->is_boolean()) refuse("admin", "true or false", kind_of(*admin));
+    return admin->get<bool>();
+  }
+  std::optional<double> rate(const char* name) const {
+    const auto rate = entry_.find(name);
+    if (rate == entry_.end() || rate->is_null()) return std::nullopt;
+    if (!rate->is_number() || rate->get<double>() <= 0 || rate->get<double>() > 1e12)
+      refuse(name, "a number above 0, at most 1e12", kind_of(*rate));
+    return rate->get<double>();
+  }
+  /// `field`: ""; the entry itself.
+  [[noreturn]] void refuse(std::string_view field, std::string_view expected,
+                           std::string_view got) const {
+    fail(ErrorKind::kCorrupt, "keys", "keys[{}]{}{}: expected {}, got {} ({})", index_,
+         field.empty() ? "" : ".", field, expected, got, printable(path_, 4096));
+  }
+
+ private:
+  static bool is_hash(const std::string& text) {
+    return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+  }
+  const Json& required(const char* name, std::string_view expected) const {
+    const auto it = entry_.find(name);
+    if (it == entry_.end()) refuse(name, expected, "none");
+    return *it;
+  }
+
+  const Json& entry_;
+  size_t index_;
+  std::string_view path_;
+};
+
+/// The file's list of keys. Errors: io, corrupt.
+Json read_keys(const std::string& path) {
+  const JsonLimits limits;
+  JsonLimitGuard guard(limits, ErrorKind::kCorrupt, path);
+  const std::string text = read_text_file(path, limits.max_bytes);
+  Json file;
+  try {
+    file = Json::parse(text, std::ref(guard));
+  } catch (const Json::parse_error& error) {
+    fail(ErrorKind::kCorrupt, "keys", "file: expected JSON, got an error at byte {} ({})",
+         error.byte, printable(path, 4096));
+  }
+  if (!file.is_object() || !file.contains("keys") || !file["keys"].is_array()) {
+    fail(ErrorKind::kCorrupt, "keys", "file: expected {{\"keys\": [...]}}, got {} ({})",
+         file.is_object() ? "an object without such a list" : kind_of(file), printable(path, 4096));
+  }
+  return std::move(file["keys"]);
 }
 
 /// Host of "host:port", "[::1]:port" or "host".
@@ -53,41 +124,20 @@ bool is_address(std::string_view host) {
 // ---- keys --------------------------------------------------------------------------------------
 
 KeyRing KeyRing::read(const std::string& path) {
-  const JsonLimits limits;
-  JsonLimitGuard guard(limits, ErrorKind::kCorrupt, path);
-  const std::string text = read_text_file(path, limits.max_bytes);
-  const Json file = Json::parse(text, std::ref(guard), /*allow_exceptions=*/false);
-  if (!file.is_object() || !file.contains("keys") || !file["keys"].is_array())
-    fail(ErrorKind::kCorrupt, "keys", "file: expected {{\"keys\": [...]}}, got something else ({})",
-         printable(path, 4096));
+  const Json keys = read_keys(path);
   KeyRing ring;
   const auto now = Clock::now();
-  for (size_t i = 0; i < file["keys"].size(); ++i) {
-    const Json& entry = file["keys"][i];
-    if (!entry.is_object()) corrupt(path, i, "an object");
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const KeyEntry entry(keys[i], i, path);
     Key key;
-    if (!entry.contains("name") || !entry["name"].is_string() || entry["name"] == "")
-      corrupt(path, i, "a name");
-    key.name = entry["name"].get<std::string>();
-    if (!entry.contains("sha256") || !entry["sha256"].is_string() ||
-        !is_hash(entry["sha256"].get<std::string>()))
-      corrupt(path, i, "sha256 as 64 hexadecimal digits in lower case");
-    key.sha256 = entry["sha256"].get<std::string>();
-    if (const auto admin = entry.find("admin"); admin != entry.end()) {
-      if (!admin->is_boolean()) corrupt(path, i, "admin as true or false");
-      key.is_admin = admin->get<bool>();
-    }
-    if (const auto rate = rate_of(entry, "requests_per_minute", path, i))
+    key.name = entry.name();
+    key.sha256 = entry.hash();
+    key.is_admin = entry.is_admin();
+    if (const auto rate = entry.rate("requests_per_minute"))
       key.requests = Bucket{*rate, *rate, now};
-    if (const auto rate = rate_of(entry, "tokens_per_minute", path, i))
-      key.tokens = Bucket{*rate, *rate, now};
-    for (const auto& [name, value] : entry.items()) {
-      static constexpr std::array<std::string_view, 5> kKnown = {
-          "name", "sha256", "admin", "requests_per_minute", "tokens_per_minute"};
-      if (std::ranges::find(kKnown, name) == kKnown.end())
-        corrupt(path, i, "name, sha256, admin, requests_per_minute or tokens_per_minute");
-    }
-    if (ring.find(key.name) != nullptr) corrupt(path, i, "a name of its own");
+    if (const auto rate = entry.rate("tokens_per_minute")) key.tokens = Bucket{*rate, *rate, now};
+    if (ring.find(key.name) != nullptr)
+      entry.refuse("name", "a name of its own", "that of another key");
     ring.keys_.push_back(std::move(key));
   }
   if (ring.keys_.empty())

@@ -98,15 +98,28 @@ TEST(KeyRing, RefusesMoreThanAQuotaAndForgivesWithTime) {
 
 TEST(KeyRing, NamesWhatIsWrongWithAFile) {
   const std::string entry = KeyRing::make("a").entry;
-  EXPECT_THAT(message_of("nonsense"), HasSubstr("expected {\"keys\": [...]}"));
+  EXPECT_THAT(message_of("{\"keys\": [nonsense"),
+              HasSubstr("file: expected JSON, got an error at byte 12 ("));
+  EXPECT_THAT(message_of("[]"), HasSubstr("file: expected {\"keys\": [...]}, got array ("));
   EXPECT_THAT(message_of(R"({"keys": []})"), HasSubstr("at least one key"));
-  EXPECT_THAT(message_of(R"({"keys": [{"name": "a", "sha256": "00"}]})"), HasSubstr("key 0"));
-  EXPECT_THAT(message_of(key_file_text(entry, R"({"requests_per_minute": 0})")),
-              HasSubstr("requests_per_minute"));
+  EXPECT_THAT(message_of("{\"keys\": [" + entry + ", 7]}"),
+              HasSubstr("keys[1]: expected an object, got 7"));
+  EXPECT_THAT(message_of(R"({"keys": [{"sha256": "00"}]})"),
+              HasSubstr("keys[0].name: expected a name, got none"));
+  // Not the value: it may be the key itself, pasted where its hash should be.
+  EXPECT_THAT(message_of(R"({"keys": [{"name": "a", "sha256": "qw-secret"}]})"),
+              HasSubstr("keys[0].sha256: expected 64 hexadecimal digits in lower case, got a "
+                        "string of 9 characters ("));
+  EXPECT_THAT(message_of(key_file_text(entry, R"({"admin": "yes"})")),
+              HasSubstr("keys[0].admin: expected true or false, got a string of 3 characters"));
+  EXPECT_THAT(
+      message_of(key_file_text(entry, R"({"requests_per_minute": 0})")),
+      HasSubstr("keys[0].requests_per_minute: expected a number above 0, at most 1e12, got 0"));
   EXPECT_THAT(message_of(key_file_text(entry, R"({"request_per_minute": 1})")),
-              HasSubstr("expected name"));
+              HasSubstr("keys[0]: expected the fields name, sha256, admin, requests_per_minute, "
+                        "tokens_per_minute, got 'request_per_minute' too"));
   EXPECT_THAT(message_of("{\"keys\": [" + entry + "," + entry + "]}"),
-              HasSubstr("a name of its own"));
+              HasSubstr("keys[1].name: expected a name of its own, got that of another key"));
 }
 
 TEST(OriginPolicy, KeepsForeignPagesAndReboundNamesOut) {

@@ -18,6 +18,7 @@ using nlohmann::ordered_json;
 using qw::testing::HttpAnswer;
 using qw::testing::HttpClient;
 using qw::testing::RunningService;
+using qw::testing::service_options;
 using ::testing::HasSubstr;
 
 class RequestLimits : public ::testing::Test {
@@ -188,6 +189,25 @@ TEST_F(Keys, AreAskedForBeforeABodyIsRead) {
   const HttpAnswer answer = client.read();
   EXPECT_EQ(answer.status, 401);
   EXPECT_THAT(answer.body, HasSubstr("got another"));
+}
+
+TEST(Limits, AnEndAskedForWhileTheModelIsLoadedIsNotKeptWaiting) {
+  CancelFlag stop;
+  stop.cancel();
+  auto options = service_options();
+  options.stop_asked = &stop;
+  Service service(options);
+  EXPECT_FALSE(service.load_default());
+  EXPECT_EQ(service.services().hub->find("").loaded, nullptr);
+  // And one that comes amid it: nobody who waits is left without an answer.
+  service.services().hub->stop_loading();
+  stop.reset();
+  try {
+    service.load_default();
+    FAIL() << "expected loading to fail";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kCancelled);
+  }
 }
 
 }  // namespace

@@ -109,6 +109,8 @@ class ModelHub {
   void unload_idle();
   /// Unloads one as soon as nobody uses it. Errors: not_found.
   void unload(const std::string& name);
+  /// What is being loaded fails, and so does all that is asked to be loaded later. Any thread.
+  void stop_loading() noexcept { cancel_.cancel(); }
 
  private:
   /// What a request gets: the model as it was loaded, or with these adapters instead of its own.

@@ -59,19 +59,32 @@ uint16_t Service::port() const {
   return services_.http->port();
 }
 
-void Service::load_default() {
+bool Service::load_default() {
+  constexpr std::chrono::milliseconds kLook(50);
   std::vector<std::string> names = {""};
   for (const LoraModule& module : services_.options.models.front().lora_modules)
     names.push_back(module.name);
   for (const std::string& name : names) {
+    if (is_stop_asked()) return false;
     std::promise<void> loaded;
     services_.hub->with_model(
         name, [&loaded](const auto&) { loaded.set_value(); },
         [&loaded](const Error& error) {
           loaded.set_exception(std::make_exception_ptr(Error(error.kind(), error.message())));
         });
-    loaded.get_future().get();
+    std::future<void> done = loaded.get_future();
+    while (done.wait_for(kLook) != std::future_status::ready) {
+      if (is_stop_asked()) services_.hub->stop_loading();
+    }
+    if (is_stop_asked()) return false;
+    done.get();
   }
+  return true;
+}
+
+bool Service::is_stop_asked() const {
+  const CancelFlag* stop_asked = services_.options.stop_asked;
+  return stop_asked != nullptr && stop_asked->cancelled();
 }
 
 void Service::run() {
@@ -103,8 +116,7 @@ void Service::tick() {
       deadlines.erase(deadlines.begin());
     }
   }
-  const CancelFlag* stop_asked = services_.options.stop_asked;
-  if (!services_.draining && stop_asked != nullptr && stop_asked->cancelled()) drain();
+  if (!services_.draining && is_stop_asked()) drain();
   if (!services_.draining) return;
   const size_t n_open = services_.http->n_connections();
   if (n_open > 0 && std::chrono::steady_clock::now() < drain_end_) return;

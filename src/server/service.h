@@ -78,9 +78,10 @@ class Service {
   ~Service();
 
   uint16_t port() const;
-  /// Loads the default model and its adapters, and returns once they are ready. Errors: those of
-  /// open_model and Model::stage_adapters.
-  void load_default();
+  /// Loads the default model and its adapters, and returns once they are ready. False: the end was
+  /// asked for meanwhile, and loading was given up. Errors: those of open_model and
+  /// Model::stage_adapters.
+  bool load_default();
   /// Serves until stop(), or drain() and the last answer.
   void run();
   /// No new requests; run() returns after the answers under way, or options.drain_timeout. Any
@@ -109,6 +110,7 @@ class Service {
   /// "GET, POST": those that an address takes.
   std::string allowed_methods(const std::string& path) const;
   void tick();
+  bool is_stop_asked() const;
 
   Services services_;
   void cut_answers(size_t n_open);

@@ -30,7 +30,7 @@ class RunningService {
  public:
   explicit RunningService(const server::ServiceOptions& options = service_options())
       : service(options), thread_([this] { service.run(); }) {
-    service.load_default();
+    EXPECT_TRUE(service.load_default());
   }
   ~RunningService() {
     service.stop();
