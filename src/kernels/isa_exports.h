@@ -10,6 +10,7 @@
 #include "kernels/kv_pages.h"
 #include "kernels/limits.h"
 #include "kernels/linear_table.h"
+#include "kernels/matrix.h"
 
 namespace qw::kernels {
 
@@ -23,6 +24,7 @@ struct IsaKernels {
   const ElementwiseOps* elementwise;
   const AttentionOps* attention;
   const KvOps* kv;
+  const MatrixOps* matrix;
 };
 
 namespace generic {
@@ -32,6 +34,7 @@ LimitProbes limit_probes() noexcept;
 extern const ElementwiseOps kElementwiseOps;
 extern const AttentionOps kAttentionOps;
 extern const KvOps kKvOps;
+extern const MatrixOps kMatrixOps;
 }  // namespace generic
 
 namespace avx2 {
@@ -41,6 +44,7 @@ LimitProbes limit_probes() noexcept;
 extern const ElementwiseOps kElementwiseOps;
 extern const AttentionOps kAttentionOps;
 extern const KvOps kKvOps;
+extern const MatrixOps kMatrixOps;
 }  // namespace avx2
 
 namespace avxvnni {
@@ -55,6 +59,7 @@ LimitProbes limit_probes() noexcept;
 extern const ElementwiseOps kElementwiseOps;
 extern const AttentionOps kAttentionOps;
 extern const KvOps kKvOps;
+extern const MatrixOps kMatrixOps;
 }  // namespace avx512
 
 namespace avx512vnni {
@@ -74,6 +79,7 @@ LimitProbes limit_probes() noexcept;
 extern const ElementwiseOps kElementwiseOps;
 extern const AttentionOps kAttentionOps;
 extern const KvOps kKvOps;
+extern const MatrixOps kMatrixOps;
 }  // namespace neon
 
 namespace neondot {

@@ -1,0 +1,29 @@
+#include "quant/affine_matrix.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace qw {
+
+void AffineMatrix::codes(int64_t row, int64_t n_rows, uint8_t* out) const {
+  std::copy_n(code_values.begin() + row * k, n_rows * k, out);
+}
+
+void AffineMatrix::scales(int64_t row, int64_t n_rows, float* out) const {
+  std::copy_n(scale_values.begin() + row * n_groups, n_rows * n_groups, out);
+}
+
+void AffineMatrix::zeros(int64_t row, int64_t n_rows, float* out) const {
+  std::copy_n(zero_values.begin() + row * n_groups, n_rows * n_groups, out);
+}
+
+LinearSource source_of(std::string name, std::shared_ptr<const GroupAffine> matrix) {
+  LinearSource out;
+  out.name = std::move(name);
+  out.n = matrix->n;
+  out.k = matrix->k;
+  out.data = std::move(matrix);
+  return out;
+}
+
+}  // namespace qw
