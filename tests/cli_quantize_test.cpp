@@ -6,12 +6,14 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "support/adapter_writer.h"
 #include "support/cli_fixture.h"
 
 namespace qw::test {
 namespace {
 
 using nlohmann::json;
+using ::testing::HasSubstr;
 
 class CliQuantize : public CliTest {
  protected:
@@ -74,6 +76,38 @@ TEST_F(CliQuantize, RefusesWhatWouldBeLostOrCannotBe) {
                            "--dry-run", "--json"});
   EXPECT_EQ(json::parse(dry.out)["tensors"]["blk.0.ffn_down.weight"], "q8_0");
   EXPECT_EQ(json::parse(dry.out)["tensors"]["blk.0.ffn_up.weight"], "q4_k");
+}
+
+TEST_F(CliQuantize, MakesDirectoriesOfFilesAndMergesAdapters) {
+  ASSERT_EQ(qianwen({"convert", kBundled, "--to", "gguf", "--output", path("m.gguf")}).code, 0);
+  const Ran made =
+      qianwen({"convert", path("m.gguf"), "--to", "safetensors", "--output", path("hf"), "--json"});
+  ASSERT_EQ(made.code, 0) << made.err;
+  EXPECT_EQ(json::parse(made.out)["warnings"], json::array());
+  const json same = compare(kBundled, path("hf"));
+  EXPECT_EQ(same["kl"]["mean"], 0);
+  EXPECT_EQ(same["b"], same["a"]);
+  EXPECT_THAT(qianwen({"convert", kBundled, "--to", "safetensors", "--output", path("hf")}).err,
+              HasSubstr("not there yet"));
+  EXPECT_THAT(
+      qianwen({"convert", kBundled, "--to", "safetensors", "--output", path("x"), "--force"}).err,
+      HasSubstr("--to gguf only"));
+
+  EXPECT_THAT(qianwen({"merge", kBundled, "--output", path("merged")}).err,
+              HasSubstr("--adapter: expected one at least"));
+  Adapter adapter;
+  adapter.add("model.layers.2.self_attn.q_proj.lora_A.weight", {3, 256});
+  adapter.add("model.layers.2.self_attn.q_proj.lora_B.weight", {256, 3});
+  const Ran merged =
+      qianwen({"merge", kBundled, "--adapter", adapter.write_peft() + ":0.5", "--type", "f32",
+               "--output", path("merged"), "--file", text_, "--json"});
+  ASSERT_EQ(merged.code, 0) << merged.err;
+  const json result = json::parse(merged.out);
+  EXPECT_EQ(result["modules_changed"], 1);
+  EXPECT_EQ(result["rounding_to_change"], 0);
+  // Beside the live adapter, whose base is rounded as bf16 is.
+  EXPECT_LT(result["comparison"]["kl"]["mean"],
+            0.02 * compare(kBundled, path("merged"))["kl"]["mean"].get<double>());
 }
 
 }  // namespace

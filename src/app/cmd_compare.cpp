@@ -2,121 +2,28 @@
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
-#include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
-#include "app/input.h"
-#include "app/open.h"
-#include "base/error.h"
-#include "base/progress.h"
-#include "eval/comparison.h"
-#include "text/tokenizer.h"
+#include "app/comparison_output.h"
 
 namespace qw::app {
 
 namespace {
 
-using nlohmann::ordered_json;
-
 struct Options : CommonOptions {
-  std::string other, file;
-  std::optional<int64_t> window;
-  bool layers = false, plain = false;
+  std::string other;
+  ComparisonRequest request;
 };
 
-std::unique_ptr<LoadedModel> open_other(const Options& options) {
+void run(const Options& options) {
   CommonOptions other = options;
   other.model = options.other;
   other.adapters.clear();  // those are the first model's
-  return open_for_running(other);
-}
-
-ordered_json estimate_json(const Estimate& estimate) {
-  return {{"mean", estimate.mean}, {"stderr", estimate.error}};
-}
-
-ordered_json perplexity_json(const Estimate& nll) {
-  const double perplexity = std::exp(nll.mean);
-  return {{"perplexity", perplexity}, {"stderr", perplexity * nll.error}, {"nll", nll.mean}};
-}
-
-ordered_json to_json(const Comparison& c) {
-  ordered_json json = {{"n_tokens", c.n_tokens},
-                       {"window", c.window},
-                       {"kl", estimate_json(c.kl)},
-                       {"kl_median", c.kl_median},
-                       {"kl_p90", c.kl_p90},
-                       {"kl_p99", c.kl_p99},
-                       {"kl_max", c.kl_max},
-                       {"same_top1", estimate_json(c.same_top1)},
-                       {"same_top5", estimate_json(c.same_top5)},
-                       {"same_top10", estimate_json(c.same_top10)},
-                       {"a", perplexity_json(c.nll_a)},
-                       {"b", perplexity_json(c.nll_b)},
-                       {"nll_difference", estimate_json(c.nll_difference)},
-                       {"p_difference", estimate_json(c.p_difference)},
-                       {"rms_p_difference", c.rms_p_difference}};
-  if (!c.layer_errors.empty()) json["layer_errors"] = c.layer_errors;
-  return json;
-}
-
-std::string to_text(const Comparison& c) {
-  const auto percent = [](const Estimate& e) {
-    return fmt::format("{:8.3f} +- {:.3f} %", 100 * e.mean, 100 * e.error);
-  };
-  const auto perplexity = [](const Estimate& nll) {
-    return fmt::format("{:10.4f} +- {:.4f}", std::exp(nll.mean), std::exp(nll.mean) * nll.error);
-  };
-  std::string text = fmt::format(
-      "predictions compared    {:10} (window {})\n"
-      "KL divergence, mean     {:10.6f} +- {:.6f}\n"
-      "  median                {:10.6f}\n"
-      "  90 %                  {:10.6f}\n"
-      "  99 %                  {:10.6f}\n"
-      "  largest               {:10.6f}\n"
-      "same likeliest token    {}\n"
-      "same among 5 likeliest  {}\n"
-      "same among 10           {}\n"
-      "perplexity of A         {}\n"
-      "perplexity of B         {}\n"
-      "ln(B / A)               {:10.6f} +- {:.6f}\n"
-      "p(token), B - A         {}\n"
-      "  root mean square      {:8.3f} %\n",
-      c.n_tokens, c.window, c.kl.mean, c.kl.error, c.kl_median, c.kl_p90, c.kl_p99, c.kl_max,
-      percent(c.same_top1), percent(c.same_top5), percent(c.same_top10), perplexity(c.nll_a),
-      perplexity(c.nll_b), c.nll_difference.mean, c.nll_difference.error, percent(c.p_difference),
-      100 * c.rms_p_difference);
-  for (size_t layer = 0; layer < c.layer_errors.size(); ++layer)
-    text += fmt::format("layer {:<3} output, ||B - A|| / ||A|| {:9.6f}\n", layer,
-                        c.layer_errors[layer]);
-  return text;
-}
-
-void run(const Options& options) {
-  const auto a = open_for_running(options), b = open_other(options);
-  const auto engine_a = a->make_engine(), engine_b = b->make_engine();
-  EncodeOptions encode;
-  encode.parse_special = !options.plain;
-  const std::vector<int32_t> ids =
-      tokenizer_of(*a, model_path(options)).encode(read_input(options.file), encode);
-  ComparisonOptions comparison;
-  comparison.window = options.window.value_or(0);
-  comparison.layers = options.layers;
-  comparison.cancel = &interrupted();
-  Progress progress("comparing", std::ssize(ids), Progress::Unit::kTokens);
-  int64_t shown = 0;
-  comparison.on_progress = [&](int64_t done, int64_t) {
-    progress.add(done - shown);
-    shown = done;
-  };
-  const Comparison result =
-      compare_models({*engine_a, a->config().vocab, a->adapter},
-                     {*engine_b, b->config().vocab, b->adapter}, ids, comparison);
-  progress.finish();
-  if (options.json) return print_json(to_json(result));
-  print_result(to_text(result));
+  const Comparison result = compare_on_text(options, other, options.request);
+  if (options.json) return print_json(comparison_json(result));
+  print_result(comparison_text(result));
 }
 
 }  // namespace
@@ -128,11 +35,12 @@ Command register_compare(CLI::App& root) {
   add_model_argument(*app, *options, true);
   app->add_option("B", options->other, "The other checkpoint: what was made of MODEL")->required();
   add_compute_flags(*app, *options);
-  app->add_option("--file", options->file, "A text; - for standard input")->required();
-  app->add_option("--window", options->window, "Tokens that are read together (default: 512)")
+  app->add_option("--file", options->request.file, "A text; - for standard input")->required();
+  app->add_option("--window", options->request.window,
+                  "Tokens that are read together (default: 512)")
       ->check(integer_from(2));
-  app->add_flag("--layers", options->layers, "Also how far apart the layers' outputs are");
-  app->add_flag("--plain", options->plain, "Special-token strings are ordinary text");
+  app->add_flag("--layers", options->request.layers, "Also how far apart the layers' outputs are");
+  app->add_flag("--plain", options->request.plain, "Special-token strings are ordinary text");
   return {app, [options] { run(*options); }};
 }
 

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
+#include "app/directory_output.h"
 #include "app/open.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -178,6 +179,35 @@ void run(const Options& options) {
   report(options, plan, seconds.count());
 }
 
+/// A Hugging Face directory, for `convert`.
+void write_directory_of(const Options& options, int64_t shard_bytes) {
+  init_logging(options.log_level);
+  if (!options.name.empty() || options.force) {
+    fail(ErrorKind::kInvalidArgument, "convert",
+         "{}: expected it with --to gguf only, got it with --to safetensors",
+         options.force ? "--force" : "--name");
+  }
+  DirectoryRequest request;
+  request.model = model_path(options);
+  request.output = options.output;
+  request.type = options.to;
+  request.shard_bytes = shard_bytes;
+  request.threads = options.load.threads;
+  request.dry_run = options.dry_run;
+  const DirectoryReport report = write_as_directory(request);
+  if (options.json) {
+    return print_json({{"output", options.dry_run ? ordered_json() : ordered_json(options.output)},
+                       {"bytes", report.n_bytes},
+                       {"tensors", report.n_tensors},
+                       {"type", options.to},
+                       {"warnings", report.warnings}});
+  }
+  print_result(fmt::format(
+      "{:.1f} MB of tensors in {}; {}\n", static_cast<double>(report.n_bytes) / 1e6, options.to,
+      options.dry_run ? "nothing was written"
+                      : fmt::format("{} written in {:.1f} s", options.output, report.seconds)));
+}
+
 void add_shared_flags(CLI::App& app, Options& options) {
   add_model_argument(app, options);
   add_compute_flags(app, options, ComputeFlags::kWithoutEffect);
@@ -216,18 +246,23 @@ Command register_quantize(CLI::App& root) {
 Command register_convert(CLI::App& root) {
   struct ConvertOptions : Options {
     std::string container = "gguf";
+    int64_t shard_bytes = DirectoryChoices().shard_bytes;
   };
   auto options = std::make_shared<ConvertOptions>();
   options->to = "bf16";
   CLI::App* app = root.add_subcommand("convert", "Write a model as another kind of file");
   add_shared_flags(*app, *options);
-  app->add_option("--to", options->container, "gguf")->check(CLI::IsMember({"gguf"}))->required();
+  app->add_option("--to", options->container, "gguf, or safetensors (a Hugging Face directory)")
+      ->check(CLI::IsMember({"gguf", "safetensors"}))
+      ->required();
   app->add_option("--type", options->to, "f16, bf16 or f32")
       ->check(CLI::IsMember({"f16", "bf16", "f32"}))
       ->capture_default_str();
+  add_shard_flag(*app, options->shard_bytes);
   return {app, [options] {
             need_output(*options);
-            run(*options);
+            if (options->container == "gguf") return run(*options);
+            write_directory_of(*options, options->shard_bytes);
           }};
 }
 

@@ -99,6 +99,7 @@ Command register_detokenize(CLI::App& root);
 Command register_generate(CLI::App& root);
 Command register_info(CLI::App& root);
 Command register_inspect(CLI::App& root);
+Command register_merge(CLI::App& root);
 Command register_perplexity(CLI::App& root);
 Command register_plan(CLI::App& root);
 Command register_quantize(CLI::App& root);

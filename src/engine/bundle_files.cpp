@@ -6,10 +6,10 @@
 #include "base/error.h"
 #include "checkpoint/hf_config.h"
 #include "engine/bundle.h"
+#include "model/gguf_tokenizer.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_files.h"
-#include "text/tokenizer_gguf.h"
 
 namespace qw {
 namespace {
@@ -21,39 +21,10 @@ constexpr std::string_view kEndOfText = "<|endoftext|>";
 
 // ---- tokenizer ---------------------------------------------------------------------------------
 
-std::optional<int64_t> optional_id(const GgufMetadata& metadata, std::string_view key) {
-  if (metadata.find(key) == nullptr) return std::nullopt;
-  return metadata.integer(key);
-}
-
-std::optional<std::string> optional_text(const GgufMetadata& metadata, std::string_view key) {
-  if (metadata.find(key) == nullptr) return std::nullopt;
-  return metadata.string(key);
-}
-
 /// Null when the file says it has no vocabulary.
 std::shared_ptr<const Tokenizer> tokenizer_of_gguf(const GgufMetadata& metadata) {
-  GgufVocabulary vocabulary;
-  vocabulary.source = printable(metadata.file, 4096);
-  vocabulary.model = metadata.string_or("tokenizer.ggml.model", "none");
-  if (vocabulary.model == "none" || vocabulary.model == "no_vocab") return nullptr;
-  vocabulary.pre = optional_text(metadata, "tokenizer.ggml.pre");
-  if (const auto* tokens = metadata.strings("tokenizer.ggml.tokens")) vocabulary.tokens = *tokens;
-  if (const auto* merges = metadata.strings("tokenizer.ggml.merges")) vocabulary.merges = *merges;
-  if (const auto* types = metadata.integers("tokenizer.ggml.token_type")) {
-    for (const int64_t type : *types) {
-      // Anything outside int32 is no type at all; the reader of the spec treats it as unknown.
-      const bool fits = type >= 0 && type <= 1024;
-      vocabulary.token_types.push_back(fits ? static_cast<int32_t>(type) : 0);
-    }
-  }
-  vocabulary.bos_id = optional_id(metadata, "tokenizer.ggml.bos_token_id");
-  vocabulary.eos_id = optional_id(metadata, "tokenizer.ggml.eos_token_id");
-  vocabulary.pad_id = optional_id(metadata, "tokenizer.ggml.padding_token_id");
-  vocabulary.unk_id = optional_id(metadata, "tokenizer.ggml.unknown_token_id");
-  vocabulary.add_bos = metadata.boolean_or("tokenizer.ggml.add_bos_token", false);
-  vocabulary.chat_template = optional_text(metadata, "tokenizer.chat_template");
-  return std::make_shared<const Tokenizer>(spec_from_gguf(vocabulary));
+  std::optional<TokenizerSpec> spec = gguf_tokenizer_spec(metadata);
+  return spec ? std::make_shared<const Tokenizer>(std::move(*spec)) : nullptr;
 }
 
 /// Null when the directory holds none; a broken one is an error.
@@ -146,12 +117,13 @@ void complete_from_config(const std::string& config_json, GenerationConfig& conf
 void complete_from_gguf(const GgufMetadata& metadata, const Tokenizer* tokenizer,
                         GenerationConfig& config) {
   for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"}) {
-    const std::optional<int64_t> id = optional_id(metadata, key);
-    if (id && (*id < 0 || *id > std::numeric_limits<int32_t>::max())) {
-      fail(ErrorKind::kCorrupt, "gguf", "{}: expected a token id, got {} ({})", key, *id,
+    if (metadata.find(key) == nullptr) continue;
+    const int64_t id = metadata.integer(key);
+    if (id < 0 || id > std::numeric_limits<int32_t>::max()) {
+      fail(ErrorKind::kCorrupt, "gguf", "{}: expected a token id, got {} ({})", key, id,
            metadata.file);
     }
-    if (id) add_eos(config, static_cast<int32_t>(*id));
+    add_eos(config, static_cast<int32_t>(id));
   }
   if (tokenizer == nullptr) return;
   if (tokenizer->bos_id())

@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "model/adapter_file.h"
+#include "model/low_rank.h"
 #include "model/memory_plan.h"
 #include "model/qwen2_model.h"
 
@@ -17,66 +18,12 @@ namespace qw {
 
 namespace {
 
-void check_shape(const std::string& module, const LinearSource& got, int64_t n, int64_t k,
-                 const std::string& path) {
-  if (got.n == n && got.k == k) return;
-  fail(ErrorKind::kCorrupt, "adapter", "module {}: expected {} [{}, {}], got [{}, {}] ({})",
-       printable(module), printable(got.name), n, k, got.n, got.k, printable(path));
-}
-
-/// m / ||W + s B A||, one factor per row (DoRA). Rows are decoded one at a time.
-std::vector<float> dora_row_factors(const LinearSource& w, const LowRankDelta& delta,
-                                    double scale) {
-  const int64_t rank = delta.a.n, k = delta.a.k;
-  std::vector<float> a(static_cast<size_t>(rank * k)), b(static_cast<size_t>(rank));
-  delta.a.decode_rows(0, rank, a.data());
-  std::vector<float> row(static_cast<size_t>(k)), factors;
-  std::vector<double> sum(static_cast<size_t>(k));
-  for (int64_t o = 0; o < w.n; ++o) {
-    w.decode_rows(o, 1, row.data());
-    delta.b.decode_rows(o, 1, b.data());
-    std::copy(row.begin(), row.end(), sum.begin());
-    for (int64_t j = 0; j < rank; ++j) {
-      const double factor = scale * static_cast<double>(b[static_cast<size_t>(j)]);
-      for (int64_t i = 0; i < k; ++i)
-        sum[static_cast<size_t>(i)] +=
-            factor * static_cast<double>(a[static_cast<size_t>(j * k + i)]);
-    }
-    double squares = 0;
-    for (const double value : sum)
-      squares += value * value;
-    factors.push_back(static_cast<float>(
-        static_cast<double>(delta.magnitude[static_cast<size_t>(o)]) / std::sqrt(squares)));
-  }
-  return factors;
-}
-
 /// The same matrix in f32. A backend may round activations to the width of a weight's own type; of
 /// a delta, which was trained to the base's finest differences, nothing should be lost to that.
 LinearSource widened(const LinearSource& source) {
   auto values = std::make_shared<std::vector<float>>(static_cast<size_t>(source.n * source.k));
   source.decode_rows(0, source.n, values->data());
   return LinearSource::of_floats(source.name, source.n, source.k, std::move(values));
-}
-
-/// table[t] += scale * B A[:, t] for every token t.
-void add_embedding_delta(std::vector<float>& table, int64_t vocab, int64_t hidden,
-                         const EmbeddingDelta& delta, double scale) {
-  const int64_t rank = delta.b.k;
-  std::vector<float> a(static_cast<size_t>(rank * vocab)), b(static_cast<size_t>(hidden * rank));
-  delta.a.decode_rows(0, delta.a.n, a.data());
-  delta.b.decode_rows(0, hidden, b.data());
-  for (int64_t t = 0; t < vocab; ++t) {
-    for (int64_t h = 0; h < hidden; ++h) {
-      double sum = 0;
-      for (int64_t j = 0; j < rank; ++j) {
-        const float at =
-            a[static_cast<size_t>(delta.a_rows_are_tokens ? t * rank + j : j * vocab + t)];
-        sum += static_cast<double>(b[static_cast<size_t>(h * rank + j)]) * static_cast<double>(at);
-      }
-      table[static_cast<size_t>(t * hidden + h)] += static_cast<float>(scale * sum);
-    }
-  }
 }
 
 /// One combination of adapters, as it is being put together.
@@ -140,7 +87,8 @@ class Combination {
 
   void replace(const Replacement& replacement, const std::string& path) {
     claim(replacement.id, path);
-    check_shape(hf_name(replacement.id), replacement.weight, config_.vocab, config_.hidden, path);
+    check_adapter_shape(hf_name(replacement.id), replacement.weight, config_.vocab, config_.hidden,
+                        path);
     (replacement.id.slot == Slot::kEmbedding ? embedding_ : head_) = replacement.weight;
   }
 
@@ -170,9 +118,9 @@ class Combination {
 
   void add_to_embedding(const EmbeddingDelta& delta, double scale, const std::string& path) {
     const int64_t rank = delta.b.k;
-    check_shape("embed_tokens", delta.a, delta.a_rows_are_tokens ? config_.vocab : rank,
-                delta.a_rows_are_tokens ? rank : config_.vocab, path);
-    check_shape("embed_tokens", delta.b, config_.hidden, rank, path);
+    check_adapter_shape("embed_tokens", delta.a, delta.a_rows_are_tokens ? config_.vocab : rank,
+                        delta.a_rows_are_tokens ? rank : config_.vocab, path);
+    check_adapter_shape("embed_tokens", delta.b, config_.hidden, rank, path);
     const LinearSource base = embedding_ ? *embedding_ : sources_.embedding.parts.front();
     auto table = std::make_shared<std::vector<float>>(static_cast<size_t>(base.n * base.k));
     base.decode_rows(0, base.n, table->data());
@@ -189,8 +137,8 @@ class Combination {
            printable(delta.name), printable(path));
     }
     const LinearSource& part = place.parts->parts[place.part];
-    check_shape(delta.name, delta.a, delta.a.n, part.k, path);
-    check_shape(delta.name, delta.b, part.n, delta.a.n, path);
+    check_adapter_shape(delta.name, delta.a, delta.a.n, part.k, path);
+    check_adapter_shape(delta.name, delta.b, part.n, delta.a.n, path);
     const double total = delta.scaling * scale;
     LoraDelta out;
     out.out_begin = place.row_begin;

@@ -1,0 +1,29 @@
+// Comparing two models on a text, and saying what came of it, for the commands that do.
+//
+// Level 8 (app).
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "app/command.h"
+#include "eval/comparison.h"
+
+namespace qw::app {
+
+struct ComparisonRequest {
+  std::string file;    // a text; "-": standard input
+  int64_t window = 0;  // tokens that are read together; 0: 512
+  bool layers = false;
+  bool plain = false;  // special-token strings are ordinary text
+};
+
+/// Loads both models and reads the text with A's tokenizer, with progress on stderr. Errors: those
+/// of open_model, read_input and compare_models.
+Comparison compare_on_text(const CommonOptions& a, const CommonOptions& b,
+                           const ComparisonRequest& request);
+
+nlohmann::ordered_json comparison_json(const Comparison& comparison);
+std::string comparison_text(const Comparison& comparison);
+
+}  // namespace qw::app
