@@ -78,6 +78,17 @@ TEST_F(CliQuantize, RefusesWhatWouldBeLostOrCannotBe) {
   EXPECT_EQ(json::parse(dry.out)["tensors"]["blk.0.ffn_up.weight"], "q4_k");
 }
 
+TEST_F(CliQuantize, DrawsComparisons) {
+  const auto draw = [&](const char* name) {
+    return qianwen({"compare", kBundled, kBundled, "--file", text_, "--chart", path(name)});
+  };
+  ASSERT_EQ(draw("c.svg").code, 0);
+  ASSERT_EQ(draw("c.html").code, 0);
+  EXPECT_TRUE(std::filesystem::exists(path("c.svg")));
+  EXPECT_TRUE(std::filesystem::exists(path("c.html")));
+  EXPECT_THAT(draw("c.png").err, HasSubstr("expected a name in .svg or .html"));
+}
+
 TEST_F(CliQuantize, MakesDirectoriesOfFilesAndMergesAdapters) {
   ASSERT_EQ(qianwen({"convert", kBundled, "--to", "gguf", "--output", path("m.gguf")}).code, 0);
   const Ran made =

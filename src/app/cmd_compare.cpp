@@ -7,6 +7,9 @@
 
 #include "app/command.h"
 #include "app/comparison_output.h"
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "eval/comparison_chart.h"
 
 namespace qw::app {
 
@@ -15,13 +18,29 @@ namespace {
 struct Options : CommonOptions {
   std::string other;
   ComparisonRequest request;
+  std::string chart;
 };
 
+/// By the name's ending. Errors: invalid_argument, for another one.
+bool is_page(const std::string& path) {
+  if (path.ends_with(".html")) return true;
+  if (path.ends_with(".svg")) return false;
+  fail(ErrorKind::kInvalidArgument, "compare",
+       "--chart: expected a name in .svg or .html, got '{}'", printable(path, 4096));
+}
+
 void run(const Options& options) {
+  const bool page = !options.chart.empty() && is_page(options.chart);
   CommonOptions other = options;
   other.model = options.other;
   other.adapters.clear();  // those are the first model's
   const Comparison result = compare_on_text(options, other, options.request);
+  if (!options.chart.empty()) {
+    const ChartLabels labels = {model_path(options), options.other, options.request.file};
+    const std::string text =
+        page ? comparison_html(result, labels) : comparison_svg(result, labels);
+    write_file_atomically(options.chart, std::as_bytes(std::span(text)));
+  }
   if (options.json) return print_json(comparison_json(result));
   print_result(comparison_text(result));
 }
@@ -40,6 +59,7 @@ Command register_compare(CLI::App& root) {
                   "Tokens that are read together (default: 512)")
       ->check(integer_from(2));
   app->add_flag("--layers", options->request.layers, "Also how far apart the layers' outputs are");
+  app->add_option("--chart", options->chart, "Also draw it: a file in .svg, or a page in .html");
   app->add_flag("--plain", options->request.plain, "Special-token strings are ordinary text");
   return {app, [options] { run(*options); }};
 }
