@@ -4,8 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/mapped_file.h"
 #include "support/adapter_writer.h"
 #include "support/cli_fixture.h"
 
@@ -119,6 +123,115 @@ TEST_F(CliQuantize, MakesDirectoriesOfFilesAndMergesAdapters) {
   // Beside the live adapter, whose base is rounded as bf16 is.
   EXPECT_LT(result["comparison"]["kl"]["mean"],
             0.02 * compare(kBundled, path("merged"))["kl"]["mean"].get<double>());
+}
+
+/// Texts of the kind that the bundled model was made for: 7 of 8 items to calibrate with, the rest
+/// to judge by.
+struct Items {
+  std::string calibration, judged;
+};
+Items items() {
+  std::ifstream in(std::string(QIANWEN_SOURCE_DIR) + "/tests/golden/mini/test_items.jsonl");
+  Items out;
+  size_t n = 0;
+  for (std::string line; std::getline(in, line) && n < 320; ++n) {
+    const json item = json::parse(line);
+    const std::string text =
+        item["prompt"].get<std::string>() + item["expected"].get<std::string>() + "<|im_end|>\n";
+    if (n % 8 == 0) {
+      out.judged += text;
+    } else {
+      out.calibration += json{{"text", text}}.dump() + "\n";
+    }
+  }
+  return out;
+}
+
+TEST_F(CliQuantize, GptqIsBetterThanAutoGptqsWay) {
+  const Items made = items();
+  const std::string calibration = write("items.jsonl", made.calibration);
+  const std::string judged = write("judged.txt", made.judged);
+  const auto kl_of = [&](const std::string& name, const std::vector<std::string>& more) {
+    std::vector<std::string> args = {"quantize",  kBundled,           "--to",
+                                     "gptq-int4", "--calibration",    calibration,
+                                     "--output",  path(name.c_str()), "--json"};
+    args.insert(args.end(), more.begin(), more.end());
+    const Ran ran = qianwen(args);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    const json said = json::parse(ran.out);
+    EXPECT_EQ(said["calibration"]["samples"], 280);
+    EXPECT_EQ(said["layers"].size(), 6u);
+    EXPECT_EQ(said["matrices"], 42);
+    EXPECT_THAT(ran.err, testing::HasSubstr("tokens of 280 samples"));
+    const Ran compared =
+        qianwen({"compare", kBundled, path(name.c_str()), "--file", judged, "--json"});
+    EXPECT_EQ(compared.code, 0) << compared.err;
+    return json::parse(compared.out)["kl"]["mean"].get<double>();
+  };
+  const double better = kl_of("better", {});
+  const double reference = kl_of("reference", {"--gptq-mode", "reference"});
+  EXPECT_LT(better, 0.9 * reference);
+  EXPECT_LT(better, 0.08);
+  const double fine = kl_of("int8", {"--group-size", "32", "--no-sym", "--v2", "--desc-act"});
+  EXPECT_LT(fine, better);
+}
+
+TEST_F(CliQuantize, GptqReadsChatsIdsAndTextAndSaysWhatIsWrong) {
+  const auto gptq = [&](const std::string& calibration, const std::string& output) {
+    return qianwen({"quantize", kBundled, "--to", "gptq-int8", "--calibration", calibration,
+                    "--output", path(output.c_str())});
+  };
+  std::string lines;
+  for (int i = 0; i < 20; ++i)
+    lines += "{\"messages\": [{\"role\": \"user\", \"content\": \"3 + 4?\"}]}\n\n";
+  lines += "{\"ids\": [1, 2, 3]}\n{\"text\": \"The end.\"}\n";
+  const Ran ran = gptq(write("mixed.jsonl", lines), "out");
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_THAT(ran.err, testing::HasSubstr("of 22 samples"));
+  expect_failure(gptq(write("mixed.jsonl", lines), "out"), 2, "not there yet");
+  expect_failure(gptq(write("empty.txt", ""), "a"), 2, "got 0 in 1 samples");
+  expect_failure(gptq(write("short.jsonl", "{\"text\": \"Too short.\"}"), "a"), 2, "128 tokens");
+  expect_failure(gptq(write("odd.jsonl", "{\"txt\": 1}"), "a"), 2, "(line 1)");
+  expect_failure(gptq(write("bad.jsonl", "{\"text\": \"a\"}\n{"), "a"), 2, "(line 2)");
+  expect_failure(gptq(write(
+                          "ids.jsonl", "{\"ids\": [" +
+                                           [] {
+                                             std::string ids = "99999";
+                                             for (int i = 0; i < 200; ++i)
+                                               ids += ",1";
+                                             return ids;
+                                           }() +
+                                           "]}"),
+                      "a"),
+                 2, "99999");
+  expect_failure(gptq(path("none.txt"), "a"), 3, "none.txt");
+  expect_failure(qianwen({"quantize", kBundled, "--to", "gptq-int5", "--output", path("a")}), 2,
+                 "gptq-int3");
+  expect_failure(
+      qianwen({"quantize", kBundled, "--to", "q8_0", "--damp", "0.1", "--output", path("a")}), 2,
+      "--damp");
+  expect_failure(
+      qianwen({"quantize", kBundled, "--to", "gptq-int4", "--pure", "--output", path("a")}), 2,
+      "--pure");
+  EXPECT_FALSE(std::filesystem::exists(path("a")));
+}
+
+TEST_F(CliQuantize, GptqGoesOnAfterAnInterruption) {
+  const Ran straight = qianwen({"quantize", kBundled, "--to", "gptq-int3", "--output", path("a")});
+  ASSERT_EQ(straight.code, 0) << straight.err;
+  std::vector<std::string> args = {"quantize",  kBundled,   "--to",
+                                   "gptq-int3", "--output", path("b")};
+  RunOptions interrupt;
+  interrupt.signal_after_output = SIGINT;
+  const Ran ended = qianwen(args, interrupt);
+  EXPECT_EQ(ended.code, 130) << ended.err;
+  EXPECT_FALSE(std::filesystem::exists(path("b")));
+  EXPECT_TRUE(std::filesystem::exists(path("b.work/job.json")));
+  const Ran rest = qianwen(args);
+  ASSERT_EQ(rest.code, 0) << rest.err;
+  const auto text = [&](const char* name) { return read_text_file(path(name)); };
+  EXPECT_EQ(text("a/model.safetensors"), text("b/model.safetensors"));
+  EXPECT_FALSE(std::filesystem::exists(path("b.work")));
 }
 
 }  // namespace

@@ -11,6 +11,8 @@
 #include "app/command.h"
 #include "app/directory_output.h"
 #include "app/open.h"
+#include "app/output_room.h"
+#include "app/quantize_gptq.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
@@ -28,6 +30,7 @@ struct Options : CommonOptions {
   std::vector<std::string> tensor_types;  // REGEX=TYPE
   std::string embedding_type, output_type;
   bool pure = false, dry_run = false, force = false;
+  GptqFlags gptq;
 };
 
 DType block_type(const std::string& flag, const std::string& name) {
@@ -85,16 +88,7 @@ void check_output(const Options& options, int64_t n_bytes) {
          "--output: expected a file that is not there yet (or --force), got {}",
          printable(options.output));
   }
-  const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
-  const fs::space_info space = fs::space(folder, error);
-  if (error) {
-    fail(ErrorKind::kNotFound, "quantize", "--output: expected a directory for it, got none ({})",
-         printable(folder.string()));
-  }
-  if (space.available < static_cast<uintmax_t>(n_bytes)) {
-    fail(ErrorKind::kIo, "quantize", "--output: expected {} MB free, got {} MB ({})",
-         n_bytes / 1'000'000, space.available / 1'000'000, printable(folder.string()));
-  }
+  check_room("quantize", options.output, n_bytes);
 }
 
 /// Matrices, weights and bytes of a type.
@@ -217,6 +211,24 @@ void add_shared_flags(CLI::App& app, Options& options) {
   app.add_flag("--dry-run", options.dry_run, "Say what would be written, tensor by tensor");
 }
 
+/// Flags that have no effect on what is asked for. Errors: invalid_argument.
+void check_flags(const CLI::App& app, const Options& options) {
+  const auto refuse = [&](const std::string& flag, std::string_view with) {
+    fail(ErrorKind::kInvalidArgument, "quantize", "{}: expected it with --to {}, got it with {}",
+         flag, with, printable(options.to));
+  };
+  if (!is_gptq(options.to)) {
+    for (const CLI::Option* flag : options.gptq.added) {
+      if (flag->count() > 0) refuse(flag->get_name(), "gptq-int4 and its like");
+    }
+    return;
+  }
+  for (const char* flag :
+       {"--tensor-type", "--embedding-type", "--output-type", "--pure", "--name", "--force"}) {
+    if (app.count(flag) > 0) refuse(flag, "a GGUF type");
+  }
+}
+
 void need_output(const Options& options) {
   if (!options.output.empty() || options.dry_run) return;
   fail(ErrorKind::kInvalidArgument, "quantize",
@@ -229,7 +241,10 @@ Command register_quantize(CLI::App& root) {
   auto options = std::make_shared<Options>();
   CLI::App* app = root.add_subcommand("quantize", "Write a model with fewer bits per weight");
   add_shared_flags(*app, *options);
-  app->add_option("--to", options->to, "q4_k_m, q8_0, iq4_xs, ...: a name as llama.cpp uses it")
+  app->add_option(
+         "--to", options->to,
+         "q4_k_m, q8_0, iq4_xs, ...: a name as llama.cpp uses it; or gptq-int4, gptq-int8, "
+         "gptq-int3, gptq-int2")
       ->required();
   app->add_option("--tensor-type", options->tensor_types,
                   "REGEX=TYPE: the type of tensors in whose name REGEX is found; may be repeated")
@@ -237,9 +252,12 @@ Command register_quantize(CLI::App& root) {
   app->add_option("--embedding-type", options->embedding_type, "The type of the embedding");
   app->add_option("--output-type", options->output_type, "The type of the output matrix");
   app->add_flag("--pure", options->pure, "The same type for all matrices");
-  return {app, [options] {
+  add_gptq_flags(*app, options->gptq);
+  return {app, [app, options] {
             need_output(*options);
-            run(*options);
+            check_flags(*app, *options);
+            if (!is_gptq(options->to)) return run(*options);
+            run_gptq(*options, options->gptq, options->to, options->output, options->dry_run);
           }};
 }
 

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <filesystem>
 
+#include "app/output_room.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
@@ -30,21 +31,6 @@ void check_output(const DirectoryRequest& request) {
     fail(ErrorKind::kInvalidArgument, "convert",
          "--output: expected a directory that is not there yet, got {}",
          printable(request.output, 4096));
-  }
-}
-
-void check_room(const DirectoryRequest& request, int64_t n_bytes) {
-  const fs::path path(request.output);
-  const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
-  std::error_code error;
-  const fs::space_info space = fs::space(folder, error);
-  if (error) {
-    fail(ErrorKind::kNotFound, "convert", "--output: expected a directory for it, got none ({})",
-         printable(folder.string(), 4096));
-  }
-  if (space.available < static_cast<uintmax_t>(n_bytes)) {
-    fail(ErrorKind::kIo, "convert", "--output: expected {} MB free, got {} MB ({})",
-         n_bytes / 1'000'000, space.available / 1'000'000, printable(folder.string(), 4096));
   }
 }
 
@@ -81,7 +67,7 @@ DirectoryReport write_as_directory(const DirectoryRequest& request) {
   report.n_changed = merge ? merge->n_modules() : 0;
   report.warnings = plan.warnings;
   if (!request.dry_run) {
-    check_room(request, plan.n_bytes());
+    check_room("convert", request.output, plan.n_bytes());
     ThreadPool pool(request.threads > 0 ? request.threads : physical_cores());
     Progress progress("writing " + request.output, plan.n_bytes(), Progress::Unit::kBytes);
     report.merge = write_directory(

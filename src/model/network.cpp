@@ -7,6 +7,13 @@ namespace qw {
 
 namespace {
 
+Linear without_weight(Backend& backend, const LinearParts& parts) {
+  Linear out;
+  out.name = parts.name;
+  if (!parts.bias.empty()) out.bias = backend.upload(parts.bias);
+  return out;
+}
+
 class Packer {
  public:
   Packer(const Checkpoint& checkpoint, Backend& backend, const LoadOptions& options, int64_t bytes)
@@ -16,58 +23,33 @@ class Packer {
         progress_("loading", bytes, Progress::Unit::kBytes, options.quiet) {}
 
   Linear pack(const LinearParts& parts) {
-    Linear out = start(parts);
-    if (parts.parts.empty()) return out;
-    out.weight = backend_.pack_linear(parts.parts);
+    check_cancel();
+    Linear out = pack_linear(backend_, parts);
     done(parts);
     return out;
   }
 
   std::unique_ptr<EmbeddingWeight> pack_embedding(const LinearParts& parts) {
-    start(parts);
+    check_cancel();
     return backend_.pack_embedding(parts.parts.front());
   }
 
   Linear pack_tied(const LinearParts& parts, const EmbeddingWeight& table) {
-    Linear out = start(parts);
+    check_cancel();
+    Linear out = without_weight(backend_, parts);
     out.weight = backend_.pack_tied(parts.parts.front(), table);
-    return out;
-  }
-
-  std::unique_ptr<MoeWeights> pack(const MoeSources& moe, const MoeConfig& config) {
-    auto out = std::make_unique<MoeWeights>();
-    out->router = pack(moe.router);
-    for (const LinearParts& expert : moe.gate_up)
-      out->gate_up.push_back(pack(expert));
-    for (const LinearParts& expert : moe.down)
-      out->down.push_back(pack(expert));
-    out->shared_gate_up = pack(moe.shared_gate_up);
-    out->shared_down = pack(moe.shared_down);
-    out->shared_gate = pack(moe.shared_gate);
-    out->top_k = config.top_k;
-    out->norm_topk_prob = config.norm_topk_prob;
     return out;
   }
 
   /// Counts the bytes and tells the kernel that the pages may go.
   void done(const LinearParts& parts) {
     progress_.add(parts.published_bytes());
-    for (const auto bytes : parts.bytes) {
-      for (const auto& mapping : checkpoint_.mappings) {
-        const auto all = mapping->bytes();
-        if (bytes.data() >= all.data() && bytes.data() + bytes.size() <= all.data() + all.size())
-          mapping->drop(bytes);
-      }
-    }
+    drop_pages(checkpoint_, parts);
   }
 
  private:
-  Linear start(const LinearParts& parts) {
+  void check_cancel() const {
     if (options_.cancel != nullptr) options_.cancel->check("loading the model");
-    Linear out;
-    out.name = parts.name;
-    if (!parts.bias.empty()) out.bias = backend_.upload(parts.bias);
-    return out;
   }
 
   const Checkpoint& checkpoint_;
@@ -75,6 +57,38 @@ class Packer {
   const LoadOptions& options_;
   Progress progress_;
 };
+
+/// pack(parts) makes a Linear of each.
+template <typename Pack>
+std::unique_ptr<MoeWeights> pack_moe(const MoeSources& moe, const MoeConfig& config,
+                                     const Pack& pack) {
+  auto out = std::make_unique<MoeWeights>();
+  out->router = pack(moe.router);
+  for (const LinearParts& expert : moe.gate_up)
+    out->gate_up.push_back(pack(expert));
+  for (const LinearParts& expert : moe.down)
+    out->down.push_back(pack(expert));
+  out->shared_gate_up = pack(moe.shared_gate_up);
+  out->shared_down = pack(moe.shared_down);
+  out->shared_gate = pack(moe.shared_gate);
+  out->top_k = config.top_k;
+  out->norm_topk_prob = config.norm_topk_prob;
+  return out;
+}
+
+template <typename Pack>
+LayerWeights pack_layer_by(const LayerSources& layer, const ModelConfig& config, Backend& backend,
+                           const Pack& pack) {
+  LayerWeights out;
+  out.input_norm = backend.upload(layer.input_norm);
+  out.post_norm = backend.upload(layer.post_norm);
+  out.qkv = pack(layer.qkv);
+  out.o = pack(layer.o);
+  out.gate_up = pack(layer.gate_up);
+  out.down = pack(layer.down);
+  if (!layer.moe.router.parts.empty()) out.moe = pack_moe(layer.moe, *config.moe, pack);
+  return out;
+}
 
 /// One walk for const and mutable networks.
 template <typename SomeNetwork, typename Visit>
@@ -105,6 +119,27 @@ void visit_linears(SomeNetwork& network, const NetworkSources& sources, const Vi
 
 }  // namespace
 
+Linear pack_linear(Backend& backend, const LinearParts& parts) {
+  Linear out = without_weight(backend, parts);
+  if (!parts.parts.empty()) out.weight = backend.pack_linear(parts.parts);
+  return out;
+}
+
+LayerWeights pack_layer(Backend& backend, const LayerSources& layer, const ModelConfig& config) {
+  return pack_layer_by(layer, config, backend,
+                       [&](const LinearParts& parts) { return pack_linear(backend, parts); });
+}
+
+void drop_pages(const Checkpoint& checkpoint, const LinearParts& parts) {
+  for (const auto bytes : parts.bytes) {
+    for (const auto& mapping : checkpoint.mappings) {
+      const auto all = mapping->bytes();
+      if (bytes.data() >= all.data() && bytes.data() + bytes.size() <= all.data() + all.size())
+        mapping->drop(bytes);
+    }
+  }
+}
+
 Network pack_network(const NetworkSources& sources, const ModelConfig& config,
                      const Checkpoint& checkpoint, Backend& backend, const LoadOptions& options) {
   Packer packer(checkpoint, backend, options, sources.published_bytes());
@@ -114,14 +149,8 @@ Network pack_network(const NetworkSources& sources, const ModelConfig& config,
                                  : packer.pack(sources.lm_head);
   packer.done(sources.embedding);
   for (const LayerSources& layer : sources.layers) {
-    LayerWeights& out = network.layers.emplace_back();
-    out.input_norm = backend.upload(layer.input_norm);
-    out.post_norm = backend.upload(layer.post_norm);
-    out.qkv = packer.pack(layer.qkv);
-    out.o = packer.pack(layer.o);
-    out.gate_up = packer.pack(layer.gate_up);
-    out.down = packer.pack(layer.down);
-    if (!layer.moe.router.parts.empty()) out.moe = packer.pack(layer.moe, *config.moe);
+    network.layers.push_back(pack_layer_by(layer, config, backend,
+                                           [&](const LinearParts& p) { return packer.pack(p); }));
   }
   network.final_norm = backend.upload(sources.final_norm);
   checkpoint.check_readable();

@@ -44,6 +44,13 @@ struct Network {
   Place find(const NetworkSources& sources, const ModuleId& id);
 };
 
+/// One layer, bias included; its weight is null where `parts` has none. Errors: as
+/// Backend::pack_linear.
+Linear pack_linear(Backend& backend, const LinearParts& parts);
+LayerWeights pack_layer(Backend& backend, const LayerSources& layer, const ModelConfig& config);
+/// Tells the kernel that pages of the file that hold these matrices are not wanted any more.
+void drop_pages(const Checkpoint& checkpoint, const LinearParts& parts);
+
 /// Packs everything with progress, and lets go of file pages that were packed.
 /// Errors: unsupported, corrupt, out_of_memory, io, cancelled.
 Network pack_network(const NetworkSources& sources, const ModelConfig& config,

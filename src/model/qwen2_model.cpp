@@ -1,26 +1,14 @@
 #include "model/qwen2_model.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "model/tap.h"
 
 namespace qw {
 
 namespace {
-
-/// Hands `rows` to the observer if it wants them. The name is made only when there is one.
-template <typename... Args>
-void tap(ForwardObserver* observer, const Backend& backend, const Rows& rows,
-         fmt::format_string<Args...> name, Args&&... args) {
-  if (observer == nullptr) return;
-  const std::string text = fmt::format(name, std::forward<Args>(args)...);
-  if (!observer->wants(text)) return;
-  std::vector<float> values(static_cast<size_t>(rows.rows * rows.cols));
-  backend.download(rows, values.data());
-  observer->on_value(text, rows.rows, rows.cols, values.data());
-}
 
 /// Calls visit(begin, end, object) for every longest run of [0, n) in which object_of(i) is one and
 /// the same: sequences of one adapter go together.
@@ -127,26 +115,11 @@ std::vector<Model::LayerInfo> Qwen2Model::layers() const {
   return out;
 }
 
-Qwen2Model::Activations Qwen2Model::activations(int64_t n_tokens) {
-  const int64_t q = int64_t{config_.n_heads} * config_.head_dim;
-  const int64_t kv = int64_t{config_.n_kv_heads} * config_.head_dim;
-  if (n_tokens > capacity_) {
-    x_ = backend_.allocate(n_tokens, config_.hidden);
-    h_ = backend_.allocate(n_tokens, config_.hidden);
-    y_ = backend_.allocate(n_tokens, config_.hidden);
-    qkv_ = backend_.allocate(n_tokens, q + 2 * kv);
-    o_ = backend_.allocate(n_tokens, q);
-    capacity_ = n_tokens;
-  }
-  return {x_->view.first(n_tokens), h_->view.first(n_tokens), y_->view.first(n_tokens),
-          qkv_->view.first(n_tokens), o_->view.first(n_tokens)};
-}
-
 void Qwen2Model::forward(const BatchPlan& plan, KvCache& kv, float* logits,
                          ForwardObserver* observer) {
   check_plan(plan, kv);
   if (plan.tokens.empty()) return;
-  const Activations a = activations(plan.n_tokens());
+  const Activations a = buffers_.get(backend_, config_, plan.n_tokens());
   backend_.take_fault();  // of a step that ended with an exception
   fault_.reset();
   rope_.fill_tables(plan, cos_, sin_);
@@ -195,20 +168,7 @@ void Qwen2Model::check_readable(const BatchPlan& plan) const {
 void Qwen2Model::attention(int layer, const Activations& a, KvCache& kv,
                            ForwardObserver* observer) {
   const LayerWeights& w = network_.layers[static_cast<size_t>(layer)];
-  const AttentionSpec spec{
-      .n_heads = config_.n_heads,
-      .n_kv_heads = config_.n_kv_heads,
-      .head_dim = config_.head_dim,
-      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim))),
-      .window = config_.window_of_layer(layer)};
-  const int64_t q = a.o.cols, k = (a.qkv.cols - q) / 2;
-  backend_.linear(a.h, w.qkv, a.qkv);              // [T, (nh + 2 nkv) * hd]
-  backend_.rope_store_kv(a.qkv, kv, layer, spec);  // rotates q, k; writes k, v at plan.slots
-  tap(observer, backend_, a.qkv.slice_cols(0, q), "layer{}.q_rope", layer);
-  tap(observer, backend_, a.qkv.slice_cols(q, k), "layer{}.k_rope", layer);
-  tap(observer, backend_, a.qkv.slice_cols(q + k, k), "layer{}.v", layer);
-  backend_.paged_attention(a.qkv, kv, layer, spec, a.o);  // [T, nh * hd]
-  tap(observer, backend_, a.o, "layer{}.attn_context", layer);
+  self_attention(backend_, config_, layer, w.qkv, a, kv, layer, observer);  // a.o, [T, nh * hd]
   backend_.linear(a.o, w.o, a.y);
   tap(observer, backend_, a.y, "layer{}.attn_output", layer);
 }

@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "model/layer.h"
 #include "model/model.h"
 #include "model/network.h"
 #include "model/rope.h"
@@ -65,11 +66,6 @@ class Qwen2Model : public Model {
   void take_adapter(int32_t id, StagedAdapter& staged) noexcept override;
 
  private:
-  /// Activations of one step, [T, ...]; grown when a step needs more rows, never shrunk.
-  struct Activations {
-    Rows x, h, y, qkv, o;
-  };
-  Activations activations(int64_t n_tokens);
   /// What the adapters of sequence s replace; null: nothing.
   const AdapterOverrides* overrides_of(const BatchPlan& plan, size_t s) const;
   void embed(const BatchPlan& plan, const Rows& x);
@@ -102,8 +98,7 @@ class Qwen2Model : public Model {
   int64_t weight_bytes_ = 0, read_bytes_per_token_ = 0;
 
   std::optional<NumericFault> fault_;  // of the step under way, by the plan's rows
-  int64_t capacity_ = 0;               // rows of the buffers below
-  std::unique_ptr<RowsBuffer> x_, h_, y_, qkv_, o_;
+  ActivationBuffers buffers_;
   std::vector<float> cos_, sin_;
 };
 

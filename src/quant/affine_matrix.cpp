@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/half.h"
+
 namespace qw {
 
 void AffineMatrix::codes(int64_t row, int64_t n_rows, uint8_t* out) const {
@@ -15,6 +17,13 @@ void AffineMatrix::scales(int64_t row, int64_t n_rows, float* out) const {
 
 void AffineMatrix::zeros(int64_t row, int64_t n_rows, float* out) const {
   std::copy_n(zero_values.begin() + row * n_groups, n_rows * n_groups, out);
+}
+
+std::shared_ptr<const AffineMatrix> with_f16_scales(const AffineMatrix& matrix) {
+  auto out = std::make_shared<AffineMatrix>(matrix);
+  for (float& scale : out->scale_values)
+    scale = f16_to_f32(f32_to_f16(scale));
+  return out;
 }
 
 LinearSource source_of(std::string name, std::shared_ptr<const GroupAffine> matrix) {

@@ -26,6 +26,9 @@ class AffineMatrix final : public GroupAffine {
   void zeros(int64_t row, int64_t n_rows, float* out) const override;
 };
 
+/// The same with scales as f16 holds them, which is how they are published.
+std::shared_ptr<const AffineMatrix> with_f16_scales(const AffineMatrix& matrix);
+
 /// A source over such a matrix.
 LinearSource source_of(std::string name, std::shared_ptr<const GroupAffine> matrix);
 

@@ -1,0 +1,30 @@
+// From --calibration to sequences of ids.
+//
+// Level 8 (app).
+#pragma once
+
+#include <CLI/App.hpp>
+#include <cstdint>
+#include <string>
+
+#include "engine/bundle.h"
+#include "quantize/calibration.h"
+
+namespace qw::app {
+
+struct CalibrationFlags {
+  std::string file;  // "": the built-in set
+  quantize::CalibrationOptions cut;
+};
+
+/// Adds --calibration, --calibration-length and --calibration-tokens.
+void add_calibration_flags(CLI::App& app, CalibrationFlags& flags);
+
+/// The sequences of a file, "-" for standard input: a text, or (a name in .jsonl or .json, or text
+/// that begins with "{") an object a line: {"text"}, {"messages"} and what else the chat template
+/// takes, {"ids"}. `model` names the checkpoint in errors. Errors: not_found (a file, a tokenizer),
+/// invalid_argument (a line that is none of these; too little), those of the template.
+quantize::CalibrationSet read_calibration(const CalibrationFlags& flags, const ModelFiles& files,
+                                          const std::string& model);
+
+}  // namespace qw::app

@@ -1,0 +1,25 @@
+#include "app/output_room.h"
+
+#include <filesystem>
+
+#include "base/error.h"
+
+namespace qw::app {
+
+void check_room(std::string_view component, const std::string& output, int64_t n_bytes) {
+  namespace fs = std::filesystem;
+  const fs::path path(output);
+  const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
+  std::error_code error;
+  const fs::space_info space = fs::space(folder, error);
+  if (error) {
+    fail(ErrorKind::kNotFound, component, "--output: expected a directory for it, got none ({})",
+         printable(folder.string(), 4096));
+  }
+  if (space.available < static_cast<uintmax_t>(n_bytes)) {
+    fail(ErrorKind::kIo, component, "--output: expected {} MB free, got {} MB ({})",
+         n_bytes / 1'000'000, space.available / 1'000'000, printable(folder.string(), 4096));
+  }
+}
+
+}  // namespace qw::app

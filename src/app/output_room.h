@@ -1,0 +1,16 @@
+// Whether there is a place for what a command will write.
+//
+// Level 8 (app).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace qw::app {
+
+/// `component` and --output are named in errors. Errors: not_found (no directory that it would be
+/// in), io (fewer than n_bytes free).
+void check_room(std::string_view component, const std::string& output, int64_t n_bytes);
+
+}  // namespace qw::app

@@ -1,0 +1,245 @@
+#include "app/quantize_gptq.h"
+
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <CLI/Validators.hpp>
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
+
+#include "app/directory_output.h"
+#include "app/open.h"
+#include "app/output_room.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "model/config.h"
+#include "model/gguf_tokenizer.h"
+#include "quantize/gptq_checkpoint.h"
+
+namespace qw::app {
+
+namespace {
+
+using nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::string_view kPrefix = "gptq-int";
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+int bits_of(std::string_view to) {
+  const std::string_view bits = to.substr(kPrefix.size());
+  if (bits == "2" || bits == "3" || bits == "4" || bits == "8") return bits.front() - '0';
+  fail(ErrorKind::kInvalidArgument, "quantize",
+       "--to: expected gptq-int2, gptq-int3, gptq-int4 or gptq-int8, got '{}'", printable(to));
+}
+
+/// What came of the layers, and what is told while they are done.
+class Report {
+ public:
+  Report(int n_layers, int64_t source_bytes) : n_layers_(n_layers), source_bytes_(source_bytes) {}
+
+  void layer(int index, const std::vector<quantize::GptqModule>& modules) {
+    ordered_json matrices = ordered_json::array();
+    for (const quantize::GptqModule& module : modules)
+      matrices.push_back(add(module));
+    const double seconds = seconds_since(layer_start_);
+    layer_start_ = Clock::now();
+    if (modules.empty()) {
+      ++n_resumed;
+      layers.push_back({{"layer", index}, {"resumed", true}});
+      return;
+    }
+    layers.push_back({{"layer", index}, {"seconds", seconds}, {"matrices", std::move(matrices)}});
+    busy_ += seconds;
+    const int n_done = index + 1 - n_resumed;
+    logger().debug("layer {} of {}: {} matrices in {:.1f} s, about {:.0f} s for the rest",
+                   index + 1, n_layers_, modules.size(), seconds,
+                   busy_ / n_done * (n_layers_ - index - 1));
+  }
+
+  void quantised(int64_t bytes) {
+    if (!progress_) {
+      progress_.emplace("quantising",
+                        source_bytes_ * (n_layers_ - n_resumed) / std::max(n_layers_, 1),
+                        Progress::Unit::kBytes);
+    }
+    progress_->add(bytes);
+  }
+  void finish() { progress_.reset(); }
+
+  /// A sentence each.
+  std::vector<std::string> warnings() const {
+    std::vector<std::string> out;
+    if (n_raised > 0) {
+      out.push_back(fmt::format(
+          "the damp was raised for {} matrices, to at most {}, whose inputs depend on each other",
+          n_raised, highest_damp));
+    }
+    if (n_with_dead > 0) {
+      out.push_back(
+          fmt::format("{} matrices have inputs that were always 0 ({} in all): their "
+                      "weights are rounded to nearest",
+                      n_with_dead, n_dead));
+    }
+    if (n_cold > 0) {
+      out.push_back(
+          fmt::format("{} matrices of experts got too few tokens and were quantised with "
+                      "those of all tokens",
+                      n_cold));
+    }
+    return out;
+  }
+
+  ordered_json layers = ordered_json::array();
+  int n_resumed = 0;
+
+ private:
+  ordered_json add(const quantize::GptqModule& module) {
+    n_cold += module.is_cold ? 1 : 0;
+    n_dead += module.n_dead;
+    n_with_dead += module.n_dead > 0 ? 1 : 0;
+    if (module.is_damp_raised) {
+      ++n_raised;
+      highest_damp = std::max(highest_damp, module.damp);
+    }
+    ordered_json json = {{"name", hf_name(module.id)},
+                         {"loss", module.loss},
+                         {"damp", module.damp},
+                         {"tokens", module.n_tokens}};
+    if (module.n_dead > 0) json["dead_inputs"] = module.n_dead;
+    if (module.is_cold) json["cold"] = true;
+    return json;
+  }
+
+  int n_layers_;
+  int64_t source_bytes_;
+  Clock::time_point layer_start_ = Clock::now();
+  double busy_ = 0, highest_damp = 0;
+  int64_t n_raised = 0, n_dead = 0, n_with_dead = 0, n_cold = 0;
+  std::optional<Progress> progress_;
+};
+
+std::unique_ptr<Backend> backend_for(const CommonOptions& options) {
+  OpenOptions open = open_options(options);
+  // Inputs are to be seen as they are, not as a fast kernel rounds them.
+  if (open.backend.activations == ActivationMode::kAuto)
+    open.backend.activations = ActivationMode::kF32;
+  return make_backend(open.device, open.backend);
+}
+
+}  // namespace
+
+void add_gptq_flags(CLI::App& app, GptqFlags& flags) {
+  const size_t before = app.get_options().size();
+  quantize::GptqOptions& gptq = flags.gptq;
+  app.add_option("--group-size", gptq.group_size,
+                 "GPTQ: inputs that share a scale (-1: all of them)")
+      ->capture_default_str();
+  app.add_flag("--desc-act,!--no-desc-act", gptq.desc_act,
+               "GPTQ: groups of inputs of like size, which the file says one by one (g_idx)");
+  app.add_flag("--static-groups,!--no-static-groups", gptq.static_groups,
+               "GPTQ: with --desc-act, groups of neighbours all the same");
+  app.add_flag("--sym,!--no-sym", gptq.sym, "GPTQ: zero points in the middle (default)");
+  app.add_option("--damp", gptq.damp,
+                 "GPTQ: part of the mean second moment that is added to each; raised where it is "
+                 "too little")
+      ->capture_default_str();
+  app.add_flag("--true-sequential,!--no-true-sequential", flags.true_sequential,
+               "GPTQ: inputs of a matrix from quantised ones of the same layer (default)");
+  app.add_flag("--v2", gptq.zero_from_0,
+               "GPTQ: zero points as they are (checkpoint_format gptq_v2) instead of minus one");
+  app.add_option("--gptq-mode", flags.mode,
+                 "better, or reference: what AutoGPTQ does, its flaws included")
+      ->check(CLI::IsMember({"better", "reference"}))
+      ->capture_default_str();
+  add_shard_flag(app, flags.shard_bytes);
+  add_calibration_flags(app, flags.calibration);
+  const auto all = app.get_options();
+  flags.added.assign(all.begin() + static_cast<std::ptrdiff_t>(before), all.end());
+}
+
+bool is_gptq(std::string_view to) {
+  return to.starts_with(kPrefix);
+}
+
+void run_gptq(const CommonOptions& options, const GptqFlags& flags, std::string_view to,
+              const std::string& output, bool dry_run) {
+  const Clock::time_point start = Clock::now();
+  quantize::GptqRequest request;
+  request.gptq = flags.gptq;
+  request.gptq.bits = bits_of(to);
+  if (flags.mode == "reference") request.gptq.mode = quantize::GptqOptions::Mode::kReference;
+  request.true_sequential = flags.true_sequential;
+  request.shard_bytes = flags.shard_bytes;
+  request.output = output;
+  request.isa = options.load.isa;
+  request.cancel = &interrupted();
+  const std::string path = model_path(options);
+  const ModelFiles files = open_for_reading(options, true);
+  request.eos_ids = files.generation.eos_token_id;
+  const Checkpoint& checkpoint = *files.checkpoint;
+  const ModelConfig config = ModelConfig::from_checkpoint(checkpoint);
+  const NetworkSources sources = open_network(checkpoint, config);
+  std::optional<TokenizerSpec> tokenizer;
+  if (checkpoint.gguf) tokenizer = gguf_tokenizer_spec(*checkpoint.gguf);
+  const quantize::GptqPlan plan =
+      quantize::plan_gptq(checkpoint, config, sources, tokenizer ? &*tokenizer : nullptr, request);
+  const quantize::CalibrationSet calibration = read_calibration(flags.calibration, files, path);
+  logger().info("calibration: {}", calibration.summary());
+  std::vector<std::string> warnings = plan.warnings;
+  for (const std::string& warning : warnings)
+    logger().warn("{}", warning);
+  Report report(config.n_layers, plan.source_bytes);
+  if (!dry_run) {
+    // Layers one by one, then the files that are made of them; hidden states, old and new.
+    const int64_t hidden_bytes =
+        calibration.n_tokens * config.hidden * static_cast<int64_t>(sizeof(float));
+    check_room("quantize", output, plan.quantised_bytes + plan.bytes() + 2 * hidden_bytes);
+    const auto backend = backend_for(options);
+    ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
+    request.on_layer = [&](int layer, const auto& modules) { report.layer(layer, modules); };
+    request.on_quantised = [&](int64_t bytes) { report.quantised(bytes); };
+    write_gptq(checkpoint, config, sources, plan, calibration, *backend, pool, request);
+    report.finish();
+    for (const std::string& warning : report.warnings()) {
+      logger().warn("{}", warning);
+      warnings.push_back(warning);
+    }
+  }
+  const double seconds = seconds_since(start);
+  if (options.json) {
+    ordered_json json = {{"output", dry_run ? ordered_json() : ordered_json(output)},
+                         {"bytes", plan.bytes()},
+                         {"bits_per_weight", plan.bits_per_weight()},
+                         {"matrices", plan.n_matrices},
+                         {"calibration",
+                          {{"samples", calibration.n_samples},
+                           {"sequences", calibration.sequences.size()},
+                           {"tokens", calibration.n_tokens},
+                           {"tokens_given", calibration.n_tokens_given}}}};
+    if (!dry_run) {
+      json["layers"] = std::move(report.layers);
+      json["seconds"] = seconds;
+    }
+    json["warnings"] = warnings;
+    return print_json(json);
+  }
+  print_result(fmt::format(
+      "{} matrices of {} bits, {} weights, {:.2f} bits per weight; {:.1f} MB in all\n{}",
+      plan.n_matrices, request.gptq.bits, plan.n_weights, plan.bits_per_weight(),
+      static_cast<double>(plan.bytes()) / 1e6,
+      dry_run ? "nothing was written\n"
+              : fmt::format("{} written in {:.1f} s{}\n", output, seconds,
+                            report.n_resumed > 0
+                                ? fmt::format(" ({} layers were there already)", report.n_resumed)
+                                : "")));
+}
+
+}  // namespace qw::app
