@@ -36,6 +36,19 @@ struct Case {
   std::string answer;
 };
 
+/// Texts of 10 letters that have little in common.
+std::vector<std::string> many_texts() {
+  std::vector<std::string> out(20'000);
+  uint32_t state = 1;
+  for (std::string& text : out) {
+    for (int i = 0; i < 10; ++i) {
+      state = state * 1'664'525u + 1'013'904'223u;
+      text.push_back(static_cast<char>('a' + (state >> 24) % 26));
+    }
+  }
+  return out;
+}
+
 const std::vector<Case>& cases() {
   using Kind = qw::GrammarSource::Kind;
   static const std::vector<Case> kCases = {
@@ -64,6 +77,7 @@ const std::vector<Case>& cases() {
       {"choice",
        {.kind = Kind::kChoice, .choices = {"positive", "negative", "neutral"}},
        "neutral"},
+      {"20,000 texts", {.kind = Kind::kChoice, .choices = many_texts()}, many_texts()[7]},
   };
   return kCases;
 }
@@ -137,10 +151,10 @@ void make_vocabulary(benchmark::State& state) {
 }
 
 BENCHMARK(tokens_of_a_known_grammar)
-    ->DenseRange(0, 4)
+    ->DenseRange(0, 5)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
-BENCHMARK(first_answer)->DenseRange(0, 4)->UseManualTime()->Unit(benchmark::kMicrosecond);
+BENCHMARK(first_answer)->DenseRange(0, 5)->UseManualTime()->Unit(benchmark::kMicrosecond);
 BENCHMARK(make_vocabulary)->Unit(benchmark::kMillisecond);
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <string_view>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
@@ -342,6 +343,67 @@ Dfa minimised(const Dfa& dfa) {
       append_edge(state.edges, edge.first, edge.last, block[edge.target]);
   }
   return trimmed(out);
+}
+
+namespace {
+
+/// States that end with the same words are one, as soon as no word to come can change them.
+class WordAutomaton {
+ public:
+  /// Words come in the order of their bytes.
+  void add(std::string_view word) {
+    const size_t n_common =
+        static_cast<size_t>(std::ranges::mismatch(word, last_).in1 - word.begin());
+    close(n_common);
+    open_.resize(word.size() + 1);
+    open_.back().accepting = true;
+    last_ = word;
+  }
+  Dfa finish() {
+    close(0);
+    dfa_.start = id_of(std::move(open_[0]));
+    return trimmed(dfa_);
+  }
+  size_t n_states() const { return dfa_.states.size() + open_.size(); }
+
+ private:
+  /// No further word has more than `depth` bytes in common with the last one.
+  void close(size_t depth) {
+    while (open_.size() > depth + 1) {
+      const uint32_t id = id_of(std::move(open_.back()));
+      open_.pop_back();
+      const auto byte = static_cast<uint8_t>(last_[open_.size() - 1]);
+      append_edge(open_.back().edges, byte, byte, id);
+    }
+  }
+  uint32_t id_of(Dfa::State&& state) {
+    StateSet signature{state.accepting};
+    for (const SymbolEdge& edge : state.edges)
+      signature.insert(signature.end(), {edge.first, edge.last, edge.target});
+    const auto [it, is_new] =
+        ids_.try_emplace(std::move(signature), static_cast<uint32_t>(dfa_.states.size()));
+    if (is_new) dfa_.states.push_back(std::move(state));
+    return it->second;
+  }
+
+  Dfa dfa_;  // states that are final
+  std::unordered_map<StateSet, uint32_t, StateSetHash> ids_;
+  std::string_view last_;
+  std::vector<Dfa::State> open_{1};  // those along the last word
+};
+
+}  // namespace
+
+std::optional<Dfa> of_words(std::vector<std::string_view> words, size_t max_states) {
+  if (words.empty()) return Dfa{};
+  std::ranges::sort(words);
+  WordAutomaton automaton;
+  for (const std::string_view word : words) {
+    if (word.size() > max_states) return std::nullopt;
+    automaton.add(word);
+    if (automaton.n_states() > max_states) return std::nullopt;
+  }
+  return automaton.finish();
 }
 
 std::optional<Dfa> combined(const Dfa& a, const Dfa& b, Combination how, size_t max_states) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <set>
+#include <string>
 
 #include "base/rng.h"
 
@@ -97,6 +98,45 @@ TEST(Automaton, LongChainsTakeNoLongerThanTheyAre) {
     chain.states[i].edges.push_back({'x', 'x', i + 1});
   chain.states.back().accepting = true;
   EXPECT_EQ(minimised(chain).states.size(), kLength + 1);
+}
+
+// State by state what the general way gives.
+TEST(Automaton, OfWordsIsTheSmallest) {
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    uint64_t draw = 0;
+    const auto below = [&](uint32_t bound) {
+      return static_cast<uint32_t>(random_uniform(seed, 0, draw++) * bound);
+    };
+    std::vector<std::string> texts(1 + below(40));
+    for (std::string& text : texts) {
+      for (uint32_t n = below(6); n > 0; --n)
+        text.push_back("abc\xC3\xFF"[below(5)]);
+    }
+    Nfa nfa;
+    nfa.start = nfa.add_state();
+    for (const std::string& text : texts) {
+      uint32_t at = nfa.start;
+      for (const char c : text) {
+        const uint32_t to = nfa.add_state();
+        const auto byte = static_cast<uint8_t>(c);
+        nfa.states[at].edges.push_back({byte, byte, to});
+        at = to;
+      }
+      nfa.states[at].accepting = true;
+    }
+    const Dfa expected = minimised(trimmed(*determinise(nfa, 10'000)));
+    const std::vector<std::string_view> words(texts.begin(), texts.end());
+    const Dfa got = of_words(words, 1000).value();
+    ASSERT_EQ(got.states.size(), expected.states.size()) << seed;
+    EXPECT_EQ(got.start, expected.start);
+    for (size_t i = 0; i < got.states.size(); ++i) {
+      EXPECT_EQ(got.states[i].edges, expected.states[i].edges) << seed << " " << i;
+      EXPECT_EQ(got.states[i].accepting, expected.states[i].accepting) << seed << " " << i;
+    }
+  }
+  EXPECT_TRUE(of_words({}, 10)->empty());
+  EXPECT_EQ(of_words({"abcdef", "abcdeg"}, 8)->states.size(), 7u);
+  EXPECT_FALSE(of_words({"abcdef", "abcdeg"}, 6));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <array>
 #include <map>
 #include <optional>
+#include <string_view>
 #include <tuple>
 
 #include "base/error.h"
@@ -26,6 +27,8 @@ constexpr uint64_t kNullableWrittenOut = 4096;
 constexpr size_t kMaxStatesOfGrammar = 300'000;
 /// Above this many states of a rule it stays nondeterministic.
 constexpr size_t kMaxDeterministicStates = 20'000;
+/// Alternatives that are texts, from so many on, are made into an automaton by themselves.
+constexpr size_t kManyWords = 32;
 /// Rules up to this size share their masks with other grammars.
 constexpr size_t kMaxStatesOfKey = 64;
 
@@ -140,6 +143,11 @@ class Compiler {
     const uint32_t end = nfa_.add_state();
     nfa_.states[end].accepting = true;
     const Node body = rules_[index].body;
+    if (const std::vector<std::string_view> words = words_of(*body);
+        !words.empty() && words.size() == body->items.size()) {
+      rules_[index].dfa = automaton_of(words);
+      return;
+    }
     lower(body, nfa_.start, end);
     std::optional<Dfa> dfa =
         determinise(nfa_, std::max(kMaxDeterministicStates / 10, 4 * nfa_.states.size()));
@@ -147,12 +155,29 @@ class Compiler {
   }
 
   uint32_t new_state() {
-    if (++n_states_ > kMaxStatesOfGrammar) {
-      fail(ErrorKind::kUnsupported, "grammar",
-           "grammar: expected at most {} states, got more (rule {})", kMaxStatesOfGrammar,
-           printable(rules_[rule_].name));
-    }
+    if (++n_states_ > kMaxStatesOfGrammar) too_large();
     return nfa_.add_state();
+  }
+  [[noreturn]] void too_large() const {
+    fail(ErrorKind::kUnsupported, "grammar",
+         "grammar: expected at most {} states, got more (rule {})", kMaxStatesOfGrammar,
+         printable(rules_[rule_].name));
+  }
+
+  /// The alternatives that are texts, if there are many.
+  static std::vector<std::string_view> words_of(const Expression& node) {
+    std::vector<std::string_view> words;
+    if (node.kind != Kind::kAlternation) return words;
+    for (const Node& item : node.items)
+      if (item->kind == Kind::kLiteral) words.push_back(item->text);
+    if (words.size() < kManyWords) words.clear();
+    return words;
+  }
+  Dfa automaton_of(const std::vector<std::string_view>& words) {
+    std::optional<Dfa> dfa = of_words(words, kMaxStatesOfGrammar - n_states_);
+    if (!dfa) too_large();
+    n_states_ += dfa->states.size();
+    return std::move(*dfa);
   }
   void add_empty(uint32_t from, uint32_t to) { nfa_.states[from].empty_moves.push_back(to); }
   void add_edge(uint32_t from, uint32_t first, uint32_t last, uint32_t to) {
@@ -172,9 +197,7 @@ class Compiler {
       case Kind::kRepeat:
         return lower_repeat(node, from, to);
       case Kind::kAlternation:
-        for (const Node& item : node->items)
-          lower(item, from, to);
-        return;
+        return lower_alternation(*node, from, to);
       case Kind::kSequence:
         for (size_t i = 0; i < node->items.size(); ++i) {
           const uint32_t next = i + 1 == node->items.size() ? to : new_state();
@@ -185,6 +208,24 @@ class Compiler {
       case Kind::kGraph:
         return lower_graph(node->graph, from, to);
     }
+  }
+
+  void lower_alternation(const Expression& node, uint32_t from, uint32_t to) {
+    const std::vector<std::string_view> words = words_of(node);
+    for (const Node& item : node.items)
+      if (words.empty() || item->kind != Kind::kLiteral) lower(item, from, to);
+    if (words.empty()) return;
+    const Dfa dfa = automaton_of(words);
+    std::vector<uint32_t> ids(dfa.states.size());
+    for (uint32_t i = 0; i < ids.size(); ++i) {
+      const Dfa::State& state = dfa.states[i];
+      const bool is_end = state.accepting && state.edges.empty();
+      ids[i] = i == dfa.start ? from : is_end ? to : nfa_.add_state();
+      if (state.accepting && ids[i] != to) add_empty(ids[i], to);
+    }
+    for (uint32_t i = 0; i < ids.size(); ++i)
+      for (const SymbolEdge& edge : dfa.states[i].edges)
+        add_edge(ids[i], edge.first, edge.last, ids[edge.target]);
   }
 
   void lower_literal(const std::string& text, uint32_t from, uint32_t to) {

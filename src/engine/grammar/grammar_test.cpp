@@ -1,6 +1,7 @@
 // Grammars over bytes: each notation, what it accepts and what it refuses.
 #include "engine/grammar/grammar.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "base/error.h"
@@ -256,6 +257,34 @@ TEST(GrammarBuild, Choice) {
   EXPECT_FALSE(grammar->accepts("no w"));
   expect_error([] { Grammar::choice(std::vector<std::string>{}); }, ErrorKind::kInvalidArgument,
                "at least one");
+}
+
+// Each text written out would be more states than a grammar may have.
+TEST(GrammarBuild, ManyTextsShareWhatTheyHaveInCommon) {
+  std::vector<std::string> texts;
+  for (int i = 0; i < 20'000; ++i)
+    texts.push_back(fmt::format("The answer is {:05d}, and nothing else.", i * 3));
+  const auto alone = Grammar::choice(texts);
+  GrammarBuilder builder;
+  const auto within = builder.build(
+      grammar::sequence({grammar::literal("So: "), builder.choice(texts), grammar::literal("!")}));
+  for (const size_t i : {size_t{0}, size_t{7}, texts.size() - 1}) {
+    EXPECT_TRUE(alone->accepts(texts[i]));
+    EXPECT_TRUE(within->accepts("So: " + texts[i] + "!"));
+    EXPECT_FALSE(within->accepts("So: " + texts[i]));
+  }
+  EXPECT_FALSE(alone->accepts("The answer is 00001, and nothing else."));
+  EXPECT_FALSE(alone->accepts("The answer is 00003, and nothing"));
+  // Among other things, and where one text begins another.
+  std::vector<grammar::Node> ways{builder.regex("[0-9]+x")};
+  for (int i = 0; i < 40; ++i)
+    ways.push_back(grammar::literal(std::string(static_cast<size_t>(i), '7')));
+  const auto mixed = builder.build(grammar::sequence(
+      {grammar::alternation(std::move(ways)), grammar::literal("."), builder.regex("a*")}));
+  for (const char* text : {".", "7.", "777.aa", "123x.", "7x.a"})
+    EXPECT_TRUE(mixed->accepts(text)) << text;
+  for (const std::string text : {"123.", "x.", "", std::string(40, '7') + "."})
+    EXPECT_FALSE(mixed->accepts(text)) << text;
 }
 
 TEST(GrammarBuild, TooAmbiguousIsAnError) {
