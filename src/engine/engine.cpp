@@ -72,6 +72,9 @@ bool Engine::stalled() const {
 Engine::Load Engine::load() const {
   return impl_->load();
 }
+bool Engine::has_started(RequestId id) const {
+  return impl_->has_started(id);
+}
 
 int32_t Engine::install_adapter(std::unique_ptr<StagedAdapter> staged) {
   return impl_->model().install_adapter(std::move(staged));

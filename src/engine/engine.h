@@ -120,6 +120,7 @@ struct Event {
   std::optional<TokenLogprobs> logprobs;
   FinishReason finish_reason = FinishReason::kLength;  // kCompletion
   std::string stop_string;                             // kCompletion: the one found (kStop)
+  int64_t n_cached = 0;  // kToken, kCompletion: as in Timings, which come at the end only
   /// kPrompt: as in RequestResult.
   std::shared_ptr<const std::vector<TokenLogprobs>> prompt_logprobs;
   std::shared_ptr<const RequestResult> result;  // kRequest; for kCompletion null
@@ -211,6 +212,8 @@ class Engine {
     int64_t n_running = 0, n_waiting = 0;
   };
   Load load() const;
+  /// Whether something of it was computed; false for unknown or finished ones.
+  bool has_started(RequestId id) const;
 
   /// Adapters while requests are under way: those of Model, which stages them on other threads.
   /// One that is removed is refused to new requests, and stays for those that use it already.

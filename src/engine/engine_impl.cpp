@@ -466,6 +466,7 @@ void Engine::Impl::token(RequestId request, int index, int32_t id, std::string t
   event.token = id;
   event.text = std::move(text);
   event.logprobs = std::move(logprobs);
+  event.n_cached = active_.at(request)->result.timings.n_cached;
   events_.push_back(std::move(event));
 }
 
@@ -476,10 +477,10 @@ void Engine::Impl::finished(RequestId request, const Completion& answer) {
   event.index = answer.index;
   event.finish_reason = answer.finish_reason;
   event.stop_string = answer.stop_string;
+  event.n_cached = active_.at(request)->result.timings.n_cached;
   events_.push_back(std::move(event));
 }
 
-/// Moves the events of one request out of those that wait; the others stay, in order.
 Engine::Load Engine::Impl::load() const {
   Load out;
   for (const auto& [id, active] : active_)
@@ -487,6 +488,12 @@ Engine::Load Engine::Impl::load() const {
   return out;
 }
 
+bool Engine::Impl::has_started(RequestId id) const {
+  const auto it = active_.find(id);
+  return it != active_.end() && it->second->has_started;
+}
+
+/// Moves the events of one request out of those that wait; the others stay, in order.
 std::vector<Event> Engine::Impl::take_events_of(RequestId id) {
   const auto others_end = std::stable_partition(
       events_.begin(), events_.end(), [id](const Event& event) { return event.request != id; });

@@ -66,6 +66,7 @@ class Engine::Impl : private EventSink {
     return active_.empty() && events_.empty() && (tier_ == nullptr || !tier_->is_busy());
   }
   Load load() const;
+  bool has_started(RequestId id) const;
   RequestResult generate(Request request, const EventCallback& on_event, const CancelFlag* cancel);
   void score(std::span<const int32_t> ids, RowsCallback on_rows, const ScoreOptions& options);
 

@@ -134,6 +134,20 @@ std::vector<std::string> series_of(const RunningService& running) {
   return out;
 }
 
+TEST_F(Adapters, AreTheSettingsOfLlamaServersAnswers) {
+  const auto lora_of = [](ordered_json body) {
+    body["prompt"] = "One";
+    body["n_predict"] = 1;
+    return running_->post("/completion", body)["generation_settings"]["lora"];
+  };
+  EXPECT_EQ(lora_of({{"model", "mini"}}), ordered_json::array());
+  const auto entry = [](double scale) {
+    return ordered_json::array({{{"id", 0}, {"scale", scale}}});
+  };
+  EXPECT_EQ(lora_of({{"model", "plain"}}), entry(1));
+  EXPECT_EQ(lora_of({{"model", "mini"}, {"lora", entry(0.5)}}), entry(0.5));
+}
+
 TEST_F(Adapters, LeaveNoMetricsBehind) {
   for (const char* name : {"mini", "plain"})
     bits({{"model", name}}, 1);

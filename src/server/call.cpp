@@ -5,6 +5,7 @@
 #include <charconv>
 #include <ctime>
 #include <random>
+#include <unordered_set>
 #include <utility>
 
 #include "base/json_limits.h"
@@ -31,6 +32,29 @@ constexpr size_t kMaxWarnings = 32, kMaxHeaderBytes = 2000;
 std::string and_more(size_t n) {
   return fmt::format("and {} more", n);
 }
+
+/// Keys that an object has more than once: JSON's readers differ in what they make of them.
+class RepeatedKeys {
+ public:
+  void see(Json::parse_event_t event, const Json& parsed) {
+    using Event = Json::parse_event_t;
+    if (event == Event::object_start) {
+      open_.emplace_back();
+    } else if (event == Event::object_end) {
+      open_.pop_back();
+    } else if (event == Event::key) {
+      const auto& key = parsed.get_ref<const std::string&>();
+      constexpr size_t kMost = 16;  // that are told
+      if (!open_.back().insert(key).second && found_.size() < kMost)
+        found_.push_back(printable(key));
+    }
+  }
+  const std::vector<std::string>& found() const { return found_; }
+
+ private:
+  std::vector<std::unordered_set<std::string>> open_;  // of the objects that are being read
+  std::vector<std::string> found_;
+};
 
 /// A JSON list of sentences, in ASCII.
 std::string warnings_header(const std::vector<std::string>& warnings) {
@@ -186,12 +210,22 @@ const std::string& Call::path_parameter(std::string_view name) const {
   return id_;  // not reached
 }
 
-Json Call::body() const {
+Json Call::body() {
   const std::string& text = request().body;
   const JsonLimits limits{.max_bytes = services_.options.http.max_body_bytes};
   JsonLimitGuard guard(limits, ErrorKind::kInvalidArgument, "body");
+  RepeatedKeys repeated;
   try {
-    return Json::parse(text, std::ref(guard));
+    Json json = Json::parse(text, [&](int depth, Json::parse_event_t event, Json& parsed) {
+      repeated.see(event, parsed);
+      return guard(depth, event, parsed);
+    });
+    for (const std::string& key : repeated.found()) {
+      if (is_strict()) refuse_field(key, "expected it once in its object, got it again");
+      warn(fmt::format("{}: ignored (it comes again in the same object, where the last one counts)",
+                       key));
+    }
+    return json;
   } catch (const Json::parse_error& error) {
     throw RequestError(ErrorKind::kInvalidArgument,
                        fmt::format("[request] body: expected JSON, got a fault at byte {} of {}",

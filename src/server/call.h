@@ -63,8 +63,9 @@ class Call : public std::enable_shared_from_this<Call> {
   /// The value of a name in braces of the endpoint's path.
   const std::string& path_parameter(std::string_view name) const;
 
-  /// The body as JSON. Errors: RequestError (not JSON, beyond the limits).
-  Json body() const;
+  /// The body as JSON; of a key that an object has twice the last value counts, with a warning.
+  /// Errors: RequestError (not JSON, beyond the limits, in strict mode a key twice).
+  Json body();
   /// Reads the body by the endpoint's table; what is ignored becomes a warning.
   template <typename Task>
   void read(const FieldTable<Task>& table, Task& task) {

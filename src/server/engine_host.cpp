@@ -33,12 +33,12 @@ void EngineHost::post(std::function<void()> task) {
   wake_.notify_one();
 }
 
-Ticket EngineHost::submit(Request request, std::shared_ptr<RequestSink> sink) {
+Ticket EngineHost::submit(Request request, std::shared_ptr<RequestSink> sink, std::string label) {
   const Ticket ticket = next_ticket_.fetch_add(1, std::memory_order_relaxed);
   n_open_.fetch_add(1, std::memory_order_relaxed);
   auto shared = std::make_shared<Request>(std::move(request));
-  post([this, ticket, shared, sink = std::move(sink)]() mutable {
-    start(ticket, std::move(*shared), std::move(sink));
+  post([this, shared, client = Client{ticket, std::move(sink), std::move(label)}]() mutable {
+    start(std::move(*shared), std::move(client));
   });
   return ticket;
 }
@@ -86,11 +86,12 @@ bool EngineHost::take_inbox() {
   return true;
 }
 
-void EngineHost::start(Ticket ticket, Request request, std::shared_ptr<RequestSink> sink) {
+void EngineHost::start(Request request, Client client) {
+  std::shared_ptr<RequestSink> sink = client.sink;
   try {
     const RequestId id = engine_->submit(std::move(request));
-    clients_.emplace(id, Client{ticket, sink});
-    requests_.emplace(ticket, id);
+    requests_.emplace(client.ticket, id);
+    clients_.emplace(id, std::move(client));
     out_.push_back([sink = std::move(sink)] { sink->on_accepted(); });
   } catch (...) {
     n_open_.fetch_sub(1, std::memory_order_relaxed);
@@ -140,10 +141,17 @@ void EngineHost::end_all(const Error& error) {
 
 void EngineHost::note_stats() {
   const Engine::Load load = engine_->load();
+  std::map<std::string, Engine::Load> labels;
+  for (const auto& [id, client] : clients_) {
+    if (client.label.empty()) continue;
+    Engine::Load& of_label = labels[client.label];
+    ++(engine_->has_started(id) ? of_label.n_running : of_label.n_waiting);
+  }
   const std::optional<PrefixTierStats> disk = engine_->disk_stats();
   const std::lock_guard lock(stats_mutex_);
   stats_.n_running = load.n_running;
   stats_.n_waiting = load.n_waiting;
+  stats_.labels = std::move(labels);
   stats_.n_pages = engine_->n_pages();
   stats_.n_free_pages = engine_->free_pages();
   stats_.n_kept_pages = engine_->kept_pages();

@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -36,7 +37,8 @@ class RequestSink {
 using Ticket = uint64_t;
 
 struct HostStats {
-  int64_t n_running = 0, n_waiting = 0;  // requests
+  int64_t n_running = 0, n_waiting = 0;        // requests
+  std::map<std::string, Engine::Load> labels;  // of those that have a label, by label
   int64_t n_pages = 0, n_free_pages = 0, n_kept_pages = 0, page_tokens = 0;
   int64_t n_preemptions = 0, n_steps = 0;
   /// Of the prefix cache on disk; nothing: there is none.
@@ -58,7 +60,8 @@ class EngineHost {
   EngineHost(const EngineHost&) = delete;
   EngineHost& operator=(const EngineHost&) = delete;
 
-  Ticket submit(Request request, std::shared_ptr<RequestSink> sink);
+  /// label: what stats() counts it under; "": nothing of its own.
+  Ticket submit(Request request, std::shared_ptr<RequestSink> sink, std::string label = "");
   /// The request ends at the next step, with what it has. Ended ones are ignored.
   void cancel(Ticket ticket);
   /// Runs `task` on the engine's thread between two steps, unless the host is stopped before. What
@@ -74,6 +77,7 @@ class EngineHost {
   struct Client {
     Ticket ticket = 0;
     std::shared_ptr<RequestSink> sink;
+    std::string label;
   };
   using Delivery = std::function<void()>;
 
@@ -81,7 +85,7 @@ class EngineHost {
   void loop();
   bool take_inbox();
   void step();
-  void start(Ticket ticket, Request request, std::shared_ptr<RequestSink> sink);
+  void start(Request request, Client client);
   void end_all(const Error& error);
   void note_stats();
   void deliver(std::vector<Delivery> deliveries);

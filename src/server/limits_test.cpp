@@ -188,6 +188,7 @@ TEST_F(Keys, AreAskedForBeforeABodyIsRead) {
       "Content-Length: 10000000\r\n\r\n{");
   const HttpAnswer answer = client.read();
   EXPECT_EQ(answer.status, 401);
+  EXPECT_EQ(answer.headers.at("www-authenticate"), R"(Bearer realm="qianwen")");
   EXPECT_THAT(answer.body, HasSubstr("got another"));
 }
 

@@ -65,6 +65,12 @@ struct Families {
             counter(r, "vllm:spec_decode_num_accepted_tokens_total", "Guesses that proved right")),
         running(gauge(r, "vllm:num_requests_running", "Requests being computed")),
         waiting(gauge(r, "vllm:num_requests_waiting", "Requests that wait")),
+        adapter_running(gauge(r, "qianwen_adapter_requests_running",
+                              "Requests of an adapter being computed; its model counts them too")),
+        adapter_waiting(gauge(r, "qianwen_adapter_requests_waiting",
+                              "Requests of an adapter that wait; its model counts them too")),
+        lora_info(gauge(r, "vllm:lora_requests_info",
+                        "Which of a model's adapters have requests; the value is the time")),
         cache_use(gauge(r, "vllm:kv_cache_usage_perc",
                         "Share of the KV cache that requests hold, from 0 to 1")),
         kept(gauge(r, "qianwen_kv_cache_kept_ratio",
@@ -102,7 +108,8 @@ struct Families {
       &prompt_sizes, &answer_sizes;
   Family<Counter>&prompt_tokens, &tokens, &cache_queries, &cache_hits, &success, &taken, &ended,
       &failed, &drafted, &accepted;
-  Family<Gauge>&running, &waiting, &cache_use, &kept;
+  Family<Gauge>&running, &waiting, &adapter_running, &adapter_waiting, &lora_info, &cache_use,
+      &kept;
   Family<Counter>&preemptions, &steps, &disk_queries, &disk_hits;
   Family<Gauge>& disk_bytes;
   Family<Counter>&disk_read, &disk_written, &disk_dropped, &disk_refused, &disk_evicted;
@@ -151,7 +158,12 @@ class OneModel : public ModelMetrics {
     families_.failed.Remove(&failed_);
     families_.drafted.Remove(&drafted_);
     families_.accepted.Remove(&accepted_);
-    // What an engine says is never removed: engines are those of the models that the server offers.
+    // What an engine says of all of its requests is never removed: engines are those of the models
+    // that the server offers.
+    for (auto* family : {&families_.adapter_running, &families_.adapter_waiting}) {
+      if (family->Has(labels_)) family->Remove(&family->Add(labels_));
+    }
+    if (lora_info_ != nullptr) families_.lora_info.Remove(lora_info_);
     for (const FinishReason reason : kReasons) {
       const prometheus::Labels labels = labels_of(reason);
       if (families_.success.Has(labels)) families_.success.Remove(&families_.success.Add(labels));
@@ -198,6 +210,31 @@ class OneModel : public ModelMetrics {
     if (stats.disk) set_disk_stats(*stats.disk, stats.store);
   }
 
+  /// Of an adapter.
+  void set_load(const Engine::Load& load) {
+    families_.adapter_running.Add(labels_).Set(static_cast<double>(load.n_running));
+    families_.adapter_waiting.Add(labels_).Set(static_cast<double>(load.n_waiting));
+  }
+  /// vLLM's: names in labels, and of a model one series at a time, whose value is when it was true.
+  void set_lora_info(int64_t n_slots, const std::map<std::string, Engine::Load>& loads) {
+    std::string running, waiting;
+    const auto add = [](std::string& list, const std::string& name) {
+      list += (list.empty() ? "" : ",") + name;
+    };
+    for (const auto& [name, load] : loads) {
+      if (load.n_running > 0) add(running, name);
+      if (load.n_waiting > 0) add(waiting, name);
+    }
+    prometheus::Labels labels = labels_;
+    labels["max_lora"] = std::to_string(n_slots);
+    labels["running_lora_adapters"] = running;
+    labels["waiting_lora_adapters"] = waiting;
+    Gauge& now = families_.lora_info.Add(labels);
+    if (lora_info_ != nullptr && lora_info_ != &now) families_.lora_info.Remove(lora_info_);
+    lora_info_ = &now;
+    now.SetToCurrentTime();
+  }
+
  private:
   void set_disk_stats(const PrefixTierStats& disk, const PrefixStoreStats& store) {
     families_.disk_bytes.Add(labels_).Set(static_cast<double>(store.bytes_stored));
@@ -229,6 +266,7 @@ class OneModel : public ModelMetrics {
   Counter &prompt_tokens_, &tokens_, &cache_queries_, &cache_hits_, &taken_, &ended_, &failed_,
       &drafted_, &accepted_;
   std::map<const Family<Counter>*, int64_t> last_;  // what the engine said
+  Gauge* lora_info_ = nullptr;
 };
 
 }  // namespace
@@ -262,14 +300,27 @@ class Metrics::Impl {
   void update(const ModelHub& hub) {
     const std::lock_guard in_order(update_mutex);  // else an older count could come after a newer
     const std::vector<ModelHub::Listing> listed = hub.list();
-    std::vector<std::pair<std::string, HostStats>> engines;
+    std::map<std::string, Served> engines;
     for (const ModelHub::Listing& model : listed) {
-      if (!model.parent.empty()) continue;  // an engine is its base's
-      engines.emplace_back(model.name, model.loaded ? model.loaded->host().stats() : HostStats());
+      if (model.parent.empty()) {
+        Served& engine = engines[model.name];
+        if (!model.loaded) continue;
+        engine.stats = model.loaded->host().stats();
+        engine.n_slots = model.loaded->files().engine_options.n_slots;
+      } else {  // an engine is its base's, which comes before
+        engines[model.parent].stats.labels[model.name];
+      }
     }
     const std::lock_guard lock(mutex);
-    for (const auto& [name, stats] : engines)
-      entry_of(name).model->set_stats(stats);
+    for (const auto& [name, engine] : engines) {
+      OneModel& model = *entry_of(name).model;
+      model.set_stats(engine.stats);
+      // Those that were unloaded, too, as long as they have requests.
+      for (const auto& [adapter, load] : engine.stats.labels)
+        entry_of(adapter).model->set_load(load);
+      if (engine.n_slots > 0 && !engine.stats.labels.empty())
+        model.set_lora_info(engine.n_slots, engine.stats.labels);
+    }
     std::erase_if(models, [&](const auto& entry) {
       return entry.second.n_uses == 0 &&
              std::ranges::find(listed, entry.first, &ModelHub::Listing::name) == listed.end();
@@ -284,6 +335,10 @@ class Metrics::Impl {
   Family<Gauge>& connections;
 
  private:
+  struct Served {
+    HostStats stats;
+    int64_t n_slots = 0;  // 0: not loaded
+  };
   struct Entry {
     std::unique_ptr<OneModel> model;
     int64_t n_uses = 0;

@@ -248,6 +248,8 @@ http::Response Service::refusal(const http::Request& request, const Error& error
   if (services_.options.origins.allows(request))
     response.headers = services_.options.origins.headers(request);
   if (response.status == 405) response.headers.push_back({"Allow", allowed_methods(request.path)});
+  if (response.status == 401)
+    response.headers.push_back({"WWW-Authenticate", R"(Bearer realm="qianwen")"});
   add_retry_after(response, error);
   log_refusal(services_, request, response);
   return response;

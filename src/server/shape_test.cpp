@@ -312,6 +312,26 @@ TEST(Warnings, ComeInListsAndInAHeader) {
   EXPECT_THAT(header_of(slots).dump(), HasSubstr("x: ignored (unknown field"));
 }
 
+// JSON leaves open what a second value means: readers differ, so it is told.
+TEST(Warnings, NameKeysThatComeTwice) {
+  const std::string body = R"({"prompt": "a", "max_tokens": 9, "max_tokens": 1, "n": 1,
+                               "response_format": {"type": "text", "type": "text", "n": null}})";
+  ServiceOptions options = service_options();
+  const RunningService running(options);
+  const HttpAnswer answer = running.client().post("/v1/completions", body);
+  const Json json = Json::parse(answer.body);
+  EXPECT_EQ(json["usage"]["completion_tokens"], 1);
+  ASSERT_EQ(json["warnings"].size(), 2u) << json["warnings"];
+  EXPECT_EQ(json["warnings"][0],
+            "max_tokens: ignored (it comes again in the same object, where the last one counts)");
+  EXPECT_THAT(json["warnings"][1].get<std::string>(), HasSubstr("type: ignored"));
+  options.strict = true;
+  const RunningService strict(options);
+  const HttpAnswer refused = strict.client().post("/v1/completions", body);
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_THAT(refused.body, HasSubstr("max_tokens: expected it once in its object"));
+}
+
 TEST(Warnings, AreBounded) {
   const RunningService running;
   Json body = {{"prompt", "a"}, {"max_tokens", 1}};

@@ -373,7 +373,11 @@ void Mutator::frame(const Planned& request, const std::string& body, Mutant& out
                                        "\r\nGET /health HTTP/1.1\r\n", "PRI * HTTP/2.0\r\n"});
     framed = false;
   }
-  if (!maker_.chance(0.01)) head += "Host: localhost\r\n";
+  if (maker_.chance(0.01)) {
+    framed = false;  // HTTP/1.1 asks for one: refused, and the connection closed
+  } else {
+    head += "Host: localhost\r\n";
+  }
   head += random_headers(framed);
   if (maker_.chance(0.05)) {
     out.bytes += head + "Transfer-Encoding: chunked\r\n\r\n" + chunked(body, framed);

@@ -283,7 +283,8 @@ TEST(GrammarBuild, ManyTextsShareWhatTheyHaveInCommon) {
       {grammar::alternation(std::move(ways)), grammar::literal("."), builder.regex("a*")}));
   for (const char* text : {".", "7.", "777.aa", "123x.", "7x.a"})
     EXPECT_TRUE(mixed->accepts(text)) << text;
-  for (const std::string text : {"123.", "x.", "", std::string(40, '7') + "."})
+  for (const std::string& text :
+       std::vector<std::string>{"123.", "x.", "", std::string(40, '7') + "."})
     EXPECT_FALSE(mixed->accepts(text)) << text;
 }
 

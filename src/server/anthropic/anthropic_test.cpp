@@ -61,7 +61,7 @@ TEST_F(Anthropic, StreamsTheVeryTextThatItGivesWhole) {
   ordered_json body = body_of("Tell me a story.");
   body["temperature"] = 1.0;
   body["seed"] = 7;
-  const ordered_json whole = running_->post("/v1/messages", body);
+  const ordered_json streamless = body, whole = running_->post("/v1/messages", body);
   body["stream"] = true;
   const auto events = running_->stream("/v1/messages", body);
   std::string text, types;
@@ -82,6 +82,14 @@ TEST_F(Anthropic, StreamsTheVeryTextThatItGivesWhole) {
   const ordered_json& delta = events[events.size() - 2];
   EXPECT_EQ(delta["delta"]["stop_reason"], whole["stop_reason"]);
   EXPECT_EQ(delta["usage"]["output_tokens"], whole["usage"]["output_tokens"]);
+  // What is said of the prompt is the same at both ends and in a whole answer; the answer's tokens
+  // come at the end.
+  ordered_json usage = start["usage"];
+  EXPECT_EQ(usage["output_tokens"], 0);
+  EXPECT_GT(usage["cache_read_input_tokens"], 0) << "it was asked before";
+  usage["output_tokens"] = whole["usage"]["output_tokens"];
+  EXPECT_EQ(delta["usage"], usage);
+  EXPECT_EQ(running_->post("/v1/messages", streamless)["usage"], usage);
   body["max_tokens"] = 1;
   EXPECT_THAT(running_->client().post("/v1/messages", body.dump()).body,
               ::testing::StartsWith("event: message_start\ndata: {\"type\":\"message_start\","));

@@ -216,24 +216,19 @@ class StreamedAnswer : public Answer {
  public:
   using Answer::Answer;
 
-  void on_start() override {
-    call_->begin_stream(std::string(kSseType));
-    Json start = message(Json::array());
-    start.update(Json{{"stop_reason", nullptr}, {"stop_sequence", nullptr}});
-    start["usage"] = usage(n_prompt_, 0, 0);
-    if (!call_->warnings().empty()) start["warnings"] = call_->warnings();
-    send("message_start", {{"message", std::move(start)}});
-    send("ping", Json::object());
-  }
+  void on_start() override { call_->begin_stream(std::string(kSseType)); }
   void on_token(int choice, const Event& event) override {
+    begin(event.n_cached);
     if (tools_) return take(tools_->push(choice, event.text));
     if (!event.text.empty()) add_text(event.text);
   }
   void on_choice_end(int choice, const Event& end) override {
+    begin(end.n_cached);
     if (tools_) take(tools_->finish(choice, end.finish_reason == FinishReason::kLength));
   }
   void on_end(const GenerationResult& result) override {
     const RequestResult& prompt = *result.prompts[0];
+    begin(prompt.timings.n_cached);
     if (n_blocks_ == 0) open(Block::kText, text_block(""));  // as in the whole answer
     close();
     send("message_delta",
@@ -253,6 +248,17 @@ class StreamedAnswer : public Answer {
  private:
   enum class Block { kNone, kText, kTool };
 
+  /// With the first of the answer: before the prompt's first step nobody knows how much of it is
+  /// kept, and what is said of it here must be what message_delta says.
+  void begin(int64_t n_cached) {
+    if (std::exchange(begun_, true)) return;
+    Json start = message(Json::array());
+    start.update(Json{{"stop_reason", nullptr}, {"stop_sequence", nullptr}});
+    start["usage"] = usage(n_prompt_, n_cached, 0);
+    if (!call_->warnings().empty()) start["warnings"] = call_->warnings();
+    send("message_start", {{"message", std::move(start)}});
+    send("ping", Json::object());
+  }
   void take(const std::vector<ToolEvent>& events) {
     for (const ToolEvent& event : events) {
       switch (event.kind) {
@@ -294,6 +300,7 @@ class StreamedAnswer : public Answer {
     call_->write(sse(type, event));
   }
 
+  bool begun_ = false;
   Block block_ = Block::kNone;  // that is open
   int n_blocks_ = 0;
 };

@@ -79,6 +79,7 @@ void embed(const std::shared_ptr<Call>& call, EmbeddingTask task,
   generation.seed = 0;
   generation.user = task.user;
   generation.cache_salt = task.cache_salt;
+  generation.timeout_s = task.timeout_s;
   generation.set("input", "max_new_tokens", 1);
   generate(call, std::move(generation),
            [call, task = std::move(task), done = std::move(done)](

@@ -23,6 +23,7 @@ struct EmbeddingTask {
   std::optional<Pooling> pooling;     // nullopt: the server's
   std::string user;                   // who asks, as the client says
   std::string cache_salt;             // whose prompts it may share
+  std::optional<double> timeout_s;    // the longest that the answer may take
 };
 
 struct Embeddings {

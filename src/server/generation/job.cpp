@@ -103,10 +103,13 @@ GenerationJob::GenerationJob(std::shared_ptr<Call> call, const Prepared& prepare
 void GenerationJob::submit(std::vector<Request> requests, const std::string& client) {
   const std::lock_guard lock(mutex_);
   if (cancelled_) return;  // the call has ended
+  // Adapters that are models of their own are counted one by one.
+  const std::string& name = model_->name();
+  const std::string label = name == model_->spec().name ? "" : name;
   for (size_t i = 0; i < requests.size(); ++i) {
     requests[i].client = client;
     tickets_.push_back(model_->host().submit(std::move(requests[i]),
-                                             std::make_shared<Sink>(shared_from_this(), i)));
+                                             std::make_shared<Sink>(shared_from_this(), i), label));
   }
 }
 
@@ -301,11 +304,15 @@ void check_size(const GenerationTask& task) {
                                  kMaxAnswers, n_prompts, task.n));
 }
 
+void limit_time(const std::shared_ptr<Call>& call, const std::optional<double>& timeout_s) {
+  call->limit_time_by_header();
+  if (timeout_s) call->limit_time(*timeout_s);
+}
+
 void generate(const std::shared_ptr<Call>& call, GenerationTask task,
               std::function<std::shared_ptr<GenerationListener>(const Prepared&)> make) {
   const ModelChoice choice{task.model, task.adapters};
-  call->limit_time_by_header();
-  if (task.timeout_s) call->limit_time(*task.timeout_s);
+  limit_time(call, task.timeout_s);
   with_model(call, choice,
              [call, task = std::move(task),
               make = std::move(make)](const std::shared_ptr<ServedModel>& model) {

@@ -99,6 +99,9 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   bool cancelled_ = false;
 };
 
+/// The call's time from now on: what the server, the header and the request's own field say.
+void limit_time(const std::shared_ptr<Call>& call, const std::optional<double>& timeout_s);
+
 /// Loads the model if need be, prepares on a worker's thread, and starts a job whose listener
 /// `make` gives. What goes wrong before is the call's failure.
 void generate(const std::shared_ptr<Call>& call, GenerationTask task,

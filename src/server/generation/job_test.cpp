@@ -3,7 +3,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <future>
@@ -94,7 +96,7 @@ TEST(CacheSalt, SharesPromptsOnlyWithTheSame) {
 }
 
 TEST(CacheSalt, ChangesNoAnswerAndHoldsAfterARestart) {
-  const std::string directory = ::testing::TempDir() + "cache_salt";
+  const std::string directory = fmt::format("{}cache_salt_{}", ::testing::TempDir(), ::getpid());
   std::filesystem::remove_all(directory);
   ServiceOptions options = service_options();
   options.models[0].open.prefix_cache_dir = directory;
@@ -308,6 +310,45 @@ TEST(Deadlines, EndAStreamOfEveryDialectOnceAndWithAnError) {
   }
   const EngineHost& host = running.service.services().hub->find("mini").loaded->host();
   EXPECT_EQ(host.n_open(), 0);
+}
+
+// Embeddings and what is made of them, in every dialect that has such.
+TEST(Deadlines, EndEmbeddingsToo) {
+  ServiceOptions options = service_options();
+  options.models[0].open.engine.n_slots = 1;
+  const RunningService running(options);
+  // One after the other they need longer than what is asked below.
+  std::deque<HttpClient> busy;
+  for (int i = 0; i < 20; ++i) {
+    busy.emplace_back(running.service.port());
+    busy.back().send(
+        HttpClient::post_text("/v1/completions", long_body({{"stream", true}}).dump()));
+  }
+  busy.front().read_until("data:");
+  const std::vector<std::pair<std::string, Json>> all = {
+      {"/v1/embeddings", {{"input", "One"}}},
+      {"/score", {{"text_1", "One"}, {"text_2", "Two"}}},
+      {"/rerank", {{"query", "One"}, {"documents", {"Two"}}}},
+      {"/api/embed", {{"input", "One"}}},
+      {"/api/embeddings", {{"prompt", "One"}}},
+      {"/embedding", {{"content", "One"}}}};
+  for (const auto& [path, given] : all) {
+    Json body = given;
+    body["timeout"] = 0.05;
+    const HttpAnswer late = running.client().post(path, body.dump());
+    EXPECT_EQ(late.status, 504) << path;
+    EXPECT_THAT(late.body, HasSubstr("expected the answer within 0.05 s")) << path;
+    body["timeout"] = 0;
+    EXPECT_EQ(running.client().post(path, body.dump()).status, 400) << path;
+  }
+  busy.clear();
+  for (const auto& [path, given] : all) {
+    Json body = given;
+    body["timeout"] = 60;
+    const HttpAnswer answer = running.client().post(path, body.dump());
+    EXPECT_EQ(answer.status, 200) << path;
+    EXPECT_FALSE(Json::parse(answer.body).contains("warnings")) << path;
+  }
 }
 
 TEST(Deadlines, SaveNobodyTheQuota) {

@@ -252,7 +252,11 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
   base.config = base_config(task, model, model_defaults);
   apply_parameters(task, base.config);
   GenerationConfig& config = base.config;
-  if (task.no_repetition_penalty) config.set("repetition_penalty", 1, ParameterSource::kUser);
+  if (task.no_penalties) {
+    config.set("repetition_penalty", 1, ParameterSource::kUser);
+    for (const char* name : {"presence_penalty", "frequency_penalty"})
+      config.set(name, 0, ParameterSource::kUser);
+  }
   config.seed = task.seed ? *task.seed : random_seed();
   check_length("stop_token_ids", task.stop_token_ids.size(), kMaxStopTokens);
   for (const int32_t id : task.stop_token_ids) {

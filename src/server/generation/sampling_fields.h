@@ -53,12 +53,12 @@ Field<Task> limit_field(std::string name) {
       .as(types::integer());
 }
 
-/// A repetition penalty's window. Ours looks at the whole text: no window is honoured, none too.
+/// The penalties' window. Ours look at the whole text: no window is honoured, none too.
 template <typename Task>
 Field<Task> penalty_window_field(std::string name) {
   auto read = [name](const Json& value, Task& task) {
     const int64_t window = to_integer(name, value, -1);
-    task.no_repetition_penalty = window == 0;
+    task.no_penalties = window == 0;
     if (window > 0) {
       task.warnings.push_back(
           fmt::format("{}: ignored (penalties look at the whole text, not at its last {} tokens)",
@@ -83,12 +83,9 @@ Field<Task> salt_field() {
       .as({{"type", "string"}, {"minLength", 1}});
 }
 
-/// Fields of the server's own, that every dialect has.
+/// The longest that the answer may take.
 template <typename Task>
-void add_server_fields(FieldTable<Task>& table) {
-  table.push_back(flag_field<Task>("receipt", &Task::receipt,
-                                   "the answer comes with all that its tokens depend on, for "
-                                   "`qianwen replay`"));
+Field<Task> timeout_field() {
   const auto read = [](const Json& value, Task& task) {
     const double seconds = to_number("timeout", value);
     if (!(seconds > 0 && seconds <= kLongestTimeout))
@@ -96,11 +93,18 @@ void add_server_fields(FieldTable<Task>& table) {
                    shown(value));
     task.timeout_s = seconds;
   };
-  table.push_back(
-      honoured<Task>("timeout", read,
-                     "seconds that the answer may take, waiting included; status 504 "
-                     "beyond")
-          .as({{"type", "number"}, {"exclusiveMinimum", 0}, {"maximum", kLongestTimeout}}));
+  return honoured<Task>("timeout", read,
+                        "seconds that the answer may take, waiting included; status 504 beyond")
+      .as({{"type", "number"}, {"exclusiveMinimum", 0}, {"maximum", kLongestTimeout}});
+}
+
+/// Fields of the server's own, that every dialect has.
+template <typename Task>
+void add_server_fields(FieldTable<Task>& table) {
+  table.push_back(flag_field<Task>("receipt", &Task::receipt,
+                                   "the answer comes with all that its tokens depend on, for "
+                                   "`qianwen replay`"));
+  table.push_back(timeout_field<Task>());
   table.push_back(salt_field<Task>());
 }
 

@@ -66,10 +66,10 @@ struct GenerationTask {
   /// as are served.
   std::optional<int64_t> context;
   std::string context_field;
-  bool no_repetition_penalty = false;  // whatever the parameters say
-  bool receipt = false;                // wanted with the answer (server/receipt.h)
-  std::optional<double> timeout_s;     // the longest that the answer may take
-  std::string user;                    // who asks, as the client says; "": unknown
+  bool no_penalties = false;        // whatever the parameters say
+  bool receipt = false;             // wanted with the answer (server/receipt.h)
+  std::optional<double> timeout_s;  // the longest that the answer may take
+  std::string user;                 // who asks, as the client says; "": unknown
 
   /// What cannot be filled in before the model is there; called once, before prepare().
   std::function<void(GenerationTask& task, const ServedModel& model)> complete;

@@ -158,12 +158,21 @@ class Connection : public ConnectionBase {
     incoming_.resize(std::min(room, parser_ ? kReadBytes : kReadBytes / 8));
     stream_.async_read_some(asio::buffer(incoming_), [self = self()](ErrorCode error, size_t n) {
       self->reading_ = false;
+      if (error == asio::error::eof && self->finish_before_close()) return;
       if (error) return self->close();
       self->buffer_.commit(
           asio::buffer_copy(self->buffer_.prepare(n), asio::buffer(self->incoming_, n)));
       self->incoming_ = {};
       self->on_bytes();
     });
+  }
+
+  /// The client will send no more. It is taken for gone, as others take it, unless an answer is
+  /// whole and on its way: that one is sent.
+  bool finish_before_close() {
+    if (current_ || out_.empty() || lingering_) return false;
+    keep_alive_ = false;
+    return true;
   }
 
   void on_bytes() {
@@ -194,6 +203,7 @@ class Connection : public ConnectionBase {
     }
     if (parser_->is_header_done() && !header_seen_) {
       header_seen_ = true;
+      if (!has_host()) return refuse_host();
       if (!parser_->is_done() && !head_is_welcome()) return;
       on_header();
     }
@@ -230,6 +240,19 @@ class Connection : public ConnectionBase {
     if (!refusal) return true;
     refuse(std::move(request), std::move(*refusal));
     return false;
+  }
+
+  /// RFC 9112, 3.2: one, from HTTP/1.1 on.
+  bool has_host() {
+    const auto& message = parser_->get();
+    const size_t n = message.count(beast::http::field::host);
+    return n == 1 || (n == 0 && message.version() < 11);
+  }
+  void refuse_host() {
+    refuse({}, {400,
+                "text/plain; charset=utf-8",
+                {},
+                "[http] request: expected one Host header, got none or several\n"});
   }
 
   void refuse_body() {

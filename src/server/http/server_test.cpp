@@ -186,6 +186,51 @@ TEST(HttpServer, TellsWhenTheClientGoes) {
   EXPECT_TRUE(closed.get_future().get());
 }
 
+// RFC 9112, 3.2.
+TEST(HttpServer, WantsOneHost) {
+  RunningServer running(quick_options(), echo);
+  for (const char* head : {"GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n",
+                           "POST / HTTP/1.1\r\nContent-Length: 1\r\n"}) {
+    HttpClient client = running.client();
+    client.send(std::string(head) + "\r\nx");
+    const HttpAnswer answer = client.read();
+    EXPECT_EQ(answer.status, 400) << head;
+    EXPECT_THAT(answer.body, HasSubstr("Host"));
+    EXPECT_FALSE(answer.keep_alive);
+  }
+  for (const char* head : {"GET / HTTP/1.1\r\nHost:\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"}) {
+    HttpClient client = running.client();
+    client.send(head);
+    EXPECT_EQ(client.read().status, 200) << head;
+  }
+}
+
+// A client that closes its half of the connection is taken for gone, but for an answer that is
+// whole.
+TEST(HttpServer, TakesAHalfClosedClientForGone) {
+  const auto close_half = [](HttpClient& client) {
+    client.stream().socket.shutdown(boost::asio::ip::tcp::socket::shutdown_send);
+  };
+  std::promise<void> gone;
+  std::shared_ptr<Exchange> held;
+  const std::string body(size_t{20} << 20, 'x');
+  RunningServer running(quick_options(), [&](std::shared_ptr<Exchange> exchange) {
+    if (exchange->request().path == "/whole")
+      return exchange->respond({200, "text/plain", {}, body});
+    exchange->on_close([&] { gone.set_value(); });
+    held = std::move(exchange);
+  });
+  HttpClient waiting = running.client(), whole = running.client();
+  waiting.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n");
+  close_half(waiting);
+  EXPECT_EQ(gone.get_future().wait_for(10s), std::future_status::ready);
+  whole.send("GET /whole HTTP/1.1\r\nHost: t\r\n\r\n");
+  close_half(whole);
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(whole.read().body.size(), body.size());
+  EXPECT_EQ(whole.read().status, 0) << "and closed after it";
+}
+
 TEST(HttpServer, LetsGoOfClientsThatDoNotRead) {
   ServerOptions options = quick_options();
   options.max_unsent_bytes = size_t{1} << 20;

@@ -188,32 +188,47 @@ void check_sampler_order(const std::vector<std::string>& samplers, const Generat
   }
 }
 
-Json settings_json(const GenerationConfig& config) {
-  Json samplers = Json::array();
+std::vector<std::string> sampler_names() {
+  std::vector<std::string> names;
   for (const Sampler& sampler : kSamplers) {
-    if (sampler.exists) samplers.push_back(sampler.name);
+    if (sampler.exists) names.emplace_back(sampler.name);
   }
+  return names;
+}
+
+Json settings_json(const GenerationConfig& config) {
+  Json bias = Json::array();
+  for (const auto& [id, amount] : config.logit_bias)
+    bias.push_back({{"bias", amount}, {"token", id}});
   return {{"n_predict", config.max_new_tokens.value_or(-1)},
           {"seed", config.seed},
           {"temperature", config.do_sample ? config.temperature : 0},
+          {"dynatemp_range", 0},
           {"top_k", config.top_k},
           {"top_p", config.top_p},
           {"min_p", config.min_p},
+          {"top_n_sigma", -1},
+          {"xtc_probability", 0},
           {"typical_p", config.typical_p},
           {"repeat_last_n", -1},
           {"repeat_penalty", config.repetition_penalty},
           {"presence_penalty", config.presence_penalty},
           {"frequency_penalty", config.frequency_penalty},
+          {"dry_multiplier", 0},
           {"mirostat", 0},
           {"stop", config.stop_strings},
           {"max_tokens", config.max_new_tokens.value_or(-1)},
           {"n_keep", 0},
           {"n_discard", 0},
           {"ignore_eos", config.ignore_eos},
+          {"logit_bias", std::move(bias)},
           {"n_probs", config.logprobs.value_or(0)},
           {"min_keep", 0},
           {"grammar", ""},
-          {"samplers", std::move(samplers)}};
+          {"samplers", sampler_names()},
+          {"timings_per_token", false},
+          {"post_sampling_probs", false},
+          {"lora", Json::array()}};
 }
 
 }  // namespace qw::server::llama_server

@@ -34,7 +34,11 @@ std::vector<std::pair<std::string, Json>> parameters_without(
 /// in ours: penalties, temperature, top_k, top_p, min_p, typ_p.
 void check_sampler_order(const std::vector<std::string>& samplers, const GenerationConfig& config);
 
-/// "generation_settings" of an answer, "params" of /props.
+/// Names of the samplers that there are here, in the order in which they apply.
+std::vector<std::string> sampler_names();
+
+/// What applies, under llama.cpp's names: "generation_settings" of an answer, where what its
+/// request says of grammar, samplers and adapters is to be added, and "params" of /props.
 Json settings_json(const GenerationConfig& config);
 
 std::vector<Endpoint> completion_endpoints();

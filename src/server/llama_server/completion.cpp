@@ -9,6 +9,7 @@
 #include "server/generation/sampling_fields.h"
 #include "server/generation/stream.h"
 #include "server/llama_server/common.h"
+#include "server/service.h"
 #include "server/shape.h"
 #include "text/tokenizer.h"
 
@@ -317,15 +318,13 @@ class CompletionAnswer : public GenerationListener {
   CompletionAnswer(std::shared_ptr<Call> call, CompletionTask task,
                    std::shared_ptr<ServedModel> model, const std::vector<Request>& requests)
       : call_(std::move(call)), task_(std::move(task)), model_(std::move(model)) {
-    settings_ = settings_json(requests[0].config);
-    settings_["n_ctx"] = model_->context();
-    settings_["model"] = model_->name();
-    settings_["stream"] = task_.stream;
+    set_settings(requests[0].config);
     for (const Request& request : requests)
       prompts_.push_back(request.prompt);
     n_predicted_.assign(requests.size() * static_cast<size_t>(task_.n), 0);
     pending_.assign(n_predicted_.size(), Piece());
     scope_ = scope_of(requests[0]);
+    check_response_fields();
     slot_ = model_->slots().take(task_.slot);
   }
   ~CompletionAnswer() override {
@@ -364,7 +363,8 @@ class CompletionAnswer : public GenerationListener {
     Json answers = Json::array();
     for (size_t prompt = 0; prompt < result.prompts.size(); ++prompt) {
       for (const Completion& completion : result.prompts[prompt]->completions)
-        answers.push_back(answer(prompt, *result.prompts[prompt], completion, answers.size()));
+        answers.push_back(answer(prompt, *result.prompts[prompt], completion, answers.size(),
+                                 task_.response_fields));
     }
     give_back_slot(*result.prompts.back());
     // Of all of them; after response_fields has chosen among the members.
@@ -386,6 +386,43 @@ class CompletionAnswer : public GenerationListener {
   }
 
  private:
+  /// What applied, which is not always what was asked for.
+  void set_settings(const GenerationConfig& config) {
+    settings_ = settings_json(config);
+    if (!task_.wants_tokens) settings_["n_predict"] = settings_["max_tokens"] = 0;
+    if (task_.no_penalties) settings_["repeat_last_n"] = 0;
+    if (task_.samplers) settings_["samplers"] = *task_.samplers;
+    if (task_.grammar && task_.grammar->kind == GrammarSource::Kind::kGbnf)
+      settings_["grammar"] = task_.grammar->text;
+    // Not made into a grammar in GBNF, as llama.cpp does.
+    if (task_.grammar && task_.grammar->kind == GrammarSource::Kind::kJsonSchema)
+      settings_["json_schema"] = Json::parse(task_.grammar->text);
+    const auto known = call_->services().hub->adapters(model_->spec().name);
+    for (const AdapterSpec& adapter : model_->adapters()) {
+      const auto found = std::ranges::find(known, adapter.path, &ModelHub::Adapter::path);
+      if (found != known.end())
+        settings_["lora"].push_back({{"id", found->id}, {"scale", adapter.scale}});
+    }
+    settings_["n_ctx"] = model_->context();
+    settings_["model"] = model_->name();
+    settings_["stream"] = task_.stream;
+  }
+
+  /// Names that no answer has are told before one is computed.
+  void check_response_fields() {
+    if (task_.response_fields.empty()) return;
+    Json any = answer(0, RequestResult(), Completion(), 0, {});
+    any["completion_probabilities"] = Json::array();
+    for (const std::string& field : task_.response_fields) {
+      if (!only(any, {field}).empty()) continue;
+      if (call_->services().options.strict)
+        refuse_field("response_fields", "expected fields of the answer, got '{}'",
+                     printable(field));
+      call_->warn(
+          fmt::format("response_fields: '{}' ignored (no answer has it)", printable(field)));
+    }
+  }
+
   struct Piece {
     std::vector<int32_t> ids;
     Json probs = Json::array();
@@ -405,7 +442,7 @@ class CompletionAnswer : public GenerationListener {
 
   /// One answer whole; in a stream what is left of it.
   Json answer(size_t prompt, const RequestResult& result, const Completion& completion,
-              size_t index) {
+              size_t index, const std::vector<std::string>& fields) {
     const bool is_stop = completion.finish_reason == FinishReason::kStop;
     const Piece& rest = pending_[index];
     const std::vector<int32_t>& ids = task_.stream ? rest.ids : completion.ids;
@@ -431,7 +468,7 @@ class CompletionAnswer : public GenerationListener {
       json["completion_probabilities"] =
           task_.stream ? rest.probs : logprobs_json(completion.logprobs, model_->tokenizer(), true);
     }
-    return only(json, task_.response_fields);
+    return only(json, fields);
   }
 
   std::shared_ptr<Call> call_;

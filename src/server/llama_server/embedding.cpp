@@ -32,6 +32,7 @@ const FieldTable<EmbeddingTask>& fields() {
                       },
                       "-1: not at all; 2, the default: to length 1")
                       .as(Json{{"enum", {-1, 2}}}));
+    out.push_back(timeout_field<Task>());
     out.push_back(salt_field<Task>());
     return out;
   }();

@@ -172,8 +172,75 @@ TEST_F(LlamaServer, GivesTheFieldsThatAreAskedFor) {
       complete({{"prompt", "One"},
                 {"n_predict", 1},
                 {"response_fields", {"content", "generation_settings/n_predict", "nothing"}}});
-  EXPECT_EQ(answer.size(), 2u) << answer.dump();
+  EXPECT_EQ(answer.size(), 3u) << answer.dump();
   EXPECT_EQ(answer["n_predict"], 1);
+  EXPECT_EQ(answer["warnings"].dump(),
+            R"x(["response_fields: 'nothing' ignored (no answer has it)"])x");
+}
+
+// Not what the server might do, but what it did.
+TEST_F(LlamaServer, SettingsAreThoseThatApplied) {
+  const auto settings = [](ordered_json body) {
+    body["prompt"] = "One";
+    body.emplace("n_predict", 1);
+    return complete(body)["generation_settings"];
+  };
+  const ordered_json plain = settings({{"temperature", 0.5}});
+  const ordered_json all = {"penalties", "temperature", "top_k", "top_p", "min_p", "typ_p"};
+  EXPECT_EQ(plain["samplers"], all);
+  EXPECT_EQ(plain["grammar"], "");
+  EXPECT_EQ(plain["logit_bias"], ordered_json::array());
+  EXPECT_EQ(plain["lora"], ordered_json::array());
+  EXPECT_EQ(plain["repeat_last_n"], -1);
+  EXPECT_FALSE(plain.contains("json_schema"));
+  const std::string grammar = "root ::= \"yes\" | \"no\"";
+  const ordered_json some = settings({{"grammar", grammar},
+                                      {"samplers", "kt"},
+                                      {"temperature", 0.5},
+                                      {"top_p", 0.5},
+                                      {"repeat_penalty", 1.5},
+                                      {"logit_bias", {{7, 1.5}}}});
+  EXPECT_EQ(some["grammar"], grammar);
+  EXPECT_EQ(some["samplers"], (ordered_json{"top_k", "temperature"}));
+  EXPECT_EQ(some["top_p"], 1) << "a sampler that is not named";
+  EXPECT_EQ(some["repeat_penalty"], 1);
+  EXPECT_EQ(some["logit_bias"].dump(), R"([{"bias":1.5,"token":7}])");
+  const ordered_json schema = {{"enum", {1, 2}}};
+  EXPECT_EQ(settings({{"json_schema", schema}})["json_schema"], schema);
+  EXPECT_EQ(settings({{"json_schema", schema.dump()}})["json_schema"], schema);
+  EXPECT_EQ(settings({{"n_predict", 0}})["n_predict"], 0);
+  const ordered_json off = settings({{"repeat_last_n", 0},
+                                     {"repeat_penalty", 1.5},
+                                     {"presence_penalty", 1},
+                                     {"frequency_penalty", 1}});
+  EXPECT_EQ(off["repeat_last_n"], 0);
+  EXPECT_EQ(off["repeat_penalty"], 1);
+  EXPECT_EQ(off["presence_penalty"], 0);
+  EXPECT_EQ(off["frequency_penalty"], 0);
+}
+
+TEST(LlamaServerStrict, RefusesFieldsThatNoAnswerHas) {
+  ServiceOptions options = qw::testing::service_options();
+  options.strict = true;
+  const RunningService running(options);
+  int status = 0;
+  ordered_json body = {{"prompt", "One"}, {"n_predict", 1}, {"response_fields", {"content"}}};
+  for (const char* name : {"timings/predicted_n", "generation_settings/lora",
+                           "completion_probabilities", "stopping_word"})
+    body["response_fields"].push_back(name);
+  EXPECT_EQ(running.post("/completion", body, &status).size(), 4u);  // no log-probabilities here
+  EXPECT_EQ(status, 200);
+  body["response_fields"].push_back("timings/nothing");
+  const ordered_json error = running.post("/completion", body, &status);
+  EXPECT_EQ(status, 400);
+  EXPECT_THAT(error["error"]["message"].get<std::string>(), HasSubstr("'timings/nothing'"));
+}
+
+// A role that Qwen's template does not know is written as the others are.
+TEST_F(LlamaServer, TemplatesGetRolesAsTheyCame) {
+  const ordered_json body = {{"messages", {{{"role", "critic"}, {"content", "Too long."}}}}};
+  EXPECT_THAT(running_->post("/apply-template", body)["prompt"].get<std::string>(),
+              HasSubstr("<|im_start|>critic\nToo long.<|im_end|>\n"));
 }
 
 TEST_F(LlamaServer, RefusesAndWarns) {

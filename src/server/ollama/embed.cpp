@@ -29,6 +29,7 @@ FieldTable<EmbedTask> fields(const std::string& input) {
       honoured<Task>("keep_alive", [](const Json& value,
                                       Task& task) { task.keep_alive = read_keep_alive(value); })
           .as(keep_alive_schema()),
+      timeout_field<Task>(),
       salt_field<Task>(),
       ignored<Task>("truncate", "a text that does not fit is refused, never cut"),
       ignored<Task>("options", "how the server computes is set when it starts"),

@@ -3,6 +3,7 @@
 
 #include "server/classifier.h"
 #include "server/generation/embed.h"
+#include "server/generation/job.h"
 #include "server/generation/sampling_fields.h"
 #include "server/openai/common.h"
 #include "server/service.h"
@@ -22,6 +23,7 @@ const FieldTable<EmbeddingTask>& classify_fields() {
       integer_field<Task>("truncate_prompt_tokens", &Task::truncate_prompt_tokens, 1),
       flag_field<Task>("add_special_tokens", &Task::add_special_tokens),
       user_field<Task>("user"),
+      timeout_field<Task>(),
       salt_field<Task>(),
       refused<Task>("activation", "probabilities are always given", true),
   };
@@ -33,6 +35,7 @@ void classify(const std::shared_ptr<Call>& call) {
   call->read(classify_fields(), task);
   task.normalize = false;
   task.pooling = Pooling::kLast;
+  limit_time(call, task.timeout_s);
   with_model(call, task.model, [call, task](const std::shared_ptr<ServedModel>& model) {
     const LoadedModel& files = model->files();
     if (!model->classifier()) {

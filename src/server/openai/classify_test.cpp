@@ -187,6 +187,19 @@ TEST(Classify, TellsClassifiersFromModelsThatGenerate) {
   EXPECT_THAT(other.dump(), HasSubstr("got mini, a Qwen2ForCausalLM"));
 }
 
+TEST(Classify, EndsWhenItsTimeIsOver) {
+  const TinyClassifier tiny;
+  ServiceOptions options = options_for(tiny);
+  options.models[0].open.engine.ctx = 512;
+  const RunningService running(options);
+  const std::vector<std::vector<int>> texts(2048, std::vector<int>(500, 3));
+  int status = 0;
+  running.post("/classify", {{"input", texts}, {"timeout", 0.001}}, &status);
+  EXPECT_EQ(status, 504);
+  running.post("/classify", {{"input", {7}}, {"timeout", 60}}, &status);
+  EXPECT_EQ(status, 200);
+}
+
 TEST(Classify, NamesWhatIsWrongWithACheckpoint) {
   // When it is loaded.
   const auto error_of = [](const TinyCheckpoint& tiny) -> std::string {

@@ -1,0 +1,79 @@
+// What /metrics says of adapters, over HTTP.
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "support/adapter_writer.h"
+#include "support/running_service.h"
+
+namespace qw::server {
+namespace {
+
+using nlohmann::ordered_json;
+using qw::testing::HttpClient;
+using qw::testing::RunningService;
+using ::testing::HasSubstr;
+
+// How many requests each adapter has, and which of them have any, as routers before vLLM ask.
+TEST(AdapterMetrics, TellWhoRunsAndWhoWaits) {
+  test::Adapter adapter;
+  adapter.add("model.layers.0.self_attn.q_proj.lora_A.weight", {3, 256});
+  adapter.add("model.layers.0.self_attn.q_proj.lora_B.weight", {256, 3});
+  const std::string path = adapter.write_peft();
+  ServiceOptions options = qw::testing::service_options();
+  options.models[0].lora_modules = {{"plain", path}, {"other", path}};
+  options.models[0].open.engine.n_slots = 1;
+  const RunningService running(options);
+  const auto lines = [&](bool runs, bool waits) {
+    const auto info = [](const std::string& now, const std::string& then) {
+      return fmt::format(
+          "vllm:lora_requests_info{{max_lora=\"1\",model_name=\"mini\","
+          "running_lora_adapters=\"{}\","
+          "waiting_lora_adapters=\"{}\"}} ",
+          now, then);
+    };
+    return std::vector<std::string>{
+        fmt::format("qianwen_adapter_requests_running{{model_name=\"plain\"}} {:d}\n", runs),
+        fmt::format("qianwen_adapter_requests_waiting{{model_name=\"plain\"}} 0\n"),
+        fmt::format("qianwen_adapter_requests_running{{model_name=\"other\"}} 0\n"),
+        fmt::format("qianwen_adapter_requests_waiting{{model_name=\"other\"}} {:d}\n", waits),
+        info(runs ? "plain" : "", waits ? "other" : "")};
+  };
+  const auto expect_soon = [&](const std::vector<std::string>& wanted) {
+    std::string text;
+    const auto has = [&](const std::string& line) { return text.find(line) != std::string::npos; };
+    for (int i = 0; i < 200; ++i) {
+      text = running.client().get("/metrics").body;
+      if (std::ranges::all_of(wanted, has)) break;
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    for (const std::string& line : wanted)
+      EXPECT_THAT(text, HasSubstr(line));
+    const std::string family = "\nvllm:lora_requests_info{";
+    EXPECT_EQ(text.find(family), text.rfind(family)) << "one series of a model";
+  };
+  const auto begin = [](HttpClient& client, const std::string& model) {
+    const ordered_json body = {{"model", model},
+                               {"prompt", "One"},
+                               {"max_tokens", 2000},
+                               {"ignore_eos", true},
+                               {"stream", true}};
+    client.send(HttpClient::post_text("/v1/completions", body.dump()));
+  };
+  expect_soon(lines(false, false));
+  {
+    HttpClient first = running.client(), second = running.client();
+    begin(first, "plain");
+    first.read_until("data: ");
+    expect_soon(lines(true, false));
+    begin(second, "other");
+    expect_soon(lines(true, true));
+  }
+  expect_soon(lines(false, false));
+}
+
+}  // namespace
+}  // namespace qw::server
