@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "engine/bundle.h"
 #include "model/gguf_tokenizer.h"
+#include "quantize/adapter_extraction.h"
 #include "support/golden.h"
 #include "support/model_runner.h"
 #include "text/tokenizer_files.h"
@@ -226,6 +227,76 @@ TEST_F(Directories, MergeSeveralAdaptersByTheirWeights) {
   EXPECT_GT(figures_.lost / figures_.change, 1e-8);
 }
 
+/// What extract_adapter makes of two checkpoints.
+Extraction extract(const std::string& base, const std::string& tuned, const std::string& path,
+                   const ExtractionOptions& options) {
+  const auto a = Checkpoint::open(base), b = Checkpoint::open(tuned);
+  const ModelConfig config_a = ModelConfig::from_checkpoint(*a),
+                    config_b = ModelConfig::from_checkpoint(*b);
+  const NetworkSources sources_a = open_network(*a, config_a),
+                       sources_b = open_network(*b, config_b);
+  ThreadPool pool(2);
+  return extract_adapter(
+      config_a, sources_a, config_b, sources_b, options, path, pool, [](int64_t) {}, nullptr);
+}
+
+// Merged and extracted again: the adapter's own change, of any kind that is.
+TEST_P(MergedAdapters, AreFoundAgainInTheDifference) {
+  const auto path = find_golden("models/lora/" + GetParam());
+  ASSERT_TRUE(path);
+  const json expected = read_json(*path + "/expected.json");
+  const std::string name = fs::path(expected["base"].get<std::string>()).filename();
+  const auto base = find_golden("models/" + name);
+  if (!base) GTEST_SKIP() << "base " << name << " is not here";
+  const std::string merged = make(*base, of_type(DType::kF32), {{*path, 1.0}});
+  ExtractionOptions options;
+  options.embeddings = true;
+  // DoRA changes the lengths of rows, so that its change has any rank.
+  const bool is_dora = GetParam().find("dora") != std::string::npos;
+  options.rank = is_dora ? 64 : 16;
+  const std::string found = (folder_ / "found").string();
+  const Extraction extraction = extract(*base, merged, found, options);
+  EXPECT_GT(extraction.kept, 1 - 1e-9);
+  EXPECT_TRUE(extraction.warnings.empty());
+  auto tensors = read_tensors(*path + "/expected.safetensors");
+  ModelRunner runner(*base, "reference");
+  runner.adapter = runner.model().add_adapters({{found, 1.0}});
+  for (const json& prompt : expected["prompts"]) {
+    const auto logits = runner.logits(prompt["input_ids"], prompt["merged_positions"]);
+    EXPECT_LE(
+        largest_difference(logits, floats_of(tensors.at(prompt["merged_logits"])), runner.vocab())
+            .absolute,
+        2 * kLogits);
+  }
+}
+
+TEST_F(Directories, ExtractWhatARankHoldsAndSayWhatItDoesNot) {
+  const auto base = find_golden("models/dense-mha-tied"),
+             adapter = find_golden("models/lora/attn-r8"),
+             other = find_golden("models/dense-gqa-untied-sharded");
+  if (!base || !adapter || !other) GTEST_SKIP() << "goldens not here";
+  const std::string merged = make(*base, of_type(DType::kF32), {{*adapter, 1.0}});
+  const auto kept = [&](int64_t rank) {
+    ExtractionOptions options;
+    options.rank = rank;
+    return extract(*base, merged, (folder_ / fmt::format("r{}", rank)).string(), options).kept;
+  };
+  EXPECT_GT(kept(8), 1 - 1e-9);
+  EXPECT_LT(kept(2), 0.95);
+  EXPECT_GT(kept(4), kept(3));
+  const auto message = [&](const std::string& tuned) -> std::string {
+    try {
+      extract(*base, tuned, (folder_ / "x").string(), {});
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+      return error.message();
+    }
+    return "";
+  };
+  EXPECT_THAT(message(*base), HasSubstr("expected two that differ"));
+  EXPECT_THAT(message(*other), HasSubstr("expected the same in both checkpoints"));
+}
+
 TEST_F(Directories, AreWholeOrNotThere) {
   const auto from = find_golden("models/dense-mha-tied");
   ASSERT_TRUE(from);
@@ -240,7 +311,7 @@ TEST_F(Directories, AreWholeOrNotThere) {
     make(*from, of_type(DType::kBF16));
     FAIL() << "expected a refusal";
   } catch (const Error& error) {
-    EXPECT_THAT(error.message(), HasSubstr("expected a directory that is not there yet"));
+    EXPECT_THAT(error.message(), HasSubstr("expected one that is not there yet"));
   }
 }
 

@@ -96,6 +96,7 @@ Command register_chat(CLI::App& root);
 Command register_compare(CLI::App& root);
 Command register_convert(CLI::App& root);
 Command register_detokenize(CLI::App& root);
+Command register_extract(CLI::App& root);
 Command register_generate(CLI::App& root);
 Command register_info(CLI::App& root);
 Command register_inspect(CLI::App& root);

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "base/atomic_directory.h"
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/mapped_file.h"
@@ -185,44 +186,6 @@ class Planner {
 
 // ---- writing -----------------------------------------------------------------------------------
 
-/// A directory that is not there until it is whole.
-class PartialDirectory {
- public:
-  explicit PartialDirectory(const std::string& path) : path_(path), partial_(path + ".partial") {
-    std::error_code error;
-    if (fs::exists(path_, error)) {
-      fail(ErrorKind::kInvalidArgument, "convert",
-           "--output: expected a directory that is not there yet, got {}", printable(path, 4096));
-    }
-    fs::remove_all(partial_, error);
-    if (!fs::create_directories(partial_, error)) {
-      fail(ErrorKind::kIo, "convert", "--output: expected to make {}, got: {}",
-           printable(partial_.string(), 4096), error.message());
-    }
-  }
-  ~PartialDirectory() {
-    std::error_code ignored;
-    if (!is_whole_) fs::remove_all(partial_, ignored);
-  }
-  PartialDirectory(const PartialDirectory&) = delete;
-  PartialDirectory& operator=(const PartialDirectory&) = delete;
-
-  std::string file(const std::string& name) const { return (partial_ / name).string(); }
-  void commit() {
-    std::error_code error;
-    fs::rename(partial_, path_, error);
-    if (error) {
-      fail(ErrorKind::kIo, "convert", "--output: expected to rename {} to {}, got: {}",
-           printable(partial_.string(), 4096), printable(path_.string(), 4096), error.message());
-    }
-    is_whole_ = true;
-  }
-
- private:
-  fs::path path_, partial_;
-  bool is_whole_ = false;
-};
-
 /// Which tensors a file holds: [begin, end).
 struct Shard {
   std::string name;
@@ -365,7 +328,7 @@ DirectoryPlan plan_directory(const Checkpoint& checkpoint, const ModelConfig& co
 
 MergeFigures write_directory(const DirectoryPlan& plan, const std::string& path, ThreadPool& pool,
                              const std::function<void(int64_t)>& done, const CancelFlag* cancel) {
-  PartialDirectory directory(path);
+  AtomicDirectory directory(path);
   for (const auto& [name, text] : plan.texts)
     write_file_atomically(directory.file(name), std::as_bytes(std::span(text)));
   for (const std::string& companion : plan.companions) {
