@@ -239,13 +239,15 @@ struct Encoded {
   int64_t n_rows_differing = 0;
 };
 Encoded encode_rows(DType dtype, const std::vector<float>& input, int64_t n_cols,
-                    const RawTensor& golden) {
+                    const RawTensor& golden, const float* importance = nullptr) {
   Encoded out;
   out.bytes.resize(golden.bytes.size());
   const int64_t n_rows = golden.shape[0], stride = golden.shape[1];
   for (int64_t r = 0; r < n_rows; ++r) {
     std::byte* row = out.bytes.data() + r * stride;
-    encode_row(dtype, input.data() + r * n_cols, n_cols, row);
+    const float* values = input.data() + r * n_cols;
+    importance == nullptr ? encode_row(dtype, values, n_cols, row)
+                          : encode_row(dtype, values, importance, n_cols, row);
     if (!std::equal(row, row + stride, golden.bytes.data() + r * stride)) ++out.n_rows_differing;
   }
   return out;
@@ -286,6 +288,21 @@ TEST(GoldenBlocks, SearchedEncodersAreAsGood) {
     }
     EXPECT_EQ(encoded.n_rows_differing, 0) << type;
   }
+}
+
+TEST(GoldenBlocks, EncodedWithImportances) {
+  const Tensors tensors = read_tensors(*find_golden("gguf/blocks.safetensors"));
+  const std::vector<float> x = floats_of(tensors.at("x"));
+  const std::vector<float> importance = floats_of(tensors.at("imatrix"));
+  for (const char* type : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+                           "IQ4_NL", "IQ4_XS"}) {
+    const RawTensor& golden = tensors.at(std::string(type) + ".imatrix.bytes");
+    const Encoded encoded = encode_rows(*dtype_from_name(type), x, 512, golden, importance.data());
+    EXPECT_EQ(encoded.n_rows_differing, 0) << type;
+  }
+  // A type without a search.
+  const RawTensor& golden = tensors.at("TQ2_0.plain.bytes");
+  EXPECT_EQ(encode_rows(DType::kTQ2_0, x, 512, golden, importance.data()).n_rows_differing, 0);
 }
 
 // --- GGUF files

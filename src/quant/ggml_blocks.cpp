@@ -242,6 +242,59 @@ void encode_block_row(DType dtype, const float* in, int64_t n, int elems, std::b
   }
 }
 
+template <typename Block>
+void encode_blocks(const float* in, const ggml::Importance& importance, int64_t n, int elems,
+                   std::byte* bytes) {
+  for (int64_t b = 0; b < n; ++b) {
+    Block block;
+    ggml::encode(in + b * elems, {importance.weights + b * elems, importance.row_mean_square},
+                 block);
+    std::memcpy(bytes + b * static_cast<int64_t>(sizeof block), &block, sizeof block);
+  }
+}
+
+/// False: the type has no use for importances.
+bool encode_block_row(DType dtype, const float* in, const ggml::Importance& importance, int64_t n,
+                      int elems, std::byte* bytes) {
+  switch (dtype) {
+    case DType::kQ4_0:
+      encode_blocks<BlockQ4_0>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kQ4_1:
+      encode_blocks<BlockQ4_1>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kQ5_0:
+      encode_blocks<BlockQ5_0>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kQ5_1:
+      encode_blocks<BlockQ5_1>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kQ2_K:
+      encode_blocks<BlockQ2_K>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kQ3_K:
+      encode_blocks<BlockQ3_K>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kQ4_K:
+      encode_blocks<BlockQ4_K>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kQ5_K:
+      encode_blocks<BlockQ5_K>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kQ6_K:
+      encode_blocks<BlockQ6_K>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kIQ4_NL:
+      encode_blocks<BlockIQ4_NL>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kIQ4_XS:
+      encode_blocks<BlockIQ4_XS>(in, importance, n, elems, bytes);
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes) {
@@ -266,6 +319,23 @@ void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes)
   }
   const float most = max_magnitude(dtype, in, n_elems);
   encode_block_row(dtype, in, n_elems / type.block_elems, type.block_elems, bytes);
+  if (most > kMaxF16) check_scales(dtype, bytes, n_elems);
+}
+
+void encode_row(DType dtype, const float* in, const float* importance, int64_t n_elems,
+                std::byte* bytes) {
+  const DTypeInfo& type = info(dtype);
+  if (!is_block(dtype) || !can_encode(dtype)) return encode_row(dtype, in, n_elems, bytes);
+  QW_CHECK(n_elems >= 0 && n_elems % type.block_elems == 0, "{} elements of {}", n_elems,
+           type.name);
+  const float most = max_magnitude(dtype, in, n_elems);
+  const float mean_square =
+      n_elems == 0
+          ? 0.0F
+          : ggml::sum_of_squares({in, static_cast<size_t>(n_elems)}) / static_cast<float>(n_elems);
+  if (!encode_block_row(dtype, in, ggml::Importance{importance, mean_square},
+                        n_elems / type.block_elems, type.block_elems, bytes))
+    return encode_row(dtype, in, n_elems, bytes);
   if (most > kMaxF16) check_scales(dtype, bytes, n_elems);
 }
 

@@ -24,6 +24,11 @@ bool can_encode(DType dtype) noexcept;
 /// block type, a number beyond f16 or beyond the scales of the block type.
 void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes);
 
+/// The same with importance[i] >= 0, how much an error of element i counts (the mean square of the
+/// input that it is multiplied with, say). Types without a search take no notice of it.
+void encode_row(DType dtype, const float* in, const float* importance, int64_t n_elems,
+                std::byte* bytes);
+
 /// Sets d, the f16 scale of a block of a type that cannot be encoded (IQ1, IQ2, IQ3), and leaves
 /// its codes, of which any bits mean something: so random weights are made.
 void set_block_scale(DType dtype, uint16_t d, std::byte* block);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "quant/ggml_blocks_layout.h"
+#include "quant/scale_search.h"
 
 namespace qw::ggml {
 
@@ -57,5 +58,18 @@ void encode(const float* x, BlockMXFP4& block) noexcept;
 void encode(const float* x, BlockNVFP4& block) noexcept;
 void encode(const float* x, BlockQ1_0& block) noexcept;
 void encode(const float* x, BlockQ2_0& block) noexcept;
+
+// The same with the importance of each element.
+void encode(const float* x, const Importance& importance, BlockQ4_0& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockQ4_1& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockQ5_0& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockQ5_1& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockQ2_K& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockQ3_K& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockQ4_K& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockQ5_K& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockQ6_K& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockIQ4_NL& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockIQ4_XS& block) noexcept;
 
 }  // namespace qw::ggml

@@ -10,6 +10,7 @@
 #include "base/half.h"
 #include "quant/encode_util.h"
 #include "quant/ggml_codecs.h"
+#include "quant/scale_search.h"
 
 namespace qw::ggml {
 
@@ -111,6 +112,45 @@ void encode(const float* x, BlockQ5_1& block) noexcept {
   std::array<int, 32> codes;
   for (size_t j = 0; j < 32; ++j)
     codes[j] = std::min(31, to_int((x[j] - m) * id + 0.5F));
+  put_five_bits(codes, block.qh, block.qs);
+}
+
+void encode(const float* x, const Importance& importance, BlockQ4_0& block) noexcept {
+  const auto weights = weigh<32>(x, importance.weights, importance.row_mean_square);
+  std::array<int8_t, 32> codes;
+  block.d = f32_to_f16(search_symmetric({x, 32}, weights, 8, codes));
+  for (size_t j = 0; j < 16; ++j)
+    put_nibbles(j, codes[j] + 8, codes[j + 16] + 8, block.qs);
+}
+
+void encode(const float* x, const Importance& importance, BlockQ4_1& block) noexcept {
+  const auto weights = weigh<32>(x, importance.weights, importance.row_mean_square);
+  std::array<int8_t, 32> codes;
+  const ScaleMin found = search_affine({x, 32}, weights, codes, search_with_importance(15));
+  block.d = f32_to_f16(found.scale);
+  block.m = f32_to_f16(-found.min);
+  for (size_t j = 0; j < 16; ++j)
+    put_nibbles(j, codes[j], codes[j + 16], block.qs);
+}
+
+void encode(const float* x, const Importance& importance, BlockQ5_0& block) noexcept {
+  const auto weights = weigh<32>(x, importance.weights, importance.row_mean_square);
+  std::array<int8_t, 32> found;
+  block.d = f32_to_f16(search_symmetric({x, 32}, weights, 16, found));
+  std::array<int, 32> codes;
+  for (size_t j = 0; j < 32; ++j)
+    codes[j] = found[j] + 16;
+  put_five_bits(codes, block.qh, block.qs);
+}
+
+void encode(const float* x, const Importance& importance, BlockQ5_1& block) noexcept {
+  const auto weights = weigh<32>(x, importance.weights, importance.row_mean_square);
+  std::array<int8_t, 32> found;
+  const ScaleMin scale = search_affine({x, 32}, weights, found, search_with_importance(31));
+  block.d = f32_to_f16(scale.scale);
+  block.m = f32_to_f16(-scale.min);
+  std::array<int, 32> codes;
+  std::ranges::copy(found, codes.begin());
   put_five_bits(codes, block.qh, block.qs);
 }
 

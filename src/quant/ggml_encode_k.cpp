@@ -1,10 +1,9 @@
 // Encoders of the k-quants.
 //
-// Level 2 (quant). Each sub-block's scale (and minimum) is searched: several step sizes are tried,
-// for each the codes are rounded and scale and minimum solved by weighted least squares, and the
-// one with the least error is kept. The search, its weights and its ranges are those of the
-// published quantisers (the idea is I. Kawrakow's), so that files come out as good as theirs; sums
-// are in f32.
+// Level 2 (quant). Each sub-block's scale (and minimum) is searched (scale_search.h), then the
+// scales' own scale; the values are rounded again with the scales as stored. Weights without
+// importances are those of the published quantisers; with importances they are importance *
+// sqrt(mean square + x^2).
 #include <algorithm>
 #include <cmath>
 #include <span>
@@ -12,128 +11,11 @@
 #include "base/half.h"
 #include "quant/encode_util.h"
 #include "quant/ggml_codecs.h"
+#include "quant/scale_search.h"
 
 namespace qw::ggml {
 
 namespace {
-
-/// Below this magnitude a sub-block counts as zero.
-constexpr float kTiny = 1e-15F;
-
-struct ScaleMin {
-  float scale = 0.0F;
-  float min = 0.0F;  // subtracted: x ~ scale * code - min, min >= 0
-};
-
-struct AffineSearch {
-  int max_code;
-  float first, step;  // step sizes tried: (max_code + first + step * i) per range
-  int n_steps;
-  bool absolute_error;  // weigh |error| instead of its square
-};
-
-struct Sums {
-  float code = 0.0F, code2 = 0.0F, code_x = 0.0F;  // weighted
-};
-
-/// Scale and minimum for x ~ scale * codes + offset, offset <= 0.
-ScaleMin search_affine(std::span<const float> x, std::span<const float> weights,
-                       std::span<int8_t> codes, const AffineSearch& search) noexcept {
-  float min = x[0], max = x[0], sum_w = weights[0], sum_x = weights[0] * x[0];
-  for (size_t i = 1; i < x.size(); ++i) {
-    min = std::min(min, x[i]);
-    max = std::max(max, x[i]);
-    sum_w += weights[i];
-    sum_x += weights[i] * x[i];
-  }
-  min = std::min(min, 0.0F);
-  if (max == min) {
-    std::fill(codes.begin(), codes.end(), int8_t{0});
-    return {0.0F, -min};
-  }
-  std::array<int8_t, 32> trial{};
-  const auto round_codes = [&](float inverse_scale) {
-    Sums sums;
-    for (size_t i = 0; i < x.size(); ++i) {
-      const int code = std::clamp(round_even(inverse_scale * (x[i] - min)), 0, search.max_code);
-      trial[i] = static_cast<int8_t>(code);
-      const auto level = static_cast<float>(code);
-      sums.code += weights[i] * level;
-      sums.code2 += weights[i] * level * level;
-      sums.code_x += weights[i] * level * x[i];
-    }
-    return sums;
-  };
-  const auto error_of = [&](float scale, float offset) {
-    float error = 0.0F;
-    for (size_t i = 0; i < x.size(); ++i) {
-      const float diff = scale * static_cast<float>(trial[i]) + offset - x[i];
-      error += weights[i] * (search.absolute_error ? std::fabs(diff) : diff * diff);
-    }
-    return error;
-  };
-  // First guess: the whole range over all codes. Each improvement moves `min`, and with it the
-  // range that later trials divide.
-  const float first_inverse = static_cast<float>(search.max_code) / (max - min);
-  float scale = 1.0F / first_inverse;
-  round_codes(first_inverse);
-  float least_error = error_of(scale, min);
-  std::copy_n(trial.begin(), x.size(), codes.begin());
-  for (int i = 0; i <= search.n_steps; ++i) {
-    const float steps =
-        search.first + search.step * static_cast<float>(i) + static_cast<float>(search.max_code);
-    const Sums sums = round_codes(steps / (max - min));
-    const float determinant = sum_w * sums.code2 - sums.code * sums.code;
-    if (!(determinant > 0.0F)) continue;
-    float trial_scale = (sum_w * sums.code_x - sum_x * sums.code) / determinant;
-    float trial_offset = (sums.code2 * sum_x - sums.code * sums.code_x) / determinant;
-    if (trial_offset > 0.0F) {
-      trial_offset = 0.0F;
-      trial_scale = sums.code_x / sums.code2;
-    }
-    const float error = error_of(trial_scale, trial_offset);
-    if (error < least_error) {
-      std::copy_n(trial.begin(), x.size(), codes.begin());
-      least_error = error;
-      scale = trial_scale;
-      min = trial_offset;
-    }
-  }
-  return {scale, -min};
-}
-
-/// Scale for x ~ scale * code, code in [-max_code, max_code), weights x^2: nineteen step sizes.
-float search_symmetric(std::span<const float> x, int max_code, std::span<int8_t> codes) noexcept {
-  const float max = extreme(x);
-  if (std::fabs(max) < kTiny) {
-    std::fill(codes.begin(), codes.end(), static_cast<int8_t>(-max_code));
-    return 0.0F;
-  }
-  const auto code_of = [&](float inverse_scale, float value) {
-    return std::clamp(round_even(inverse_scale * value), -max_code, max_code - 1);
-  };
-  float scale = 0.0F, best = 0.0F;
-  const auto consider = [&](float inverse_scale, bool first) {
-    float sum_lx = 0.0F, sum_l2 = 0.0F;
-    for (const float value : x) {
-      const auto level = static_cast<float>(code_of(inverse_scale, value));
-      const float weight = value * value;
-      sum_lx += weight * value * level;
-      sum_l2 += weight * level * level;
-    }
-    if (!first && !(sum_l2 > 0.0F && sum_lx * sum_lx > best * sum_l2)) return;
-    for (size_t i = 0; i < x.size(); ++i)
-      codes[i] = static_cast<int8_t>(code_of(inverse_scale, x[i]));
-    scale = sum_l2 != 0.0F ? sum_lx / sum_l2 : 0.0F;
-    best = scale * sum_lx;
-  };
-  consider(static_cast<float>(-max_code) / max, true);
-  for (int i = -9; i <= 9; ++i) {
-    if (i != 0)
-      consider(-(static_cast<float>(max_code) + 0.1F * static_cast<float>(i)) / max, false);
-  }
-  return scale;
-}
 
 /// Scale for x ~ scale * code, code in [-4, 3], weights x^2: coordinate descent on the codes.
 float search_q3(std::span<const float> x, std::span<int8_t> codes) noexcept {
@@ -191,117 +73,181 @@ std::array<float, 32> rms_weights(const float* x) noexcept {
   return weights;
 }
 
+/// Scales or minima of a block as codes in [0, max_code], and what the codes are multiples of.
+template <size_t kSize>
+struct Levels {
+  std::array<int8_t, kSize> codes;
+  float unit = 0.0F;
+};
+
+/// `weights` null: the largest value has the largest code.
+template <size_t kSize>
+Levels<kSize> quantise_levels(const std::array<float, kSize>& values,
+                              const std::array<float, kSize>* weights, int max_code) noexcept {
+  Levels<kSize> out;
+  if (weights != nullptr) {
+    out.unit = search_positive(values, *weights, max_code, out.codes);
+    return out;
+  }
+  const float max = std::max(0.0F, *std::ranges::max_element(values));
+  const float inverse = max > 0.0F ? static_cast<float>(max_code) / max : 0.0F;
+  for (size_t s = 0; s < kSize; ++s)
+    out.codes[s] = static_cast<int8_t>(std::clamp(round_even(inverse * values[s]), 0, max_code));
+  out.unit = max / static_cast<float>(max_code);
+  return out;
+}
+
+float sum_of(std::span<const float> values) noexcept {
+  float sum = 0.0F;
+  for (const float value : values)
+    sum += value;
+  return sum;
+}
+
 /// The part that Q4_K and Q5_K share: searches the eight sub-blocks, stores their scales in six
 /// bits, then rounds the values again with the scales as stored.
 template <typename Block>
-std::array<int8_t, 256> encode_k4_scales(const float* x, const AffineSearch& search,
-                                         Block& block) noexcept {
+std::array<int8_t, 256> encode_k4_scales(const float* x, const Importance* importance,
+                                         const AffineSearch& plain, Block& block) noexcept {
+  const AffineSearch search =
+      importance != nullptr ? search_with_importance(plain.max_code) : plain;
+  const float mean_square = importance != nullptr ? 2.0F * sum_of_squares({x, 256}) / 256.0F : 0.0F;
   std::array<int8_t, 256> codes;
-  std::array<ScaleMin, 8> found;
-  float max_scale = 0.0F, max_min = 0.0F;
+  std::array<float, 8> scale, min, weight;
   for (size_t s = 0; s < 8; ++s) {
-    const std::array<float, 32> weights = rms_weights(x + 32 * s);
-    found[s] = search_affine({x + 32 * s, 32}, weights, {codes.data() + 32 * s, 32}, search);
-    max_scale = std::max(max_scale, found[s].scale);
-    max_min = std::max(max_min, found[s].min);
+    const std::array<float, 32> weights =
+        importance != nullptr ? weigh<32>(x + 32 * s, importance->weights + 32 * s, mean_square)
+                              : rms_weights(x + 32 * s);
+    const ScaleMin found =
+        search_affine({x + 32 * s, 32}, weights, {codes.data() + 32 * s, 32}, search);
+    scale[s] = found.scale;
+    min[s] = found.min;
+    weight[s] = sum_of(weights);
   }
-  const float inverse_scale = max_scale > 0.0F ? 63.0F / max_scale : 0.0F;
-  const float inverse_min = max_min > 0.0F ? 63.0F / max_min : 0.0F;
+  const auto* levels_weight = importance != nullptr ? &weight : nullptr;
+  const Levels<8> d = quantise_levels(scale, levels_weight, 63);
+  const Levels<8> m = quantise_levels(min, levels_weight, 63);
   K4Scales scales;
-  for (size_t s = 0; s < 8; ++s) {
-    scales.scale[s] =
-        static_cast<uint8_t>(std::clamp(round_even(inverse_scale * found[s].scale), 0, 63));
-    scales.min[s] = static_cast<uint8_t>(std::clamp(round_even(inverse_min * found[s].min), 0, 63));
-  }
+  std::ranges::copy(d.codes, scales.scale.begin());
+  std::ranges::copy(m.codes, scales.min.begin());
   block.scales = pack_k4_scales(scales);
-  block.d = f32_to_f16(max_scale / 63.0F);
-  block.dmin = f32_to_f16(max_min / 63.0F);
+  block.d = f32_to_f16(d.unit);
+  block.dmin = f32_to_f16(m.unit);
   for (size_t s = 0; s < 8; ++s) {
-    const float d = f16_to_f32(block.d) * static_cast<float>(scales.scale[s]);
-    if (d == 0.0F) continue;
-    const float min = f16_to_f32(block.dmin) * static_cast<float>(scales.min[s]);
+    const float step = f16_to_f32(block.d) * static_cast<float>(scales.scale[s]);
+    if (step == 0.0F) continue;
+    const float offset = f16_to_f32(block.dmin) * static_cast<float>(scales.min[s]);
     for (size_t i = 32 * s; i < 32 * s + 32; ++i) {
-      codes[i] = static_cast<int8_t>(std::clamp(round_even((x[i] + min) / d), 0, search.max_code));
+      codes[i] =
+          static_cast<int8_t>(std::clamp(round_even((x[i] + offset) / step), 0, search.max_code));
     }
   }
   return codes;
 }
 
-}  // namespace
-
-void encode(const float* x, BlockQ2_K& block) noexcept {
-  constexpr AffineSearch kSearch = {
+void encode_q2(const float* x, const Importance* importance, BlockQ2_K& block) noexcept {
+  constexpr AffineSearch kPlain = {
       .max_code = 3, .first = -0.5F, .step = 0.1F, .n_steps = 15, .absolute_error = true};
+  const AffineSearch search = importance != nullptr ? search_with_importance(3) : kPlain;
+  const float mean_square = importance != nullptr ? sum_of_squares({x, 256}) / 256.0F : 0.0F;
   std::array<int8_t, 256> codes;
-  std::array<ScaleMin, 16> found;
-  float max_scale = 0.0F, max_min = 0.0F;
+  std::array<float, 16> scale, min, weight;
   for (size_t s = 0; s < 16; ++s) {
     std::array<float, 16> weights;
-    for (size_t i = 0; i < 16; ++i)
-      weights[i] = std::fabs(x[16 * s + i]);
-    found[s] = search_affine({x + 16 * s, 16}, weights, {codes.data() + 16 * s, 16}, kSearch);
-    max_scale = std::max(max_scale, found[s].scale);
-    max_min = std::max(max_min, found[s].min);
+    if (importance != nullptr) {
+      weights = weigh<16>(x + 16 * s, importance->weights + 16 * s, mean_square);
+    } else {
+      for (size_t i = 0; i < 16; ++i)
+        weights[i] = std::fabs(x[16 * s + i]);
+    }
+    const ScaleMin found =
+        search_affine({x + 16 * s, 16}, weights, {codes.data() + 16 * s, 16}, search);
+    scale[s] = found.scale;
+    min[s] = found.min;
+    weight[s] = sum_of(weights);
   }
-  const float inverse_scale = max_scale > 0.0F ? 15.0F / max_scale : 0.0F;
-  const float inverse_min = max_min > 0.0F ? 15.0F / max_min : 0.0F;
-  block.d = f32_to_f16(max_scale / 15.0F);
-  block.dmin = f32_to_f16(max_min / 15.0F);
+  const auto* levels_weight = importance != nullptr ? &weight : nullptr;
+  const Levels<16> d = quantise_levels(scale, levels_weight, 15);
+  const Levels<16> m = quantise_levels(min, levels_weight, 15);
+  block.d = f32_to_f16(d.unit);
+  block.dmin = f32_to_f16(m.unit);
   block.qs = {};
   for (size_t s = 0; s < 16; ++s) {
-    const int scale = std::clamp(round_even(inverse_scale * found[s].scale), 0, 15);
-    const int min = std::clamp(round_even(inverse_min * found[s].min), 0, 15);
-    block.scales[s] = static_cast<uint8_t>(scale | min << 4);
-    const float d = f16_to_f32(block.d) * static_cast<float>(scale);
-    const float offset = f16_to_f32(block.dmin) * static_cast<float>(min);
+    block.scales[s] = static_cast<uint8_t>(d.codes[s] | m.codes[s] << 4);
+    const float step = f16_to_f32(block.d) * static_cast<float>(d.codes[s]);
+    const float offset = f16_to_f32(block.dmin) * static_cast<float>(m.codes[s]);
     for (size_t i = 16 * s; i < 16 * s + 16; ++i) {
-      const int code = d == 0.0F ? codes[i] : std::clamp(round_even((x[i] + offset) / d), 0, 3);
+      const int code =
+          step == 0.0F ? codes[i] : std::clamp(round_even((x[i] + offset) / step), 0, 3);
       put_two_bits(i, code, block.qs);
     }
   }
 }
 
-void encode(const float* x, BlockQ3_K& block) noexcept {
-  std::array<int8_t, 256> codes;
+/// Scales of the sub-blocks as codes in [-32, 32), and the block's scale.
+struct Q3Scales {
+  std::array<int8_t, 16> codes;
+  float unit = 0.0F;
+};
+
+Q3Scales q3_scales(const float* x, std::array<int8_t, 256>& codes) noexcept {
   std::array<float, 16> found;
   for (size_t s = 0; s < 16; ++s)
     found[s] = search_q3({x + 16 * s, 16}, {codes.data() + 16 * s, 16});
+  Q3Scales out;
+  out.codes.fill(-32);
   const float max_scale = extreme(found);
-  std::array<int8_t, 16> scales;
-  scales.fill(-32);
-  block.d = 0;
-  if (max_scale != 0.0F) {
-    const float inverse = -32.0F / max_scale;
-    for (size_t s = 0; s < 16; ++s) {
-      scales[s] = static_cast<int8_t>(std::clamp(round_even(inverse * found[s]), -32, 31));
-    }
-    block.d = f32_to_f16(1.0F / inverse);
+  if (max_scale == 0.0F) return out;
+  const float inverse = -32.0F / max_scale;
+  for (size_t s = 0; s < 16; ++s)
+    out.codes[s] = static_cast<int8_t>(std::clamp(round_even(inverse * found[s]), -32, 31));
+  out.unit = 1.0F / inverse;
+  return out;
+}
+
+Q3Scales q3_scales(const float* x, const Importance& importance,
+                   std::array<int8_t, 256>& codes) noexcept {
+  const float mean_square = 2.0F * sum_of_squares({x, 256}) / 256.0F;
+  std::array<float, 16> found, weight;
+  for (size_t s = 0; s < 16; ++s) {
+    const std::array<float, 16> weights =
+        weigh<16>(x + 16 * s, importance.weights + 16 * s, mean_square);
+    found[s] = search_symmetric({x + 16 * s, 16}, weights, 4, {codes.data() + 16 * s, 16});
+    weight[s] = sum_of(weights);
   }
-  block.scales = pack_q3_k_scales(scales);
+  Q3Scales out;
+  out.unit = search_symmetric(found, weight, 32, out.codes);
+  return out;
+}
+
+void store_q3(const float* x, const std::array<int8_t, 256>& codes, const Q3Scales& scales,
+              BlockQ3_K& block) noexcept {
+  block.d = f32_to_f16(scales.unit);
+  block.scales = pack_q3_k_scales(scales.codes);
   block.qs = {};
   block.hmask = {};
   for (size_t i = 0; i < 256; ++i) {
-    const float d = f16_to_f32(block.d) * static_cast<float>(scales[i / 16]);
+    const float d = f16_to_f32(block.d) * static_cast<float>(scales.codes[i / 16]);
     const int code = (d == 0.0F ? codes[i] : std::clamp(round_even(x[i] / d), -4, 3)) + 4;
     put_two_bits(i, code & 3, block.qs);
     block.hmask[i % 32] |= static_cast<uint8_t>(code >> 2 << (i / 32));
   }
 }
 
-void encode(const float* x, BlockQ4_K& block) noexcept {
+void encode_q4(const float* x, const Importance* importance, BlockQ4_K& block) noexcept {
   constexpr AffineSearch kSearch = {
       .max_code = 15, .first = -1.0F, .step = 0.1F, .n_steps = 20, .absolute_error = false};
-  const std::array<int8_t, 256> codes = encode_k4_scales(x, kSearch, block);
+  const std::array<int8_t, 256> codes = encode_k4_scales(x, importance, kSearch, block);
   for (size_t i = 0; i < 128; ++i) {
     const size_t low = i / 32 * 64 + i % 32;
     block.qs[i] = static_cast<uint8_t>(codes[low] | codes[low + 32] << 4);
   }
 }
 
-void encode(const float* x, BlockQ5_K& block) noexcept {
+void encode_q5(const float* x, const Importance* importance, BlockQ5_K& block) noexcept {
   constexpr AffineSearch kSearch = {
       .max_code = 31, .first = -0.5F, .step = 0.1F, .n_steps = 15, .absolute_error = false};
-  const std::array<int8_t, 256> codes = encode_k4_scales(x, kSearch, block);
+  const std::array<int8_t, 256> codes = encode_k4_scales(x, importance, kSearch, block);
   for (size_t i = 0; i < 128; ++i) {
     const size_t low = i / 32 * 64 + i % 32;
     block.qs[i] = static_cast<uint8_t>((codes[low] & 15) | (codes[low + 32] & 15) << 4);
@@ -311,12 +257,17 @@ void encode(const float* x, BlockQ5_K& block) noexcept {
     block.qh[i % 32] |= static_cast<uint8_t>(codes[i] >> 4 << (i / 32));
 }
 
-void encode(const float* x, BlockQ6_K& block) noexcept {
+void encode_q6(const float* x, const Importance* importance, BlockQ6_K& block) noexcept {
   block = {};
   std::array<int8_t, 256> codes;
   std::array<float, 16> found;
   for (size_t s = 0; s < 16; ++s) {
-    found[s] = search_symmetric({x + 16 * s, 16}, 32, {codes.data() + 16 * s, 16});
+    std::array<float, 16> weights;
+    for (size_t i = 0; i < 16; ++i) {
+      const float value = x[16 * s + i];
+      weights[i] = importance != nullptr ? importance->weights[16 * s + i] : value * value;
+    }
+    found[s] = search_symmetric({x + 16 * s, 16}, weights, 32, {codes.data() + 16 * s, 16});
   }
   const float max_scale = extreme(found);
   if (std::fabs(max_scale) < kTiny) return;
@@ -333,6 +284,47 @@ void encode(const float* x, BlockQ6_K& block) noexcept {
       block.qh[32 * half + column] |= static_cast<uint8_t>(code >> 4 << (2 * plane));
     }
   }
+}
+
+}  // namespace
+
+void encode(const float* x, BlockQ2_K& block) noexcept {
+  encode_q2(x, nullptr, block);
+}
+void encode(const float* x, const Importance& importance, BlockQ2_K& block) noexcept {
+  encode_q2(x, &importance, block);
+}
+
+void encode(const float* x, BlockQ4_K& block) noexcept {
+  encode_q4(x, nullptr, block);
+}
+void encode(const float* x, const Importance& importance, BlockQ4_K& block) noexcept {
+  encode_q4(x, &importance, block);
+}
+
+void encode(const float* x, BlockQ5_K& block) noexcept {
+  encode_q5(x, nullptr, block);
+}
+void encode(const float* x, const Importance& importance, BlockQ5_K& block) noexcept {
+  encode_q5(x, &importance, block);
+}
+
+void encode(const float* x, BlockQ6_K& block) noexcept {
+  encode_q6(x, nullptr, block);
+}
+void encode(const float* x, const Importance& importance, BlockQ6_K& block) noexcept {
+  encode_q6(x, &importance, block);
+}
+
+void encode(const float* x, BlockQ3_K& block) noexcept {
+  std::array<int8_t, 256> codes;
+  const Q3Scales scales = q3_scales(x, codes);
+  store_q3(x, codes, scales, block);
+}
+void encode(const float* x, const Importance& importance, BlockQ3_K& block) noexcept {
+  std::array<int8_t, 256> codes;
+  const Q3Scales scales = q3_scales(x, importance, codes);
+  store_q3(x, codes, scales, block);
 }
 
 }  // namespace qw::ggml
