@@ -10,8 +10,10 @@
 #include <nlohmann/json.hpp>
 
 #include "base/mapped_file.h"
+#include "quantize/importance.h"
 #include "support/adapter_writer.h"
 #include "support/cli_fixture.h"
+#include "support/golden.h"
 
 namespace qw::test {
 namespace {
@@ -232,6 +234,65 @@ TEST_F(CliQuantize, GptqGoesOnAfterAnInterruption) {
   const auto text = [&](const char* name) { return read_text_file(path(name)); };
   EXPECT_EQ(text("a/model.safetensors"), text("b/model.safetensors"));
   EXPECT_FALSE(std::filesystem::exists(path("b.work")));
+}
+
+TEST_F(CliQuantize, ImportancesAreLlamaImatrixs) {
+  const auto model = find_golden("gguf/files/mini-f16.gguf");
+  const auto text = find_golden("gguf/calib.txt");
+  const auto golden = find_golden("gguf/imatrix-mini.gguf");
+  if (!model || !text || !golden) GTEST_SKIP() << "without the shared goldens";
+  const Ran ran = qianwen({"imatrix", *model, "--calibration", *text, "--calibration-length", "128",
+                           "--output", path("ours.gguf"), "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const auto ours = quantize::read_importance(path("ours.gguf"));
+  const auto theirs = quantize::read_importance(*golden);
+  EXPECT_EQ(theirs.n_chunks, 26);
+  EXPECT_GE(ours.n_chunks, 26);  // and the rest of the text
+  for (const auto& [name, entry] : theirs.entries) {
+    if (!name.starts_with("blk.")) continue;
+    const auto k = static_cast<int64_t>(entry.sums.size());
+    const std::vector<float> a = ours.weights(name, 0, 1, k), b = theirs.weights(name, 0, 1, k);
+    ASSERT_EQ(a.size(), b.size()) << name;
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+      difference += std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+      size += static_cast<double>(b[i]);
+    }
+    EXPECT_LT(difference, 0.03 * size) << name;
+  }
+}
+
+TEST_F(CliQuantize, ImportancesHelpAndTheirFilesAreChecked) {
+  const Items made = items();
+  const std::string calibration = write("items.jsonl", made.calibration);
+  const std::string judged = write("judged.txt", made.judged);
+  const Ran ran = qianwen(
+      {"imatrix", kBundled, "--calibration", calibration, "--output", path("i.dat"), "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(json::parse(ran.out)["entries"], 43);
+  expect_failure(qianwen({"imatrix", kBundled, "--output", path("i.dat")}), 2, "--force");
+  const Ran rewritten = qianwen({"imatrix", "--from", path("i.dat"), "--output", path("i.gguf")});
+  EXPECT_EQ(rewritten.code, 0) << rewritten.err;
+  const auto kl_with = [&](const std::string& name, const std::vector<std::string>& more) {
+    std::vector<std::string> args = {"quantize", kBundled,   "--to",
+                                     "q2_k",     "--output", path(name.c_str())};
+    args.insert(args.end(), more.begin(), more.end());
+    const Ran quantised = qianwen(args);
+    EXPECT_EQ(quantised.code, 0) << quantised.err;
+    const Ran compared =
+        qianwen({"compare", kBundled, path(name.c_str()), "--file", judged, "--json"});
+    return json::parse(compared.out)["kl"]["mean"].get<double>();
+  };
+  const double plain = kl_with("plain.gguf", {});
+  const double helped = kl_with("helped.gguf", {"--imatrix", path("i.gguf")});
+  EXPECT_LT(helped, 0.95 * plain);
+  EXPECT_EQ(kl_with("dat.gguf", {"--imatrix", path("i.dat")}), helped);
+  expect_failure(qianwen({"quantize", kBundled, "--to", "q2_k", "--imatrix", judged, "--output",
+                          path("a.gguf")}),
+                 4, "judged.txt");
+  expect_failure(qianwen({"quantize", kBundled, "--to", "gptq-int4", "--imatrix", path("i.dat"),
+                          "--output", path("a")}),
+                 2, "--imatrix");
 }
 
 }  // namespace

@@ -98,4 +98,12 @@ quantize::CalibrationSet read_calibration(const CalibrationFlags& flags, const M
   return quantize::cut_calibration({ids_of_text(files, model, text)}, flags.cut);
 }
 
+std::unique_ptr<Backend> calibration_backend(const CommonOptions& options) {
+  OpenOptions open = open_options(options);
+  // Inputs are to be seen as they are, not as a fast kernel rounds them.
+  if (open.backend.activations == ActivationMode::kAuto)
+    open.backend.activations = ActivationMode::kF32;
+  return make_backend(open.device, open.backend);
+}
+
 }  // namespace qw::app

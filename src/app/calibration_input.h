@@ -4,9 +4,10 @@
 #pragma once
 
 #include <CLI/App.hpp>
-#include <cstdint>
+#include <memory>
 #include <string>
 
+#include "app/command.h"
 #include "engine/bundle.h"
 #include "quantize/calibration.h"
 
@@ -26,5 +27,9 @@ void add_calibration_flags(CLI::App& app, CalibrationFlags& flags);
 /// invalid_argument (a line that is none of these; too little), those of the template.
 quantize::CalibrationSet read_calibration(const CalibrationFlags& flags, const ModelFiles& files,
                                           const std::string& model);
+
+/// What calibration runs on: as the flags say, but with inputs in f32 unless they say otherwise, so
+/// that they are seen as they are and not as a fast kernel rounds them.
+std::unique_ptr<Backend> calibration_backend(const CommonOptions& options);
 
 }  // namespace qw::app

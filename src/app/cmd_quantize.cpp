@@ -28,7 +28,7 @@ using nlohmann::ordered_json;
 struct Options : CommonOptions {
   std::string to, output, name;
   std::vector<std::string> tensor_types;  // REGEX=TYPE
-  std::string embedding_type, output_type;
+  std::string embedding_type, output_type, imatrix;
   bool pure = false, dry_run = false, force = false;
   GptqFlags gptq;
 };
@@ -149,7 +149,12 @@ void report(const Options& options, const GgufPlan& plan, double seconds) {
 
 void run(const Options& options) {
   init_logging(options.log_level);
-  const GgufChoices choices = choices_of(options);
+  GgufChoices choices = choices_of(options);
+  std::optional<quantize::ImportanceMatrix> importance;
+  if (!options.imatrix.empty()) {
+    importance = quantize::read_importance(options.imatrix);
+    choices.importance = &*importance;
+  }
   const auto start = std::chrono::steady_clock::now();
   const std::string path = model_path(options);
   const auto checkpoint = Checkpoint::open(path);
@@ -223,8 +228,8 @@ void check_flags(const CLI::App& app, const Options& options) {
     }
     return;
   }
-  for (const char* flag :
-       {"--tensor-type", "--embedding-type", "--output-type", "--pure", "--name", "--force"}) {
+  for (const char* flag : {"--tensor-type", "--embedding-type", "--output-type", "--pure", "--name",
+                           "--force", "--imatrix"}) {
     if (app.count(flag) > 0) refuse(flag, "a GGUF type");
   }
 }
@@ -252,6 +257,8 @@ Command register_quantize(CLI::App& root) {
   app->add_option("--embedding-type", options->embedding_type, "The type of the embedding");
   app->add_option("--output-type", options->output_type, "The type of the output matrix");
   app->add_flag("--pure", options->pure, "The same type for all matrices");
+  app->add_option("--imatrix", options->imatrix,
+                  "How much each input matters: what imatrix or llama-imatrix wrote");
   add_gptq_flags(*app, options->gptq);
   return {app, [app, options] {
             need_output(*options);

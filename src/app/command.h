@@ -98,6 +98,7 @@ Command register_convert(CLI::App& root);
 Command register_detokenize(CLI::App& root);
 Command register_extract(CLI::App& root);
 Command register_generate(CLI::App& root);
+Command register_imatrix(CLI::App& root);
 Command register_info(CLI::App& root);
 Command register_inspect(CLI::App& root);
 Command register_merge(CLI::App& root);

@@ -64,9 +64,10 @@ int run(int argc, char** argv) {
       qw::app::register_render(root),   qw::app::register_inspect(root),
       qw::app::register_merge(root),    qw::app::register_extract(root),
       qw::app::register_plan(root),     qw::app::register_info(root),
-      qw::app::register_bench(root),    qw::app::register_serve(root),
-      qw::app::register_replay(root),   qw::app::register_quantize(root),
-      qw::app::register_convert(root),  qw::app::register_compare(root),
+      qw::app::register_bench(root),    qw::app::register_imatrix(root),
+      qw::app::register_serve(root),    qw::app::register_replay(root),
+      qw::app::register_quantize(root), qw::app::register_convert(root),
+      qw::app::register_compare(root),
   };
   std::string topic;
   CLI::App* help = root.add_subcommand("help", "Help on a command");

@@ -126,14 +126,6 @@ class Report {
   std::optional<Progress> progress_;
 };
 
-std::unique_ptr<Backend> backend_for(const CommonOptions& options) {
-  OpenOptions open = open_options(options);
-  // Inputs are to be seen as they are, not as a fast kernel rounds them.
-  if (open.backend.activations == ActivationMode::kAuto)
-    open.backend.activations = ActivationMode::kF32;
-  return make_backend(open.device, open.backend);
-}
-
 }  // namespace
 
 void add_gptq_flags(CLI::App& app, GptqFlags& flags) {
@@ -202,7 +194,7 @@ void run_gptq(const CommonOptions& options, const GptqFlags& flags, std::string_
     const int64_t hidden_bytes =
         calibration.n_tokens * config.hidden * static_cast<int64_t>(sizeof(float));
     check_room("quantize", output, plan.quantised_bytes + plan.bytes() + 2 * hidden_bytes);
-    const auto backend = backend_for(options);
+    const auto backend = calibration_backend(options);
     ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
     request.on_layer = [&](int layer, const auto& modules) { report.layer(layer, modules); };
     request.on_quantised = [&](int64_t bytes) { report.quantised(bytes); };

@@ -64,7 +64,8 @@ class TypeChooser {
     if (const std::optional<DType> asked = asked_for(id, name)) return fitting(*asked, name, cols);
     const RecipeTensor tensor{id, cols};
     if (!choices_.pure) {
-      const DType type = recipe_type(*choices_.recipe, model_, tensor, false);
+      const DType type =
+          recipe_type(*choices_.recipe, model_, tensor, choices_.importance != nullptr);
       note_fallback(id, type, cols, warnings);
       return type;
     }
@@ -115,7 +116,10 @@ class Planner {
  public:
   Planner(const Checkpoint& checkpoint, const ModelConfig& config, const NetworkSources& sources,
           const GgufChoices& choices)
-      : checkpoint_(checkpoint), sources_(sources), chooser_(choices, config) {
+      : checkpoint_(checkpoint),
+        sources_(sources),
+        importance_(choices.importance),
+        chooser_(choices, config) {
     for (int index = 0; index < std::ssize(sources.layers); ++index) {
       const LayerSources& layer = sources.layers[static_cast<size_t>(index)];
       add_vector({Slot::kInputNorm, index}, ".weight", layer.input_norm);
@@ -129,6 +133,7 @@ class Planner {
     if (!sources.tied) add_matrices(sources.lm_head);
     std::ranges::sort(plan_.tensors, comes_before);
     warn_of_rounded_sources();
+    warn_of_missing_importances();
   }
 
   GgufPlan take() { return std::move(plan_); }
@@ -153,7 +158,21 @@ class Planner {
     const bool is_vector = id.slot == Slot::kSharedExpertGate;
     tensor.shape = is_stacked ? Shape{std::ssize(parts), n, k} : is_vector ? Shape{k} : Shape{n, k};
     tensor.parts = std::move(parts);
+    add_importance(tensor);
     plan_.tensors.push_back(std::move(tensor));
+  }
+  void add_importance(GgufTensor& tensor) {
+    if (importance_ == nullptr || !is_quantised(tensor.dtype) || tensor.is_copied()) return;
+    const int64_t n_parts = std::ssize(tensor.parts);
+    for (int64_t i = 0; i < n_parts; ++i) {
+      std::vector<float> weights =
+          importance_->weights(tensor.name, i, n_parts, tensor.parts.front().k);
+      if (weights.empty()) {
+        without_importance_.push_back(tensor.name);
+        return;
+      }
+      tensor.importance.push_back(std::move(weights));
+    }
   }
   void add_matrices(const LinearParts& linear) {
     auto bias = linear.bias.begin();
@@ -203,9 +222,19 @@ class Planner {
     }
   }
 
+  void warn_of_missing_importances() {
+    if (without_importance_.empty()) return;
+    plan_.warnings.push_back(
+        fmt::format("{} tensors are not in the importance matrix, such as {}: their inputs count "
+                    "all as much",
+                    without_importance_.size(), without_importance_.front()));
+  }
+
   const Checkpoint& checkpoint_;
   const NetworkSources& sources_;
+  const quantize::ImportanceMatrix* importance_;
   TypeChooser chooser_;
+  std::vector<std::string> without_importance_;
   GgufPlan plan_;
 };
 
@@ -235,11 +264,30 @@ GgufEntries entries_of_gguf(const GgufMetadata& metadata, uint32_t file_type) {
   return out;
 }
 
+/// What llama-quantize says of the importances.
+void add_importance_entries(const quantize::ImportanceMatrix& importance, GgufEntries& entries) {
+  const auto set = [&](const char* key, GgufValue value) {
+    std::erase_if(entries, [&](const auto& entry) { return entry.first == key; });
+    entries.emplace_back(key, std::move(value));
+  };
+  set("quantize.imatrix.file", GgufValue::string(importance.file));
+  if (!importance.datasets.empty())
+    set("quantize.imatrix.dataset", GgufValue::string(importance.datasets.front()));
+  set("quantize.imatrix.entries_count",
+      GgufValue::u32(static_cast<uint32_t>(importance.entries.size())));
+  if (importance.n_chunks > 0) {
+    set("quantize.imatrix.chunks_count",
+        GgufValue::u32(static_cast<uint32_t>(importance.n_chunks)));
+  }
+}
+
 // ---- writing -----------------------------------------------------------------------------------
 
 /// Pushes rows [begin, begin + n) of a part, decoded and encoded on all threads.
-void write_rows(const GgufTensor& tensor, const LinearSource& part, int64_t begin, int64_t n,
-                ThreadPool& pool, std::vector<std::byte>& bytes) {
+void write_rows(const GgufTensor& tensor, size_t index, int64_t begin, int64_t n, ThreadPool& pool,
+                std::vector<std::byte>& bytes) {
+  const LinearSource& part = tensor.parts[index];
+  const float* importance = tensor.importance.empty() ? nullptr : tensor.importance[index].data();
   const int64_t bytes_per_row = row_bytes(tensor.dtype, part.k, tensor.name);
   bytes.resize(static_cast<size_t>(n * bytes_per_row));
   pool.parallel_for(n, 1, [&](int64_t first, int64_t last, int) {
@@ -247,7 +295,9 @@ void write_rows(const GgufTensor& tensor, const LinearSource& part, int64_t begi
     for (int64_t r = first; r < last; ++r) {
       part.decode_rows(begin + r, 1, row.data());
       try {
-        encode_row(tensor.dtype, row.data(), part.k, bytes.data() + r * bytes_per_row);
+        std::byte* out = bytes.data() + r * bytes_per_row;
+        importance == nullptr ? encode_row(tensor.dtype, row.data(), part.k, out)
+                              : encode_row(tensor.dtype, row.data(), importance, part.k, out);
       } catch (const Error& error) {
         throw Error(error.kind(), fmt::format("{} (row {} of {})", error.message(), begin + r,
                                               printable(part.name)));
@@ -273,14 +323,15 @@ void write_tensor(const GgufTensor& tensor, ThreadPool& pool, GgufSink sink,
   };
   if (tensor.parts.empty()) return push(std::as_bytes(std::span(tensor.values)));
   std::vector<std::byte> bytes;
-  for (const LinearSource& part : tensor.parts) {
+  for (size_t index = 0; index < tensor.parts.size(); ++index) {
+    const LinearSource& part = tensor.parts[index];
     if (tensor.is_copied()) {
       push(bytes_of(part));
       continue;
     }
     const int64_t rows = std::max<int64_t>(1, kChunkValues / part.k);
     for (int64_t begin = 0; begin < part.n; begin += rows) {
-      write_rows(tensor, part, begin, std::min(rows, part.n - begin), pool, bytes);
+      write_rows(tensor, index, begin, std::min(rows, part.n - begin), pool, bytes);
       push(bytes);
     }
   }
@@ -334,6 +385,7 @@ GgufPlan plan_gguf(const Checkpoint& checkpoint, const ModelConfig& config,
           : gguf_entries(checkpoint, config, tokenizer, count_parameters(plan),
                          choices.name.empty() ? name_of_path(checkpoint.path) : choices.name,
                          file_type);
+  if (choices.importance != nullptr) add_importance_entries(*choices.importance, plan.entries);
   return plan;
 }
 

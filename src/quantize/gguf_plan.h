@@ -15,6 +15,7 @@
 #include "model/sources.h"
 #include "quantize/gguf_metadata.h"
 #include "quantize/gguf_recipe.h"
+#include "quantize/importance.h"
 
 namespace qw {
 
@@ -25,16 +26,19 @@ struct GgufChoices {
   std::vector<std::pair<std::string, DType>> tensor_types;
   std::optional<DType> embedding, output;
   bool pure = false;  // the recipe's base type for all matrices
-  std::string name;   // general.name; "": from the path
+  /// How much errors of each input count; null: all as much. Must outlive the plan.
+  const quantize::ImportanceMatrix* importance = nullptr;
+  std::string name;  // general.name; "": from the path
 };
 
 struct GgufTensor {
   std::string name;  // "blk.0.attn_q.weight"
   ModuleId id;
   DType dtype = DType::kF32;
-  Shape shape;                      // outermost first
-  std::vector<LinearSource> parts;  // of a matrix: one for each expert
-  std::vector<float> values;        // of a norm or bias
+  Shape shape;                                 // outermost first
+  std::vector<LinearSource> parts;             // of a matrix: one for each expert
+  std::vector<std::vector<float>> importance;  // of the inputs of each part; empty: not known
+  std::vector<float> values;                   // of a norm or bias
 
   /// In the file.
   int64_t bytes() const;

@@ -1,0 +1,104 @@
+// qianwen imatrix: how much each input of each matrix matters, for quantize --imatrix.
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "app/calibration_input.h"
+#include "app/command.h"
+#include "app/open.h"
+#include "app/output_room.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "quantize/importance.h"
+
+namespace qw::app {
+
+namespace {
+
+struct Options : CommonOptions {
+  std::string output, from;
+  bool force = false;
+  CalibrationFlags calibration;
+};
+
+void check_output(const Options& options) {
+  std::error_code error;
+  if (std::filesystem::exists(options.output, error) && !options.force) {
+    fail(ErrorKind::kInvalidArgument, "imatrix",
+         "--output: expected a file that is not there yet (or --force), got {}",
+         printable(options.output, 4096));
+  }
+  check_room("imatrix", options.output, 0);
+}
+
+quantize::ImportanceMatrix collect(const Options& options) {
+  const std::string path = model_path(options);
+  const ModelFiles files = open_for_reading(options, true);
+  const ModelConfig config = ModelConfig::from_checkpoint(*files.checkpoint);
+  const NetworkSources sources = open_network(*files.checkpoint, config);
+  const quantize::CalibrationSet calibration = read_calibration(options.calibration, files, path);
+  logger().info("calibration: {}", calibration.summary());
+  const auto backend = calibration_backend(options);
+  Progress progress("layers", config.n_layers, Progress::Unit::kItems);
+  quantize::ImportanceMatrix out = quantize::collect_importance(
+      config, sources, calibration, *backend, &interrupted(), [&](int) { progress.add(1); });
+  files.checkpoint->check_readable();
+  out.datasets = {options.calibration.file.empty()
+                      ? "built-in"
+                      : std::filesystem::path(options.calibration.file).filename().string()};
+  return out;
+}
+
+void run(const Options& options) {
+  init_logging(options.log_level);
+  const auto start = std::chrono::steady_clock::now();
+  check_output(options);
+  const quantize::ImportanceMatrix matrix =
+      options.from.empty() ? collect(options) : quantize::read_importance(options.from);
+  write_importance(matrix, options.output);
+  int64_t n_unseen = 0;
+  for (const auto& [name, entry] : matrix.entries) {
+    for (const float count : entry.counts)
+      n_unseen += count == 0 ? 1 : 0;
+  }
+  if (n_unseen > 0)
+    logger().warn("{} matrices of experts got no tokens: their inputs count all as much", n_unseen);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  if (options.json) {
+    return print_json({{"output", options.output},
+                       {"entries", matrix.entries.size()},
+                       {"chunks", matrix.n_chunks},
+                       {"chunk_tokens", matrix.chunk_tokens},
+                       {"datasets", matrix.datasets},
+                       {"unseen", n_unseen},
+                       {"seconds", seconds.count()}});
+  }
+  print_result(fmt::format("{} entries, {} chunks of up to {} tokens; {} written in {:.1f} s\n",
+                           matrix.entries.size(), matrix.n_chunks, matrix.chunk_tokens,
+                           options.output, seconds.count()));
+}
+
+}  // namespace
+
+Command register_imatrix(CLI::App& root) {
+  auto options = std::make_shared<Options>();
+  CLI::App* app =
+      root.add_subcommand("imatrix", "Write how much each input of each matrix matters");
+  add_model_argument(*app, *options);
+  add_compute_flags(*app, *options);
+  app->add_option("--output", options->output, "The file to write: .gguf, or .dat")->required();
+  CLI::Option* from = app->add_option("--from", options->from,
+                                      "Rewrite this .gguf or .dat instead of running a model");
+  app->add_flag("--force", options->force, "Replace the file that is there");
+  add_calibration_flags(*app, options->calibration);
+  for (const char* flag : {"--calibration", "--calibration-length", "--calibration-tokens"})
+    app->get_option(flag)->excludes(from);
+  return {app, [options] { run(*options); }};
+}
+
+}  // namespace qw::app

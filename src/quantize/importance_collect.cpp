@@ -1,0 +1,121 @@
+// Level 6 (quantize): importances from calibration.
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "quantize/importance.h"
+#include "quantize/layer_pass.h"
+
+namespace qw::quantize {
+
+namespace {
+
+/// Sums of squares of the inputs of one matrix, in double.
+class Squares {
+ public:
+  explicit Squares(int64_t k) : sums_(static_cast<size_t>(k)) {}
+
+  void add(const float* x, int64_t n_tokens) {
+    for (int64_t t = 0; t < n_tokens; ++t, x += sums_.size()) {
+      for (size_t i = 0; i < sums_.size(); ++i)
+        sums_[i] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    }
+    n_tokens_ += n_tokens;
+  }
+  void append_to(ImportanceEntry& entry) const {
+    for (const double sum : sums_)
+      entry.sums.push_back(static_cast<float>(sum));
+    entry.counts.push_back(static_cast<float>(n_tokens_));
+  }
+
+ private:
+  std::vector<double> sums_;
+  int64_t n_tokens_ = 0;
+};
+
+class Collector {
+ public:
+  Collector(const ModelConfig& config, Backend& backend, LayerPass& pass)
+      : config_(config), backend_(backend), pass_(pass) {}
+
+  void layer(const LayerSources& layer) {
+    const LayerWeights w = pack_layer(backend_, layer, config_);
+    collect(layer.qkv, [&](LayerPass::Take add) { pass_.norm_inputs(w, add); });
+    collect(layer.o, [&](LayerPass::Take add) { pass_.attend(w, add); });
+    if (w.moe == nullptr) {
+      collect(layer.gate_up, [&](LayerPass::Take add) { pass_.add_attention(w, add); });
+      collect(layer.down, [&](LayerPass::Take add) { pass_.gated(w.gate_up, add); });
+    } else {
+      pass_.add_attention(w, [](const float*, int64_t) {});
+      experts(layer.moe, *w.moe);
+    }
+    pass_.add_feed_forward(w);
+  }
+
+  /// The output matrix sees the norm of the last hidden states.
+  void output(const NetworkSources& sources) {
+    LayerWeights last;
+    last.input_norm = backend_.upload(sources.final_norm);
+    LinearParts head = sources.lm_head;
+    if (sources.tied) head.modules = {{Slot::kEmbedding}};
+    collect(head, [&](LayerPass::Take add) { pass_.norm_inputs(last, add); });
+  }
+
+  ImportanceMatrix take() { return std::move(out_); }
+
+ private:
+  using Stage = FunctionRef<void(LayerPass::Take)>;
+
+  ImportanceEntry& entry_of(ModuleId id) {
+    id.expert = -1;
+    return out_.entries[gguf_name(id) + ".weight"];
+  }
+  /// Appends what `stage` shows to the entries of all matrices that share it.
+  void collect(const LinearParts& parts, Stage stage) {
+    Squares squares(parts.parts.front().k);
+    stage([&](const float* x, int64_t n_tokens) { squares.add(x, n_tokens); });
+    for (const ModuleId& id : parts.modules)
+      squares.append_to(entry_of(id));
+  }
+  void experts(const MoeSources& from, const MoeWeights& moe) {
+    const std::vector<std::vector<int32_t>> routed = pass_.route(moe);
+    for (size_t e = 0; e < routed.size(); ++e) {
+      collect(from.gate_up[e], [&](LayerPass::Take add) { pass_.expert_inputs(routed[e], add); });
+      collect(from.down[e],
+              [&](LayerPass::Take add) { pass_.expert_gated(routed[e], moe.gate_up[e], add); });
+    }
+    if (from.shared_gate_up.parts.empty()) return;
+    std::vector<int32_t> all(static_cast<size_t>(pass_.n_tokens()));
+    std::iota(all.begin(), all.end(), 0);
+    collect(from.shared_gate_up, [&](LayerPass::Take add) { pass_.expert_inputs(all, add); });
+    collect(from.shared_down, [&](LayerPass::Take add) { pass_.gated(moe.shared_gate_up, add); });
+  }
+
+  const ModelConfig& config_;
+  Backend& backend_;
+  LayerPass& pass_;
+  ImportanceMatrix out_;
+};
+
+}  // namespace
+
+ImportanceMatrix collect_importance(const ModelConfig& config, const NetworkSources& sources,
+                                    const CalibrationSet& calibration, Backend& backend,
+                                    const CancelFlag* cancel,
+                                    const std::function<void(int)>& on_layer) {
+  LayerPass pass(backend, config, calibration.sequences, cancel);
+  pass.embed(*backend.pack_embedding(sources.embedding.parts.front()));
+  Collector collector(config, backend, pass);
+  for (int layer = 0; layer < config.n_layers; ++layer) {
+    collector.layer(sources.layers[static_cast<size_t>(layer)]);
+    if (on_layer) on_layer(layer);
+  }
+  collector.output(sources);
+  ImportanceMatrix out = collector.take();
+  out.n_chunks = std::ssize(calibration.sequences);
+  for (const auto& sequence : calibration.sequences)
+    out.chunk_tokens = std::max(out.chunk_tokens, static_cast<int64_t>(sequence.size()));
+  return out;
+}
+
+}  // namespace qw::quantize
