@@ -9,7 +9,7 @@ Answer::Answer(int index, const Request& request, int64_t max_len,
     : config_(request.config), max_new_(max_len - static_cast<int64_t>(request.prompt.size())) {
   completion_.index = index;
   if (tokenizer != nullptr) detokenizer_.emplace(std::move(tokenizer), request.skip_special_tokens);
-  if (!config_.stop_strings.empty()) stop_.emplace(config_.stop_strings);
+  if (request.stop) stop_ = *request.stop;
 }
 
 Answer::Piece Answer::push(int32_t id, std::optional<TokenLogprobs> logprobs) {

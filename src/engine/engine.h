@@ -23,6 +23,7 @@ namespace qw {
 
 class LogitsProcessor;
 class PrefixStore;
+class StopStrings;
 struct KvSequence;
 class Tokenizer;
 
@@ -71,6 +72,8 @@ struct Request {
   /// Prefixes are shared, in memory and on disk, among requests with the same salt. "": the one
   /// that all without share. Changes no bit.
   std::string cache_salt;
+  /// config.stop_strings as an automaton, which requests may share; null: the engine makes it.
+  std::shared_ptr<const StopStrings> stop;
   /// More processors, after the configured ones and before the warpers (grammars enter here).
   std::vector<std::shared_ptr<LogitsProcessor>> processors;
 };

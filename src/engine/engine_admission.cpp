@@ -8,6 +8,7 @@
 #include "engine/engine_impl.h"
 #include "engine/generation_config_checks.h"
 #include "model/memory_plan.h"
+#include "text/stop_strings.h"
 
 namespace qw {
 namespace {
@@ -181,6 +182,8 @@ RequestId Engine::Impl::submit(Request request) {
   const int64_t max_len = max_length_of(request);
   const int64_t working_bytes = working_bytes_of(request, max_len);
   check_working_bytes(working_bytes);
+  if (request.stop == nullptr && !request.config.stop_strings.empty())
+    request.stop = std::make_shared<const StopStrings>(request.config.stop_strings);
   const RequestId id = next_id_++;
   auto active = std::make_unique<ActiveRequest>(std::move(request), std::move(adapter));
   const Request& own = active->request;

@@ -45,6 +45,7 @@ struct GenerationConfig {
   int64_t min_new_tokens = 0;
   int64_t min_length = 0;  // prompt included
   std::vector<std::string> stop_strings;
+  static constexpr size_t kMaxStopBytes = 16384;  // of all of them
   bool include_stop_str_in_output = false;  // Transformers keeps the stop string, servers cut it
   bool ignore_eos = false;                  // go on after end tokens (benchmarks)
 

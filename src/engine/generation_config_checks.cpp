@@ -152,11 +152,15 @@ void check_lengths(const GenerationConfig& c) {
     in_range("stop_strings (how many)", static_cast<int64_t>(c.stop_strings.size()), 0,
              static_cast<int64_t>(kMaxStopStrings));
   }
+  size_t n_bytes = 0;
   for (const std::string& stop : c.stop_strings) {
     if (stop.empty())
       fail(ErrorKind::kInvalidArgument, "generation",
            "stop_strings: expected strings that are not empty, got \"\"");
+    n_bytes += stop.size();
   }
+  in_range("stop_strings (bytes in all)", static_cast<int64_t>(n_bytes), 0,
+           static_cast<int64_t>(GenerationConfig::kMaxStopBytes));
 }
 
 void check_distribution(const GenerationConfig& c) {

@@ -96,7 +96,15 @@ Json read_keys(const std::string& path) {
   const std::string text = read_text_file(path, limits.max_bytes);
   Json file;
   try {
-    file = Json::parse(text, std::ref(guard));
+    RepeatedKeys<Json> repeated;
+    file = Json::parse(text, [&](int depth, Json::parse_event_t event, Json& parsed) {
+      repeated.see(event, parsed);
+      return guard(depth, event, parsed);
+    });
+    if (!repeated.found().empty()) {
+      fail(ErrorKind::kCorrupt, "keys", "{}: expected it once in its object, got it again ({})",
+           repeated.found().front(), printable(path, 4096));
+    }
   } catch (const Json::parse_error& error) {
     fail(ErrorKind::kCorrupt, "keys", "file: expected JSON, got an error at byte {} ({})",
          error.byte, printable(path, 4096));
@@ -104,6 +112,12 @@ Json read_keys(const std::string& path) {
   if (!file.is_object() || !file.contains("keys") || !file["keys"].is_array()) {
     fail(ErrorKind::kCorrupt, "keys", "file: expected {{\"keys\": [...]}}, got {} ({})",
          file.is_object() ? "an object without such a list" : kind_of(file), printable(path, 4096));
+  }
+  for (const auto& [name, value] : file.items()) {
+    if (name != "keys") {
+      fail(ErrorKind::kCorrupt, "keys", "file: expected nothing beside \"keys\", got '{}' ({})",
+           printable(name), printable(path, 4096));
+    }
   }
   return std::move(file["keys"]);
 }
@@ -133,11 +147,12 @@ KeyRing KeyRing::read(const std::string& path) {
     key.name = entry.name();
     key.sha256 = entry.hash();
     key.is_admin = entry.is_admin();
-    if (const auto rate = entry.rate("requests_per_minute"))
-      key.requests = Bucket{*rate, *rate, now};
-    if (const auto rate = entry.rate("tokens_per_minute")) key.tokens = Bucket{*rate, *rate, now};
+    if (const auto rate = entry.rate("requests_per_minute")) key.requests.emplace(*rate, now);
+    if (const auto rate = entry.rate("tokens_per_minute")) key.tokens.emplace(*rate, now);
     if (ring.find(key.name) != nullptr)
       entry.refuse("name", "a name of its own", "that of another key");
+    if (std::ranges::find(ring.keys_, key.sha256, &Key::sha256) != ring.keys_.end())
+      entry.refuse("sha256", "a key of its own", "that of another entry");
     ring.keys_.push_back(std::move(key));
   }
   if (ring.keys_.empty())
@@ -178,7 +193,7 @@ Client KeyRing::identify(const http::Request& request) const {
 
 void KeyRing::Bucket::fill(Clock::time_point now) {
   const double minutes = std::chrono::duration<double>(now - filled).count() / 60;
-  level = std::min(per_minute, level + per_minute * std::max(minutes, 0.0));
+  level = std::min(most(), level + per_minute * std::max(minutes, 0.0));
   filled = now;
 }
 

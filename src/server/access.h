@@ -4,6 +4,7 @@
 // hash is needed to protect them. Quotas are token buckets that hold a minute's worth.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <map>
@@ -62,7 +63,11 @@ class KeyRing {
  private:
   /// Holds what is left of a quota; may go below zero, since tokens are counted afterwards.
   struct Bucket {
-    double per_minute = 0, level = 0;
+    Bucket(double rate, Clock::time_point now) : per_minute(rate), level(most()), filled(now) {}
+    /// A minute's worth, or one: below one a minute it takes longer than that to come to one.
+    double most() const { return std::max(per_minute, 1.0); }
+
+    double per_minute, level;
     Clock::time_point filled;
     void fill(Clock::time_point now);
     double seconds_until(double amount) const;

@@ -96,6 +96,20 @@ TEST(KeyRing, RefusesMoreThanAQuotaAndForgivesWithTime) {
   EXPECT_NO_THROW(ring.take_request(Client{""}, now));
 }
 
+TEST(KeyRing, AdmitsOneWhereAQuotaIsLessThanOneAMinute) {
+  const KeyFile file(key_file_text(KeyRing::make("team").entry,
+                                   R"({"requests_per_minute": 0.5, "tokens_per_minute": 0.25})"));
+  KeyRing ring = KeyRing::read(file.path);
+  const Client client{"team"};
+  auto now = KeyRing::Clock::now();
+  EXPECT_NO_THROW(ring.take_request(client, now));
+  EXPECT_THROW(ring.take_request(client, now + 60s), RequestError);
+  EXPECT_NO_THROW(ring.take_request(client, now + 121s));
+  ring.take_tokens(client, 1, now + 121s);
+  EXPECT_THROW(ring.take_request(client, now + 242s), RequestError);  // of tokens half of one
+  EXPECT_NO_THROW(ring.take_request(client, now + 500s));
+}
+
 TEST(KeyRing, NamesWhatIsWrongWithAFile) {
   const std::string entry = KeyRing::make("a").entry;
   EXPECT_THAT(message_of("{\"keys\": [nonsense"),
@@ -118,6 +132,14 @@ TEST(KeyRing, NamesWhatIsWrongWithAFile) {
   EXPECT_THAT(message_of(key_file_text(entry, R"({"request_per_minute": 1})")),
               HasSubstr("keys[0]: expected the fields name, sha256, admin, requests_per_minute, "
                         "tokens_per_minute, got 'request_per_minute' too"));
+  EXPECT_THAT(message_of("{\"keys\": [], \"keys\": [" + entry + "]}"),
+              HasSubstr("keys: expected it once in its object, got it again"));
+  EXPECT_THAT(message_of("{\"keys\": [" + entry + "], \"admins\": []}"),
+              HasSubstr("expected nothing beside \"keys\", got 'admins'"));
+  ordered_json other = ordered_json::parse(entry);
+  other["name"] = "b";
+  EXPECT_THAT(message_of("{\"keys\": [" + entry + "," + other.dump() + "]}"),
+              HasSubstr("keys[1].sha256: expected a key of its own, got that of another entry"));
   EXPECT_THAT(message_of("{\"keys\": [" + entry + "," + entry + "]}"),
               HasSubstr("keys[1].name: expected a name of its own, got that of another key"));
 }

@@ -5,7 +5,6 @@
 #include <charconv>
 #include <ctime>
 #include <random>
-#include <unordered_set>
 #include <utility>
 
 #include "base/json_limits.h"
@@ -32,29 +31,6 @@ constexpr size_t kMaxWarnings = 32, kMaxHeaderBytes = 2000;
 std::string and_more(size_t n) {
   return fmt::format("and {} more", n);
 }
-
-/// Keys that an object has more than once: JSON's readers differ in what they make of them.
-class RepeatedKeys {
- public:
-  void see(Json::parse_event_t event, const Json& parsed) {
-    using Event = Json::parse_event_t;
-    if (event == Event::object_start) {
-      open_.emplace_back();
-    } else if (event == Event::object_end) {
-      open_.pop_back();
-    } else if (event == Event::key) {
-      const auto& key = parsed.get_ref<const std::string&>();
-      constexpr size_t kMost = 16;  // that are told
-      if (!open_.back().insert(key).second && found_.size() < kMost)
-        found_.push_back(printable(key));
-    }
-  }
-  const std::vector<std::string>& found() const { return found_; }
-
- private:
-  std::vector<std::unordered_set<std::string>> open_;  // of the objects that are being read
-  std::vector<std::string> found_;
-};
 
 /// A JSON list of sentences, in ASCII.
 std::string warnings_header(const std::vector<std::string>& warnings) {
@@ -139,7 +115,7 @@ void Call::expire() {
 
 void Call::cut(const Error& error) {
   forget_deadline();
-  if (exchange_->closed() || std::exchange(expired_, true)) return;
+  if (exchange_->closed() || expired_.exchange(true)) return;
   if (on_expire_) return on_expire_(error);
   fail(error);
 }
@@ -214,7 +190,7 @@ Json Call::body() {
   const std::string& text = request().body;
   const JsonLimits limits{.max_bytes = services_.options.http.max_body_bytes};
   JsonLimitGuard guard(limits, ErrorKind::kInvalidArgument, "body");
-  RepeatedKeys repeated;
+  RepeatedKeys<Json> repeated;
   try {
     Json json = Json::parse(text, [&](int depth, Json::parse_event_t event, Json& parsed) {
       repeated.see(event, parsed);

@@ -3,6 +3,7 @@
 // Level 7 (server).
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <map>
@@ -118,8 +119,8 @@ class Call : public std::enable_shared_from_this<Call> {
   std::optional<Deadlines::iterator> deadline_;
   bool done_ = false;
   bool streaming_ = false;
-  bool expired_ = false;
-  double time_s_ = 0;  // the shortest limit; 0: none
+  std::atomic<bool> expired_ = false;  // set on the HTTP server's thread
+  double time_s_ = 0;                  // the shortest limit; 0: none
   std::function<void(const Error&)> on_expire_;
   int64_t n_prompt_tokens_ = 0, n_generated_tokens_ = 0;
 };

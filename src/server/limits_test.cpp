@@ -7,6 +7,8 @@
 
 #include <filesystem>
 #include <fstream>
+#include <future>
+#include <thread>
 
 #include "server/access.h"
 #include "support/running_service.h"
@@ -52,6 +54,27 @@ TEST_F(RequestLimits, OfLists) {
   many = body;
   many["stop_token_ids"] = ids;
   EXPECT_EQ(param_of("/v1/completions", many), "stop_token_ids");
+}
+
+// One automaton for all prompts and answers of a request, and none that takes long to make.
+TEST_F(RequestLimits, OfStopStrings) {
+  ordered_json body = {{"prompt", "Hi"}, {"max_tokens", 2}, {"stop", std::string(16384, 'x')}};
+  EXPECT_EQ(running_->post("/v1/completions", body)["choices"].size(), 1u);
+  body["stop"] = {std::string(16000, 'x'), std::string(385, 'y')};
+  int status = 0;
+  EXPECT_THAT(running_->post("/v1/completions", body, &status).dump(),
+              HasSubstr("stop_strings (bytes in all)"));
+  EXPECT_EQ(status, 400);
+  std::vector<std::string> many;
+  for (int i = 0; i < 1000; ++i)
+    many.push_back(fmt::format("no such {:07}", i));
+  body = {{"prompt", std::vector<std::string>(16, "One")},
+          {"n", 32},
+          {"stop", many},
+          {"temperature", 1.0},
+          {"seed", 1},
+          {"max_tokens", 2}};
+  EXPECT_EQ(running_->post("/v1/completions", body)["choices"].size(), 512u);
 }
 
 TEST_F(RequestLimits, OfLogProbabilities) {
@@ -209,6 +232,38 @@ TEST(Limits, AnEndAskedForWhileTheModelIsLoadedIsNotKeptWaiting) {
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kCancelled);
   }
+}
+
+TEST(Limits, NobodyIsReadyBeforeTheModelIsLoaded) {
+  Service service(service_options());
+  std::thread thread([&service] { service.run(); });
+  const auto status_of = [&](const std::string& target) {
+    return HttpClient(service.port()).get(target).status;
+  };
+  EXPECT_EQ(status_of("/health"), 200);
+  EXPECT_EQ(status_of("/ready"), 503);
+  EXPECT_TRUE(service.load_default());
+  EXPECT_EQ(status_of("/ready"), 200);
+  service.stop();
+  thread.join();
+}
+
+// The clock of a request runs while all workers are busy with others.
+TEST(Limits, DeadlinesHoldWhereAllWorkersAreBusy) {
+  const RunningService running;
+  std::promise<void> release;
+  const std::shared_future<void> released = release.get_future().share();
+  const int n_workers = running.service.services().options.n_workers;
+  for (int i = 0; i < n_workers; ++i)
+    running.service.services().workers->post([released] { released.wait(); });
+  const HttpAnswer late = running.client().post(
+      "/v1/completions", R"({"prompt": "One", "max_tokens": 1})", "x-request-timeout: 0.05\r\n");
+  EXPECT_EQ(late.status, 504);
+  EXPECT_THAT(late.body, HasSubstr("expected the answer within 0.05 s"));
+  release.set_value();
+  int status = 0;
+  running.post("/v1/completions", {{"prompt", "One"}, {"max_tokens", 1}}, &status);
+  EXPECT_EQ(status, 200);
 }
 
 }  // namespace

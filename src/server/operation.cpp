@@ -31,6 +31,12 @@ void ready(const std::shared_ptr<Call>& call) {
                        503);
   }
   const ModelHub::Listing model = call->services().hub->find("");
+  if (!call->services().is_loaded) {
+    throw RequestError(ErrorKind::kUnsupported,
+                       "[server] requests: expected the default model to be loaded, got it still "
+                       "loading",
+                       "", 503);
+  }
   call->respond({{"status", "ready"}, {"model", model.name}, {"loaded", model.loaded != nullptr}});
 }
 

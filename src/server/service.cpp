@@ -79,6 +79,8 @@ bool Service::load_default() {
     if (is_stop_asked()) return false;
     done.get();
   }
+  services_.is_loaded = true;
+  services_.hub->log_failures();  // of what is loaded later; those here are the caller's
   return true;
 }
 
@@ -88,7 +90,6 @@ bool Service::is_stop_asked() const {
 }
 
 void Service::run() {
-  services_.hub->log_failures();
   services_.http->run();
 }
 
@@ -281,7 +282,14 @@ void Service::dispatch(std::shared_ptr<http::Exchange> exchange, const Endpoint&
     }
   };
   if (endpoint.at_once) return handle();
-  services_.workers->post(handle);
+  try {
+    call->limit_time_by_header();  // from now on: it may wait for a worker
+  } catch (const Error& error) {
+    return call->fail(error);
+  }
+  services_.workers->post([call, handle] {
+    if (!call->expired()) handle();
+  });
 }
 
 }  // namespace qw::server

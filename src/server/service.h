@@ -59,6 +59,7 @@ struct Services {
   /// Calls under way, likewise; and whether the server is about to end.
   std::unordered_set<Call*> calls;
   std::atomic<bool> draining{false};
+  std::atomic<bool> is_loaded{false};  // the default model was, once
   std::unique_ptr<http::Server> http;
   std::unique_ptr<Workers> workers;
   std::unique_ptr<Workers> file_worker;  // for slots: a slow disk keeps no request from the others

@@ -7,20 +7,21 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 namespace qw {
 
 class StopStrings {
  public:
-  /// Errors: invalid_argument (an empty string, invalid UTF-8, 1 MiB in all or more).
-  explicit StopStrings(std::vector<std::string> strings);
+  /// Errors: invalid_argument (an empty string, invalid UTF-8, 1 MiB in all or more). Copies share
+  /// the automaton, so that one is enough for any number of texts.
+  explicit StopStrings(const std::vector<std::string>& strings);
 
-  bool empty() const noexcept { return strings_.empty(); }
+  bool empty() const noexcept;
 
   struct Result {
     std::string text;            // final text, in front of any stop string
@@ -39,22 +40,12 @@ class StopStrings {
   void reset() noexcept;
 
  private:
-  static constexpr uint32_t kRoot = 0;
-  struct Node {
-    uint32_t depth = 0;
-    uint32_t fallback = kRoot;  // the longest proper suffix that is a node
-    int32_t stop = -1;          // the longest stop string that ends here
-  };
-  std::optional<uint32_t> child_of(uint32_t node, unsigned char byte) const;
-  void add(std::string_view text, int32_t index);
-  void link();
+  class Automaton;
 
-  std::vector<std::string> strings_;
-  std::vector<Node> nodes_;
-  std::unordered_map<uint64_t, uint32_t> edges_;  // (node << 8 | byte) -> node
-  uint32_t state_ = kRoot;
+  std::shared_ptr<const Automaton> automaton_;
+  uint32_t state_ = 0;
   bool matched_ = false;
-  std::string held_;  // always nodes_[state_].depth bytes
+  std::string held_;  // always as long as the state is deep
 };
 
 }  // namespace qw

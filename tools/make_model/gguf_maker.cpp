@@ -7,77 +7,51 @@
 #include "checkpoint/gguf.h"
 #include "make_model/makers.h"
 #include "make_model/random_values.h"
+#include "quantize/gguf_recipe.h"
 
 namespace qw::make_model {
 
 namespace {
 
-/// The type that llama-quantize falls back to when a row is not a multiple of 256.
-DType fallback(DType dtype, int64_t cols) {
-  if (cols % info(dtype).block_elems == 0) return dtype;
-  DType other = DType::kIQ4_NL;
-  switch (dtype) {
-    case DType::kQ2_K:
-    case DType::kQ3_K:
-    case DType::kTQ1_0:
-    case DType::kTQ2_0:
-    case DType::kQ2_0:
-      other = DType::kQ4_0;
-      break;
-    case DType::kQ4_K:
-      other = DType::kQ5_0;
-      break;
-    case DType::kQ5_K:
-      other = DType::kQ5_1;
-      break;
-    case DType::kQ6_K:
-      other = DType::kQ8_0;
-      break;
-    default:
-      break;
+/// The types of a file: a recipe's, or one for all matrices.
+class Types {
+ public:
+  Types(const std::string& format, const ModelShape& shape) : recipe_(find_gguf_recipe(format)) {
+    model_ = {.n_layers = shape.n_layers,
+              .n_heads = shape.n_heads,
+              .n_kv_heads = shape.n_kv_heads,
+              .n_experts = shape.n_experts,
+              .tied = shape.tied};
+    if (recipe_ != nullptr) return;
+    const auto dtype = dtype_from_name(format);
+    if (!dtype || info(*dtype).ggml_id < 0) {
+      fail(ErrorKind::kInvalidArgument, "make_model",
+           "format: expected bf16, f16 or f32 (directory), gptq-int4, gptq-int8, awq, or a GGUF "
+           "type or recipe (gguf-f16, gguf-bf16, q4_0, q4_k_m, ...), got '{}'",
+           printable(format));
+    }
+    type_ = *dtype;
   }
-  return cols % info(other).block_elems == 0 ? other : DType::kF16;
-}
 
-/// Layers whose sensitive matrices get more bits in the _M mixes: the first and last eighth and
-/// every third between.
-bool use_more_bits(int layer, int n_layers) {
-  return layer < n_layers / 8 || layer >= 7 * n_layers / 8 || (layer - n_layers / 8) % 3 == 2;
-}
+  DType of(const Tensor& tensor) const {
+    if (!is_matrix(tensor.role)) return DType::kF32;
+    const int64_t cols = tensor.shape.cols();
+    if (recipe_ != nullptr) return recipe_type(*recipe_, model_, {id_of(tensor), cols}, true);
+    if (cols % info(type_).block_elems == 0) return type_;
+    return fallback_type(type_, cols).value_or(DType::kF16);
+  }
 
-struct Mix {
-  DType base;
-  bool medium;  // an _M mix
+ private:
+  static ModuleId id_of(const Tensor& tensor) {
+    const std::optional<ModuleId> id = parse_gguf_name(tensor.name);
+    QW_CHECK(id.has_value(), "{} is a module's name", tensor.name);
+    return *id;
+  }
+
+  const GgufRecipe* recipe_;
+  RecipeModel model_;
+  DType type_ = DType::kF32;
 };
-
-Mix parse_mix(const std::string& format) {
-  if (format == "q4_k_m") return {DType::kQ4_K, true};
-  if (format == "q5_k_m") return {DType::kQ5_K, true};
-  if (format == "q4_k_s") return {DType::kQ4_K, false};
-  if (format == "q5_k_s") return {DType::kQ5_K, false};
-  const auto dtype = dtype_from_name(format);
-  if (!dtype || info(*dtype).ggml_id < 0) {
-    fail(ErrorKind::kInvalidArgument, "make_model",
-         "format: expected bf16, f16 or f32 (directory), gptq-int4, gptq-int8, awq, or a GGUF type "
-         "or mix (gguf-f16, gguf-bf16, q4_0, q4_k_m, ...), got '{}'",
-         printable(format));
-  }
-  return {*dtype, false};
-}
-
-DType gguf_type(const Tensor& tensor, const ModelShape& shape, const Mix& mix) {
-  if (!is_matrix(tensor.role)) return DType::kF32;
-  DType dtype = mix.base;
-  const bool plain = is_float(dtype);
-  const bool is_output =
-      tensor.role == Role::kOutput || (tensor.role == Role::kEmbedding && shape.tied);
-  if (is_output && !plain && dtype != DType::kQ8_0) dtype = DType::kQ6_K;
-  if (mix.medium && (tensor.role == Role::kV || tensor.role == Role::kDown) &&
-      use_more_bits(tensor.layer, shape.n_layers)) {
-    dtype = DType::kQ6_K;
-  }
-  return fallback(dtype, tensor.shape.cols());
-}
 
 /// A vocabulary of the right length that other programs accept: the 256 bytes, one merge, then
 /// numbered words; special tokens at the published places when there is room.
@@ -164,14 +138,13 @@ int64_t total_bytes(const std::vector<GgufWriter::Tensor>& tensors) {
 }  // namespace
 
 void make_gguf(const Options& options, const ModelShape& shape) {
-  const Mix mix =
-      parse_mix(options.format.starts_with("gguf-") ? options.format.substr(5) : options.format);
+  const Types types(options.format.starts_with("gguf-") ? options.format.substr(5) : options.format,
+                    shape);
   const std::vector<Tensor> tensors = tensors_of(shape, true);
   GgufWriter writer;
   add_metadata(writer, shape);
   for (const Tensor& tensor : tensors) {
-    writer.tensors.push_back(
-        {tensor.name + tensor.suffix, gguf_type(tensor, shape, mix), tensor.shape});
+    writer.tensors.push_back({tensor.name + tensor.suffix, types.of(tensor), tensor.shape});
   }
   RowPool pool(options.seed);
   Progress progress("writing " + options.output, total_bytes(writer.tensors),

@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <string_view>
 #include <tuple>
+#include <unordered_set>
 
 #include "base/error.h"
 #include "engine/grammar/automaton.h"
@@ -104,15 +106,50 @@ class Compiler {
     return false;
   }
 
-  void find_nullable() {
-    nullable_.assign(rules_.size(), false);
-    for (bool changed = true; changed;) {
-      changed = false;
-      for (size_t i = 0; i < nullable_.size(); ++i) {
-        if (nullable_[i] || !nullable(rules_[i].body)) continue;
-        nullable_[i] = changed = true;
+  /// Fills `found` with the rules for which `holds` is true, where that may follow from its being
+  /// true for rules that they call: each is looked at again when one of those was found. `callers`:
+  /// of each rule.
+  template <typename Holds>
+  static void least_fixpoint(const std::vector<std::vector<uint32_t>>& callers,
+                             std::vector<bool>& found, const Holds& holds) {
+    found.assign(callers.size(), false);
+    std::vector<bool> waits(callers.size(), true);
+    std::vector<uint32_t> work(callers.size());
+    std::iota(work.begin(), work.end(), 0u);  // taken from the end: called rules mostly come later
+    while (!work.empty()) {
+      const uint32_t rule = work.back();
+      work.pop_back();
+      waits[rule] = false;
+      if (found[rule] || !holds(rule)) continue;
+      found[rule] = true;
+      for (const uint32_t caller : callers[rule]) {
+        if (found[caller] || waits[caller]) continue;
+        waits[caller] = true;
+        work.push_back(caller);
       }
     }
+  }
+
+  /// Calls visit(rule) for every rule that an expression names.
+  template <typename Visit>
+  static void for_each_call(const Node& node, std::unordered_set<const Expression*>& seen,
+                            const Visit& visit) {
+    if (node == nullptr || !seen.insert(node.get()).second) return;
+    if (node->kind == Kind::kRule) visit(node->rule);
+    for (const Node& item : node->items)
+      for_each_call(item, seen, visit);
+    if (node->kind != Kind::kGraph) return;
+    for (const Graph::Edge& edge : node->graph.edges)
+      for_each_call(edge.label, seen, visit);
+  }
+
+  void find_nullable() {
+    std::vector<std::vector<uint32_t>> callers(rules_.size());
+    for (uint32_t i = 0; i < rules_.size(); ++i) {
+      std::unordered_set<const Expression*> seen;
+      for_each_call(rules_[i].body, seen, [&](uint32_t called) { callers[called].push_back(i); });
+    }
+    least_fixpoint(callers, nullable_, [&](uint32_t rule) { return nullable(rules_[rule].body); });
   }
 
   /// a ::= a x | y becomes a ::= y x*.
@@ -344,15 +381,21 @@ class Compiler {
 
   /// Which rules lead to an end at all, and away with the calls of those that do not.
   void drop_unproductive(uint32_t root) {
-    std::vector<bool> productive(rules_.size(), false);
-    for (bool changed = true; changed;) {
-      changed = false;
-      for (size_t i = 0; i < rules_.size(); ++i) {
-        if (productive[i]) continue;
-        if ((rules_[i].repeats && rules_[i].min == 0) || reaches_end(rules_[i].dfa, productive))
-          productive[i] = changed = true;
+    std::vector<std::vector<uint32_t>> callers(rules_.size());
+    for (uint32_t i = 0; i < rules_.size(); ++i) {
+      for (const Dfa::State& state : rules_[i].dfa.states) {
+        for (const SymbolEdge& edge : state.edges) {
+          if (!is_call(edge)) continue;
+          for (uint32_t s = edge.first; s <= edge.last; ++s)
+            callers[s - kFirstCall].push_back(i);
+        }
       }
     }
+    std::vector<bool> productive;
+    least_fixpoint(callers, productive, [&](uint32_t rule) {
+      return (rules_[rule].repeats && rules_[rule].min == 0) ||
+             reaches_end(rules_[rule].dfa, productive);
+    });
     if (!productive[root]) {
       fail(ErrorKind::kInvalidArgument, "grammar",
            "{}: expected that some text fits, got rules that no text can fit",

@@ -288,6 +288,24 @@ TEST(GrammarBuild, ManyTextsShareWhatTheyHaveInCommon) {
     EXPECT_FALSE(mixed->accepts(text)) << text;
 }
 
+// What is true of a rule follows from the rules that it calls: in either direction through a list
+// of many, without looking at all of them for each.
+TEST(GrammarBuild, LongChainsOfRules) {
+  constexpr int kRules = 5'000;
+  for (const bool forward : {true, false}) {
+    std::string text = fmt::format("root ::= r{} \"!\"\n", forward ? 0 : kRules - 1);
+    for (int i = 0; i < kRules; ++i) {
+      const int next = forward ? i + 1 : i - 1;
+      text += next < 0 || next == kRules ? fmt::format("r{} ::= \"x\" | \"\"\n", i)
+                                         : fmt::format("r{} ::= r{}\n", i, next);
+    }
+    const auto grammar = Grammar::from_gbnf(text);
+    EXPECT_TRUE(grammar->accepts("x!"));
+    EXPECT_TRUE(grammar->accepts("!"));
+    EXPECT_FALSE(grammar->accepts("xx!"));
+  }
+}
+
 TEST(GrammarBuild, TooAmbiguousIsAnError) {
   // After n opening brackets 2^n stacks are possible.
   const auto grammar = Grammar::from_gbnf(

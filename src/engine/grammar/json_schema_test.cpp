@@ -378,5 +378,18 @@ TEST(JsonSchema, WhiteSpaceByPattern) {
   EXPECT_THROW(Grammar::json_value(with("x")), Error);
 }
 
+TEST(JsonSchema, LongListsOfValues) {
+  nlohmann::json values = nlohmann::json::array();
+  for (int i = 0; i < 5000; ++i)
+    values.push_back(i % 2 == 0 ? nlohmann::json(i) : nlohmann::json(fmt::format("v{}", i)));
+  for (int i = 0; i < 5000; ++i)
+    values.push_back(nlohmann::json(static_cast<double>(i)));  // half of them stand twice
+  const auto grammar = Grammar::from_json_schema(nlohmann::json{{"enum", values}}.dump());
+  EXPECT_TRUE(grammar->accepts("4998"));
+  EXPECT_TRUE(grammar->accepts("\"v4999\""));
+  EXPECT_FALSE(grammar->accepts("\"v4998\""));
+  EXPECT_FALSE(grammar->accepts("5000"));
+}
+
 }  // namespace
 }  // namespace qw

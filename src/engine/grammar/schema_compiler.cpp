@@ -1,6 +1,7 @@
 #include "engine/grammar/schema_compiler.h"
 
 #include <algorithm>
+#include <set>
 
 #include "engine/grammar/json_schema.h"
 #include "engine/grammar/regex.h"
@@ -30,10 +31,9 @@ bool is_white_space(const Node& node) {
   }
 }
 
-bool same_value(const Json& a, const Json& b) {
-  // Objects of ordered JSON are compared in order; those of plain JSON are sets.
-  if (!a.is_structured() && !b.is_structured()) return a == b;
-  return nlohmann::json::parse(a.dump()) == nlohmann::json::parse(b.dump());
+/// A value as it is compared: objects of ordered JSON have an order, those of plain JSON are sets.
+nlohmann::json comparable(const Json& value) {
+  return nlohmann::json::parse(value.dump());
 }
 
 }  // namespace
@@ -207,17 +207,17 @@ bool SchemaCompiler::surely_empty(const Conjunction& conjunction, int depth) {
 std::optional<std::vector<Json>> SchemaCompiler::values_of(const Conjunction& conjunction) {
   std::optional<std::vector<Json>> out;
   const auto keep = [&](const std::vector<Json>& values) {
+    std::set<nlohmann::json> seen;
     if (!out) {
       out.emplace();
       for (const Json& value : values) {  // a value that stands twice is one
-        if (std::ranges::none_of(*out, [&](const Json& v) { return same_value(v, value); }))
-          out->push_back(value);
+        if (seen.insert(comparable(value)).second) out->push_back(value);
       }
       return;
     }
-    std::erase_if(*out, [&](const Json& value) {
-      return std::ranges::none_of(values, [&](const Json& v) { return same_value(v, value); });
-    });
+    for (const Json& value : values)
+      seen.insert(comparable(value));
+    std::erase_if(*out, [&](const Json& value) { return seen.count(comparable(value)) == 0; });
   };
   for (const SchemaPart& part : conjunction.parts) {
     if (const Json* list = reader_.find(*part.schema, "enum")) keep(list->get<std::vector<Json>>());

@@ -8,6 +8,7 @@
 #include "server/generation/task.h"
 #include "server/receipt.h"
 #include "text/chat_template.h"
+#include "text/stop_strings.h"
 #include "text/tokenizer.h"
 #include "text/tools/tool_format.h"
 
@@ -148,9 +149,10 @@ size_t text_bytes(const Json& messages) {
   return sum;
 }
 
+/// Below 2^53: clients in JavaScript send it back as they got it, also within a receipt.
 uint64_t random_seed() {
   std::random_device device;
-  return uint64_t{device()} << 32 | device();
+  return (uint64_t{device()} << 32 | device()) >> 11;
 }
 
 std::vector<int32_t> encode_prompt(const PromptInput& prompt, const GenerationTask& task,
@@ -311,6 +313,20 @@ void GenerationTask::set_chat(const Json& messages, const ToolTask& with) {
   tools->messages = messages;
 }
 
+namespace {
+
+/// Made here, on a worker's thread, once for all prompts and answers. Too long ones are the
+/// engine's to refuse.
+void share_stop_strings(Request& base) {
+  size_t n_bytes = 0;
+  for (const std::string& stop : base.config.stop_strings)
+    n_bytes += stop.size();
+  if (n_bytes == 0 || n_bytes > GenerationConfig::kMaxStopBytes) return;
+  base.stop = std::make_shared<const StopStrings>(base.config.stop_strings);
+}
+
+}  // namespace
+
 Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served,
                  bool model_defaults) {
   Prepared out;
@@ -336,6 +352,7 @@ Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served
     for (const PromptInput& prompt : task.prompts)
       prompts.push_back(encode_prompt(prompt, task, model));
   }
+  share_stop_strings(base);
   for (std::vector<int32_t>& ids : prompts) {
     if (task.truncate_prompt_tokens && std::ssize(ids) > *task.truncate_prompt_tokens)
       ids.erase(ids.begin(), ids.end() - *task.truncate_prompt_tokens);
