@@ -5,11 +5,9 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <algorithm>
-#include <exception>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "app/command.h"
 #include "app/open.h"
@@ -133,39 +131,6 @@ bool is_loopback(const std::string& host) {
   return host == "localhost" || host == "::1" || host.starts_with("127.");
 }
 
-/// Answers requests on a thread of its own, to the service's end or this object's.
-class ServingThread {
- public:
-  explicit ServingThread(server::Service& service)
-      : service_(service), thread_([this] { run(); }) {}
-  ~ServingThread() {
-    if (!thread_.joinable()) return;
-    service_.stop();
-    thread_.join();
-  }
-  ServingThread(const ServingThread&) = delete;
-  ServingThread& operator=(const ServingThread&) = delete;
-
-  /// Waits for the end; throws what ended it, if something did.
-  void join() {
-    thread_.join();
-    if (failure_) std::rethrow_exception(failure_);
-  }
-
- private:
-  void run() {
-    try {
-      service_.run();
-    } catch (...) {
-      failure_ = std::current_exception();
-    }
-  }
-
-  server::Service& service_;
-  std::exception_ptr failure_;
-  std::thread thread_;
-};
-
 void serve(Options& options) {
   init_logging(options.log_level);
   if (!options.new_key.empty()) {
@@ -193,8 +158,6 @@ void serve(Options& options) {
   settings.version = QIANWEN_VERSION;
   settings.build = build_commit();
   server::Service service(settings);
-  // Probes are answered while the model is loaded (/health 200, /ready 503); requests wait for it.
-  ServingThread serving(service);
   if (!service.load_default()) {
     logger().info("ended before {} was loaded", settings.models.front().name);
     return;
@@ -209,7 +172,7 @@ void serve(Options& options) {
   if (options.json) {
     print_json({{"url", url}, {"port", service.port()}, {"model", settings.models.front().name}});
   }
-  serving.join();
+  service.run();
 }
 
 CLI::Validator not_empty() {
