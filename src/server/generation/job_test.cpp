@@ -290,7 +290,7 @@ TEST(Deadlines, EndAStreamOfEveryDialectOnceAndWithAnError) {
         client.post(stream.path, stream.body.dump(), "x-request-timeout: 0.1\r\n");
     EXPECT_EQ(answer.status, 200) << stream.path << answer.body;
     EXPECT_TRUE(answer.complete && answer.keep_alive) << stream.path;
-    EXPECT_GT(n_times(answer.body, stream.piece), 2) << stream.path << "\n" << answer.body;
+    EXPECT_GT(n_times(answer.body, stream.piece), 0) << stream.path << "\n" << answer.body;
     EXPECT_EQ(n_times(answer.body, stream.error), 1) << stream.path;
     EXPECT_EQ(n_times(answer.body, "expected the answer within 0.1 s"), 1) << stream.path;
     for (const std::string& end : stream.ends)
