@@ -43,7 +43,7 @@ class KilledServer : public ::testing::Test {
       test::become_program(QIANWEN_PROGRAM,
                            {"serve", "--port", "0", "--json", "--ctx", "512", "--slots", "2",
                             "--threads", "2", "--no-access-log", "--prefix-cache-dir",
-                            directory_ + "/cache", "--prefix-cache-bytes", "2500000"},
+                            directory_ + "/cache", "--prefix-cache-bytes", cache_bytes_},
                            {});
     }
     for (int i = 0; i < 600; ++i) {
@@ -91,6 +91,7 @@ class KilledServer : public ::testing::Test {
   }
 
   const std::string directory_ = ::testing::TempDir() + "killed_server";
+  std::string cache_bytes_ = "2500000";
   pid_t child_ = -1;
   uint16_t port_ = 0;
 };
@@ -122,6 +123,8 @@ TEST_F(KilledServer, ServesAgainWithTheSameBits) {
     for (std::thread& client : clients)
       client.join();
   }
+  // With room for all: within a minute it is anybody's turn to be evicted.
+  cache_bytes_ = "25000000";
   start();
   int64_t n_cached = 0;
   for (uint64_t i = 0; i < kPrompts; ++i) {
