@@ -182,14 +182,6 @@ class SlotSave : public SlotJob {
     Engine::Held held = engine.hold(last.scope, last.tokens, hash_index());
     hold_ = held.id;
     sequence_ = std::move(held.sequence);
-    if (sequence_.tokens.empty() && !last.tokens.empty()) {
-      // A file that is there from an earlier time stays.
-      throw RequestError(ErrorKind::kNotFound,
-                         fmt::format("[slot] tokens: expected the {} of slot {} to be kept still, "
-                                     "got none: others needed their pages",
-                                     last.tokens.size(), slot()),
-                         "id_slot", 409);
-    }
     if (sequence_.tokens.size() < last.tokens.size()) {
       call().warn(fmt::format("id_slot: {} of its {} tokens are kept still",
                               sequence_.tokens.size(), last.tokens.size()));
