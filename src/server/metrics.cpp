@@ -203,7 +203,9 @@ class OneModel : public ModelMetrics {
     families_.running.Add(labels_).Set(static_cast<double>(stats.n_running));
     families_.waiting.Add(labels_).Set(static_cast<double>(stats.n_waiting));
     const double pages = static_cast<double>(std::max<int64_t>(stats.n_pages, 1));
-    families_.cache_use.Add(labels_).Set(1 - static_cast<double>(stats.n_free_pages) / pages);
+    // Of a model that is not loaded there is no cache, and nobody holds any of it.
+    const auto in_use = static_cast<double>(stats.n_pages - stats.n_free_pages);
+    families_.cache_use.Add(labels_).Set(in_use / pages);
     families_.kept.Add(labels_).Set(static_cast<double>(stats.n_kept_pages) / pages);
     count(families_.preemptions, stats.n_preemptions);
     count(families_.steps, stats.n_steps);

@@ -75,5 +75,17 @@ TEST(AdapterMetrics, TellWhoRunsAndWhoWaits) {
   expect_soon(lines(false, false));
 }
 
+// Nobody holds any of a cache that is not there.
+TEST(CacheMetrics, AreNothingWhereTheModelIsNotLoaded) {
+  const RunningService running(qw::testing::service_options());
+  running.post("/v1/completions", {{"prompt", "One"}, {"max_tokens", 1}});
+  running.post("/api/generate", {{"model", "mini"}, {"keep_alive", 0}});
+  for (int i = 0; i < 200 && running.get("/ready")["loaded"] == true; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(running.get("/ready")["loaded"], false);
+  EXPECT_THAT(running.client().get("/metrics").body,
+              HasSubstr("\nvllm:kv_cache_usage_perc{model_name=\"mini\"} 0\n"));
+}
+
 }  // namespace
 }  // namespace qw::server
