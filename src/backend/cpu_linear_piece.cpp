@@ -29,8 +29,8 @@ constexpr int64_t kGemvJobBytes = 32 << 10;
 constexpr int64_t kGemvJobPanels = 64;
 /// Panels that a gemv of many rows takes at a time: those that L1 keeps from pass to pass.
 constexpr int64_t kGemvPassBytes = 32 << 10;
-/// Rows of x whose results a tile job writes at a time.
-constexpr int64_t kStoreRows = int64_t{4} * kTileRows;
+/// Rows of x that a tile takes at a time.
+constexpr int64_t kStepRows = int64_t{4} * kTileRows;
 
 /// x without its first `r` rows; r is a multiple of kTileRows, so that it begins a group where
 /// activations lie in groups.
@@ -38,23 +38,6 @@ ActRows rows_from(const ActRows& x, int64_t r, bool grouped) {
   const int64_t bytes = grouped ? r / kTileRows * x.stride * int64_t{sizeof(ActBlock)}
                                 : r * x.stride * int64_t{sizeof(float)};
   return {static_cast<const uint8_t*>(x.rows) + bytes, x.stride, x.m - r};
-}
-
-/// Asks for the weights that will be expanded next: those behind `column`, or the beginning of the
-/// next panels. Hardware does not foresee them: the tile between takes too long.
-void fetch_weights(const kernels::PanelMatrix& w, int64_t panel, int64_t n_panels, int64_t column) {
-  const bool same = column / kBlock < w.n_blocks;
-  const int64_t unit = same ? column / kBlock / w.unit_blocks : 0;
-  const int64_t bytes =
-      std::min(ceil_div<int64_t>(kernels::kChunkBlocks, w.unit_blocks) * w.unit_bytes,
-               w.panel_bytes - unit * w.unit_bytes);
-  const int64_t first = same ? panel : panel + n_panels,
-                end = std::min(first + n_panels, w.n_panels);
-  for (int64_t p = first; p < end; ++p) {
-    const uint8_t* from = w.data + p * w.panel_bytes + unit * w.unit_bytes;
-    for (int64_t i = 0; i < bytes; i += 64)
-      __builtin_prefetch(from + i, 0, 2);
-  }
 }
 
 }  // namespace
@@ -187,17 +170,23 @@ void LinearPiece::run_job(int64_t job, TileScratch& scratch) const {
   }
 }
 
-/// Panels of all parts in one row, grain_ of them.
+/// Panels of all parts in one row, grain_ of them. Plain products go straight to where they belong.
 void LinearPiece::gemv_job(int64_t job, TileScratch& scratch) const {
+  const bool plain = call_.bias == nullptr && !call_.accumulate;
   int64_t begin = job * grain_, end = begin + grain_;
   auto* out = reinterpret_cast<float*>(scratch.sums.at_least(call_.m * span_ * kLanes * 4));
   for (const PackedPart& part : parts_) {
     const int64_t last = std::min(end, part.matrix.n_panels);
     for (int64_t first = std::max<int64_t>(begin, 0); first < last; first += span_) {
       const int64_t count = std::min(span_, last - first), row = first * kLanes;
+      const int64_t n = std::min((first + count) * kLanes, part.n) - row;
+      if (plain && n == count * kLanes) {
+        float* y = call_.y + part.first_row + row;
+        part.kernel->gemv({part.matrix, first, count, x_, y, call_.ldy});
+        continue;
+      }
       part.kernel->gemv({part.matrix, first, count, x_, out, span_ * kLanes});
-      store(out, span_ * kLanes, 0, call_.m, part.first_row + row,
-            std::min((first + count) * kLanes, part.n) - row);
+      store(*part.kernel, out, span_ * kLanes, {0, call_.m}, part.first_row + row, n);
     }
     begin -= part.matrix.n_panels;
     end -= part.matrix.n_panels;
@@ -230,52 +219,49 @@ void LinearPiece::tile(std::span<const Slice> slices, const RowRange& rows, int6
   const kernels::LinearKernel& kernel = *slices.front().part->kernel;
   const int64_t stride = int64_t{kernel.tile_panels} * kLanes;
   auto* sums = reinterpret_cast<float*>(scratch.sums.at_least(rows.count * stride * 4));
-  std::memset(sums, 0, static_cast<size_t>(rows.count * stride * 4));
   const bool grouped = kernel.form == ActivationForm::kInt8;
-  ActRows x = rows_from(x_, rows.first, grouped);
-  x.m = rows.count;
-  const int64_t last = (k_ - 1) / kChunk * kChunk;
-  for (int64_t column = 0; column < last; column += kChunk) {
+  // Some rows at a time, so that what is needed next is fetched while they are computed: weights,
+  // and behind the last columns the place of their results, whose sums are then still in L1.
+  const int64_t n_steps = ceil_div(rows.count, kStepRows);
+  const auto step_rows = [&](int64_t step) {
+    const int64_t r = step * kStepRows;
+    return RowRange{rows.first + r, std::clamp<int64_t>(rows.count - r, 0, kStepRows)};
+  };
+  for (int64_t column = 0; column < k_; column += kChunk) {
+    const int64_t n_columns = std::min<int64_t>(kChunk, k_ - column);
+    const bool last = column + kChunk >= k_;
     expand(slices, column, scratch);
-    kernel.tile({scratch.chunk.get(), column, kChunk, x, sums});
-  }
-  // The last chunk goes some rows at a time, so that the place of their results is fetched while
-  // they are computed, and their sums are still in L1 when they are written there.
-  expand(slices, last, scratch);
-  fetch_results({rows.first, std::min(kStoreRows, rows.count)}, first_out, n_out);
-  for (int64_t r = 0; r < rows.count; r += kStoreRows) {
-    const int64_t count = std::min(kStoreRows, rows.count - r), next = r + count;
-    fetch_results({rows.first + next, std::min(kStoreRows, rows.count - next)}, first_out, n_out);
-    ActRows some = rows_from(x, r, grouped);
-    some.m = count;
-    kernel.tile({scratch.chunk.get(), last, k_ - last, some, sums + r * stride});
-    if (is_gated()) gate_rows(sums + r * stride, stride, rows.first + r, count, n_out);
-    store(sums + r * stride, stride, rows.first + r, count, first_out, n_out);
+    if (last) fetch_results(step_rows(0), first_out, n_out);
+    for (int64_t step = 0; step < n_steps; ++step) {
+      for (const Slice& slice : slices)
+        fetch_weights(slice, column + n_columns, step, n_steps);
+      if (last) fetch_results(step_rows(step + 1), first_out, n_out);
+      const RowRange some = step_rows(step);
+      float* to = sums + step * kStepRows * stride;
+      ActRows x = rows_from(x_, some.first, grouped);
+      x.m = some.count;
+      kernel.tile({scratch.chunk.get(), column == 0, column, n_columns, x, to});
+      if (!last) continue;
+      if (is_gated()) gate_rows(to, stride, some, n_out);
+      store(kernel, to, stride, some, first_out, n_out);
+    }
   }
 }
 
 /// The first half of each row of sums = silu(first half) * second half.
-void LinearPiece::gate_rows(float* sums, int64_t stride, int64_t first_x, int64_t rows,
-                            int64_t n) const {
-  for (int64_t r = 0; r < rows; ++r) {
+void LinearPiece::gate_rows(float* sums, int64_t stride, const RowRange& rows, int64_t n) const {
+  for (int64_t r = 0; r < rows.count; ++r) {
     float* row = sums + r * stride;
-    if (!gate_.silu_mul(row, row + stride / 2, n)) gate_.bad->note(first_x + r);
+    if (!gate_.silu_mul(row, row + stride / 2, n)) gate_.bad->note(rows.first + r);
   }
 }
 
-/// y = sums + bias (+ y) for `n` outputs from row `row` of the weight, `rows` rows of x.
-void LinearPiece::store(const float* sums, int64_t stride, int64_t first_x, int64_t rows,
-                        int64_t row, int64_t n) const {
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* from = sums + r * stride;
-    float* y = call_.y + (first_x + r) * call_.ldy + row;
-    const float* bias = call_.bias != nullptr ? call_.bias + row : nullptr;
-    for (int64_t i = 0; i < n; ++i) {
-      float value = from[i];
-      if (bias != nullptr) value += bias[i];
-      y[i] = call_.accumulate ? y[i] + value : value;
-    }
-  }
+/// y = sums + bias (+ y) for `n` outputs from row `row` of the weight.
+void LinearPiece::store(const kernels::LinearKernel& kernel, const float* sums, int64_t stride,
+                        const RowRange& rows, int64_t row, int64_t n) const {
+  const float* bias = call_.bias != nullptr ? call_.bias + row : nullptr;
+  float* y = call_.y + rows.first * call_.ldy + row;
+  kernel.store({sums, stride, rows.count, n, bias, call_.accumulate, y, call_.ldy});
 }
 
 void LinearPiece::expand(std::span<const Slice> slices, int64_t column,
@@ -289,7 +275,6 @@ void LinearPiece::expand(std::span<const Slice> slices, int64_t column,
     slice.part->kernel->expand({slice.part->matrix, slice.panel, slice.n_panels, column / kBlock,
                                 ceil_div<int64_t>(n_columns, kBlock), slice.slot,
                                 scratch.chunk.get()});
-    fetch_weights(slice.part->matrix, slice.panel, slice.n_panels, column + n_columns);
   }
 }
 
@@ -314,6 +299,30 @@ void LinearPiece::expand_rows(const PackedPart& part, int64_t panel, int64_t col
     for (int64_t r = 0; r < n_rows; ++r)
       to[r] = from[r * stride + c];
     std::fill(to + n_rows, to + panels * kLanes, 0.0F);
+  }
+}
+
+/// Asks for one of n_parts of the weights that will be expanded next: those behind `column`, or the
+/// beginning of the next panels. Hardware does not foresee them: the tile between takes too long.
+/// All at once they would be more than a core can wait for.
+void LinearPiece::fetch_weights(const Slice& slice, int64_t column, int64_t part,
+                                int64_t n_parts) const {
+  const kernels::PanelMatrix& w = slice.part->matrix;
+  if (slice.part->kernel->expand == nullptr) return;
+  constexpr int64_t kLine = 64;
+  const bool same = column / kBlock < w.n_blocks;
+  const int64_t unit = same ? column / kBlock / w.unit_blocks : 0;
+  const int64_t bytes =
+      std::min(ceil_div<int64_t>(kernels::kChunkBlocks, w.unit_blocks) * w.unit_bytes,
+               w.panel_bytes - unit * w.unit_bytes);
+  const int64_t lines = ceil_div(bytes, kLine);
+  const int64_t begin = lines * part / n_parts * kLine, end = lines * (part + 1) / n_parts * kLine;
+  const int64_t first = same ? slice.panel : slice.panel + slice.n_panels,
+                last = std::min(first + slice.n_panels, w.n_panels);
+  for (int64_t p = first; p < last; ++p) {
+    const uint8_t* from = w.data + p * w.panel_bytes + unit * w.unit_bytes;
+    for (int64_t i = begin; i < end; i += kLine)
+      __builtin_prefetch(from + i);
   }
 }
 

@@ -93,12 +93,13 @@ class LinearPiece {
   void tile_job(int64_t job, TileScratch& scratch) const;
   void tile(std::span<const Slice> slices, const RowRange& rows, int64_t first_out, int64_t n_out,
             TileScratch& scratch) const;
-  void gate_rows(float* sums, int64_t stride, int64_t first_x, int64_t rows, int64_t n) const;
-  void store(const float* sums, int64_t stride, int64_t first_x, int64_t rows, int64_t row,
-             int64_t n) const;
+  void gate_rows(float* sums, int64_t stride, const RowRange& rows, int64_t n) const;
+  void store(const kernels::LinearKernel& kernel, const float* sums, int64_t stride,
+             const RowRange& rows, int64_t row, int64_t n) const;
   void expand(std::span<const Slice> slices, int64_t column, TileScratch& scratch) const;
   void expand_rows(const PackedPart& part, int64_t panel, int64_t column, int64_t n_columns,
                    TileScratch& scratch) const;
+  void fetch_weights(const Slice& slice, int64_t column, int64_t part, int64_t n_parts) const;
   void fetch_results(const RowRange& rows, int64_t first_row, int64_t n) const;
 
   std::span<const PackedPart> parts_;

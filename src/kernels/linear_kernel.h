@@ -130,9 +130,10 @@ struct ExpandArgs {
   ExpandedChunk* out;
 };
 
-/// sums[r * 16 * tile_panels + 16 p + lane] += chunk . x[r]
+/// sums[r * 16 * tile_panels + 16 p + lane] += chunk . x[r]; of the first chunk: = chunk . x[r]
 struct TileArgs {
   const ExpandedChunk* w;
+  bool first;
   int64_t first_column,
       n_columns;  // of the chunk; kInt8 and kBf16: n_columns rounded up to whole blocks
   ActRows x;      // rows start at column 0; kInt8: stride is 6 * n_blocks, of groups
@@ -156,10 +157,21 @@ struct QuantizeArgs {
   int64_t block_stride;  // elements between blocks of the row
 };
 
+/// y[r * ldy + i] = sums[r * stride + i] + bias[i], or += that; for n outputs of some rows.
+struct StoreArgs {
+  const float* sums;
+  int64_t stride, rows, n;
+  const float* bias;  // null: zero
+  bool accumulate;
+  float* y;
+  int64_t ldy;
+};
+
 using GemvFn = void (*)(const GemvArgs&) noexcept;
 using ExpandFn = void (*)(const ExpandArgs&) noexcept;
 using TileFn = void (*)(const TileArgs&) noexcept;
 using DecodeFn = void (*)(const DecodeArgs&) noexcept;
 using QuantizeFn = void (*)(const QuantizeArgs&) noexcept;
+using StoreFn = void (*)(const StoreArgs&) noexcept;
 
 }  // namespace qw::kernels

@@ -210,7 +210,7 @@ void tile_f32_rows(const TileArgs& args, int64_t row) {
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p)
-      sums[r][p] = V::load_floats(out + (r * kPanels + p) * kLanes);
+      sums[r][p] = args.first ? V::zero_floats() : V::load_floats(out + (r * kPanels + p) * kLanes);
   }
   for (int64_t c = 0; c < args.n_columns; ++c) {
     typename V::Floats column[kPanels];
@@ -245,7 +245,7 @@ void tile_bf16_rows(const TileArgs& args, int64_t row) {
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p)
-      sums[r][p] = V::load_floats(out + (r * kPanels + p) * kLanes);
+      sums[r][p] = args.first ? V::zero_floats() : V::load_floats(out + (r * kPanels + p) * kLanes);
   }
   const int64_t n_pairs = (args.n_columns + 1) / 2;
   for (int64_t c = 0; c < n_pairs; ++c) {
@@ -286,6 +286,36 @@ void tile_float(const TileArgs& args) noexcept {
   if (args.x.m - row >= 4) tile_float_rows<V, kBf16, 4>(args, row), row += 4;
   if (args.x.m - row >= 2) tile_float_rows<V, kBf16, 2>(args, row), row += 2;
   if (args.x.m - row >= 1) tile_float_rows<V, kBf16, 1>(args, row);
+}
+
+// ---- results -----------------------------------------------------------------------------------
+
+template <class V, bool kBias, bool kAccumulate>
+void store_some(const StoreArgs& args) {
+  for (int64_t r = 0; r < args.rows; ++r) {
+    const float* from = args.sums + r * args.stride;
+    float* y = args.y + r * args.ldy;
+    int64_t i = 0;
+    for (; i + kLanes <= args.n; i += kLanes) {
+      auto value = V::load_floats(from + i);
+      if constexpr (kBias) value = V::add(value, V::load_floats(args.bias + i));
+      if constexpr (kAccumulate) value = V::add(V::load_floats(y + i), value);
+      V::store_floats(y + i, value);
+    }
+    for (; i < args.n; ++i) {
+      const float value = kBias ? from[i] + args.bias[i] : from[i];
+      y[i] = kAccumulate ? y[i] + value : value;
+    }
+  }
+}
+
+template <class V>
+void store_rows(const StoreArgs& args) noexcept {
+  if (args.bias != nullptr) {
+    args.accumulate ? store_some<V, true, true>(args) : store_some<V, true, false>(args);
+  } else {
+    args.accumulate ? store_some<V, false, true>(args) : store_some<V, false, false>(args);
+  }
 }
 
 }  // namespace

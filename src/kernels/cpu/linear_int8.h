@@ -276,8 +276,10 @@ inline void tile_dots(const int32_t* start, const uint8_t* values, const uint8_t
   for (int j = 0; j < kGroups; ++j) {
     typename V::Bytes group[kPanels];
 #pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p)
+    for (int p = 0; p < kPanels; ++p) {
       group[p] = V::load(values + (j * kIntPanels<V, kRun == 0> + p) * 64);
+      V::pin(group[p]);
+    }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const auto a = V::group(x[r], j);
@@ -412,7 +414,7 @@ void tile_rows(const TileArgs& args, const ActBlock* x, float* out) {
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p)
-        sums[r][p] = V::load_floats(at(r, p));
+        sums[r][p] = args.first ? V::zero_floats() : V::load_floats(at(r, p));
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
       tile_block<V, kHalves, kMinimum, kRun, kRows>(*args.w, b, first, x + b * kTileRows,
@@ -430,6 +432,7 @@ void tile_rows(const TileArgs& args, const ActBlock* x, float* out) {
 template <class V, int kHalves, bool kMinimum, int kRun>
 void tile_int8(const TileArgs& args) noexcept {
   constexpr int64_t kRowSums = kIntPanels<V, kRun == 0> * kLanes;
+  constexpr int kPass = kHalves == 2 ? V::kHalvesPassRows : V::kPassRows;
   const auto* group =
       static_cast<const ActBlock*>(args.x.rows) + args.first_column / kBlock * kTileRows;
   for (int64_t first = 0; first < args.x.m; first += kTileRows, group += args.x.stride) {
@@ -440,12 +443,12 @@ void tile_int8(const TileArgs& args) noexcept {
       tile(args, group + r, sums + r * kRowSums);
       r += step;
     };
-    while (rows - r >= V::kPassRows)  // NOLINT(bugprone-infinite-loop): run() adds to r
-      run(tile_rows<V, kHalves, kMinimum, kRun, V::kPassRows>, V::kPassRows);
-    if constexpr (V::kPassRows > 4) {
+    while (rows - r >= kPass)  // NOLINT(bugprone-infinite-loop): run() adds to r
+      run(tile_rows<V, kHalves, kMinimum, kRun, kPass>, kPass);
+    if constexpr (kPass > 4) {
       if (rows - r >= 4) run(tile_rows<V, kHalves, kMinimum, kRun, 4>, 4);
     }
-    if constexpr (V::kPassRows > 2) {
+    if constexpr (kPass > 2) {
       if (rows - r >= 2) run(tile_rows<V, kHalves, kMinimum, kRun, 2>, 2);
     }
     if (rows - r >= 1) run(tile_rows<V, kHalves, kMinimum, kRun, 1>, 1);
@@ -520,9 +523,27 @@ void expand_f32(const ExpandArgs& args) noexcept {
 
 // ---- rounding activations -----------------------------------------------------------------------
 
+/// Blocks that a vector type rounds together (round_blocks); 0: one at a time, as below.
+template <class V>
+constexpr int kRoundBlocks = [] {
+  if constexpr (requires { V::kRoundBlocks; }) {
+    return V::kRoundBlocks;
+  } else {
+    return 0;
+  }
+}();
+
 template <class V>
 void quantize_row(const QuantizeArgs& args) noexcept {
-  for (int64_t begin = 0; begin < args.k; begin += kBlock) {
+  int64_t begin = 0;
+  if constexpr (kRoundBlocks<V> != 0) {
+    constexpr int64_t kStep = kRoundBlocks<V> * kBlock;
+    for (; begin + kStep <= args.k; begin += kStep) {
+      V::round_blocks(args.x + begin, args.for_tile ? V::kTileOffset : 0,
+                      args.out + begin / kBlock * args.block_stride, args.block_stride);
+    }
+  }
+  for (; begin < args.k; begin += kBlock) {
     ActBlock& out = args.out[begin / kBlock * args.block_stride];
     const float* x = args.x + begin;
     float padded[kBlock];

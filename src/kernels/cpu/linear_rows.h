@@ -26,7 +26,8 @@ constexpr LinearKernel int8_row(LinearLayout layout, IsaLevel level) {
           expand_int8<V, L>,
           tile_int8<V, L::kHalves, kIntMinimum<L>, kValueRun<V, L>>,
           decode_quantised<V, L>,
-          quantize_row<V>};
+          quantize_row<V>,
+          store_rows<V>};
 }
 
 template <class V, class L>
@@ -42,7 +43,8 @@ constexpr LinearKernel f32_row(LinearLayout layout, IsaLevel level) {
           expand_f32<V, L>,
           tile_float<V, false>,
           decode_quantised<V, L>,
-          nullptr};
+          nullptr,
+          store_rows<V>};
 }
 
 template <class V, class D>
@@ -58,7 +60,8 @@ constexpr LinearKernel dense_row(LinearLayout layout, IsaLevel level) {
           expand_dense<V, D>,
           tile_float<V, false>,
           decode_dense<V, D>,
-          nullptr};
+          nullptr,
+          store_rows<V>};
 }
 
 template <class V>
@@ -74,7 +77,8 @@ constexpr LinearKernel rows_row(IsaLevel level) {
           nullptr,
           tile_float<V, false>,
           nullptr,
-          nullptr};
+          nullptr,
+          store_rows<V>};
 }
 
 template <class V>
@@ -90,7 +94,8 @@ constexpr LinearKernel bf16_row(IsaLevel level) {
           expand_bf16<V>,
           tile_float<V, true>,
           decode_dense<V, DenseBf16>,
-          nullptr};
+          nullptr,
+          store_rows<V>};
 }
 
 /// Every quantised layout with 8-bit activations.

@@ -32,6 +32,7 @@ struct SimdAvx2 {
   static constexpr int kIntPanels = 4;   // activations come from L1 for three of four
   static constexpr int kPassPanels = 1;
   static constexpr int kPassRows = 6;
+  static constexpr int kHalvesPassRows = 6;
   static constexpr int kGemvRows = 8;
   static constexpr int kFewRows =
       kVnni ? 40 : 16;  // equal to a tile at 16 rows on Zen 3, November 2026
@@ -78,6 +79,7 @@ struct SimdAvx2 {
     return {_mm256_shuffle_epi8(table.a, index.a), _mm256_shuffle_epi8(table.b, index.b)};
   }
 
+  static void pin(Bytes&) {}  // too few registers
   static void forget(Bytes& x) { __asm__ volatile("" : "+x"(x.a), "+x"(x.b)); }
   static void forget(Floats& x) { __asm__ volatile("" : "+x"(x.a), "+x"(x.b)); }
 

@@ -7,6 +7,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "kernels/linear_kernel.h"
+
 namespace qw::kernels {
 namespace {
 
@@ -28,7 +30,8 @@ struct SimdAvx512 {
   static constexpr int kIntPanels = 4;   // 32 KiB of values
   static constexpr int kPassPanels = 2;  // int8: 12 dots, 12 sums, 2 weights, 1 activation
   static constexpr int kPassRows = 6;
-  static constexpr int kGemvRows = 8;  // 8 codes, 8 sums, 2 dots
+  static constexpr int kHalvesPassRows = 3;  // 6 products more, and 12 dots of both halves at once
+  static constexpr int kGemvRows = 8;        // 8 codes, 8 sums, 2 dots
   static constexpr int kFewRows = 40;
   static constexpr bool kBf16Dot = kBf16;
   static constexpr bool kSignedWide = !kVnni;
@@ -59,6 +62,7 @@ struct SimdAvx512 {
   }
   static Bytes lookup(Bytes table, Bytes index) { return {_mm512_shuffle_epi8(table.v, index.v)}; }
 
+  static void pin(Bytes& a) { __asm__("" : "+v"(a.v)); }
   static void forget(Bytes& a) { __asm__ volatile("" : "+v"(a.v)); }
   static void forget(Floats& a) { __asm__ volatile("" : "+v"(a.v)); }
 
@@ -156,7 +160,95 @@ struct SimdAvx512 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
   }
 
+  /// quantize_row for four blocks at once, whose largest values and sums are found together: `rows`
+  /// of 32 floats to blocks `stride` apart.
+  static constexpr int kRoundBlocks = 4;
+  static void round_blocks(const float* x, int offset, ActBlock* out, int64_t stride) {
+    __m512 low[4], high[4];
+    __m512i top[4];
+    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) {
+      low[b] = _mm512_loadu_ps(x + b * kBlock);
+      high[b] = _mm512_loadu_ps(x + b * kBlock + kLanes);
+      top[b] = _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(low[b]), magnitude),
+                                _mm512_and_si512(_mm512_castps_si512(high[b]), magnitude));
+    }
+    const __m128i bits = largest_of(top);
+    const __m128 largest = _mm_castsi128_ps(bits), most = _mm_set1_ps(127.0F);
+    const __mmask8 finite = _mm_cmplt_epi32_mask(bits, _mm_set1_epi32(0x7F800000));
+    const __mmask8 usable = static_cast<__mmask8>(
+        finite & _mm_cmp_ps_mask(largest, _mm_set1_ps(0x1p-100F), _CMP_GE_OQ));
+    const __m128 inverse = _mm_maskz_div_ps(usable, most, largest);
+    const __m128 scale = _mm_mask_mov_ps(_mm_set1_ps(__builtin_nanf("")), finite,
+                                         _mm_maskz_div_ps(usable, largest, most));
+    __m256i sums[4];
+    const __m512 inverses = _mm512_broadcast_f32x4(inverse);
+    const __m256i flip = _mm256_set1_epi8(static_cast<char>(offset));
+#pragma GCC unroll 4
+    for (int b = 0; b < 4; ++b) {
+      const __m512 by = _mm512_permutexvar_ps(_mm512_set1_epi32(b), inverses);
+      const auto kept = static_cast<__mmask16>((finite >> b & 1) != 0 ? 0xFFFF : 0);
+      const __m128i first = _mm512_cvtepi32_epi8(rounded(kept, _mm512_mul_ps(low[b], by))),
+                    second = _mm512_cvtepi32_epi8(rounded(kept, _mm512_mul_ps(high[b], by)));
+      const __m256i codes = _mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[b * stride].codes),
+                          _mm256_add_epi8(codes, flip));
+      sums[b] =
+          _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), codes), _mm256_set1_epi16(1));
+    }
+    // Each 128-bit part of these holds the sums of a half in four numbers.
+    const __m512i even = both(sums[0], sums[2]), odd = both(sums[1], sums[3]);
+    const __m512i pairs =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(even, odd), _mm512_unpackhi_epi32(even, odd));
+    const __m512i halves = _mm512_add_epi32(pairs, _mm512_shuffle_epi32(pairs, _MM_PERM_BADC));
+    // halves: blocks 0, 1 of the first half, of the second; then blocks 2, 3.
+    const __m512i at_first = _mm512_setr_epi32(0, 4, 0, 0, 1, 5, 1, 0, 8, 12, 8, 0, 9, 13, 9, 0),
+                  at_second = _mm512_setr_epi32(0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 12, 0, 0, 0, 13, 0);
+    const __m512i totals =
+        _mm512_add_epi32(_mm512_maskz_permutexvar_epi32(0x7777, at_first, halves),
+                         _mm512_maskz_permutexvar_epi32(0x4444, at_second, halves));
+    const __m512 scales =
+        _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                              _mm512_castps128_ps512(scale));
+    const __m512 scaled = _mm512_mul_ps(scales, _mm512_cvtepi32_ps(totals));
+    const __m512 head = _mm512_mask_mov_ps(
+        _mm512_castsi512_ps(_mm512_shuffle_epi32(_mm512_castps_si512(scaled), _MM_PERM_CBAA)),
+        0x1111, scales);
+    put_parts(head, totals, out, stride);
+  }
+
  private:
+  /// Lane b: the largest of top[b].
+  static __m128i largest_of(const __m512i (&top)[4]) {
+    const __m512i a = _mm512_max_epi32(_mm512_unpacklo_epi32(top[0], top[1]),
+                                       _mm512_unpackhi_epi32(top[0], top[1]));
+    const __m512i b = _mm512_max_epi32(_mm512_unpacklo_epi32(top[2], top[3]),
+                                       _mm512_unpackhi_epi32(top[2], top[3]));
+    const __m512i all = _mm512_max_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m256i half =
+        _mm256_max_epi32(_mm512_castsi512_si256(all), _mm512_extracti32x8_epi32(all, 1));
+    return _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  }
+  static __m512i rounded(__mmask16 kept, __m512 x) {
+    return _mm512_maskz_cvt_roundps_epi32(kept, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static __m512i both(__m256i low, __m256i high) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  }
+  /// Scale and scaled sums, and sums, of four blocks.
+  static void put_parts(__m512 head, __m512i totals, ActBlock* out, int64_t stride) {
+    put_part<0>(head, totals, out);
+    put_part<1>(head, totals, out + stride);
+    put_part<2>(head, totals, out + 2 * stride);
+    put_part<3>(head, totals, out + 3 * stride);
+  }
+  template <int kPart>
+  static void put_part(__m512 head, __m512i totals, ActBlock* out) {
+    _mm_storeu_ps(&out->scale, _mm512_extractf32x4_ps(head, kPart));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out->sum),
+                     _mm512_extracti32x4_epi32(totals, kPart));
+  }
   static __m128i half(const uint8_t* p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   }

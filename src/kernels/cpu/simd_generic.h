@@ -26,8 +26,9 @@ struct SimdGeneric {
   static constexpr int kIntPanels = 1;   // panels of a tile of integers
   static constexpr int kPassPanels = 1;  // of these, panels that a tile of integers takes at a time
   static constexpr int kPassRows = 6;    // ... and rows: all of a group or half of them
-  static constexpr int kGemvRows = 8;    // rows that a gemv of integers takes at a time
-  static constexpr int kFewRows = 40;    // LinearKernel::few_rows of integers
+  static constexpr int kHalvesPassRows = 6;  // kPassRows where a block has two scales
+  static constexpr int kGemvRows = 8;        // rows that a gemv of integers takes at a time
+  static constexpr int kFewRows = 40;        // LinearKernel::few_rows of integers
   static constexpr bool kBf16Dot = false;
   static constexpr bool kSignedWide = false;  // see dot_codes, dot_values
   static constexpr int kTileOffset = 128;     // added to activations for dot_values
@@ -97,6 +98,9 @@ struct SimdGeneric {
       r.v[i] = table.v[index.v[i] & 15];
     return r;
   }
+
+  /// Keeps `a` in its register, where the compiler might load it again for every use.
+  static void pin(Bytes&) {}
 
   /// Makes the compiler forget what it knows of `a` (for measuring).
   static void forget(Bytes& a) { __asm__ volatile("" : "+m"(a)); }

@@ -43,6 +43,7 @@ struct SimdNeon {
   // int8 with SDOT: 12 dots, 12 sums, 4 weights, 3 activations; without: 16 sums in 16 bits, 8
   // sums, 4 weights, 1 activation.
   static constexpr int kPassRows = kDot ? 3 : 2;
+  static constexpr int kHalvesPassRows = kPassRows;
   static constexpr int kGemvRows = kDot ? 2 : 1;
   static constexpr int kFewRows = kGemvRows;
   static constexpr bool kBf16Dot = false;
@@ -95,6 +96,7 @@ struct SimdNeon {
     return each<Bytes>([](auto t, auto i) { return vqtbl1q_u8(t, i); }, table, index);
   }
 
+  static void pin(Bytes&) {}
   static void forget(Bytes& x) {
     __asm__ volatile("" : "+w"(x.a), "+w"(x.b), "+w"(x.c), "+w"(x.d));
   }
