@@ -102,11 +102,12 @@ PackStatus fill_part(const LinearSource& source, const PackPlan& plan, PackedPar
       return PackStatus::kOk;
     }
   }
-  part.bytes = AlignedBytes(plan.bytes(), source.name);
-  part.matrix.data = part.bytes.data();
-  const PackStatus status = pack_all(source, plan, part.bytes.data(), context.pool);
+  const std::shared_ptr<uint8_t> bytes = context.weights.take(plan.bytes(), source.name);
+  part.bytes = bytes;
+  part.matrix.data = bytes.get();
+  const PackStatus status = pack_all(source, plan, bytes.get(), context.pool);
   if (status == PackStatus::kOk && !name.empty())
-    store->put(name, {part.bytes.data(), static_cast<size_t>(part.bytes.size())}, context.pool);
+    store->put(name, {bytes.get(), static_cast<size_t>(plan.bytes())}, context.pool);
   return status;
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cpu_linear_memory.h"
 #include "backend/packed_store.h"
 #include "base/thread_pool.h"
 #include "kernels/isa.h"
@@ -30,6 +31,7 @@ struct CpuContext {
   ActivationMode activations;                     // as asked
   std::unique_ptr<LinearScratch> linear_scratch;  // one linear layer at a time
   std::unique_ptr<PackedStore> store;  // null: weights are packed whenever they are opened
+  WeightMemory weights;
 };
 
 /// Several matrices stacked along n, each with its own kernel, sharing their input.

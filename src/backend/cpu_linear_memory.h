@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
+#include <string_view>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -45,6 +47,22 @@ class AlignedBytes {
   };
   std::unique_ptr<uint8_t, Free> data_;
   int64_t size_ = 0;
+};
+
+/// Memory of packed weights, cut from large pieces: a weight of 3 MiB alone would have one huge
+/// page and 256 small ones, whose addresses cost more to look up than their bytes to read.
+class WeightMemory {
+ public:
+  /// Uninitialised bytes, aligned to 64, for as long as the result is kept. Errors: out_of_memory,
+  /// naming `what`. Any thread may call it.
+  std::shared_ptr<uint8_t> take(int64_t bytes, std::string_view what);
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<const AlignedBytes>
+      piece_;          // which bytes are cut from; freed with the last of them
+  int64_t used_ = 0;   // of it
+  int64_t taken_ = 0;  // altogether
 };
 
 }  // namespace qw

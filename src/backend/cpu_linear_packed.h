@@ -18,7 +18,7 @@ struct PackedPart {
   LinearSource source;  // kRows: the published bytes; otherwise only its name and sizes are kept
   int64_t n = 0, first_row = 0;
   kernels::PanelMatrix matrix{};
-  AlignedBytes bytes;
+  std::shared_ptr<const uint8_t> bytes;      // the panels
   std::shared_ptr<const MappedFile> stored;  // instead of bytes (PackedStore)
   const kernels::LinearKernel* kernel = nullptr;
   std::shared_ptr<const std::vector<int32_t>>
