@@ -1,8 +1,6 @@
 #include "backend/cpu_backend.h"
 
 #include <fmt/ranges.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -21,24 +19,6 @@ constexpr int64_t kGrainElems = 16384;
 
 const float* values_of(const DeviceVector& vector) {
   return static_cast<const CpuVector&>(vector).data();
-}
-
-/// Tells the system that the published bytes will hardly be read again. Never changes what they
-/// are (unlike MADV_DONTNEED on memory that is not a file's).
-void page_out(const LinearSource& source) {
-#ifdef MADV_PAGEOUT
-  const auto advise = [&](const std::byte* data, int64_t row_bytes) {
-    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    const auto begin = reinterpret_cast<uintptr_t>(data),
-               end = begin + static_cast<uintptr_t>(source.n * row_bytes);
-    const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_PAGEOUT);
-  };
-  if (const auto* dense = std::get_if<DenseRows>(&source.data))
-    advise(dense->data, dense->row_bytes);
-  if (const auto* blocks = std::get_if<BlockRows>(&source.data))
-    advise(blocks->data, blocks->row_bytes);
-#endif
 }
 
 }  // namespace
@@ -74,15 +54,6 @@ std::unique_ptr<LinearWeight> CpuBackend::pack_linear(std::span<const LinearSour
 
 std::unique_ptr<EmbeddingWeight> CpuBackend::pack_embedding(const LinearSource& source) {
   return std::make_unique<CpuEmbedding>(source);
-}
-
-std::unique_ptr<LinearWeight> CpuBackend::pack_tied(const LinearSource& source,
-                                                    const EmbeddingWeight& /*table*/) {
-  // The product needs the packed layout, the table only the rows of the tokens at hand: those are
-  // decoded from the file, whose other pages need not stay in memory.
-  auto weight = pack_linear({&source, 1});
-  page_out(source);
-  return weight;
 }
 
 std::unique_ptr<DeviceVector> CpuBackend::upload(std::span<const float> values) {

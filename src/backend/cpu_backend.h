@@ -42,8 +42,6 @@ class CpuBackend final : public Backend {
   std::unique_ptr<RowsBuffer> allocate(int64_t rows, int64_t cols) override;
   std::unique_ptr<LinearWeight> pack_linear(std::span<const LinearSource> parts) override;
   std::unique_ptr<EmbeddingWeight> pack_embedding(const LinearSource& source) override;
-  std::unique_ptr<LinearWeight> pack_tied(const LinearSource& source,
-                                          const EmbeddingWeight& table) override;
   int64_t embedding_bytes(const LinearSource& /*source*/) const override { return 0; }
   int64_t working_bytes(const StepSizes& step) const override;
   std::unique_ptr<DeviceVector> upload(std::span<const float> values) override;
