@@ -82,11 +82,12 @@ struct AttentionBody {
     }
   };
 
-  /// Asks for n_bytes that lie `ahead` bytes from p.
+  /// Asks for n_bytes that lie `ahead` bytes from p, into L2: see kPrefetchBytes in
+  /// linear_kernel.h.
   template <int n_bytes>
   static void fetch_lines(const void* p, int64_t ahead) {
     for (int i = 0; i < n_bytes; i += 64)
-      __builtin_prefetch(static_cast<const char*>(p) + ahead + i);
+      __builtin_prefetch(static_cast<const char*>(p) + ahead + i, 0, 2);
   }
 
   /// c[r, j] = c[r, j] * factor[r] (0 if factor is null) + sum over k in [begin, end) of

@@ -18,7 +18,7 @@ uint64_t probe_read(const uint8_t* bytes, int64_t n_bytes) noexcept {
   for (int64_t at = 0; at < n_bytes; at += 1024) {
 #pragma GCC unroll 16
     for (int line = 0; line < 16; ++line) {
-      __builtin_prefetch(bytes + at + 64 * line + 4096);
+      __builtin_prefetch(bytes + at + 64 * line + 4096, 0, 2);
       seen[line % 4] = V::bit_or(seen[line % 4], V::load(bytes + at + 64 * line));
     }
   }

@@ -56,8 +56,9 @@ void gemv_float_rows(const GemvArgs& args, int64_t first) {
     for (int p = 0; p < kPanels; ++p) {
       typename V::Floats even, odd;
       D::template columns<V>(w[p] + c * D::kBytes, even, odd);
-      __builtin_prefetch(w[p] + c * D::kBytes + kPrefetchBytes);
-      if constexpr (D::kBytes == 64) __builtin_prefetch(w[p] + c * D::kBytes + kPrefetchBytes + 64);
+      __builtin_prefetch(w[p] + c * D::kBytes + kPrefetchBytes, 0, 2);
+      if constexpr (D::kBytes == 64)
+        __builtin_prefetch(w[p] + c * D::kBytes + kPrefetchBytes + 64, 0, 2);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         const float* row = x + r * args.x.stride + c;
@@ -96,7 +97,7 @@ void gemv_bf16_rows(const GemvArgs& args, int64_t first) {
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       const auto pairs = V::load(w[p] + 64 * c);
-      __builtin_prefetch(w[p] + 64 * c + kPrefetchBytes);
+      __builtin_prefetch(w[p] + 64 * c + kPrefetchBytes, 0, 2);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         sums[r][p] = V::dot_bf16(sums[r][p], pairs, V::splat4(x + 4 * (r * args.x.stride + c)));

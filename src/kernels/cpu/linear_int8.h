@@ -154,7 +154,7 @@ void gemv_rows(const GemvArgs& args) {
         const uint8_t* ahead = unit + L::kHeader + block * (64 * L::kBits) + kPrefetchBytes;
 #pragma GCC unroll 8
         for (int line = 0; line < L::kBits; ++line)
-          __builtin_prefetch(ahead + 64 * line);
+          __builtin_prefetch(ahead + 64 * line, 0, 2);
         gemv_block<V, L, kRows>(unit, block, x + done + block, args.x.stride, sums);
       }
     }
