@@ -79,6 +79,7 @@ struct ChatInput {
   std::string now;  // ISO local time for strftime_now; empty: the clock
   /// Special-token strings inside message contents become special tokens. Off: plain text.
   bool parse_special_in_content = false;
+  const CancelFlag* cancel = nullptr;  // ends the encoding; null: nothing does
 };
 
 struct EncodedChat {

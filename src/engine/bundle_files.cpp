@@ -222,6 +222,7 @@ EncodedChat ModelFiles::encode_chat(const ChatInput& input) const {
   const std::vector<ByteRange> plain = byte_ranges(rendered.content_ranges);
   EncodeOptions encode;
   if (!input.parse_special_in_content) encode.plain_ranges = plain;
+  encode.cancel = input.cancel;
   out.ids = tokenizer->encode(rendered.text, encode);
   for (const TextRange& span : rendered.assistant_spans)
     out.assistant_ranges.emplace_back(span.begin, span.end);

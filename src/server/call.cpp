@@ -68,6 +68,11 @@ void Call::watch() {
   exchange_->on_done([self = shared_from_this()] {
     self->services_.calls.erase(self.get());
     self->done_ = true;
+    self->cancel_.cancel();
+    // What is made of a body, and an answer while it is made, takes a multiple of its size.
+    constexpr size_t kLarge = size_t{1} << 20;
+    if (self->request().body.size() + self->exchange_->body_bytes() > kLarge)
+      self->services_.heap_is_stretched = true;
     self->forget_deadline();
     self->log();
   });
@@ -116,8 +121,8 @@ void Call::expire() {
 void Call::cut(const Error& error) {
   forget_deadline();
   if (exchange_->closed() || expired_.exchange(true)) return;
-  if (on_expire_) return on_expire_(error);
-  fail(error);
+  on_expire_ ? on_expire_(error) : fail(error);
+  cancel_.cancel();  // what ends by it fails, too: after the error that tells why
 }
 
 void add_retry_after(http::Response& response, const Error& error) {
@@ -316,13 +321,7 @@ void with_model(const std::shared_ptr<Call>& call, const ModelChoice& choice,
   call->services().hub->with_model(
       choice,
       [call, use = std::move(use)](const std::shared_ptr<ServedModel>& model) {
-        try {
-          use(model);
-        } catch (const Error& error) {
-          call->fail(error);
-        } catch (...) {
-          call->fail(current_error());
-        }
+        guarded(call, [&] { use(model); });
       },
       [call](const Error& error) { call->fail(error); });
 }

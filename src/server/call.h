@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "base/cancel.h"
 #include "server/access.h"
 #include "server/endpoint.h"
 #include "server/http/server.h"
@@ -55,6 +56,9 @@ class Call : public std::enable_shared_from_this<Call> {
   /// Ends it with `error`, wherever it is. The server's thread.
   void cut(const Error& error);
   bool expired() const { return expired_; }
+  /// Set once nobody waits for the answer any more: it has ended, its time is over, its client has
+  /// gone, the server ends. For work that looks at it now and then. Any thread.
+  const CancelFlag& cancel_flag() const { return cancel_; }
   /// Called when the time has come, with the error to end with; without, the call fails at once.
   /// The server's thread.
   void on_expire(std::function<void(const Error&)> callback) { on_expire_ = std::move(callback); }
@@ -120,6 +124,7 @@ class Call : public std::enable_shared_from_this<Call> {
   bool done_ = false;
   bool streaming_ = false;
   std::atomic<bool> expired_ = false;  // set on the HTTP server's thread
+  CancelFlag cancel_;                  // likewise
   double time_s_ = 0;                  // the shortest limit; 0: none
   std::function<void(const Error&)> on_expire_;
   int64_t n_prompt_tokens_ = 0, n_generated_tokens_ = 0;

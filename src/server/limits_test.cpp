@@ -248,6 +248,93 @@ TEST(Limits, NobodyIsReadyBeforeTheModelIsLoaded) {
   thread.join();
 }
 
+std::string optional_properties(int n) {
+  nlohmann::ordered_json schema = {{"type", "object"}};
+  for (int i = 0; i < n; ++i)
+    schema["properties"][fmt::format("property_{}", i)] = {{"type", "integer"}};
+  return nlohmann::ordered_json{{"prompt", "One"}, {"max_tokens", 2}, {"guided_json", schema}}
+      .dump();
+}
+
+// Who wants a grammar that takes long keeps nobody waiting who wants none, or one that is known.
+TEST(Compilers, AreNobodyElsesAffair) {
+  const RunningService running;
+  const auto with_regex = [](const char* pattern) {
+    return nlohmann::ordered_json{{"prompt", "One"}, {"max_tokens", 2}, {"guided_regex", pattern}};
+  };
+  int status = 0;
+  running.post("/v1/completions", with_regex("[a-z]{2}"), &status);
+  EXPECT_EQ(status, 200);
+  std::promise<void> release;
+  const std::shared_future<void> released = release.get_future().share();
+  for (int i = 0; i < 8; ++i)
+    running.service.services().compilers->post([released] { released.wait(); });
+  HttpClient waiting = running.client();
+  waiting.send(HttpClient::post_text("/v1/completions", with_regex("[0-9]{2}").dump()));
+  const HttpAnswer late = running.client().post("/v1/completions", with_regex("[x-z]{2}").dump(),
+                                                "x-request-timeout: 0.3\r\n");
+  EXPECT_EQ(late.status, 504) << "it has to be compiled, and nobody does";
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(running.client().post("/tokenize", R"({"prompt": "a"})").status, 200);
+  running.post("/v1/completions", with_regex("[a-z]{2}"), &status);
+  EXPECT_EQ(status, 200) << "known";
+  release.set_value();
+  EXPECT_EQ(waiting.read().status, 200);
+}
+
+TEST(Compilers, EndWithTheirClientsAndWithTheServer) {
+  using Clock = std::chrono::steady_clock;
+  const std::string slow = optional_properties(1500);  // seconds of work
+  Clock::time_point begin;
+  {
+    const RunningService running;
+    {
+      HttpClient one = running.client(), two = running.client();
+      one.send(HttpClient::post_text("/v1/completions", slow));
+      two.send(HttpClient::post_text("/v1/completions", optional_properties(1501)));
+      std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    }
+    begin = Clock::now();
+    EXPECT_EQ(running.client()
+                  .post("/v1/completions",
+                        R"({"prompt": "One", "max_tokens": 2, "guided_regex": "[a-z]{2}"})")
+                  .status,
+              200);
+    EXPECT_LT(Clock::now() - begin, std::chrono::seconds(2)) << "those who compiled are free";
+    HttpClient last = running.client();
+    last.send(HttpClient::post_text("/v1/completions", slow));
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    begin = Clock::now();
+  }
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(2)) << "the server waited for it";
+}
+
+TEST(Compilers, RefuseWhatTakesTooManySteps) {
+  const RunningService running;
+  const HttpAnswer answer =
+      HttpClient(running.service.port(), std::chrono::seconds(120))
+          .post("/v1/completions", optional_properties(9000));
+  EXPECT_EQ(answer.status, 400);
+  EXPECT_THAT(answer.body, HasSubstr("expected to be compiled in at most"));
+  EXPECT_THAT(answer.body, HasSubstr("guided_json"));
+}
+
+// Nor does a text that nobody waits for keep the server.
+TEST(Workers, EndATextWhoseTimeIsOver) {
+  const auto begin = std::chrono::steady_clock::now();
+  {
+    const RunningService running;
+    std::string text;  // one piece, which is never cut
+    for (size_t i = 0; i < (size_t{12} << 20); ++i)
+      text += static_cast<char>('a' + (i * i / 7 + i) % 26);
+    const std::string body = nlohmann::ordered_json{{"prompt", text}}.dump();
+    const HttpAnswer late =
+        running.client().post("/tokenize", body, "x-request-timeout: 0.5\r\n");
+    EXPECT_EQ(late.status, 504);
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(4));
+}
+
 // The clock of a request runs while all workers are busy with others.
 TEST(Limits, DeadlinesHoldWhereAllWorkersAreBusy) {
   const RunningService running;

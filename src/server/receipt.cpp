@@ -296,9 +296,8 @@ std::vector<Request> requests_of_receipt(const Json& receipt, const LoadedModel&
   if (!limit.is_null())
     form = AnswerForm{constraint_of(to_object("constraint", limit)), "constraint"};
   if (!tools.is_null()) {
-    std::vector<std::string> warnings;
     structure = structure_of_json(to_object("tools.structure", tools.value("structure", Json())));
-    if (auto of_tools = grammar_of(structure, form, warnings)) grammar = of_tools->build;
+    if (auto of_tools = grammar_of(structure, form)) grammar = of_tools->build;
   } else if (form) {
     grammar = [source = form->source] { return source.compile(); };
   }

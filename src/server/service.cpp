@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <future>
 
+#include "base/heap.h"
 #include "base/log.h"
-#include "engine/current_error.h"
 #include "server/anthropic/anthropic.h"
 #include "server/call.h"
 #include "server/llama_server/llama_server.h"
@@ -16,6 +16,13 @@
 #include "server/web/web.h"
 
 namespace qw::server {
+
+namespace {
+
+/// Threads that compile grammars: one that takes long leaves the other.
+constexpr int kCompilers = 2;
+
+}  // namespace
 
 Services::Services(ServiceOptions given) : options(std::move(given)) {
   if (!options.key_file.empty()) keys = KeyRing::read(options.key_file);
@@ -42,6 +49,7 @@ Service::Service(ServiceOptions options) : services_(std::move(options)) {
       [this](const http::Request& request) { return check_head(request); });
   services_.workers = std::make_unique<Workers>(services_.options.n_workers);
   services_.file_worker = std::make_unique<Workers>(1);
+  services_.compilers = std::make_unique<Workers>(kCompilers);
   services_.hub = std::make_unique<ModelHub>(
       services_.options.models,
       [this](std::function<void()> task) { services_.post(std::move(task)); });
@@ -50,8 +58,8 @@ Service::Service(ServiceOptions options) : services_(std::move(options)) {
 
 // Whoever may still post to the HTTP server ends before it.
 Service::~Service() {
-  services_.workers->stop();
-  services_.file_worker->stop();
+  for (Workers* workers : {&*services_.workers, &*services_.file_worker, &*services_.compilers})
+    workers->stop();
   services_.hub.reset();
 }
 
@@ -117,6 +125,9 @@ void Service::tick() {
       deadlines.erase(deadlines.begin());
     }
   }
+  ping();
+  if (services_.calls.empty() && services_.heap_is_stretched.exchange(false))
+    services_.workers->post(give_back_freed_memory);
   if (!services_.draining && is_stop_asked()) drain();
   if (!services_.draining) return;
   const size_t n_open = services_.http->n_connections();
@@ -272,15 +283,7 @@ void Service::dispatch(std::shared_ptr<http::Exchange> exchange, const Endpoint&
   auto call = std::make_shared<Call>(services_, std::move(exchange), endpoint,
                                      std::move(parameters), std::move(client));
   call->watch();
-  const auto handle = [call] {
-    try {
-      call->endpoint().handle(call);
-    } catch (const Error& error) {
-      call->fail(error);
-    } catch (...) {
-      call->fail(current_error());
-    }
-  };
+  const auto handle = [call] { guarded(call, [&call] { call->endpoint().handle(call); }); };
   if (endpoint.at_once) return handle();
   try {
     call->limit_time_by_header();  // from now on: it may wait for a worker
@@ -288,7 +291,7 @@ void Service::dispatch(std::shared_ptr<http::Exchange> exchange, const Endpoint&
     return call->fail(error);
   }
   services_.workers->post([call, handle] {
-    if (!call->expired()) handle();
+    if (!call->cancel_flag().cancelled()) handle();
   });
 }
 

@@ -60,9 +60,13 @@ struct Services {
   std::unordered_set<Call*> calls;
   std::atomic<bool> draining{false};
   std::atomic<bool> is_loaded{false};  // the default model was, once
+  /// Something large was freed: the next time that nobody is being answered, the system gets it
+  /// back.
+  std::atomic<bool> heap_is_stretched{false};
   std::unique_ptr<http::Server> http;
   std::unique_ptr<Workers> workers;
   std::unique_ptr<Workers> file_worker;  // for slots: a slow disk keeps no request from the others
+  std::unique_ptr<Workers> compilers;    // for grammars: seconds of work, if clients want it so
   std::unique_ptr<ModelHub> hub;
 
   /// Runs on the HTTP server's thread.

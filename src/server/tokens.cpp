@@ -32,8 +32,9 @@ struct TemplateTask {
   Json messages, template_variables;
   bool add_generation_prompt = true, continue_final_message = false;
 
-  ChatInput input() const {
+  ChatInput input(const CancelFlag* cancel) const {
     ChatInput out;
+    out.cancel = cancel;
     out.messages = std::make_shared<const Json>(messages);
     if (!template_variables.is_null())
       out.variables = std::make_shared<const Json>(template_variables);
@@ -125,7 +126,7 @@ Json tokens_json(const TokenizeTask& task, const ServedModel& model) {
     for (const std::string& prompt : *task.prompts)
       add(model.tokenizer().encode(prompt, task.options));
   } else {
-    add(model.files().encode_chat(task.input()).ids);
+    add(model.files().encode_chat(task.input(task.options.cancel)).ids);
   }
   Json answer = {{"count", task.is_list ? counts : counts[0]},
                  {"max_model_len", model.context()},
@@ -138,6 +139,7 @@ void tokenize(const std::shared_ptr<Call>& call) {
   TokenizeTask task;
   // What each system adds around a text where nothing is said is nothing for these models.
   task.options.add_special_tokens = true;
+  task.options.cancel = &call->cancel_flag();
   call->read(tokenize_fields(), task);
   const int n_inputs = (task.prompts ? 1 : 0) + (task.content ? 1 : 0) + !task.messages.is_null();
   if (n_inputs != 1 || (task.is_list && task.prompts->empty())) {
@@ -199,7 +201,8 @@ void apply_template(const std::shared_ptr<Call>& call) {
   call->read(template_fields(), task);
   if (task.messages.is_null()) refuse_field("messages", "expected a list of messages, got none");
   with_model(call, task.model, [call, task](const std::shared_ptr<ServedModel>& model) {
-    call->respond({{"prompt", model->files().encode_chat(task.input()).text}});
+    const ChatInput input = task.input(&call->cancel_flag());
+    call->respond({{"prompt", model->files().encode_chat(input).text}});
   });
 }
 

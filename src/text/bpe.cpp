@@ -121,7 +121,8 @@ class LongPiece {
         pairs_(scratch.pairs),
         previous_(scratch.previous),
         next_(scratch.next),
-        n_(static_cast<uint32_t>(symbols.size())) {
+        n_(static_cast<uint32_t>(symbols.size())),
+        cancel_(scratch.cancel) {
     pairs_.resize(n_);
     previous_.resize(n_);
     next_.resize(n_);
@@ -129,8 +130,10 @@ class LongPiece {
       previous_[i] = i - 1;  // of 0: wraps to a position no symbol has
       next_[i] = i + 1;
     }
-    for (uint32_t i = 0; i < n_; ++i)
+    for (uint32_t i = 0; i < n_; ++i) {
+      look_up_from_time_to_time(i);
       find_pair(i);
+    }
   }
 
   void merge_all() {
@@ -152,6 +155,7 @@ class LongPiece {
  private:
   void merge_rank(uint32_t rank, const std::vector<uint32_t>& positions) {
     for (size_t i = 0; i < positions.size(); ++i) {
+      look_up_from_time_to_time(i);
       const uint32_t at = positions[i];
       if (rank_of(pairs_[at]) != rank || pairs_[at] == kNoPair) continue;  // overtaken by another
       merge_at(at);
@@ -161,6 +165,11 @@ class LongPiece {
           enqueue(rank, positions[i]);
       }
     }
+  }
+
+  void look_up_from_time_to_time(size_t i) const {
+    constexpr size_t kOften = 4096;  // some hundred microseconds
+    if (cancel_ != nullptr && i % kOften == 0) cancel_->check("tokenizing");
   }
 
   void merge_at(uint32_t at) {
@@ -198,6 +207,7 @@ class LongPiece {
   uint32_t n_;
   std::priority_queue<uint32_t, std::vector<uint32_t>, std::greater<>> ranks_;
   std::unordered_map<uint32_t, std::vector<uint32_t>> queues_;
+  const CancelFlag* cancel_;
 };
 
 }  // namespace

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/cancel.h"
+
 namespace qw {
 
 /// What a pair of neighbours becomes. Lower rank first.
@@ -67,6 +69,7 @@ struct BpeScratch {
   std::vector<int32_t> ranks;            // short ones
   std::vector<uint32_t> merged;          // short ones
   std::vector<uint32_t> previous, next;  // both
+  const CancelFlag* cancel = nullptr;    // ends long pieces once it is set; null: nothing does
 };
 
 /// Up to this many symbols searching wins: measured on one core of an EPYC of family 25 (Zen 3),
@@ -75,7 +78,8 @@ inline constexpr size_t kShortPiece = 2000;
 
 /// Replaces `symbols` (ids of the single bytes or characters of a piece, fewer than 2^32) by the
 /// ids of its tokens. Memory: 24 bytes and a queue entry per symbol. Pieces of more than
-/// `longest_short` symbols go through queues; the outcome does not depend on it.
+/// `longest_short` symbols go through queues; the outcome does not depend on it. Errors: cancelled
+/// (by scratch.cancel, of a long piece).
 void bpe_merge(const MergeTable& merges, std::vector<uint32_t>& symbols, BpeScratch& scratch,
                size_t longest_short = kShortPiece);
 

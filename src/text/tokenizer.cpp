@@ -243,6 +243,7 @@ class Tokenizer::Encoding {
   Encoding(const Tokenizer& tokenizer, const EncodeOptions& options, size_t text_bytes)
       : tokenizer_(tokenizer), options_(options), cache_(text_bytes) {
     ids_.reserve(text_bytes / 4 + 16);
+    scratch_.cancel = options.cancel;
   }
 
   std::vector<int32_t> run(std::string_view text) {
@@ -283,6 +284,7 @@ class Tokenizer::Encoding {
 
   void encode_pieces(std::string_view text) {
     for (size_t begin = 0; begin < text.size();) {
+      if (options_.cancel != nullptr) options_.cancel->check("tokenizing");
       const size_t end = tokenizer_.splitter_.piece_end(text, begin);
       encode_piece(text.substr(begin, end - begin));
       begin = end;

@@ -17,6 +17,7 @@
 
 #include "text/added_tokens.h"
 #include "text/bpe.h"
+#include "base/cancel.h"
 #include "text/splitter.h"
 #include "text/token_table.h"
 #include "text/tokenizer_spec.h"
@@ -38,6 +39,8 @@ struct EncodeOptions {
   /// Bytes, sorted and disjoint, that no special token may touch although parse_special is true:
   /// the message contents within a rendered chat. The text must then be valid UTF-8.
   std::span<const ByteRange> plain_ranges = {};
+  /// Ends the work once it is set; null: nothing does.
+  const CancelFlag* cancel = nullptr;
 };
 
 class Tokenizer {
@@ -46,7 +49,7 @@ class Tokenizer {
   explicit Tokenizer(const TokenizerSpec& spec);
 
   /// The ids of `text`. Linear time but for merging one piece, which is O(n log n) in its length.
-  /// Errors: invalid_argument (invalid UTF-8 under kError, 2 GiB of text or more).
+  /// Errors: invalid_argument (invalid UTF-8 under kError, 2 GiB of text or more), cancelled.
   std::vector<int32_t> encode(std::string_view text, const EncodeOptions& options = {}) const;
 
   /// The text of `ids`: their bytes joined, broken UTF-8 as U+FFFD per maximal subpart. Ids that

@@ -10,6 +10,8 @@
 #include <unordered_map>
 #include <utility>
 
+#include "engine/grammar/work.h"
+
 namespace qw::grammar {
 namespace {
 
@@ -50,6 +52,7 @@ class Closure {
       }
     }
     std::sort(set.begin(), set.end());
+    CompileWork::charge(set.size());
   }
 
  private:
@@ -86,6 +89,7 @@ void for_each_range(std::vector<SymbolEdge>& edges, F&& f) {
     while (next < edges.size() && edges[next].first == cuts[i])
       open.push_back(edges[next++]);
     if (open.empty()) continue;
+    CompileWork::charge(open.size());
     StateSet targets;
     for (const SymbolEdge& edge : open)
       targets.push_back(edge.target);
@@ -121,6 +125,7 @@ std::optional<Dfa> determinise(const Nfa& nfa, size_t max_states) {
       out.states[i].accepting = out.states[i].accepting || state.accepting;
       edges.insert(edges.end(), state.edges.begin(), state.edges.end());
     }
+    CompileWork::charge(1 + edges.size());
     for_each_range(edges, [&](uint32_t first, uint32_t last, StateSet& targets) {
       closure.close(targets);
       append_edge(out.states[i].edges, first, last, id_of(std::move(targets)));
@@ -143,6 +148,7 @@ Dfa without_empty_moves(const Nfa& nfa) {
       state.edges.insert(state.edges.end(), nfa.states[id].edges.begin(),
                          nfa.states[id].edges.end());
     }
+    CompileWork::charge(1 + state.edges.size());
     std::sort(state.edges.begin(), state.edges.end(), [](const SymbolEdge& a, const SymbolEdge& b) {
       return std::tie(a.first, a.last, a.target) < std::tie(b.first, b.last, b.target);
     });
@@ -156,6 +162,7 @@ Dfa trimmed(const Dfa& dfa) {
   if (n == 0) return {};
   std::vector<std::vector<uint32_t>> sources(n);
   for (size_t i = 0; i < n; ++i) {
+    CompileWork::charge(1 + dfa.states[i].edges.size());
     for (const SymbolEdge& edge : dfa.states[i].edges)
       sources[edge.target].push_back(static_cast<uint32_t>(i));
   }
@@ -252,6 +259,7 @@ class Refinement {
   }
 
   Signature signature_of(uint32_t state) const {
+    CompileWork::charge(1 + dfa_.states[state].edges.size());
     std::vector<SymbolEdge> edges;
     for (const SymbolEdge& edge : dfa_.states[state].edges)
       append_edge(edges, edge.first, edge.last, block_[edge.target]);
@@ -352,6 +360,7 @@ class WordAutomaton {
  public:
   /// Words come in the order of their bytes.
   void add(std::string_view word) {
+    CompileWork::charge(1 + word.size());
     const size_t n_common =
         static_cast<size_t>(std::ranges::mismatch(word, last_).in1 - word.begin());
     close(n_common);
@@ -427,6 +436,7 @@ std::optional<Dfa> combined(const Dfa& a, const Dfa& b, Combination how, size_t 
     out.states[i].accepting = a.states[x].accepting && b_accepts == (how == Combination::kBoth);
     static const std::vector<SymbolEdge> kNone;
     const std::vector<SymbolEdge>& others = y == kNowhere ? kNone : b.states[y].edges;
+    CompileWork::charge(1 + a.states[x].edges.size() + others.size());
     size_t j = 0;
     for (const SymbolEdge& edge : a.states[x].edges) {
       uint32_t first = edge.first;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/utf8.h"
+#include "engine/grammar/work.h"
 
 namespace qw::grammar {
 namespace {
@@ -22,6 +23,7 @@ CodePointSet CodePointSet::all() {
 
 void CodePointSet::insert(uint32_t first, uint32_t last) {
   if (first > last) return;
+  CompileWork::charge(1 + ranges_.size() / 64);  // of what is moved
   // The ranges that touch or overlap first..last become one with it.
   auto begin =
       std::lower_bound(ranges_.begin(), ranges_.end(), first,

@@ -37,6 +37,7 @@ void Configurations::clear() {
   configs_.clear();
   config_ids_.clear();
   nexts_.clear();
+  n_heads_ = 0;
   configs_.emplace_back();  // id 0 stands for "not computed yet"
   nexts_.resize(n_classes_, 0);
   const ConfigId dead = of_heads({});
@@ -61,6 +62,7 @@ ConfigId Configurations::of_heads(std::vector<Head> heads) {
   }
   const auto id = static_cast<ConfigId>(configs_.size());
   configs_.push_back({heads, nullptr});
+  n_heads_ += 2 * heads.size();
   nexts_.resize(nexts_.size() + n_classes_, 0);
   config_ids_.emplace(std::move(heads), id);
   return id;
@@ -85,6 +87,7 @@ const Configurations::Closed& Configurations::closed(ConfigId config) {
   if (!configs_[config].closed) {
     auto out = std::make_unique<Closed>();
     close(*out, configs_[config].heads);
+    n_heads_ += out->heads.size();
     configs_[config].closed = std::move(out);
   }
   return *configs_[config].closed;

@@ -75,6 +75,11 @@ class Configurations {
   }
 
   size_t n_objects() const { return configs_.size() + frames_.size(); }
+  /// Of memory, about.
+  size_t bytes() const {
+    return configs_.size() * (kConfigBytes + n_classes_ * sizeof(ConfigId)) +
+           frames_.size() * kFrameBytes + n_heads_ * sizeof(Head);
+  }
   /// Forgets everything; ids from before mean nothing from now on.
   void clear();
 
@@ -105,6 +110,9 @@ class Configurations {
     size_t operator()(const FrameKey& key) const noexcept;
   };
 
+  /// With their places in hash tables.
+  static constexpr size_t kConfigBytes = sizeof(Config) + 64, kFrameBytes = sizeof(Frame) + 48;
+
   ConfigId compute_step(ConfigId config, uint8_t byte_class);
   void add_steps(const Head& head, uint8_t byte, std::vector<Head>& out) const;
   const Closed& closed(ConfigId config);
@@ -120,6 +128,7 @@ class Configurations {
   std::vector<Config> configs_;
   std::vector<ConfigId> nexts_;  // [config][class]; 0: not computed yet
   std::unordered_map<std::vector<Head>, ConfigId, HeadsHash> config_ids_;
+  size_t n_heads_ = 0;  // of all configurations, wherever they are kept
 };
 
 }  // namespace qw::grammar

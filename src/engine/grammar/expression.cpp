@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
+#include "engine/grammar/work.h"
 
 namespace qw::grammar {
 namespace {
@@ -22,6 +23,7 @@ uint64_t saturating_multiply(uint64_t a, uint64_t b) {
 }
 
 std::shared_ptr<Expression> make(Kind kind) {
+  CompileWork::charge(1);
   auto out = std::make_shared<Expression>();
   out->kind = kind;
   return out;
@@ -61,6 +63,7 @@ Node chars(CodePointSet set) {
   std::vector<Utf8Sequence> sequences;
   for (const CodePointRange& range : set.ranges())
     append_utf8_sequences(range.first, range.last, sequences);
+  CompileWork::charge(sequences.size());
   auto out = make(Kind::kChars);
   out->weight = 0;
   for (const Utf8Sequence& sequence : sequences)
@@ -69,12 +72,47 @@ Node chars(CodePointSet set) {
   return out;
 }
 
+namespace {
+
+/// Puts a sequence together: sequences in it are its own items, literals that meet are one, so that
+/// a choice among texts is seen to be one however they were put together.
+class SequenceItems {
+ public:
+  void add(const Node& item) {
+    if (item->kind != Kind::kLiteral) {
+      flush();
+      items_.push_back(item);
+    } else if (!item->text.empty()) {
+      CompileWork::charge(1 + item->text.size() / 64);
+      text_ += item->text;
+      only_ = text_.size() == item->text.size() ? item : nullptr;
+    }
+  }
+  std::vector<Node> take() {
+    flush();
+    return std::move(items_);
+  }
+
+ private:
+  void flush() {
+    if (!text_.empty()) items_.push_back(only_ ? only_ : literal(text_));
+    text_.clear();
+  }
+
+  std::vector<Node> items_;
+  std::string text_;  // of the literals since the last other item
+  Node only_;         // null: it is of several
+};
+
+}  // namespace
+
 Node sequence(std::vector<Node> items) {
   auto out = make(Kind::kSequence);
   out->weight = 0;
   for (Node& item : items) {
     if (item->kind == Kind::kNever) return never();
     out->weight = saturating_add(out->weight, item->weight);
+    CompileWork::charge(1 + item->items.size() / 8);
     if (item->kind == Kind::kSequence) {
       out->items.insert(out->items.end(), item->items.begin(), item->items.end());
     } else if (item->kind != Kind::kLiteral || !item->text.empty()) {
@@ -222,6 +260,7 @@ Node free_text(const std::vector<Trigger>& triggers, bool may_end) {
   }
   const CodePointSet unknown = known.complement();
   for (uint32_t i = 0; i < automaton.nodes().size(); ++i) {
+    CompileWork::charge(1 + known.ranges().size());
     const auto& node = automaton.nodes()[i];
     if (node.ends >= 0) {
       const Node& then = triggers[static_cast<size_t>(node.ends)].then;
@@ -297,6 +336,7 @@ Node json_escaped_chars(const CodePointSet& set, const CodePointSet& needs) {
 
 /// `needs`: all characters that must be escaped.
 Node escaped_node(const Node& node, const CodePointSet& needs) {
+  CompileWork::charge(1 + node->text.size());
   switch (node->kind) {
     case Kind::kNever:
       return node;

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "engine/grammar/automaton.h"
+#include "engine/grammar/work.h"
 
 namespace qw::grammar {
 namespace {
@@ -56,6 +57,8 @@ class Compiler {
     Fsm out;
     out.root = root;
     flatten(out);
+    out.bytes.shrink_to_fit();
+    out.calls.shrink_to_fit();
     classify(out);
     return out;
   }
@@ -70,6 +73,7 @@ class Compiler {
   };
 
   bool nullable(const Node& node) const {
+    CompileWork::charge(1);
     switch (node->kind) {
       case Kind::kNever:
       case Kind::kChars:
@@ -95,6 +99,7 @@ class Compiler {
     reached[graph.start] = true;
     for (bool changed = true; changed;) {
       changed = false;
+      CompileWork::charge(graph.edges.size());
       for (const Graph::Edge& edge : graph.edges) {
         if (!reached[edge.from] || reached[edge.to] || (edge.label && !nullable(edge.label)))
           continue;
@@ -135,6 +140,7 @@ class Compiler {
   static void for_each_call(const Node& node, std::unordered_set<const Expression*>& seen,
                             const Visit& visit) {
     if (node == nullptr || !seen.insert(node.get()).second) return;
+    CompileWork::charge(1);
     if (node->kind == Kind::kRule) visit(node->rule);
     for (const Node& item : node->items)
       for_each_call(item, seen, visit);
@@ -222,6 +228,7 @@ class Compiler {
   }
 
   void lower(const Node& node, uint32_t from, uint32_t to) {
+    CompileWork::charge(1);
     switch (node->kind) {
       case Kind::kNever:
         return;
@@ -292,6 +299,7 @@ class Compiler {
 
   /// The same texts but the empty one; null where that takes more than leaving it out.
   Node without_empty(const Node& node) const {
+    CompileWork::charge(1);
     if (!nullable(node)) return node;
     if (node->kind == Kind::kLiteral) return never();
     if (node->kind == Kind::kRepeat) {
@@ -433,6 +441,7 @@ class Compiler {
       const Dfa::State& state = dfa.states[work.back()];
       work.pop_back();
       if (state.accepting) return true;
+      CompileWork::charge(1 + state.edges.size());
       for (const SymbolEdge& edge : state.edges) {
         if (seen[edge.target]) continue;
         bool passable = !is_call(edge);
@@ -457,6 +466,7 @@ class Compiler {
     while (!work.empty()) {
       const uint32_t at = work.back();
       work.pop_back();
+      CompileWork::charge(1 + dfa.states[at].edges.size());
       for (const SymbolEdge& edge : dfa.states[at].edges) {
         if (!is_call(edge)) continue;
         out.push_back(edge.first - kFirstCall);
@@ -519,6 +529,7 @@ class Compiler {
       out.rules.push_back({first_state[i] + rule.dfa.start, rule.repeats, rule.min, rule.max,
                            rule.name, first_state[i], key_of(rule)});
       for (const Dfa::State& from : rule.dfa.states) {
+        CompileWork::charge(1 + from.edges.size());
         Fsm::State state;
         state.rule = i;
         state.accepting = from.accepting;

@@ -52,6 +52,15 @@ struct Fsm {
   std::array<uint8_t, 256> byte_of_class{};
   uint32_t n_classes = 0;
 
+  /// Of memory, about.
+  size_t bytes_held() const {
+    size_t sum = states.size() * sizeof(State) + bytes.size() * sizeof(ByteEdge) +
+                 calls.size() * sizeof(CallEdge) + rules.size() * sizeof(Rule);
+    for (const Rule& rule : rules)
+      sum += rule.name.size() + rule.key.size();
+    return sum;
+  }
+
   std::span<const ByteEdge> bytes_of(const State& s) const {
     return std::span(bytes).subspan(s.bytes_begin, s.bytes_end - s.bytes_begin);
   }

@@ -107,11 +107,12 @@ Node GrammarBuilder::choice(std::span<const std::string> texts) {
   return grammar::alternation(std::move(out));
 }
 
-std::shared_ptr<const Grammar> GrammarBuilder::build(Node root) const {
+std::shared_ptr<const Grammar> GrammarBuilder::build(Node root,
+                                                     std::vector<std::string> notes) const {
   std::vector<grammar::NamedRule> rules = rules_;
   rules.push_back({"root", std::move(root)});
   return std::make_shared<Grammar>(
-      grammar::compile(rules, static_cast<uint32_t>(rules.size() - 1)));
+      grammar::compile(rules, static_cast<uint32_t>(rules.size() - 1)), std::move(notes));
 }
 
 }  // namespace qw

@@ -30,7 +30,8 @@ struct JsonFormat {
 
 class Grammar {
  public:
-  explicit Grammar(grammar::Fsm fsm) : fsm_(std::move(fsm)) {}
+  explicit Grammar(grammar::Fsm fsm, std::vector<std::string> notes = {})
+      : fsm_(std::move(fsm)), notes_(std::move(notes)) {}
 
   /// Every instance of a JSON schema, but for key order and white space (docs/
   /// constrained-decoding.md). Errors: invalid_argument (not a schema, nothing fits), unsupported
@@ -52,9 +53,12 @@ class Grammar {
   bool accepts_prefix(std::string_view text) const;
 
   const grammar::Fsm& fsm() const noexcept { return fsm_; }
+  /// Where it allows more than its source says, a sentence each.
+  const std::vector<std::string>& notes() const noexcept { return notes_; }
 
  private:
   grammar::Fsm fsm_;
+  std::vector<std::string> notes_;
 };
 
 /// Puts a grammar together from expressions (grammar/expression.h) and sources.
@@ -73,7 +77,8 @@ class GrammarBuilder {
   grammar::Node gbnf(std::string_view text, std::string_view root = "root");
   grammar::Node choice(std::span<const std::string> texts);
 
-  std::shared_ptr<const Grammar> build(grammar::Node root) const;
+  std::shared_ptr<const Grammar> build(grammar::Node root,
+                                       std::vector<std::string> notes = {}) const;
 
  private:
   std::vector<grammar::NamedRule> rules_;

@@ -1,7 +1,8 @@
 // Compiled grammars by their source, so that a server compiles what its clients repeat only once.
 //
 // Level 6 (engine). Thread-safe: several threads may compile different grammars at once; whoever
-// asks for one that is under way waits for it.
+// asks for one that is under way waits for it. Bounded in entries and in bytes; what is let go of
+// lives on with the requests that use it.
 #pragma once
 
 #include <cstddef>
@@ -11,9 +12,11 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
+#include "base/cancel.h"
 #include "engine/grammar/token_masks.h"
 
 namespace qw {
@@ -36,15 +39,27 @@ struct GrammarSource {
 
 class GrammarCache {
  public:
-  explicit GrammarCache(std::shared_ptr<const GrammarVocabulary> vocabulary, size_t capacity = 64);
+  using Make = std::function<std::shared_ptr<const Grammar>()>;
+  /// Of sources, automata and masks.
+  static constexpr size_t kMaxBytes = size_t{64} << 20;
 
-  /// Errors: those of compiling, to everybody who waited; they are not kept.
-  std::shared_ptr<GrammarMatcher> get(const GrammarSource& source);
+  explicit GrammarCache(std::shared_ptr<const GrammarVocabulary> vocabulary, size_t capacity = 64,
+                        size_t max_bytes = kMaxBytes);
+
+  /// cancel: null, or ends compiling and waiting once it is set; others who wait for the same
+  /// grammar go on. Errors: those of compiling, within the limit of CompileWork, to everybody who
+  /// waited (they are not kept); cancelled.
+  std::shared_ptr<GrammarMatcher> get(const GrammarSource& source,
+                                      const CancelFlag* cancel = nullptr);
   /// The same for a grammar that `make` puts together; `key` must tell it apart from others.
-  std::shared_ptr<GrammarMatcher> get(const std::string& key,
-                                      const std::function<std::shared_ptr<const Grammar>()>& make);
+  std::shared_ptr<GrammarMatcher> get(const std::string& key, const Make& make,
+                                      const CancelFlag* cancel = nullptr);
+  /// What is there already; null: it would have to be compiled, or waited for.
+  std::shared_ptr<GrammarMatcher> find(const std::string& key);
   const std::shared_ptr<const GrammarVocabulary>& vocabulary() const { return vocabulary_; }
   size_t size() const;
+  /// What the entries hold. Grows while they are used; get() lets go of the oldest.
+  size_t bytes() const;
 
  private:
   using Future = std::shared_future<std::shared_ptr<GrammarMatcher>>;
@@ -52,13 +67,25 @@ class GrammarCache {
     std::string key;
     Future matcher;
     uint64_t serial = 0;
+    std::shared_ptr<GrammarMatcher> made;  // null: it is under way
+    size_t bytes() const { return key.size() + (made ? made->bytes() : 0); }
   };
 
+  std::shared_ptr<GrammarMatcher> compile(const std::string& key, uint64_t serial,
+                                          std::promise<std::shared_ptr<GrammarMatcher>> promise,
+                                          const Make& make, const CancelFlag* cancel);
+  static std::shared_ptr<GrammarMatcher> wait_for(const Future& matcher, const CancelFlag* cancel);
+  // With the lock.
+  Entry* find_entry(const std::string& key);
+  void erase(std::list<Entry>::iterator entry);
+  void make_room();
+  size_t bytes_held() const;
+
   std::shared_ptr<const GrammarVocabulary> vocabulary_;
-  const size_t capacity_;
+  const size_t capacity_, max_bytes_;
   mutable std::mutex mutex_;
   std::list<Entry> entries_;  // the latest first
-  std::unordered_map<std::string, std::list<Entry>::iterator> index_;
+  std::unordered_map<std::string_view, std::list<Entry>::iterator> index_;  // by the entries' keys
   uint64_t serial_ = 0;
 };
 

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
+#include "engine/grammar/work.h"
 
 namespace qw::grammar {
 namespace {
@@ -36,6 +37,7 @@ class Lowering {
   void add_empty(uint32_t from, uint32_t to) { nfa_.states[from].empty_moves.push_back(to); }
 
   void lower(const Node& node, uint32_t from, uint32_t to) {
+    CompileWork::charge(1);
     switch (node->kind) {
       case Kind::kNever:
         return;
@@ -220,6 +222,7 @@ Node Language::node() const {
   for (const Dfa::State& state : dfa_.states)
     out.add_state(state.accepting);
   for (uint32_t i = 0; i < dfa_.states.size(); ++i) {
+    CompileWork::charge(1 + dfa_.states[i].edges.size());
     std::map<uint32_t, CodePointSet> targets;
     for (const SymbolEdge& edge : dfa_.states[i].edges)
       targets[edge.target].add(edge.first, edge.last);

@@ -5,6 +5,7 @@
 
 #include "engine/grammar/json_schema.h"
 #include "engine/grammar/regex.h"
+#include "engine/grammar/work.h"
 
 namespace qw::grammar {
 namespace {
@@ -14,6 +15,8 @@ constexpr size_t kMaxRules = 20'000;
 constexpr int kMaxCompared = 4;
 /// Spaces of an indent.
 constexpr uint32_t kMaxIndent = 32;
+/// Comparing a value, which is written and read for that.
+constexpr uint64_t kStepsOfValue = 50;
 
 /// Whether `node` is made of white space only. No rules.
 bool is_white_space(const Node& node) {
@@ -80,6 +83,7 @@ Node SchemaCompiler::compile() {
 
 Node SchemaCompiler::node_of(const Conjunction& conjunction) {
   if (conjunction.never) return never();
+  CompileWork::charge(1 + conjunction.parts.size());
   std::vector<SchemaPart> key = conjunction.parts;
   std::sort(key.begin(), key.end());
   if (const auto it = rules_.find(key); it != rules_.end()) return rule(it->second);
@@ -173,6 +177,7 @@ Node SchemaCompiler::body_of(const Conjunction& conjunction) {
 }
 
 bool SchemaCompiler::surely_empty(const Conjunction& conjunction, int depth) {
+  CompileWork::charge(1 + conjunction.parts.size());
   if (conjunction.never) return true;
   if (depth > kMaxCompared) return false;
   for (size_t i = 0; i < conjunction.parts.size(); ++i) {
@@ -207,6 +212,7 @@ bool SchemaCompiler::surely_empty(const Conjunction& conjunction, int depth) {
 std::optional<std::vector<Json>> SchemaCompiler::values_of(const Conjunction& conjunction) {
   std::optional<std::vector<Json>> out;
   const auto keep = [&](const std::vector<Json>& values) {
+    CompileWork::charge(kStepsOfValue * values.size());
     std::set<nlohmann::json> seen;
     if (!out) {
       out.emplace();
@@ -228,6 +234,7 @@ std::optional<std::vector<Json>> SchemaCompiler::values_of(const Conjunction& co
 }
 
 bool SchemaCompiler::fits(const Json& value, const Conjunction& conjunction) {
+  CompileWork::charge(kStepsOfValue);
   const uint8_t types = types_of(conjunction);
   if (value.is_null()) return (types & kNull) != 0;
   if (value.is_boolean()) return (types & kBoolean) != 0;

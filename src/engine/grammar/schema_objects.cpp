@@ -4,6 +4,7 @@
 
 #include "engine/grammar/regex.h"
 #include "engine/grammar/schema_compiler.h"
+#include "engine/grammar/work.h"
 
 namespace qw::grammar {
 namespace {
@@ -37,8 +38,9 @@ Conjunction SchemaCompiler::property_of(const Conjunction& conjunction, const st
   for (const SchemaPart& part : conjunction.parts) {
     const Json& schema = *part.schema;
     bool matched = false;
-    if (const Json* properties = reader_.find(schema, "properties");
-        properties != nullptr && properties->contains(name)) {
+    const Json* properties = reader_.find(schema, "properties");
+    if (properties != nullptr) CompileWork::charge(1 + properties->size() / 4);  // in their order
+    if (properties != nullptr && properties->contains(name)) {
       schemas.push_back(&reader_.child(schema, "properties", name));
       matched = true;
     }

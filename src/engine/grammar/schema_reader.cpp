@@ -5,6 +5,7 @@
 
 #include "base/json_limits.h"
 #include "engine/grammar/expression.h"
+#include "engine/grammar/work.h"
 
 namespace qw::grammar {
 namespace {
@@ -279,6 +280,7 @@ const Json& SchemaReader::resolve(const Json& schema, const std::string& referen
     rest.remove_prefix(1);
     const size_t end = std::min(rest.find('/'), rest.size());
     const std::string token = plain_token(rest.substr(0, end));
+    CompileWork::charge(1 + at->size() / 4);
     const Json* next = nullptr;
     if (at->is_object()) {
       next = find(*at, token);
@@ -298,6 +300,7 @@ const Json& SchemaReader::resolve(const Json& schema, const std::string& referen
 
 const Json* SchemaReader::find_anchor(const Json& at, const std::string& name, int depth) {
   if (depth > kMaxNesting || !at.is_structured()) return nullptr;
+  CompileWork::charge(1 + at.size());
   if (at.is_object()) {
     const Json* anchor = find(at, "$anchor");
     if (anchor != nullptr && *anchor == name) return &at;
@@ -312,6 +315,7 @@ const Json* SchemaReader::find_anchor(const Json& at, const std::string& name, i
 
 void SchemaReader::add(const SchemaPart& part, Conjunction& out, std::vector<const Json*>& path) {
   const Json& schema = *part.schema;
+  CompileWork::charge(1 + out.parts.size() / 4);
   if (schema.is_boolean()) {
     if (!schema.get<bool>()) out.never = true;
     return;

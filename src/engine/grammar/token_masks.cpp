@@ -19,12 +19,11 @@ namespace {
 constexpr int64_t kMaxSparse = 2048;
 /// Repetitions that tokens are told apart by; few tokens are longer.
 constexpr size_t kMaxLayers = 33;
-/// 19 kB each: about 2.5 MB per grammar.
-constexpr size_t kMaxDenseMasks = 128;
-constexpr size_t kMaxStateLayers = 512;  // 10 MB, if nothing is shared
-constexpr size_t kMaxSparseMasks = 20'000;
+/// Of each grammar. A mask as bits is 19 kB; those of states come to so much if nothing is shared.
+constexpr size_t kMaxMaskBytes = 4'000'000, kMaxStateMaskBytes = 10'000'000;
+constexpr size_t kMaxMasks = 20'000;
 /// Configurations and frames that are kept between sessions.
-constexpr size_t kMaxKeptObjects = 20'000;
+constexpr size_t kMaxKeptObjects = 20'000, kMaxKeptBytes = 10'000'000;
 
 size_t words_for(const GrammarVocabulary& vocabulary) {
   return (static_cast<size_t>(vocabulary.size()) + 63) / 64;
@@ -78,6 +77,13 @@ void make_layers(StateMask& mask, size_t n_words) {
 
 }  // namespace
 
+size_t grammar::StateMask::bytes() const {
+  size_t sum = sizeof(*this) + few.size() * sizeof(Counted) + ends.size() * sizeof(End);
+  for (const std::vector<uint64_t>& layer : layers)
+    sum += layer.size() * sizeof(uint64_t);
+  return sum;
+}
+
 bool TokenMask::allows(int32_t id) const {
   if (is_sparse) return std::binary_search(ids.begin(), ids.end(), id);
   const auto i = static_cast<size_t>(id);
@@ -89,14 +95,22 @@ GrammarMatcher::GrammarMatcher(std::shared_ptr<const Grammar> grammar,
     : grammar_(std::move(grammar)),
       vocabulary_(std::move(vocabulary)),
       configs_(grammar_->fsm()),
-      path_(vocabulary_->max_depth() + 1) {}
+      path_(vocabulary_->max_depth() + 1) {
+  note_bytes();
+}
+
+void GrammarMatcher::note_bytes() noexcept {
+  bytes_.store(grammar_->fsm().bytes_held() + configs_.bytes() + state_mask_bytes_ + mask_bytes_,
+               std::memory_order_relaxed);
+}
 
 GrammarMatcher::Session::Session(GrammarMatcher& matcher)
     : matcher_(matcher), lock_(matcher.mutex_) {
-  if (matcher.configs_.n_objects() <= kMaxKeptObjects) return;
+  const grammar::Configurations& configs = matcher.configs_;
+  if (configs.n_objects() <= kMaxKeptObjects && configs.bytes() <= kMaxKeptBytes) return;
   matcher.configs_.clear();
   matcher.masks_.clear();
-  matcher.n_dense_masks_ = 0;
+  matcher.mask_bytes_ = 0;
   ++matcher.generation_;
 }
 
@@ -117,11 +131,11 @@ std::shared_ptr<const TokenMask> GrammarMatcher::Session::mask(ConfigId config) 
   auto& masks = matcher_.masks_;
   if (const auto it = masks.find(config); it != masks.end()) return it->second;
   std::shared_ptr<const TokenMask> mask = matcher_.compute_mask(config);
-  if (matcher_.n_dense_masks_ >= kMaxDenseMasks || masks.size() >= kMaxSparseMasks) {
+  if (matcher_.mask_bytes_ >= kMaxMaskBytes || masks.size() >= kMaxMasks) {
     masks.clear();
-    matcher_.n_dense_masks_ = 0;
+    matcher_.mask_bytes_ = 0;
   }
-  if (!mask->is_sparse) ++matcher_.n_dense_masks_;
+  matcher_.mask_bytes_ += mask->bytes();
   masks.emplace(config, mask);
   return mask;
 }
@@ -195,11 +209,11 @@ const StateMask& GrammarMatcher::state_mask(uint32_t state) {
     mask = compute_state_mask(state);
     if (!rule_key.empty()) vocabulary_->share_mask(key, mask);
   }
-  if (n_state_layers_ >= kMaxStateLayers) {
+  if (state_mask_bytes_ >= kMaxStateMaskBytes) {
     state_masks_.clear();
-    n_state_layers_ = 0;
+    state_mask_bytes_ = 0;
   }
-  n_state_layers_ += mask->layers.size();
+  state_mask_bytes_ += mask->bytes();
   return *state_masks_.emplace(state, std::move(mask)).first->second;
 }
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -40,6 +41,7 @@ struct StateMask {
   };
   std::vector<End> ends;  // by the node's byte: ends of byte b begin at ends_begin[b]
   std::array<uint32_t, 257> ends_begin{};
+  size_t bytes() const;
 };
 
 }  // namespace grammar
@@ -52,6 +54,7 @@ struct TokenMask {
   std::vector<uint64_t> bits;  // one bit an id, GrammarVocabulary::size() of them
   int64_t n_tokens = 0;
   bool allows(int32_t id) const;
+  size_t bytes() const { return sizeof(*this) + ids.size() * 4 + bits.size() * 8; }
 };
 
 /// A grammar over a vocabulary, with everything that was found out so far. Shared by all requests
@@ -63,11 +66,17 @@ class GrammarMatcher {
 
   const Grammar& grammar() const noexcept { return *grammar_; }
   const GrammarVocabulary& vocabulary() const noexcept { return *vocabulary_; }
+  /// Of memory, about: the automata, and what was found out by the end of the last session. Any
+  /// thread.
+  size_t bytes() const noexcept { return bytes_.load(std::memory_order_relaxed); }
 
   /// Exclusive use. Configurations are good while generation() stays what it was.
   class Session {
    public:
     explicit Session(GrammarMatcher& matcher);
+    ~Session() { matcher_.note_bytes(); }
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
     uint64_t generation() const { return matcher_.generation_; }
     grammar::ConfigId start() { return matcher_.configs_.start(); }
     /// After the text of `id`; kDead when the grammar does not allow it.
@@ -82,6 +91,7 @@ class GrammarMatcher {
   };
 
  private:
+  void note_bytes() noexcept;
   const grammar::StateMask& state_mask(uint32_t state);
   std::shared_ptr<const grammar::StateMask> compute_state_mask(uint32_t state);
   void add_ends(uint32_t node, grammar::ConfigId config, grammar::StateMask& out);
@@ -97,9 +107,10 @@ class GrammarMatcher {
   grammar::Configurations configs_;
   uint64_t generation_ = 1;
   std::unordered_map<uint32_t, std::shared_ptr<const grammar::StateMask>> state_masks_;
-  size_t n_state_layers_ = 0;
+  size_t state_mask_bytes_ = 0;
   std::unordered_map<grammar::ConfigId, std::shared_ptr<const TokenMask>> masks_;
-  size_t n_dense_masks_ = 0;
+  size_t mask_bytes_ = 0;
+  std::atomic<size_t> bytes_{0};
   std::vector<grammar::ConfigId> path_;  // of walk(), by depth
   std::vector<uint64_t> bits_;           // of compute_mask()
 };

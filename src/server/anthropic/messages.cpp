@@ -335,8 +335,12 @@ void count_tokens(const std::shared_ptr<Call>& call) {
   call->read(count_fields(), task);
   set_conversation(task, task);
   with_model(call, task.model, [call, task](const std::shared_ptr<ServedModel>& model) {
-    const Prepared prepared = prepare(task, model, call->services().options.model_defaults);
-    call->respond({{"input_tokens", prepared.requests[0].prompt.size()}});
+    PrepareOptions options;
+    options.model_defaults = call->services().options.model_defaults;
+    options.grammars = PrepareOptions::Grammars::kNone;
+    options.cancel = &call->cancel_flag();
+    const std::optional<Prepared> prepared = prepare(task, model, options);
+    call->respond({{"input_tokens", prepared->requests[0].prompt.size()}});
   });
 }
 

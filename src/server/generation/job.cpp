@@ -316,18 +316,30 @@ void generate(const std::shared_ptr<Call>& call, GenerationTask task,
   with_model(call, choice,
              [call, task = std::move(task),
               make = std::move(make)](const std::shared_ptr<ServedModel>& model) {
-               GenerationTask full = task;
-               if (full.complete) full.complete(full, *model);
-               check_size(full);
-               Prepared prepared = prepare(full, model, call->services().options.model_defaults);
-               for (const auto* warnings : {&full.warnings, &prepared.warnings}) {
-                 for (const std::string& warning : *warnings)
-                   call->warn(warning);
-               }
-               // Read while the answer is computed, so that it need not wait for them.
-               if (full.receipt) model->with_hashes([](const auto&, const Error*) {});
-               auto listener = make(prepared);
-               GenerationJob::start(call, std::move(prepared), full.user, std::move(listener));
+               const auto full = std::make_shared<GenerationTask>(task);
+               if (full->complete) full->complete(*full, *model);
+               check_size(*full);
+               const auto start = [call, full, make](Prepared prepared) {
+                 for (const auto* warnings : {&full->warnings, &prepared.warnings}) {
+                   for (const std::string& warning : *warnings)
+                     call->warn(warning);
+                 }
+                 // Read while the answer is computed, so that it need not wait for them.
+                 if (full->receipt) prepared.model->with_hashes([](const auto&, const Error*) {});
+                 auto listener = make(prepared);
+                 GenerationJob::start(call, std::move(prepared), full->user, std::move(listener));
+               };
+               PrepareOptions options;
+               options.model_defaults = call->services().options.model_defaults;
+               options.cancel = &call->cancel_flag();
+               options.grammars = PrepareOptions::Grammars::kKnown;
+               if (auto prepared = prepare(*full, model, options)) return start(std::move(*prepared));
+               options.grammars = PrepareOptions::Grammars::kCompile;
+               call->services().compilers->post([call, full, model, start, options] {
+                 if (call->cancel_flag().cancelled()) return;
+                 guarded(call, [&] { start(*prepare(*full, model, options)); });
+                 call->services().heap_is_stretched = true;
+               });
              });
 }
 

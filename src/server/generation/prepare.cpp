@@ -156,11 +156,12 @@ uint64_t random_seed() {
 }
 
 std::vector<int32_t> encode_prompt(const PromptInput& prompt, const GenerationTask& task,
-                                   const ServedModel& model) {
+                                   const ServedModel& model, const CancelFlag* cancel) {
   if (prompt.is_ids) return prompt.ids;
   check_text(task, model, prompt.text.size());
   EncodeOptions options;
   options.add_special_tokens = task.add_special_tokens;
+  options.cancel = cancel;
   return model.tokenizer().encode(prompt.text, options);
 }
 
@@ -216,10 +217,34 @@ GrammarSource grammar_source(const GenerationTask& task) {
   return source;
 }
 
+/// Grammars, as far as the options let prepare() have them.
+class Grammars {
+ public:
+  Grammars(const ServedModel& model, const PrepareOptions& options)
+      : model_(model), options_(options) {}
+
+  /// Null: it is left out, or missing.
+  std::shared_ptr<GrammarMatcher> get(const std::string& key, const GrammarCache::Make& make) {
+    using Mode = PrepareOptions::Grammars;
+    if (options_.grammars == Mode::kNone) return nullptr;
+    if (options_.grammars == Mode::kCompile)
+      return model_.grammars().get(key, make, options_.cancel);
+    auto matcher = model_.grammars().find(key);
+    is_missing_ = is_missing_ || matcher == nullptr;
+    return matcher;
+  }
+  bool is_missing() const { return is_missing_; }
+
+ private:
+  const ServedModel& model_;
+  const PrepareOptions& options_;
+  bool is_missing_ = false;
+};
+
 /// Adds the tool format's stop strings and grammar to a request: calls, or the task's grammar.
 /// Returns the format and the structure of its calls, for a receipt.
 Json constrain_by_tools(const ToolSetup& setup, const GenerationTask& task, Request& request,
-                        const ServedModel& model, std::vector<std::string>& warnings) {
+                        Grammars& grammars, std::vector<std::string>& warnings) {
   if (setup.prompt.functions.empty()) return nullptr;
   for (std::string& stop : setup.format->stop_strings())
     request.config.stop_strings.push_back(std::move(stop));
@@ -230,18 +255,21 @@ Json constrain_by_tools(const ToolSetup& setup, const GenerationTask& task, Requ
     form = {grammar_source(task), task.grammar_field};
   }
   const ToolCallStructure structure = setup.format->structure(setup.prompt);
-  const std::optional<ToolGrammar> grammar = grammar_of(structure, form, warnings);
-  if (grammar) {
-    request.processors.push_back(std::make_shared<GrammarProcessor>(
-        model.grammars().get(grammar->key, grammar->build), request.config.eos_token_id));
+  const std::optional<ToolGrammar> grammar = grammar_of(structure, form);
+  if (auto matcher = grammar ? grammars.get(grammar->key, grammar->build) : nullptr) {
+    for (const std::string& note : matcher->grammar().notes())
+      warnings.push_back("tools: " + note);
+    request.processors.push_back(
+        std::make_shared<GrammarProcessor>(std::move(matcher), request.config.eos_token_id));
   }
   return {{"format", setup.format->name()}, {"structure", structure_json(structure)}};
 }
 
-void constrain_by_grammar(const GenerationTask& task, Request& request, const ServedModel& model) {
+/// Null: as Grammars::get().
+std::shared_ptr<GrammarMatcher> own_grammar(const GenerationTask& task, Grammars& grammars) {
+  const GrammarSource source = grammar_source(task);
   try {
-    request.processors.push_back(std::make_shared<GrammarProcessor>(
-        model.grammars().get(grammar_source(task)), request.config.eos_token_id));
+    return grammars.get(source.key(), [&source] { return source.compile(); });
   } catch (const Error& error) {
     throw RequestError(error.kind(), error.message(), task.grammar_field);
   }
@@ -327,30 +355,37 @@ void share_stop_strings(Request& base) {
 
 }  // namespace
 
-Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served,
-                 bool model_defaults) {
+std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served,
+                                const PrepareOptions& options) {
   Prepared out;
   out.model = std::move(served);
   const ServedModel& model = *out.model;
-  Request base = base_request(task, model, model_defaults, out.n_copies);
+  Request base = base_request(task, model, options.model_defaults, out.n_copies);
+  Grammars grammars(model, options);
   Json tools;
   std::vector<std::vector<int32_t>> prompts;
   bool by_grammar = task.grammar.has_value();  // and by nothing else
+  ChatInput chat;
   if (task.chat) {
     check_text(task, model, text_bytes(*task.chat->messages));
-    ChatInput chat = *task.chat;
+    chat = *task.chat;
+    chat.cancel = options.cancel;
     if (task.tools && needs_tool_format(*task.tools)) {
       ToolSetup setup = set_up_tools(*task.tools, model, chat);
       if (task.grammar && task.grammar_forbids_calls) setup.prompt.functions.clear();
       by_grammar = by_grammar && setup.prompt.functions.empty();
-      tools = constrain_by_tools(setup, task, base, model, out.warnings);
+      tools = constrain_by_tools(setup, task, base, grammars, out.warnings);
       out.tools =
           std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt), base.config.seed);
     }
+  }
+  const auto matcher = by_grammar ? own_grammar(task, grammars) : nullptr;
+  if (grammars.is_missing()) return std::nullopt;
+  if (task.chat) {
     prompts.push_back(model.files().encode_chat(chat).ids);
   } else {
     for (const PromptInput& prompt : task.prompts)
-      prompts.push_back(encode_prompt(prompt, task, model));
+      prompts.push_back(encode_prompt(prompt, task, model, options.cancel));
   }
   share_stop_strings(base);
   for (std::vector<int32_t>& ids : prompts) {
@@ -359,7 +394,10 @@ Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served
     check_context(task, base.config, model, std::ssize(ids));
     check_logprobs(task, base.config, std::ssize(ids));
     Request request = base;
-    if (by_grammar) constrain_by_grammar(task, request, model);
+    if (matcher) {
+      request.processors.push_back(
+          std::make_shared<GrammarProcessor>(matcher, request.config.eos_token_id));
+    }
     request.prompt = std::move(ids);
     if (task.context) limit_context(task, request, out.warnings);
     out.requests.push_back(std::move(request));

@@ -99,8 +99,18 @@ struct Prepared {
   std::vector<std::string> warnings;
 };
 
-/// Errors: RequestError naming the client's field; those of the template and the tokenizer.
-Prepared prepare(const GenerationTask& task, std::shared_ptr<ServedModel> model,
-                 bool model_defaults);
+/// What preparing may do.
+struct PrepareOptions {
+  bool model_defaults = true;  // of the checkpoint
+  /// What constrains the answers: kKnown takes grammars that are compiled already, kNone leaves
+  /// them out, for who wants the prompts only.
+  enum class Grammars { kCompile, kKnown, kNone } grammars = Grammars::kCompile;
+  const CancelFlag* cancel = nullptr;  // ends it once it is set
+};
+
+/// nullopt: only under kKnown, a grammar has to be compiled first. Errors: RequestError naming the
+/// client's field; those of the template and the tokenizer; cancelled.
+std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<ServedModel> model,
+                                const PrepareOptions& options);
 
 }  // namespace qw::server

@@ -92,30 +92,37 @@ Json tool_choice_schema() {
   return types::any_of({types::choice({"auto", "none", "required", "any"}), types::object()});
 }
 
-std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,
-                                      const std::optional<AnswerForm>& form,
-                                      std::vector<std::string>& warnings) {
-  if (structure.functions.empty()) return std::nullopt;
-  const auto builder = std::make_shared<GrammarBuilder>();
-  std::vector<std::string> sentences;
-  std::string key = key_of(structure), field = "tools";
+namespace {
+
+std::shared_ptr<const Grammar> build_grammar(const ToolCallStructure& structure,
+                                             const std::optional<AnswerForm>& form) {
+  GrammarBuilder builder;
+  std::vector<std::string> notes;
+  std::string field = "tools";
   try {
     grammar::Node answer;
     if (form) {
       field = form->field;
       GrammarSource source = form->source;
       source.json.escaped.add(escaped_in_calls(structure));
-      answer = source.node(*builder);
-      key += form->source.key();
+      answer = source.node(builder);
       field = "tools";
     }
-    const grammar::Node root = tool_grammar_node(structure, {}, &sentences, *builder, answer);
-    for (const std::string& sentence : sentences)
-      warnings.push_back("tools: " + sentence);
-    return ToolGrammar{key, [builder, root] { return builder->build(root); }};
+    const grammar::Node root = tool_grammar_node(structure, {}, &notes, builder, answer);
+    return builder.build(root, std::move(notes));
   } catch (const Error& error) {
     throw RequestError(error.kind(), error.message(), field);
   }
+}
+
+}  // namespace
+
+std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,
+                                      const std::optional<AnswerForm>& form) {
+  if (structure.functions.empty()) return std::nullopt;
+  std::string key = key_of(structure);
+  if (form) key += form->source.key();
+  return ToolGrammar{std::move(key), [structure, form] { return build_grammar(structure, form); }};
 }
 
 ToolStreams::ToolStreams(const ToolFormat& format, ToolPrompt prompt, uint64_t seed)

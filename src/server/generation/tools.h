@@ -39,7 +39,8 @@ Json tool_choice_schema();
 Json structure_json(const ToolCallStructure& structure);
 ToolCallStructure structure_of_json(const Json& json);
 
-/// What an answer with calls may look like: arguments are instances of their function's schema.
+/// What an answer with calls may look like: arguments are instances of their function's schema. A
+/// schema that cannot be followed is replaced by "any object", with a note about it.
 struct ToolGrammar {
   std::string key;  // tells any two different ones apart
   std::function<std::shared_ptr<const Grammar>()> build;
@@ -49,12 +50,10 @@ struct AnswerForm {
   GrammarSource source;
   std::string field;
 };
-/// nullopt: any text will do. A schema that cannot be followed is replaced by "any object", with a
-/// sentence about it in `warnings`. Errors: RequestError (parameters that are no schema, a form
-/// that is none).
+/// nullopt: any text will do. Errors of its build(): RequestError (parameters that are no schema, a
+/// form that is none).
 std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,
-                                      const std::optional<AnswerForm>& form,
-                                      std::vector<std::string>& warnings);
+                                      const std::optional<AnswerForm>& form);
 
 /// Reads the calls out of the answers of one request. One thread.
 class ToolStreams {
