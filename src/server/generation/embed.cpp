@@ -28,6 +28,7 @@ class EmbeddingListener : public GenerationListener {
     }
   }
   void on_error(const Error& error) override { call_->fail(error); }
+  bool ends_anywhere() const override { return true; }
 
  private:
   std::vector<float> shaped(std::vector<float> vector) const {

@@ -30,6 +30,22 @@ int64_t GenerationResult::n_cached_tokens() const {
   return n;
 }
 
+size_t GenerationResult::n_values() const {
+  const auto values_of = [](const std::vector<TokenLogprobs>& entries) {
+    size_t n = entries.size();
+    for (const TokenLogprobs& entry : entries)
+      n += entry.top.size();
+    return n;
+  };
+  size_t n = 0;
+  for (const auto& prompt : prompts) {
+    n += prompt->embedding.size() + values_of(prompt->prompt_logprobs);
+    for (const Completion& completion : prompt->completions)
+      n += values_of(completion.logprobs);
+  }
+  return n;
+}
+
 /// What the engine says of one prompt.
 class GenerationJob::Sink : public RequestSink {
  public:
@@ -282,8 +298,24 @@ void GenerationJob::guarded(const std::function<void()>& action) {
 }
 
 void GenerationJob::finish() {
+  // Above so many numbers, 5 ms of JSON, an answer is written where it keeps no other client
+  // waiting (measured: 1 to 2 us each, EPYC of family 25, November 2026).
+  constexpr size_t kMany = 4096;
   if (std::exchange(over_, true)) return;
+  if (listener_->ends_anywhere() && result_.n_values() > kMany) return finish_on_worker();
   guarded([this] { listener_->on_end(result_); });
+}
+
+void GenerationJob::finish_on_worker() {
+  call_->services().workers->post([job = shared_from_this()] {
+    std::optional<Error> error;
+    try {
+      return job->listener_->on_end(job->result_);
+    } catch (...) {
+      error = current_error();
+    }
+    job->call_->post([job, error] { job->guarded([&error] { throw Error(*error); }); });
+  });
 }
 
 void GenerationJob::failed(const Error& error) {

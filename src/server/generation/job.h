@@ -1,7 +1,8 @@
 // A generation under way: the engine's requests of one client's call, seen as one.
 //
-// Level 7 (server). Prompts times answers are numbered as choices. All of the listener's functions
-// are called on the server's thread; on_end or on_error is the last, and exactly one of them comes.
+// Level 7 (server). Prompts times answers are numbered as choices. The listener's functions are
+// called on the server's thread, but for a large on_end of a listener that may end elsewhere; on_end
+// or on_error is the last, and exactly one of them comes.
 #pragma once
 
 #include <chrono>
@@ -27,6 +28,8 @@ struct GenerationResult {
   int64_t n_prompt_tokens() const;
   int64_t n_generated_tokens() const;
   int64_t n_cached_tokens() const;
+  /// Numbers that an answer with all of it lists: log-probabilities and members of embeddings.
+  size_t n_values() const;
 };
 
 class GenerationListener {
@@ -43,6 +46,8 @@ class GenerationListener {
   virtual void on_choice_end(int /*choice*/, const Event& /*end*/) {}
   virtual void on_end(const GenerationResult& result) = 0;
   virtual void on_error(const Error& error) = 0;
+  /// Whether on_end may be called on a worker's thread: it only responds, with the whole answer.
+  virtual bool ends_anywhere() const { return false; }
 };
 
 class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
@@ -72,6 +77,7 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   /// Does what may throw. An answer that cannot be written ends as a failure, not in silence.
   void guarded(const std::function<void()>& action);
   void finish();
+  void finish_on_worker();
   Json make_receipt(const std::vector<FileHash>& hashes) const;
   std::shared_ptr<const RequestResult> with_copies(
       std::shared_ptr<const RequestResult> result) const;

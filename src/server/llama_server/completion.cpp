@@ -359,6 +359,8 @@ class CompletionAnswer : public GenerationListener {
     call_->write(sse(json));
   }
 
+  bool ends_anywhere() const override { return !task_.stream; }
+
   void on_end(const GenerationResult& result) override {
     Json answers = Json::array();
     for (size_t prompt = 0; prompt < result.prompts.size(); ++prompt) {

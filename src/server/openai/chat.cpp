@@ -154,6 +154,7 @@ class ChatListener : public GenerationListener {
 class WholeChat : public ChatListener {
  public:
   using ChatListener::ChatListener;
+  bool ends_anywhere() const override { return true; }
 
   void on_end(const GenerationResult& result) override {
     Json answer = head("chat.completion");

@@ -86,11 +86,14 @@ Json prompt_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer* to
   list.push_back(nullptr);
   for (const TokenLogprobs& entry : entries) {
     Json position = Json::object();
+    // At the end, without a search among the others: an id comes once.
+    auto& members = position.get_ref<Json::object_t&>();
+    members.reserve(entry.top.size() + 1);
     const auto add = [&](const Logprob& logprob, int64_t rank) {
       Json item = {{"logprob", logprob.logprob}, {"rank", rank + 1}};
       if (tokenizer != nullptr)
         item["decoded_token"] = replace_invalid_utf8(tokenizer->token_bytes(logprob.id));
-      position[std::to_string(logprob.id)] = std::move(item);
+      members.emplace_back(std::to_string(logprob.id), std::move(item));
     };
     bool has_chosen = false;
     for (size_t i = 0; i < entry.top.size(); ++i) {

@@ -149,6 +149,7 @@ class CompletionListener : public GenerationListener {
 class WholeCompletion : public CompletionListener {
  public:
   using CompletionListener::CompletionListener;
+  bool ends_anywhere() const override { return true; }
 
   void on_end(const GenerationResult& result) override {
     Json answer = head();

@@ -390,6 +390,47 @@ TEST_F(OpenAi, ListsItsModels) {
 }
 
 // A client that goes frees its place: without that the last of these would wait for minutes.
+// What has many numbers is written elsewhere, and says the same.
+TEST(OpenAiService, LargeAnswersKeepNobodyWaiting) {
+  ServiceOptions options = qw::testing::service_options();
+  const RunningService running(options);
+  ordered_json prompt = ordered_json::array();
+  for (int i = 0; i < 200; ++i)
+    prompt.push_back(300 + i);
+  ordered_json body = {{"prompt", prompt}, {"max_tokens", 1}, {"temperature", 0}};
+  body["prompt_logprobs"] = 5;
+  const ordered_json few = running.post("/v1/completions", body);
+  body["prompt_logprobs"] = 100;  // 20,000 numbers
+  const ordered_json small = few["choices"][0]["prompt_logprobs"];
+  // The engine waits until nobody works: what is made there waits, and the server answers others.
+  std::promise<void> begin, release;
+  const std::shared_future<void> released = release.get_future().share();
+  const auto& services = running.service.services();
+  EngineHost& host = services.hub->find("mini").loaded->host();
+  host.run([&](Engine&) { begin.get_future().wait(); });
+  HttpClient client = running.client();
+  client.send(HttpClient::post_text("/v1/completions", body.dump()));
+  while (host.n_open() == 0)
+    std::this_thread::yield();
+  for (int i = 0; i < services.options.n_workers; ++i)
+    services.workers->post([released] { released.wait(); });
+  begin.set_value();
+  const std::string ended = "qianwen_ended_requests_total{model_name=\"mini\"} 2";
+  while (running.client().get("/metrics").body.find(ended) == std::string::npos)
+    std::this_thread::yield();
+  EXPECT_EQ(running.client().get("/health").status, 200);
+  EXPECT_EQ(client.stream().socket.available(), 0u) << "it is not written yet";
+  release.set_value();
+  const ordered_json large =
+      ordered_json::parse(client.read().body)["choices"][0]["prompt_logprobs"];
+  ASSERT_EQ(large.size(), small.size());
+  for (size_t i = 1; i < small.size(); ++i) {
+    for (const auto& [id, entry] : small[i].items())
+      EXPECT_EQ(large[i].at(id), entry);
+    EXPECT_GE(large[i].size(), 100u);
+  }
+}
+
 TEST(OpenAiService, ClientsThatGoFreeTheirPlaces) {
   ServiceOptions options = service_options();
   options.models[0].open.engine.n_slots = 1;

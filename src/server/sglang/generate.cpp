@@ -187,6 +187,8 @@ class GenerateAnswer : public GenerationListener {
     send(choice, answer(prompt, so_far.text, so_far.ids, so_far.logprobs, nullptr, nullptr));
   }
 
+  bool ends_anywhere() const override { return !task_.stream; }
+
   void on_end(const GenerationResult& result) override {
     Json answers = Json::array();
     for (size_t prompt = 0; prompt < result.prompts.size(); ++prompt) {
