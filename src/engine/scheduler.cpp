@@ -287,9 +287,9 @@ int64_t Scheduler::reserve(Sequence& sequence, int64_t end, StepPlan& step) {
 bool Scheduler::make_writable(Sequence& sequence, size_t page, int used, StepPlan& step) {
   const int32_t old = sequence.pages[page];
   if (pool_.is_writable(old)) return true;
-  // A kept block without another holder is written over where that loses nothing (the sequence goes
-  // on after its last token) or where a copy would cost a page that is not there.
-  if (!pool_.is_shared(old) && (pool_.block_tokens(old) == used || pool_.n_free() == 0)) {
+  // A kept block without another holder is written over only where a copy would cost a page that is
+  // not there: others who begin alike, and come while this sequence is under way, find it still.
+  if (!pool_.is_shared(old) && pool_.n_free() == 0) {
     pool_.unpublish(old);
     return true;
   }

@@ -365,6 +365,39 @@ TEST(Scheduler, WaitsForAPrefixThatAnotherComputes) {
   EXPECT_EQ(line.scheduler().sequence(step.chunks[0].seq).unit, second);
 }
 
+// The last tokens of a prefix, a part of a page, stay for others while somebody goes on after them;
+// where there are no pages for that, who comes first takes them.
+TEST(Scheduler, APartOfAPageIsThereForWhoeverBeginsAlike) {
+  for (const int64_t n_pages : {8, 2}) {
+    Scheduler scheduler({.n_pages = n_pages,
+                         .page_tokens = 4,
+                         .max_tokens = 100,
+                         .max_families = 9,
+                         .keep_prefixes = true});
+    Sequence spec;
+    const auto begin = [&](std::vector<int32_t> tokens) {
+      spec.tokens = std::move(tokens);
+      spec.prompt_len = static_cast<int64_t>(spec.tokens.size());
+      const UnitId unit = scheduler.add_unit(++spec.lineage);
+      scheduler.add_sequence(unit, spec);
+      const StepPlan step = scheduler.schedule();
+      EXPECT_EQ(step.chunks.size(), 1u);
+      scheduler.commit(step);
+      scheduler.check_integrity();
+      return std::pair(unit, step);
+    };
+    scheduler.remove_unit(begin({1, 2, 3, 4, 5, 6}).first);
+    const std::vector<int32_t> other = {1, 2, 3, 4, 5, 6, 9};
+    EXPECT_EQ(scheduler.n_kept_tokens(-1, other), 6);
+    const auto [first, step] = begin({1, 2, 3, 4, 5, 6, 7});
+    EXPECT_EQ(step.chunks[0].begin, 6);
+    const bool has_room = n_pages > 2;
+    EXPECT_EQ(step.copies.size(), has_room ? 1u : 0u);
+    EXPECT_EQ(scheduler.n_kept_tokens(-1, other), has_room ? 6 : 4);
+    if (has_room) EXPECT_EQ(begin(other).second.chunks[0].begin, 6);
+  }
+}
+
 TEST(Scheduler, NobodyWaitsForAPrefixOfAnotherSalt) {
   Scheduler scheduler({.n_pages = 100,
                        .page_tokens = 4,
