@@ -182,6 +182,14 @@ class SlotSave : public SlotJob {
     Engine::Held held = engine.hold(last.scope, last.tokens, hash_index());
     hold_ = held.id;
     sequence_ = std::move(held.sequence);
+    if (sequence_.tokens.empty() && !last.tokens.empty()) {
+      // A file of that name is more than what would take its place.
+      throw RequestError(ErrorKind::kUnsupported,
+                         fmt::format("[slot] id_slot: expected its {} tokens to be in the cache "
+                                     "still, got none of them; nothing was written",
+                                     last.tokens.size()),
+                         "id_slot", 409);
+    }
     if (sequence_.tokens.size() < last.tokens.size()) {
       call().warn(fmt::format("id_slot: {} of its {} tokens are kept still",
                               sequence_.tokens.size(), last.tokens.size()));

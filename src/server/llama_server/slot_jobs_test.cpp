@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <chrono>
@@ -324,6 +325,59 @@ TEST_F(LlamaServerSlots, ChangeNobodysAnswer) {
   EXPECT_EQ(fill(*service, 2)["content"], first["content"]);
   EXPECT_TRUE(bytes("0.bin") == bytes("1.bin"));
   EXPECT_TRUE(lets_go(*service));
+}
+
+// What was computed under a number may have left the cache since. A file that was good stays so.
+TEST_F(LlamaServerSlots, WhatIsGoneTakesNoGoodFilesPlace) {
+  const auto service = start();
+  fill(*service, 1);
+  act(*service, 1, "save", "a");
+  const std::string good = bytes("a");
+  service->post("/flush_cache", ordered_json::object());
+  int status = 0;
+  const ordered_json refused = act(*service, 1, "save", "a", &status);
+  EXPECT_EQ(status, 409) << refused;
+  EXPECT_THAT(refused.dump(), HasSubstr("got none of them; nothing was written"));
+  EXPECT_EQ(bytes("a"), good);
+  EXPECT_EQ(files(), std::vector<std::string>{"a"});
+  EXPECT_TRUE(lets_go(*service));
+  EXPECT_GT(act(*service, 1, "restore", "a")["n_restored"], 200);
+}
+
+TEST_F(LlamaServerSlots, SayHowMuchIsKeptStill) {
+  const auto service = start(1, /*ctx=*/256);
+  ordered_json first = fill(*service, 0, 20);
+  const int n = first["tokens_evaluated"].get<int>() + first["tokens_predicted"].get<int>() - 1;
+  ASSERT_GT(n, 128);
+  // Another takes the pages at the end: those longest unused go, the last ones of a sequence first.
+  service->post("/completion", {{"prompt", "Two by two the animals went"}, {"n_predict", 90}});
+  int status = 0;
+  const ordered_json saved = act(*service, 0, "save", "a", &status);
+  EXPECT_EQ(status, 200);
+  EXPECT_LT(saved["n_saved"], n);
+  EXPECT_GT(saved["n_saved"], 0);
+  ASSERT_TRUE(saved.contains("warnings")) << saved;
+  EXPECT_EQ(saved["warnings"][0],
+            fmt::format("id_slot: {} of its {} tokens are kept still",
+                        saved["n_saved"].get<int>(), n));
+}
+
+// What is no file is refused, and waited for by nobody.
+TEST_F(LlamaServerSlots, TakeFilesOnly) {
+  const auto service = start();
+  fs::create_directory(directory_ + "/directory");
+  ASSERT_EQ(::mkfifo((directory_ + "/fifo").c_str(), 0600), 0);
+  for (const char* name : {"directory", "fifo"}) {
+    int status = 0;
+    EXPECT_THAT(act(*service, 0, "restore", name, &status).dump(), HasSubstr("filename")) << name;
+    EXPECT_EQ(status, 400) << name;
+  }
+  fill(*service, 0);
+  fs::remove_all(directory_);
+  int status = 0;
+  const ordered_json refused = act(*service, 0, "save", "a", &status);
+  EXPECT_EQ(status, 500);
+  EXPECT_THAT(refused.dump(), HasSubstr("into the directory of --slot-save-path, got none there"));
 }
 
 TEST_F(LlamaServerSlots, SayHowMuchCameBackIntoASmallCache) {
