@@ -109,16 +109,19 @@ class SequenceItems {
 Node sequence(std::vector<Node> items) {
   auto out = make(Kind::kSequence);
   out->weight = 0;
-  for (Node& item : items) {
+  SequenceItems kept;
+  for (const Node& item : items) {
     if (item->kind == Kind::kNever) return never();
     out->weight = saturating_add(out->weight, item->weight);
     CompileWork::charge(1 + item->items.size() / 8);
     if (item->kind == Kind::kSequence) {
-      out->items.insert(out->items.end(), item->items.begin(), item->items.end());
-    } else if (item->kind != Kind::kLiteral || !item->text.empty()) {
-      out->items.push_back(std::move(item));
+      for (const Node& inner : item->items)
+        kept.add(inner);
+    } else {
+      kept.add(item);
     }
   }
+  out->items = kept.take();
   if (out->items.empty()) return literal("");
   if (out->items.size() == 1) return out->items[0];
   return out;
@@ -293,29 +296,28 @@ Node any_text() {
 
 namespace {
 
-Node json_escaped_char(uint32_t c) {
+std::string json_escape(uint32_t c) {
   switch (c) {
     case '"':
-      return literal("\\\"");
+      return "\\\"";
     case '\\':
-      return literal("\\\\");
+      return "\\\\";
     case '\b':
-      return literal("\\b");
+      return "\\b";
     case '\f':
-      return literal("\\f");
+      return "\\f";
     case '\n':
-      return literal("\\n");
+      return "\\n";
     case '\r':
-      return literal("\\r");
+      return "\\r";
     case '\t':
-      return literal("\\t");
+      return "\\t";
     default:
       break;
   }
-  if (c <= 0xFFFF) return literal(fmt::format("\\u{:04x}", c));
+  if (c <= 0xFFFF) return fmt::format("\\u{:04x}", c);
   const uint32_t above = c - 0x10000;  // as a pair of surrogates
-  return literal(
-      fmt::format("\\u{:04x}\\u{:04x}", 0xD800 + (above >> 10), 0xDC00 + (above & 0x3FF)));
+  return fmt::format("\\u{:04x}\\u{:04x}", 0xD800 + (above >> 10), 0xDC00 + (above & 0x3FF));
 }
 
 CodePointSet needs_escape(const CodePointSet& more) {
@@ -329,7 +331,7 @@ Node json_escaped_chars(const CodePointSet& set, const CodePointSet& needs) {
   const CodePointSet escaped = set.intersected_with(needs);
   for (const CodePointRange& range : escaped.ranges()) {
     for (uint32_t c = range.first; c <= range.last; ++c)
-      ways.push_back(json_escaped_char(c));
+      ways.push_back(literal(json_escape(c)));
   }
   return alternation(std::move(ways));
 }
@@ -341,17 +343,15 @@ Node escaped_node(const Node& node, const CodePointSet& needs) {
     case Kind::kNever:
       return node;
     case Kind::kLiteral: {
-      std::vector<Node> parts;
+      std::string text;
       for (const uint32_t c : code_points_of(node->text)) {
         if (needs.contains(c)) {
-          parts.push_back(json_escaped_char(c));
+          text += json_escape(c);
         } else {
-          std::string plain;
-          append_utf8(plain, c);
-          parts.push_back(literal(plain));
+          append_utf8(text, c);
         }
       }
-      return sequence(std::move(parts));
+      return literal(text);
     }
     case Kind::kChars:
       return json_escaped_chars(node->chars, needs);

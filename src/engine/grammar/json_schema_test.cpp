@@ -1,4 +1,5 @@
 // JSON schemas: for each keyword, instances that must be accepted and texts that must not.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
@@ -389,6 +390,31 @@ TEST(JsonSchema, LongListsOfValues) {
   EXPECT_TRUE(grammar->accepts("\"v4999\""));
   EXPECT_FALSE(grammar->accepts("\"v4998\""));
   EXPECT_FALSE(grammar->accepts("5000"));
+}
+
+// A list of values is the automaton of its words, not a path for each.
+TEST(JsonSchema, TakesEnumsOfManyTexts) {
+  nlohmann::ordered_json schema = {{"enum", nlohmann::ordered_json::array()}};
+  const auto value = [](int i) { return fmt::format("item \"{:05}\" of the catalogue", i); };
+  for (int i = 0; i < 50'000; ++i)
+    schema["enum"].push_back(value(i));
+  const auto grammar = Grammar::from_json_schema(schema.dump());
+  EXPECT_LT(grammar->fsm().states.size(), 1000u);
+  for (const int i : {0, 9, 31'415, 49'999})
+    EXPECT_TRUE(grammar->accepts(nlohmann::ordered_json(value(i)).dump())) << i;
+  EXPECT_FALSE(grammar->accepts(nlohmann::ordered_json(value(50'000)).dump()));
+  EXPECT_FALSE(grammar->accepts("\"item\""));
+  // Those of a property, and beside values of other types.
+  schema["enum"].push_back(7);
+  schema["enum"].push_back(nullptr);
+  const nlohmann::ordered_json object = {{"type", "object"},
+                               {"properties", {{"name", schema}}},
+                               {"required", {"name"}},
+                               {"additionalProperties", false}};
+  const auto whole = Grammar::from_json_schema(object.dump());
+  EXPECT_TRUE(whole->accepts(R"({"name": "item \"00042\" of the catalogue"})"));
+  EXPECT_TRUE(whole->accepts(R"({"name": 7})"));
+  EXPECT_FALSE(whole->accepts(R"({"name": 8})"));
 }
 
 }  // namespace
