@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <unordered_set>
 #include <vector>
 
 #include "base/error.h"
@@ -58,31 +57,6 @@ class JsonLimitGuard {
   std::string_view file_;
   std::vector<int64_t> open_objects_;
   int64_t n_keys_ = 0;
-};
-
-/// Keys that an object has more than once, as a callback for the parser beside the guard: JSON's
-/// readers differ in what they make of them.
-template <typename Json>
-class RepeatedKeys {
- public:
-  void see(typename Json::parse_event_t event, const Json& parsed) {
-    using Event = typename Json::parse_event_t;
-    if (event == Event::object_start) {
-      open_.emplace_back();
-    } else if (event == Event::object_end) {
-      open_.pop_back();
-    } else if (event == Event::key) {
-      const auto& key = parsed.template get_ref<const std::string&>();
-      constexpr size_t kMost = 16;  // that are told
-      if (!open_.back().insert(key).second && found_.size() < kMost)
-        found_.push_back(printable(key));
-    }
-  }
-  const std::vector<std::string>& found() const { return found_; }
-
- private:
-  std::vector<std::unordered_set<std::string>> open_;  // of the objects that are being read
-  std::vector<std::string> found_;
 };
 
 }  // namespace qw

@@ -88,7 +88,7 @@ void KvSequenceReader::named(FunctionRef<void()> action) const {
 void KvSequenceReader::read_head() {
   struct stat status {};
   if (::fstat(file_.get(), &status) != 0 || !S_ISREG(status.st_mode))
-    fail(ErrorKind::kIo, "kv file", "expected a regular file, got something else");
+    fail(ErrorKind::kCorrupt, "kv file", "expected a regular file, got something else");
   const auto size = static_cast<uint64_t>(status.st_size);
   std::vector<std::byte> bytes(std::min<uint64_t>(size, KvFileHead::kBytes));
   read(0, bytes);

@@ -216,7 +216,7 @@ TEST_F(KvSequenceFile, OfManyPartsIsCheckedWhole) {
 TEST_F(KvSequenceFile, SaysWhatIsThere) {
   EXPECT_EQ(kind_of([&] { read(48); }), ErrorKind::kNotFound);
   fs::create_directory(path_);
-  EXPECT_EQ(kind_of([&] { read(48); }), ErrorKind::kIo);
+  EXPECT_EQ(kind_of([&] { read(48); }), ErrorKind::kCorrupt) << "no file";
   EXPECT_EQ(kind_of([&] { KvSequenceWriter(path_, sequence_of(1), hash_); }), ErrorKind::kIo);
 }
 

@@ -11,6 +11,7 @@
 
 #include "base/json_limits.h"
 #include "base/mapped_file.h"
+#include "base/repeated_keys.h"
 #include "base/sha256.h"
 #include "server/request_error.h"
 
@@ -168,13 +169,18 @@ KeyRing::Key* KeyRing::find(const std::string& name) {
 
 Client KeyRing::identify(const http::Request& request) const {
   if (keys_.empty()) return {};
+  constexpr std::string_view kBearer = "Bearer ";
+  const std::string* authorization = request.header("authorization");
+  const std::string* plain = request.header("x-api-key");
   std::string_view given;
-  if (const std::string* bearer = request.header("authorization")) {
-    given = *bearer;
-    if (given.size() >= 7 && http::equal_ignoring_case(given.substr(0, 7), "Bearer "))
-      given.remove_prefix(7);
-  } else if (const std::string* plain = request.header("x-api-key")) {
+  if (authorization != nullptr &&
+      http::equal_ignoring_case(std::string_view(*authorization).substr(0, kBearer.size()),
+                                kBearer)) {
+    given = std::string_view(*authorization).substr(kBearer.size());
+  } else if (plain != nullptr) {  // other schemes of Authorization are for a proxy in front
     given = *plain;
+  } else if (authorization != nullptr) {
+    given = *authorization;
   }
   const std::string hash = sha256_hex(std::as_bytes(std::span(given)));
   const Key* found = nullptr;

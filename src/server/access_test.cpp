@@ -65,8 +65,15 @@ TEST(KeyRing, KnowsAKeyByItsHash) {
   const KeyRing ring = KeyRing::read(file.path);
   EXPECT_EQ(ring.identify(request_with({{"Authorization", "Bearer " + made.key}})).name, "team");
   EXPECT_EQ(ring.identify(request_with({{"x-api-key", made.key}})).name, "team");
+  EXPECT_EQ(ring.identify(request_with({{"Authorization", made.key}})).name, "team");
+  // A proxy's own credentials are beside the point.
+  EXPECT_EQ(
+      ring.identify(request_with({{"Authorization", "Basic dXNlcjpwYXNz"}, {"x-api-key", made.key}}))
+          .name,
+      "team");
   for (const auto& headers : std::vector<std::vector<http::Header>>{
-           {}, {{"Authorization", "Bearer "}}, {{"Authorization", "Bearer " + made.key + "x"}}}) {
+           {}, {{"Authorization", "Bearer "}}, {{"Authorization", "Basic " + made.key}},
+           {{"Authorization", "Bearer x"}, {"x-api-key", made.key}}, {{"Authorization", "Bearer " + made.key + "x"}}}) {
     try {
       ring.identify(request_with(headers));
       FAIL() << "expected a refusal";

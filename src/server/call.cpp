@@ -9,6 +9,7 @@
 
 #include "base/json_limits.h"
 #include "base/log.h"
+#include "base/repeated_keys.h"
 #include "engine/current_error.h"
 #include "server/service.h"
 
@@ -206,6 +207,8 @@ Json Call::body() {
       warn(fmt::format("{}: ignored (it comes again in the same object, where the last one counts)",
                        key));
     }
+    if (const size_t n = repeated.n_found() - repeated.found().size(); n > 0)
+      warn(fmt::format("body: {} more keys that come again in their objects are ignored", n));
     return json;
   } catch (const Json::parse_error& error) {
     throw RequestError(ErrorKind::kInvalidArgument,
@@ -291,6 +294,7 @@ void Call::fail(const Error& error) {
 void Call::begin_stream(const std::string& content_type) {
   if (exchange_->closed() || exchange_->status() != 0) return;
   streaming_ = true;
+  last_said_ = std::chrono::steady_clock::now();
   http::Response head;
   head.content_type = content_type;
   head.headers = {{"Cache-Control", "no-cache"}};
@@ -299,7 +303,13 @@ void Call::begin_stream(const std::string& content_type) {
 }
 
 void Call::write(std::string bytes) {
-  if (streaming_ && !exchange_->closed()) exchange_->write(std::move(bytes));
+  if (!streaming_ || exchange_->closed()) return;
+  last_said_ = std::chrono::steady_clock::now();
+  exchange_->write(std::move(bytes));
+}
+
+void Call::ping_if_silent(std::chrono::steady_clock::time_point now) {
+  if (!ping_.empty() && now - last_said_ >= services_.options.ping_after) write(ping_);
 }
 
 void Call::end_stream() {

@@ -97,6 +97,9 @@ class Call : public std::enable_shared_from_this<Call> {
   bool streaming() const { return streaming_; }
   void write(std::string bytes);
   void end_stream();
+  /// Written whenever a stream has said nothing for ServiceOptions::ping_after.
+  void ping_with(std::string bytes) { ping_ = std::move(bytes); }
+  void ping_if_silent(std::chrono::steady_clock::time_point now);
   void on_close(std::function<void()> callback);
 
   /// Runs on the server's thread.
@@ -123,6 +126,8 @@ class Call : public std::enable_shared_from_this<Call> {
   std::optional<Deadlines::iterator> deadline_;
   bool done_ = false;
   bool streaming_ = false;
+  std::string ping_;                                 // "": none
+  std::chrono::steady_clock::time_point last_said_;  // in the stream
   std::atomic<bool> expired_ = false;  // set on the HTTP server's thread
   CancelFlag cancel_;                  // likewise
   double time_s_ = 0;                  // the shortest limit; 0: none

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "server/model_hub.h"
 
@@ -236,6 +237,10 @@ class OneModel : public ModelMetrics {
     lora_info_ = &now;
     now.SetToCurrentTime();
   }
+  /// There are no adapters, or no engine any more.
+  void clear_lora_info() {
+    if (Gauge* last = std::exchange(lora_info_, nullptr)) families_.lora_info.Remove(last);
+  }
 
  private:
   void set_disk_stats(const PrefixTierStats& disk, const PrefixStoreStats& store) {
@@ -320,8 +325,11 @@ class Metrics::Impl {
       // Those that were unloaded, too, as long as they have requests.
       for (const auto& [adapter, load] : engine.stats.labels)
         entry_of(adapter).model->set_load(load);
-      if (engine.n_slots > 0 && !engine.stats.labels.empty())
+      if (engine.n_slots > 0 && !engine.stats.labels.empty()) {
         model.set_lora_info(engine.n_slots, engine.stats.labels);
+      } else {
+        model.clear_lora_info();
+      }
     }
     std::erase_if(models, [&](const auto& entry) {
       return entry.second.n_uses == 0 &&

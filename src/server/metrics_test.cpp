@@ -75,6 +75,22 @@ TEST(AdapterMetrics, TellWhoRunsAndWhoWaits) {
   expect_soon(lines(false, false));
 }
 
+// What was true of adapters that are gone is not told for ever.
+TEST(AdapterMetrics, EndWithTheLastAdapter) {
+  test::Adapter adapter;
+  adapter.add("model.layers.0.self_attn.q_proj.lora_A.weight", {3, 256});
+  adapter.add("model.layers.0.self_attn.q_proj.lora_B.weight", {256, 3});
+  ServiceOptions options = qw::testing::service_options();
+  options.models[0].lora_modules = {{"plain", adapter.write_peft()}};
+  options.lora_dir = ::testing::TempDir();
+  const RunningService running(options);
+  EXPECT_THAT(running.client().get("/metrics").body, HasSubstr("\nvllm:lora_requests_info{"));
+  EXPECT_EQ(
+      running.client().post("/v1/unload_lora_adapter", R"({"lora_name": "plain"})").status, 200);
+  EXPECT_THAT(running.client().get("/metrics").body,
+              ::testing::Not(HasSubstr("\nvllm:lora_requests_info{")));
+}
+
 // Nobody holds any of a cache that is not there.
 TEST(CacheMetrics, AreNothingWhereTheModelIsNotLoaded) {
   const RunningService running(qw::testing::service_options());

@@ -169,6 +169,11 @@ ModelHub::Listing ModelHub::find(const std::string& name) const {
   return adapter == nullptr ? listing_of(entry) : listing_of(entry, *adapter);
 }
 
+const ModelSpec& ModelHub::spec(const std::string& name) const {
+  const std::lock_guard lock(mutex_);
+  return entry_of(name).spec;  // which stays as it was made
+}
+
 void ModelHub::load_loop() {
   while (true) {
     Entry* next = nullptr;

@@ -71,6 +71,8 @@ class ModelHub {
   std::vector<Listing> list() const;
   /// What list() says of one. Errors: not_found.
   Listing find(const std::string& name) const;
+  /// How it is loaded, or would be. Errors: not_found.
+  const ModelSpec& spec(const std::string& name) const;
 
   // ---- adapters ---------------------------------------------------------------------------------
 

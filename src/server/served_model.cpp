@@ -1,12 +1,22 @@
 #include "server/served_model.h"
 
+#include <algorithm>
 #include <future>
 #include <utility>
 
+#include "base/utf8.h"
 #include "server/receipt.h"
 #include "text/tokenizer.h"
 
 namespace qw::server {
+
+bool is_model_name(std::string_view name) {
+  constexpr size_t kMaxBytes = 200;
+  return !name.empty() && name.size() <= kMaxBytes &&
+         find_invalid_utf8(name) == std::string_view::npos &&
+         std::ranges::none_of(name,
+                              [](unsigned char c) { return c < 0x20 || c == 0x7F || c == ','; });
+}
 
 ResidentAdapter::ResidentAdapter(std::shared_ptr<ServedModel> base,
                                  const std::vector<AdapterSpec>& adapters,

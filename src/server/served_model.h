@@ -11,6 +11,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/grammar/grammar_cache.h"
@@ -28,6 +29,12 @@ namespace qw::server {
 struct LoraModule {
   std::string name, path;
 };
+
+/// Whether a model or an adapter may be called so: metrics list names between commas, logs a line
+/// each.
+bool is_model_name(std::string_view name);
+inline constexpr std::string_view kModelNameRule =
+    "a name of up to 200 bytes of UTF-8 without commas and control characters";
 
 struct ModelSpec {
   std::string name;                  // what clients call it

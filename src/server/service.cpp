@@ -136,6 +136,15 @@ void Service::tick() {
   services_.http->stop();
 }
 
+void Service::ping() {
+  const auto now = std::chrono::steady_clock::now();
+  std::vector<std::shared_ptr<Call>> calls;  // held: writing may find that a client has gone
+  for (Call* call : services_.calls)
+    if (call->streaming()) calls.push_back(call->shared_from_this());
+  for (const std::shared_ptr<Call>& call : calls)
+    call->ping_if_silent(now);
+}
+
 /// Ends what is under way with an error that its clients can read, and leaves them time for that.
 void Service::cut_answers(size_t n_open) {
   constexpr std::chrono::seconds kForReading(1);

@@ -35,6 +35,7 @@ struct ServiceOptions {
   int64_t max_queue = 512;
   std::optional<std::chrono::seconds> request_timeout;  // of a generation, queueing included
   std::chrono::seconds drain_timeout{30};
+  std::chrono::milliseconds ping_after{5'000};  // of silence, in streams of dialects that have pings
   bool access_log = true;
   bool web_page = true;                          // the chat page at "/"
   int64_t slot_piece_bytes = int64_t{16} << 20;  // of slots: copied at a time, a page at least
@@ -118,6 +119,7 @@ class Service {
   bool is_stop_asked() const;
 
   Services services_;
+  void ping();
   void cut_answers(size_t n_open);
 
   bool cut_ = false;

@@ -324,12 +324,36 @@ TEST(Warnings, NameKeysThatComeTwice) {
   ASSERT_EQ(json["warnings"].size(), 2u) << json["warnings"];
   EXPECT_EQ(json["warnings"][0],
             "max_tokens: ignored (it comes again in the same object, where the last one counts)");
-  EXPECT_THAT(json["warnings"][1].get<std::string>(), HasSubstr("type: ignored"));
+  EXPECT_THAT(json["warnings"][1].get<std::string>(), HasSubstr("response_format.type: ignored"));
   options.strict = true;
   const RunningService strict(options);
   const HttpAnswer refused = strict.client().post("/v1/completions", body);
   EXPECT_EQ(refused.status, 400);
   EXPECT_THAT(refused.body, HasSubstr("max_tokens: expected it once in its object"));
+}
+
+TEST(Warnings, SayWhereAKeyComesTwiceAndHowManyDo) {
+  const RunningService running;
+  std::string tools = R"([{"type": "function", "function": {"name": "f", "parameters": {}}},
+      {"type": "function", "function": {"name": "g", "name": "g", "parameters": {}}}])";
+  const auto warnings_of = [&](const std::string& more) {
+    const HttpAnswer answer = running.client().post(
+        "/v1/chat/completions",
+        R"({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "tool_choice": "none",
+            "tools": )" +
+            more + "}");
+    EXPECT_EQ(answer.status, 200) << answer.body;
+    return Json::parse(answer.body)["warnings"];
+  };
+  EXPECT_THAT(warnings_of(tools)[0].get<std::string>(),
+              HasSubstr("tools[1].function.name: ignored (it comes again"));
+  std::string many;
+  for (int i = 0; i < 50; ++i)
+    many += R"("type": "function", )";
+  const Json warnings = warnings_of("[{" + many + R"("function": {"name": "f"}}])");
+  EXPECT_EQ(warnings.size(), 33u);
+  EXPECT_EQ(warnings.back(), "and 1 more");
+  EXPECT_THAT(warnings[31].get<std::string>(), HasSubstr("tools[0].type"));
 }
 
 TEST(Warnings, AreBounded) {

@@ -4,12 +4,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <future>
+
 #include "support/running_service.h"
 
 namespace qw::server {
 namespace {
 
 using nlohmann::ordered_json;
+using qw::testing::HttpClient;
 using qw::testing::RunningService;
 using ::testing::HasSubstr;
 
@@ -93,6 +96,29 @@ TEST_F(Anthropic, StreamsTheVeryTextThatItGivesWhole) {
   body["max_tokens"] = 1;
   EXPECT_THAT(running_->client().post("/v1/messages", body.dump()).body,
               ::testing::StartsWith("event: message_start\ndata: {\"type\":\"message_start\","));
+}
+
+// A prompt that takes long is not silence to proxies and clients that give up.
+TEST(AnthropicStreams, PingWhileNothingComes) {
+  ServiceOptions options = qw::testing::service_options();
+  options.ping_after = std::chrono::milliseconds(50);
+  options.models[0].open.engine.chunk_tokens = 16;
+  const RunningService running(options);
+  std::string text;
+  for (int i = 0; i < 400; ++i)
+    text += " one two three";
+  ordered_json body = {{"max_tokens", 2}, {"stream", true}};
+  body["messages"] = {{{"role", "user"}, {"content", text}}};
+  HttpClient client = running.client();
+  client.send(HttpClient::post_text("/v1/messages", body.dump()));
+  std::string answer = client.read_until("\r\n\r\n");
+  std::promise<void> release;
+  const std::shared_ptr<ServedModel> model = running.service.services().hub->find("mini").loaded;
+  model->host().run([&](Engine&) { release.get_future().wait(); });
+  answer += client.read_until("event: ping\ndata: {\"type\":\"ping\"}\n\n");
+  EXPECT_THAT(answer, ::testing::Not(HasSubstr("message_start"))) << "amid the prompt";
+  release.set_value();
+  EXPECT_THAT(client.read_until("message_stop"), HasSubstr("event: message_start"));
 }
 
 TEST_F(Anthropic, StopsAtSequencesAndLimits) {

@@ -216,7 +216,11 @@ class StreamedAnswer : public Answer {
  public:
   using Answer::Answer;
 
-  void on_start() override { call_->begin_stream(std::string(kSseType)); }
+  /// Pings may come at any time, also before the first event: a long prompt is not silence.
+  void on_start() override {
+    call_->ping_with(sse("ping", {{"type", "ping"}}));
+    call_->begin_stream(std::string(kSseType));
+  }
   void on_token(int choice, const Event& event) override {
     begin(event.n_cached);
     if (tools_) return take(tools_->push(choice, event.text));

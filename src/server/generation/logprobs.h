@@ -4,20 +4,28 @@
 #pragma once
 
 #include <span>
+#include <string>
 
 #include "engine/engine.h"
 #include "server/fields.h"
 
 namespace qw::server {
 
-/// {"token", "bytes", "logprob"}; with_ids: "id" before them. A part of a character shows as U+FFFD
-/// in "token".
-Json logprob_json(const Logprob& logprob, const Tokenizer& tokenizer, bool with_ids = false);
+/// How tokens are told.
+struct TokenForm {
+  bool with_ids = false;       // "id" before the others
+  bool names_are_ids = false;  // "token" is "token_id:N", which tells any two apart
+};
+/// A token's name: its text, a part of a character as U+FFFD, or "token_id:N".
+std::string token_name(int32_t id, const Tokenizer& tokenizer, bool names_are_ids);
+
+/// {"token", "bytes", "logprob"}; the bytes are the text's, whatever the form.
+Json logprob_json(const Logprob& logprob, const Tokenizer& tokenizer, TokenForm form = {});
 
 /// The chosen token's, and "top_logprobs": the likeliest.
-Json logprobs_json(const TokenLogprobs& entry, const Tokenizer& tokenizer, bool with_ids = false);
+Json logprobs_json(const TokenLogprobs& entry, const Tokenizer& tokenizer, TokenForm form = {});
 /// A list of them.
 Json logprobs_json(std::span<const TokenLogprobs> entries, const Tokenizer& tokenizer,
-                   bool with_ids = false);
+                   TokenForm form = {});
 
 }  // namespace qw::server

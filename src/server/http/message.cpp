@@ -36,6 +36,21 @@ std::optional<std::string> percent_decode(std::string_view text, bool plus_is_sp
   return out;
 }
 
+/// What a target has after scheme and authority, if it has these.
+std::string_view without_authority(std::string_view target, std::vector<Header>& headers) {
+  for (const std::string_view scheme : {"http://", "https://"}) {
+    if (target.size() < scheme.size() ||
+        !equal_ignoring_case(target.substr(0, scheme.size()), scheme))
+      continue;
+    const std::string_view rest = target.substr(scheme.size());
+    const size_t end = std::min(rest.find_first_of("/?"), rest.size());
+    std::erase_if(headers, [](const Header& h) { return equal_ignoring_case(h.name, "host"); });
+    headers.push_back({"Host", std::string(rest.substr(0, end))});
+    return rest.substr(end);
+  }
+  return target;
+}
+
 }  // namespace
 
 bool equal_ignoring_case(std::string_view a, std::string_view b) noexcept {
@@ -55,10 +70,11 @@ const std::string* Request::parameter(std::string_view name) const {
 
 bool split_target(std::string_view target, Request& request) {
   target = target.substr(0, target.find('#'));
+  target = without_authority(target, request.headers);
   const size_t question = target.find('?');
   const auto path = percent_decode(target.substr(0, question), false);
   if (!path) return false;
-  request.path = *path;
+  request.path = path->empty() ? "/" : *path;
   request.query.clear();
   if (question == std::string_view::npos) return true;
   std::string_view rest = target.substr(question + 1);

@@ -37,7 +37,8 @@ struct Response {
 };
 
 /// Splits a request target into path and query, both percent-decoded ("+" is a space in a query
-/// only). False: a broken escape or a NUL byte.
+/// only). The authority of an absolute one ("http://host/path") takes the place of the Host header
+/// (RFC 9112, 3.2.2). False: a broken escape or a NUL byte.
 bool split_target(std::string_view target, Request& request);
 
 /// ASCII case-insensitive equality, for header names.

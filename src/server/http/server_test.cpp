@@ -353,5 +353,22 @@ TEST(SplitTarget, DecodesPathAndQuery) {
   EXPECT_FALSE(split_target("/%2", request));
 }
 
+// As proxies are asked; the host that it names is the one that counts.
+TEST(SplitTarget, TakesAbsoluteOnes) {
+  Request request;
+  request.headers = {{"host", "other.example"}, {"Accept", "*/*"}};
+  ASSERT_TRUE(split_target("http://127.0.0.1:8000/v1/models?a=b", request));
+  EXPECT_EQ(request.path, "/v1/models");
+  EXPECT_EQ(*request.parameter("a"), "b");
+  EXPECT_EQ(*request.header("Host"), "127.0.0.1:8000");
+  EXPECT_EQ(request.headers.size(), 2u);
+  ASSERT_TRUE(split_target("HTTPS://a.example?x=1", request));
+  EXPECT_EQ(request.path, "/");
+  EXPECT_EQ(*request.parameter("x"), "1");
+  EXPECT_EQ(*request.header("Host"), "a.example");
+  ASSERT_TRUE(split_target("/http://a", request));
+  EXPECT_EQ(request.path, "/http://a");
+}
+
 }  // namespace
 }  // namespace qw::http

@@ -344,7 +344,7 @@ class CompletionAnswer : public GenerationListener {
       ++n_predicted_[static_cast<size_t>(choice)];
       piece.ids.push_back(event.token);
       if (task_.n_probs > 0 && event.logprobs)
-        piece.probs.push_back(logprobs_json(*event.logprobs, model_->tokenizer(), true));
+        piece.probs.push_back(logprobs_json(*event.logprobs, model_->tokenizer(), {.with_ids = true}));
     }
     if (event.text.empty()) return;  // the rest of a character, or of a stop string, is to come
     Json json = {{"index", choice},
@@ -468,7 +468,7 @@ class CompletionAnswer : public GenerationListener {
                  {"timings", timings_json(result.timings)}};
     if (task_.n_probs > 0 && task_.wants_tokens) {
       json["completion_probabilities"] =
-          task_.stream ? rest.probs : logprobs_json(completion.logprobs, model_->tokenizer(), true);
+          task_.stream ? rest.probs : logprobs_json(completion.logprobs, model_->tokenizer(), {.with_ids = true});
     }
     return only(json, fields);
   }

@@ -282,6 +282,24 @@ TEST_F(LlamaServer, TellsItsState) {
   EXPECT_EQ(vectors[0]["embedding"][0].size(), 256u);
 }
 
+// Whoever watches neither loads a model nor keeps it loaded.
+TEST(LlamaServerState, OfSlotsIsToldWithoutLoading) {
+  ServiceOptions options = qw::testing::service_options();
+  options.models.push_back(options.models[0]);
+  options.models[1].name = "second";
+  options.models[1].open.engine.n_slots = 3;
+  const RunningService running(options);
+  const ordered_json slots = running.get("/slots?model=second");
+  ASSERT_EQ(slots.size(), 3u);
+  EXPECT_EQ(slots[2].dump(),
+            R"({"id":2,"n_ctx":2048,"speculative":false,"is_processing":false})");
+  EXPECT_EQ(running.service.services().hub->find("second").loaded, nullptr);
+  running.post("/v1/completions", {{"model", "second"}, {"prompt", "a"}, {"max_tokens", 1}});
+  EXPECT_NE(running.service.services().hub->find("second").loaded, nullptr);
+  EXPECT_EQ(running.get("/slots?model=second"), slots);
+  EXPECT_EQ(running.client().get("/slots?model=third").status, 404);
+}
+
 TEST(LlamaServerSamplers, EveryOrderThatGivesTheSameIsTaken) {
   using llama_server::check_sampler_order;
   GenerationConfig config;

@@ -144,6 +144,13 @@ std::invoke_result_t<const Use&> SlotJob::with_file(std::string_view action, con
   } catch (const Error& error) {
     logger().warn("{}", error.message());
     const std::string name = printable(task_.filename);
+    if (action == "write" && error.kind() == ErrorKind::kNotFound) {
+      throw RequestError(ErrorKind::kIo,
+                         fmt::format("[slot] filename: expected to write it into the directory of "
+                                     "--slot-save-path, got none there ('{}')",
+                                     name),
+                         "filename");
+    }
     switch (error.kind()) {
       case ErrorKind::kNotFound:
         throw RequestError(

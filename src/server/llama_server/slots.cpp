@@ -13,27 +13,30 @@ namespace qw::server::llama_server {
 namespace {
 
 /// Numbers name what was computed last under them; as many are shown as working as there are
-/// requests under way.
+/// requests under way. Who watches neither loads a model nor keeps it loaded: of one that is not,
+/// the slots that it will have are shown.
 void slots(const std::shared_ptr<Call>& call) {
-  with_asked_model(call, [call](const std::shared_ptr<ServedModel>& model) {
-    const HostStats stats = model->host().stats();
-    const int64_t n_slots = model->files().engine_options.n_slots;
-    const std::string* fail = call->request().parameter("fail_on_no_slot");
-    if (fail != nullptr && *fail == "1" && stats.n_running >= n_slots) {
-      throw RequestError(ErrorKind::kOutOfMemory,
-                         fmt::format("[server] slots: expected a free one, got {} of {} at work",
-                                     stats.n_running, n_slots),
-                         "", 503);
-    }
-    Json list = Json::array();
-    for (int64_t id = 0; id < n_slots; ++id) {
-      list.push_back({{"id", id},
-                      {"n_ctx", model->context()},
-                      {"speculative", model->files().draft_model != nullptr},
-                      {"is_processing", id < stats.n_running}});
-    }
-    call->respond(std::move(list));
-  });
+  const std::string name = asked_model(call);
+  const std::shared_ptr<ServedModel> model = call->services().hub->find(name).loaded;
+  const OpenOptions& open = call->services().hub->spec(name).open;
+  const int64_t n_running = model ? model->host().stats().n_running : 0;
+  const int64_t n_slots =
+      model ? model->files().engine_options.n_slots : open.engine.n_slots;
+  const std::string* fail = call->request().parameter("fail_on_no_slot");
+  if (fail != nullptr && *fail == "1" && n_running >= n_slots) {
+    throw RequestError(ErrorKind::kOutOfMemory,
+                       fmt::format("[server] slots: expected a free one, got {} of {} at work",
+                                   n_running, n_slots),
+                       "", 503);
+  }
+  Json list = Json::array();
+  for (int64_t id = 0; id < n_slots; ++id) {
+    list.push_back({{"id", id},
+                    {"n_ctx", model ? model->context() : open.engine.ctx},
+                    {"speculative", !open.draft_model.empty()},
+                    {"is_processing", id < n_running}});
+  }
+  call->respond(std::move(list));
 }
 
 struct SlotRequest {

@@ -97,6 +97,8 @@ void load(const std::shared_ptr<Call>& call) {
   call->read(load_fields(), task);
   check_allowed(call->services().options);
   if (task.lora_name.empty()) refuse_field("lora_name", "expected a name, got none");
+  if (!is_model_name(task.lora_name))
+    refuse_field("lora_name", "expected {}, got '{}'", kModelNameRule, printable(task.lora_name));
   if (task.lora_path.empty()) refuse_field("lora_path", "expected a path, got none");
   const std::string path = path_within(call->services().options.lora_dir, task.lora_path);
   call->services().hub->load_adapter(

@@ -20,6 +20,7 @@ struct ChatTask : GenerationTask {
   bool logprobs = false;
   ToolTask tool_task;  // but for the messages; and how the conversation ends
   std::optional<int64_t> top_logprobs;
+  bool names_are_ids = false;  // of tokens in logprobs
   StreamOptions stream;
 };
 
@@ -39,6 +40,7 @@ void add_request_fields(FieldTable<ChatTask>& table) {
   table.push_back(flag_field<ChatTask>("logprobs", &ChatTask::logprobs));
   table.push_back(integer_field<ChatTask>("top_logprobs", &ChatTask::top_logprobs, 0,
                                           "with logprobs; no limit but the vocabulary"));
+  table.push_back(token_names_field(&ChatTask::names_are_ids));
 }
 
 void add_tool_fields(FieldTable<ChatTask>& table) {
@@ -194,7 +196,8 @@ class WholeChat : public ChatListener {
 
   Json choice(const Completion& completion, int index) const {
     Json logprobs = nullptr;
-    if (task_.logprobs) logprobs = chat_logprobs(completion.logprobs, model_->tokenizer());
+    if (task_.logprobs)
+      logprobs = chat_logprobs(completion.logprobs, model_->tokenizer(), task_.names_are_ids);
     Json message = message_of(completion);
     const bool calls = message.contains("tool_calls");
     Json out = {{"index", index},
@@ -228,7 +231,8 @@ class StreamedChat : public ChatListener {
     n_generated_ += event.token >= 0 ? 1 : 0;
     Json logprobs = nullptr;
     if (task_.logprobs && event.logprobs)
-      logprobs = chat_logprobs({&*event.logprobs, 1}, model_->tokenizer());
+      logprobs =
+          chat_logprobs({&*event.logprobs, 1}, model_->tokenizer(), task_.names_are_ids);
     if (tools_) {
       send_events(choice, tools_->push(choice, event.text), std::move(logprobs));
     } else if (!event.text.empty() || !logprobs.is_null()) {

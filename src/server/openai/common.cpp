@@ -77,8 +77,10 @@ std::string_view finish_reason(FinishReason reason) {
   return reason == FinishReason::kLength ? "length" : "stop";
 }
 
-Json chat_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer& tokenizer) {
-  return {{"content", logprobs_json(entries, tokenizer)}};
+Json chat_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer& tokenizer,
+                   bool names_are_ids) {
+  const TokenForm form{.names_are_ids = names_are_ids};
+  return {{"content", logprobs_json(entries, tokenizer, form)}};
 }
 
 Json prompt_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer* tokenizer) {

@@ -28,7 +28,14 @@ Json usage(const GenerationResult& result);
 std::string_view finish_reason(FinishReason reason);
 
 /// choices[].logprobs: {"content": [{"token", "logprob", "bytes", "top_logprobs"}, ...]}.
-Json chat_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer& tokenizer);
+Json chat_logprobs(std::span<const TokenLogprobs> entries, const Tokenizer& tokenizer,
+                   bool names_are_ids);
+/// Whether tokens of logprobs are "token_id:N".
+template <typename Task>
+Field<Task> token_names_field(bool Task::*member) {
+  return flag_field<Task>("return_tokens_as_token_ids", member,
+                          "vLLM's: tokens of logprobs are \"token_id:N\"");
+}
 
 /// vLLM's prompt_logprobs: null for the first token, then {"id": {"logprob", "rank",
 /// "decoded_token"}} with the chosen token and the likeliest.

@@ -1,7 +1,7 @@
 // POST /v1/completions.
-#include "base/utf8.h"
 #include "server/generation/embed.h"
 #include "server/generation/grammar_fields.h"
+#include "server/generation/logprobs.h"
 #include "server/generation/sampling_fields.h"
 #include "server/openai/common.h"
 #include "server/service.h"
@@ -17,6 +17,7 @@ constexpr int64_t kDefaultMaxTokens = 16;
 struct CompletionTask : GenerationTask {
   bool echo = false;
   std::optional<int64_t> logprobs;
+  bool names_are_ids = false;  // of tokens in logprobs
   bool has_max_tokens = false;
   int64_t max_tokens = kDefaultMaxTokens;
   StreamOptions stream;
@@ -39,6 +40,7 @@ const FieldTable<CompletionTask>& completion_fields() {
                             "16 by default; 0 with echo gives the prompt's log-probabilities"));
     out.push_back(flag_field<Task>("echo", &Task::echo));
     out.push_back(integer_field<Task>("logprobs", &Task::logprobs, 0));
+    out.push_back(token_names_field(&Task::names_are_ids));
     add_stream_fields(out);
     out.push_back(flag_field<Task>("add_special_tokens", &Task::add_special_tokens));
     add_openai_sampling_fields(out);
@@ -57,8 +59,11 @@ const FieldTable<CompletionTask>& completion_fields() {
 /// OpenAI's older form: parallel lists over the tokens of prompt (with echo) and answer.
 class LogprobLists {
  public:
-  LogprobLists(const Tokenizer& tokenizer, int64_t n_top, size_t text_offset)
-      : tokenizer_(tokenizer), n_top_(n_top), offset_(text_offset) {}
+  LogprobLists(const Tokenizer& tokenizer, const CompletionTask& task, size_t text_offset)
+      : tokenizer_(tokenizer),
+        n_top_(*task.logprobs),
+        names_are_ids_(task.names_are_ids),
+        offset_(text_offset) {}
 
   void add_first(int32_t id) {
     add_token(id);
@@ -70,9 +75,9 @@ class LogprobLists {
     logprobs_.push_back(entry.chosen.logprob);
     Json top = Json::object();
     for (const Logprob& candidate : entry.top)
-      top[text_of(candidate.id)] = candidate.logprob;
+      top[name_of(candidate.id)] = candidate.logprob;
     // The chosen token stands beside the n likeliest, as OpenAI's did.
-    top[text_of(entry.chosen.id)] = entry.chosen.logprob;
+    top[name_of(entry.chosen.id)] = entry.chosen.logprob;
     top_.push_back(n_top_ > 0 ? std::move(top) : Json());
   }
   Json json() const {
@@ -84,15 +89,16 @@ class LogprobLists {
   size_t text_offset() const { return offset_; }
 
  private:
-  std::string text_of(int32_t id) const { return replace_invalid_utf8(tokenizer_.token_bytes(id)); }
+  std::string name_of(int32_t id) const { return token_name(id, tokenizer_, names_are_ids_); }
   void add_token(int32_t id) {
-    tokens_.push_back(text_of(id));
+    tokens_.push_back(name_of(id));
     offsets_.push_back(offset_);
     offset_ += tokenizer_.token_bytes(id).size();
   }
 
   const Tokenizer& tokenizer_;
   int64_t n_top_;
+  bool names_are_ids_;
   size_t offset_;
   Json tokens_ = Json::array(), logprobs_ = Json::array(), top_ = Json::array(),
        offsets_ = Json::array();
@@ -126,7 +132,7 @@ class CompletionListener : public GenerationListener {
   std::string echo_of(size_t prompt) const { return task_.echo ? echoes_[prompt] : ""; }
   /// Those of the answer's text: with echo, the prompt's come first.
   LogprobLists lists_of(size_t prompt, std::span<const TokenLogprobs> prompt_logprobs) const {
-    LogprobLists lists(model_->tokenizer(), *task_.logprobs, 0);
+    LogprobLists lists(model_->tokenizer(), task_, 0);
     if (!task_.echo) return lists;
     lists.add_first(prompts_[prompt][0]);
     for (const TokenLogprobs& entry : prompt_logprobs)
@@ -212,7 +218,7 @@ class StreamedCompletion : public CompletionListener {
     Json logprobs = nullptr;
     if (task_.logprobs && event.logprobs) {
       size_t& offset = offsets_[static_cast<size_t>(choice)];
-      LogprobLists lists(model_->tokenizer(), *task_.logprobs, offset);
+      LogprobLists lists(model_->tokenizer(), task_, offset);
       lists.add(*event.logprobs);
       offset = lists.text_offset();
       logprobs = lists.json();

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <future>
+#include <thread>
 
 #include "support/running_service.h"
 #include "text/tokenizer.h"
@@ -180,6 +181,44 @@ TEST_F(OpenAi, GivesLogProbabilitiesOfPromptAndAnswer) {
     text += logprobs["tokens"][i].get<std::string>();
   }
   EXPECT_EQ(choice["text"], text);
+}
+
+// vLLM's return_tokens_as_token_ids: names that tell any two tokens apart.
+TEST_F(OpenAi, NamesTokensByTheirIds) {
+  ordered_json body = {{"prompt", "The capital of"},
+                       {"max_tokens", 2},
+                       {"temperature", 0},
+                       {"echo", true},
+                       {"logprobs", 2},
+                       {"return_tokens_as_token_ids", true}};
+  const ordered_json answer = running_->post("/v1/completions", body);
+  EXPECT_FALSE(answer.contains("warnings")) << answer["warnings"];
+  const ordered_json& logprobs = answer["choices"].at(0)["logprobs"];
+  const ordered_json ids =
+      running_->post("/tokenize", {{"prompt", answer["choices"][0]["text"]}})["tokens"];
+  ASSERT_EQ(logprobs["tokens"].size(), ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const std::string name = "token_id:" + ids[i].dump();
+    EXPECT_EQ(logprobs["tokens"][i], name);
+    if (i > 0) EXPECT_TRUE(logprobs["top_logprobs"][i].contains(name)) << i;
+  }
+  body["stream"] = true;
+  std::vector<ordered_json> names;
+  for (const ordered_json& event : running_->stream("/v1/completions", body)) {
+    const ordered_json lists = event["choices"].at(0).value("logprobs", ordered_json());
+    for (const ordered_json& name : lists.is_null() ? lists : lists["tokens"])
+      names.push_back(name);
+  }
+  EXPECT_EQ(ordered_json(names), logprobs["tokens"]);
+  ordered_json chat = chat_body("What is the capital of Japan?");
+  chat.update({{"logprobs", true}, {"top_logprobs", 1}, {"temperature", 0}});
+  const ordered_json by_text = running_->post("/v1/chat/completions", chat);
+  chat["return_tokens_as_token_ids"] = true;
+  const ordered_json by_id = running_->post("/v1/chat/completions", chat);
+  const ordered_json& entry = by_id["choices"][0]["logprobs"]["content"][0];
+  EXPECT_THAT(entry["token"].get<std::string>(), ::testing::MatchesRegex("token_id:[0-9]+"));
+  EXPECT_EQ(entry["top_logprobs"][0]["token"], entry["token"]);
+  EXPECT_EQ(entry["bytes"], by_text["choices"][0]["logprobs"]["content"][0]["bytes"]);
 }
 
 TEST_F(OpenAi, TakesSeveralPromptsAndKeepsTheirOrder) {
