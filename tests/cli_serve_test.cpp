@@ -1,4 +1,5 @@
 // The serve command as a program: says where it listens, answers, and ends well when told to.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -6,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "support/adapter_writer.h"
 #include "support/process.h"
 
 namespace qw::test {
@@ -54,6 +56,59 @@ TEST(CliServe, AnswersUnderWayEndBeforeTheServerDoes) {
          wait $asker)");
   EXPECT_THAT(ran.out, HasSubstr(R"("completion_tokens":400)"));
   EXPECT_THAT(ran.out, HasSubstr("exit 0\n"));
+}
+
+// Probes are answered while the model is loaded, and requests told when to come again. Adapters, each
+// of which is loaded before anybody is served, make that long enough to be seen.
+TEST(CliServe, AnswersProbesWhileLoading) {
+  Adapter adapter;
+  for (const char* name : {"q_proj", "o_proj"}) {
+    const std::string prefix = fmt::format("model.layers.0.self_attn.{}.", name);
+    adapter.add(prefix + "lora_A.weight", {Adapter::kRank, 256});
+    adapter.add(prefix + "lora_B.weight", {256, Adapter::kRank});
+  }
+  const std::string path = adapter.write_peft();
+  const Ran ran = run_program("/bin/bash", {"-c", R"x(
+    program=$1 adapter=$2
+    work=$(mktemp -d)
+    flags=()
+    for i in $(seq 60); do
+      cp -r "$adapter" "$work/$i"
+      flags+=(--lora-modules "a$i=$work/$i")
+    done
+    "$program" serve --port 0 --ctx 512 --no-access-log "${flags[@]}" 2> "$work/log" &
+    pid=$!
+    until port=$(sed -n 's/.*listening at .*:\([0-9]*\), loading.*//p' "$work/log") && [[ $port ]] ||
+          ! kill -0 $pid 2> /dev/null; do sleep 0.01; done
+    ask() {
+      exec 3<> /dev/tcp/127.0.0.1/$port
+      printf '%s %s HTTP/1.0
+Host: localhost
+Content-Length: %d
+
+%s' "$1" "$2" ${#3} "$3" >&3
+      cat <&3
+    }
+    ask GET /health | head -1
+    ask GET /ready | head -1
+    ask POST /v1/completions '{"prompt": "One", "max_tokens": 1}' | grep -E '^HTTP|^Retry-After|loading'
+    until ask GET /ready | grep -q '200 OK' || ! kill -0 $pid 2> /dev/null; do sleep 0.05; done
+    ask POST /v1/completions '{"prompt": "One", "max_tokens": 1}' | head -1
+    kill -TERM $pid; wait $pid; echo "exit $?"
+    # And once more: the end may come while it loads.
+    "$program" serve --port 0 --ctx 512 --no-access-log "${flags[@]}" 2> "$work/log" &
+    pid=$!
+    until grep -q 'listening at' "$work/log" || ! kill -0 $pid 2> /dev/null; do sleep 0.01; done
+    kill -TERM $pid; wait $pid; echo "exit $?"
+    grep -o 'ended before .* was loaded' "$work/log"
+    rm -rf "$work"
+  )x", "bash", QIANWEN_PROGRAM, path});
+  EXPECT_THAT(ran.out, ::testing::StartsWith("HTTP/1.0 200 OK\r\nHTTP/1.0 503 Service Unavailable\r\n"
+                                             "HTTP/1.0 503 Service Unavailable\r\n"))
+      << ran.err;
+  EXPECT_THAT(ran.out, HasSubstr("Retry-After: 2"));
+  EXPECT_THAT(ran.out, HasSubstr("got it still loading"));
+  EXPECT_THAT(ran.out, HasSubstr("\nHTTP/1.0 200 OK\r\nexit 0\nexit 0\nended before "));
 }
 
 TEST(CliServe, MakesKeysWhoseHashesItKnows) {

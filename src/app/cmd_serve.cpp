@@ -5,9 +5,11 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <algorithm>
+#include <exception>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "app/command.h"
 #include "app/open.h"
@@ -69,6 +71,10 @@ std::pair<std::string, std::string> split_named(const std::string& flag, const s
          printable(text));
   }
   const std::string name = text.substr(0, equals);
+  if (!server::is_model_name(name)) {
+    fail(ErrorKind::kInvalidArgument, "command line", "{}: expected {}, got '{}'", flag,
+         server::kModelNameRule, printable(name));
+  }
   for (const server::ModelSpec& other : specs) {
     const auto& modules = other.lora_modules;
     if (other.name != name &&
@@ -83,6 +89,10 @@ std::pair<std::string, std::string> split_named(const std::string& flag, const s
 
 std::vector<server::ModelSpec> specs_of(const Options& options) {
   const std::string path = model_path(options);
+  if (!options.name.empty() && !server::is_model_name(options.name)) {
+    fail(ErrorKind::kInvalidArgument, "command line", "--served-model-name: expected {}, got '{}'",
+         server::kModelNameRule, printable(options.name));
+  }
   std::vector<server::ModelSpec> specs;
   specs.push_back(spec_of(options, options.name.empty() ? name_of_path(path) : options.name, path));
   for (const std::string& text : options.more_models) {
@@ -131,6 +141,45 @@ bool is_loopback(const std::string& host) {
   return host == "localhost" || host == "::1" || host.starts_with("127.");
 }
 
+/// Answers requests on a thread of its own, to the service's end or this object's.
+class ServingThread {
+ public:
+  explicit ServingThread(server::Service& service)
+      : service_(service), thread_([this] { run(); }) {}
+  ~ServingThread() {
+    if (!thread_.joinable()) return;
+    service_.stop();
+    thread_.join();
+  }
+  ServingThread(const ServingThread&) = delete;
+  ServingThread& operator=(const ServingThread&) = delete;
+
+  /// Waits for the service's end; throws what ended it, if something did.
+  void join() {
+    thread_.join();
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  void run() {
+    try {
+      service_.run();
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+  }
+
+  server::Service& service_;
+  std::exception_ptr failure_;
+  std::thread thread_;
+};
+
+std::string url_of(const http::ServerOptions& http, uint16_t port) {
+  const bool is_v6 = http.host.find(':') != std::string::npos;
+  return fmt::format("{}://{}:{}", http.tls_certificate.empty() ? "http" : "https",
+                     is_v6 ? "[" + http.host + "]" : http.host, port);
+}
+
 void serve(Options& options) {
   init_logging(options.log_level);
   if (!options.new_key.empty()) {
@@ -158,21 +207,20 @@ void serve(Options& options) {
   settings.version = QIANWEN_VERSION;
   settings.build = build_commit();
   server::Service service(settings);
+  const std::string url = url_of(settings.http, service.port());
+  // Probes are answered while the model is loaded (/health 200, /ready 503), and requests refused.
+  ServingThread serving(service);
+  logger().info("listening at {}, loading {}", url, settings.models.front().name);
   if (!service.load_default()) {
     logger().info("ended before {} was loaded", settings.models.front().name);
     return;
   }
-  const bool has_tls = !settings.http.tls_certificate.empty();
-  const bool is_v6 = settings.http.host.find(':') != std::string::npos;
-  const std::string host = is_v6 ? "[" + settings.http.host + "]" : settings.http.host;
-  const std::string url =
-      fmt::format("{}://{}:{}", has_tls ? "https" : "http", host, service.port());
   logger().info("serving {} at {} ({} slots); Ctrl-C ends", settings.models.front().name, url,
                 options.slots);
   if (options.json) {
     print_json({{"url", url}, {"port", service.port()}, {"model", settings.models.front().name}});
   }
-  service.run();
+  serving.join();
 }
 
 CLI::Validator not_empty() {

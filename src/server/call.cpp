@@ -321,6 +321,24 @@ void Call::on_close(std::function<void()> callback) {
   exchange_->on_close(std::move(callback));
 }
 
+RequestError still_loading() {
+  constexpr int64_t kRetryAfter = 2;  // seconds: a probe's usual distance
+  return {ErrorKind::kUnsupported,
+          "[server] requests: expected the default model to be loaded, got it still loading; try "
+          "again later",
+          "", 503, kRetryAfter};
+}
+
+void guarded(const std::shared_ptr<Call>& call, const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    call->fail(error);
+  } catch (...) {
+    call->fail(current_error());
+  }
+}
+
 void with_model(const std::shared_ptr<Call>& call, const std::string& name,
                 std::function<void(const std::shared_ptr<ServedModel>&)> use) {
   with_model(call, ModelChoice{name, std::nullopt}, std::move(use));
@@ -328,6 +346,7 @@ void with_model(const std::shared_ptr<Call>& call, const std::string& name,
 
 void with_model(const std::shared_ptr<Call>& call, const ModelChoice& choice,
                 std::function<void(const std::shared_ptr<ServedModel>&)> use) {
+  if (!call->services().is_loaded) throw still_loading();
   call->services().hub->with_model(
       choice,
       [call, use = std::move(use)](const std::shared_ptr<ServedModel>& model) {

@@ -17,6 +17,7 @@
 #include "server/access.h"
 #include "server/endpoint.h"
 #include "server/http/server.h"
+#include "server/request_error.h"
 
 namespace qw::server {
 
@@ -135,6 +136,12 @@ class Call : public std::enable_shared_from_this<Call> {
   int64_t n_prompt_tokens_ = 0, n_generated_tokens_ = 0;
 };
 
+/// What whoever comes while the server's first model is loaded is told.
+RequestError still_loading();
+
+/// Runs `action`; what it throws is the call's failure.
+void guarded(const std::shared_ptr<Call>& call, const std::function<void()>& action);
+
 /// Counts and logs the answer to a request that no call was made of, and gives it a number.
 void log_refusal(Services& services, const http::Request& request, http::Response& response);
 
@@ -142,7 +149,7 @@ void log_refusal(Services& services, const http::Request& request, http::Respons
 void add_retry_after(http::Response& response, const Error& error);
 
 /// Calls `use` with the model chosen, on a worker's or a loading thread. What it throws, and what
-/// goes wrong before, is the call's failure.
+/// goes wrong before, is the call's failure. Errors: still_loading().
 void with_model(const std::shared_ptr<Call>& call, const ModelChoice& choice,
                 std::function<void(const std::shared_ptr<ServedModel>&)> use);
 /// The same, by name ("": the default).

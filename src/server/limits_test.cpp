@@ -242,6 +242,11 @@ TEST(Limits, NobodyIsReadyBeforeTheModelIsLoaded) {
   };
   EXPECT_EQ(status_of("/health"), 200);
   EXPECT_EQ(status_of("/ready"), 503);
+  const HttpAnswer early =
+      HttpClient(service.port()).post("/v1/completions", R"({"prompt": "a", "max_tokens": 1})");
+  EXPECT_EQ(early.status, 503);
+  EXPECT_EQ(early.headers.at("retry-after"), "2");
+  EXPECT_THAT(early.body, HasSubstr("got it still loading"));
   EXPECT_TRUE(service.load_default());
   EXPECT_EQ(status_of("/ready"), 200);
   service.stop();

@@ -31,12 +31,7 @@ void ready(const std::shared_ptr<Call>& call) {
                        503);
   }
   const ModelHub::Listing model = call->services().hub->find("");
-  if (!call->services().is_loaded) {
-    throw RequestError(ErrorKind::kUnsupported,
-                       "[server] requests: expected the default model to be loaded, got it still "
-                       "loading",
-                       "", 503);
-  }
+  if (!call->services().is_loaded) throw still_loading();
   call->respond({{"status", "ready"}, {"model", model.name}, {"loaded", model.loaded != nullptr}});
 }
 
