@@ -78,15 +78,11 @@ TEST(CliServe, AnswersProbesWhileLoading) {
     done
     "$program" serve --port 0 --ctx 512 --no-access-log "${flags[@]}" 2> "$work/log" &
     pid=$!
-    until port=$(sed -n 's/.*listening at .*:\([0-9]*\), loading.*//p' "$work/log") && [[ $port ]] ||
+    until port=$(sed -n 's/.*listening at .*:\([0-9]*\), loading.*/\1/p' "$work/log") && [[ $port ]] ||
           ! kill -0 $pid 2> /dev/null; do sleep 0.01; done
     ask() {
       exec 3<> /dev/tcp/127.0.0.1/$port
-      printf '%s %s HTTP/1.0
-Host: localhost
-Content-Length: %d
-
-%s' "$1" "$2" ${#3} "$3" >&3
+      printf '%s %s HTTP/1.0\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s' "$1" "$2" ${#3} "$3" >&3
       cat <&3
     }
     ask GET /health | head -1
