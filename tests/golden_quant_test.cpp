@@ -104,7 +104,8 @@ LinearSource open_gptq_module(const Folder& folder, const std::string& module) {
   return as_linear(std::move(affine));
 }
 
-LinearSource open_awq_module(const Folder& folder, const std::string& module) {
+std::shared_ptr<const GroupAffine> open_awq_matrix(const Folder& folder,
+                                                   const std::string& module) {
   const std::string version = folder.quant.at("version");
   const AwqConfig config = {.bits = folder.quant.at("bits"),
                             .group_size = folder.quant.at("group_size"),
@@ -112,10 +113,34 @@ LinearSource open_awq_module(const Folder& folder, const std::string& module) {
                                        : version == "gemv" ? AwqVersion::kGemv
                                                            : AwqVersion::kGemvFast};
   const Tensors& all = folder.tensors;
-  return as_linear(open_awq(config, {.module = module,
-                                     .qweight = find(all, module + ".qweight"),
-                                     .qzeros = find(all, module + ".qzeros"),
-                                     .scales = find(all, module + ".scales")}));
+  return open_awq(config, {.module = module,
+                           .qweight = find(all, module + ".qweight"),
+                           .qzeros = find(all, module + ".qzeros"),
+                           .scales = find(all, module + ".scales")});
+}
+
+/// AutoAWQ's bytes again, padding included: layouts are written as they are read.
+void expect_written_alike(const Folder& folder, const std::string& module,
+                          const GroupAffine& matrix) {
+  const std::string version = folder.quant.at("version");
+  const AwqVersion to = version == "gemm"   ? AwqVersion::kGemm
+                        : version == "gemv" ? AwqVersion::kGemv
+                                            : AwqVersion::kGemvFast;
+  const AwqFile file = publish_awq(matrix, to, module);
+  const AwqFile::Views views = file.views(module);
+  for (const RawTensor* made : {&views.qweight, &views.qzeros, &views.scales}) {
+    const RawTensor* published = find(folder.tensors, made->name);
+    ASSERT_NE(published, nullptr) << made->name;
+    EXPECT_EQ(made->dtype, published->dtype) << made->name;
+    EXPECT_EQ(made->shape, published->shape) << made->name;
+    EXPECT_TRUE(std::ranges::equal(made->bytes, published->bytes)) << made->name;
+  }
+}
+
+LinearSource open_awq_module(const Folder& folder, const std::string& module) {
+  auto matrix = open_awq_matrix(folder, module);
+  expect_written_alike(folder, module, *matrix);
+  return as_linear(std::move(matrix));
 }
 
 using OpenModule = LinearSource (*)(const Folder&, const std::string&);

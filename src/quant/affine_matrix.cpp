@@ -26,6 +26,16 @@ std::shared_ptr<const AffineMatrix> with_f16_scales(const AffineMatrix& matrix) 
   return out;
 }
 
+std::shared_ptr<const AffineMatrix> with_f16_offsets(const AffineMatrix& matrix) {
+  auto out = std::make_shared<AffineMatrix>(matrix);
+  out->form = GroupAffine::Form::kOffset;
+  for (size_t i = 0; i < out->zero_values.size(); ++i) {
+    float& value = out->zero_values[i];
+    value = f16_to_f32(f32_to_f16(-(out->scale_values[i] * value)));
+  }
+  return out;
+}
+
 LinearSource source_of(std::string name, std::shared_ptr<const GroupAffine> matrix) {
   LinearSource out;
   out.name = std::move(name);

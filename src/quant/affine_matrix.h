@@ -19,7 +19,7 @@ class AffineMatrix final : public GroupAffine {
  public:
   std::vector<uint8_t> code_values;  // [n, k]
   std::vector<float> scale_values;   // [n, n_groups]
-  std::vector<float> zero_values;    // [n, n_groups], integers
+  std::vector<float> zero_values;    // [n, n_groups]: integers, or of kOffset offsets
 
   void codes(int64_t row, int64_t n_rows, uint8_t* out) const override;
   void scales(int64_t row, int64_t n_rows, float* out) const override;
@@ -28,6 +28,10 @@ class AffineMatrix final : public GroupAffine {
 
 /// The same with scales as f16 holds them, which is how they are published.
 std::shared_ptr<const AffineMatrix> with_f16_scales(const AffineMatrix& matrix);
+
+/// The same with offsets -(scale * zero), rounded to f16, in the place of zero points
+/// (GroupAffine::Form::kOffset): scales must be f16 values.
+std::shared_ptr<const AffineMatrix> with_f16_offsets(const AffineMatrix& matrix);
 
 /// A source over such a matrix.
 LinearSource source_of(std::string name, std::shared_ptr<const GroupAffine> matrix);
