@@ -12,7 +12,7 @@
 #include "app/directory_output.h"
 #include "app/open.h"
 #include "app/output_room.h"
-#include "app/quantize_gptq.h"
+#include "app/quantize_layers.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
@@ -30,7 +30,7 @@ struct Options : CommonOptions {
   std::vector<std::string> tensor_types;  // REGEX=TYPE
   std::string embedding_type, output_type, imatrix;
   bool pure = false, dry_run = false, force = false;
-  GptqFlags gptq;
+  LayerFlags layers;
 };
 
 DType block_type(const std::string& flag, const std::string& name) {
@@ -216,18 +216,25 @@ void add_shared_flags(CLI::App& app, Options& options) {
   app.add_flag("--dry-run", options.dry_run, "Say what would be written, tensor by tensor");
 }
 
+bool is_layered(std::string_view to) {
+  return is_gptq(to) || is_awq(to);
+}
+
 /// Flags that have no effect on what is asked for. Errors: invalid_argument.
 void check_flags(const CLI::App& app, const Options& options) {
   const auto refuse = [&](const std::string& flag, std::string_view with) {
     fail(ErrorKind::kInvalidArgument, "quantize", "{}: expected it with --to {}, got it with {}",
          flag, with, printable(options.to));
   };
-  if (!is_gptq(options.to)) {
-    for (const CLI::Option* flag : options.gptq.added) {
-      if (flag->count() > 0) refuse(flag->get_name(), "gptq-int4 and its like");
+  const auto refuse_all = [&](const std::vector<const CLI::Option*>& flags, std::string_view with) {
+    for (const CLI::Option* flag : flags) {
+      if (flag->count() > 0) refuse(flag->get_name(), with);
     }
-    return;
-  }
+  };
+  const LayerFlags& layers = options.layers;
+  if (!is_gptq(options.to)) refuse_all(layers.of_gptq, "gptq-int4 and its like");
+  if (!is_awq(options.to)) refuse_all(layers.of_awq, "awq");
+  if (!is_layered(options.to)) return refuse_all(layers.of_both, "gptq-int4 and its like, or awq");
   for (const char* flag : {"--tensor-type", "--embedding-type", "--output-type", "--pure", "--name",
                            "--force", "--imatrix"}) {
     if (app.count(flag) > 0) refuse(flag, "a GGUF type");
@@ -249,7 +256,7 @@ Command register_quantize(CLI::App& root) {
   app->add_option(
          "--to", options->to,
          "q4_k_m, q8_0, iq4_xs, ...: a name as llama.cpp uses it; or gptq-int4, gptq-int8, "
-         "gptq-int3, gptq-int2")
+         "gptq-int3, gptq-int2; or awq")
       ->required();
   app->add_option("--tensor-type", options->tensor_types,
                   "REGEX=TYPE: the type of tensors in whose name REGEX is found; may be repeated")
@@ -259,12 +266,12 @@ Command register_quantize(CLI::App& root) {
   app->add_flag("--pure", options->pure, "The same type for all matrices");
   app->add_option("--imatrix", options->imatrix,
                   "How much each input matters: what imatrix or llama-imatrix wrote");
-  add_gptq_flags(*app, options->gptq);
+  add_layer_flags(*app, options->layers);
   return {app, [app, options] {
             need_output(*options);
             check_flags(*app, *options);
-            if (!is_gptq(options->to)) return run(*options);
-            run_gptq(*options, options->gptq, options->to, options->output, options->dry_run);
+            if (!is_layered(options->to)) return run(*options);
+            run_layers(*options, options->layers, options->to, options->output, options->dry_run);
           }};
 }
 

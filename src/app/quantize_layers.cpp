@@ -1,11 +1,11 @@
-#include "app/quantize_gptq.h"
+#include "app/quantize_layers.h"
 
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <CLI/Validators.hpp>
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
@@ -18,6 +18,7 @@
 #include "base/progress.h"
 #include "model/config.h"
 #include "model/gguf_tokenizer.h"
+#include "quantize/awq_checkpoint.h"
 #include "quantize/gptq_checkpoint.h"
 
 namespace qw::app {
@@ -33,7 +34,7 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-int bits_of(std::string_view to) {
+int gptq_bits(std::string_view to) {
   const std::string_view bits = to.substr(kPrefix.size());
   if (bits == "2" || bits == "3" || bits == "4" || bits == "8") return bits.front() - '0';
   fail(ErrorKind::kInvalidArgument, "quantize",
@@ -43,11 +44,12 @@ int bits_of(std::string_view to) {
 /// What came of the layers, and what is told while they are done.
 class Report {
  public:
-  Report(int n_layers, int64_t source_bytes) : n_layers_(n_layers), source_bytes_(source_bytes) {}
+  Report(int n_layers, int64_t source_bytes, bool is_awq)
+      : n_layers_(n_layers), source_bytes_(source_bytes), is_awq_(is_awq) {}
 
-  void layer(int index, const std::vector<quantize::GptqModule>& modules) {
+  void layer(int index, const std::vector<quantize::QuantisedModule>& modules) {
     ordered_json matrices = ordered_json::array();
-    for (const quantize::GptqModule& module : modules)
+    for (const quantize::QuantisedModule& module : modules)
       matrices.push_back(add(module));
     const double seconds = seconds_since(layer_start_);
     layer_start_ = Clock::now();
@@ -101,7 +103,7 @@ class Report {
   int n_resumed = 0;
 
  private:
-  ordered_json add(const quantize::GptqModule& module) {
+  ordered_json add(const quantize::QuantisedModule& module) {
     n_cold += module.is_cold ? 1 : 0;
     n_dead += module.n_dead;
     n_with_dead += module.n_dead > 0 ? 1 : 0;
@@ -113,6 +115,7 @@ class Report {
                          {"loss", module.loss},
                          {"damp", module.damp},
                          {"tokens", module.n_tokens}};
+    if (is_awq_) json["ratio"] = module.ratio;
     if (module.n_dead > 0) json["dead_inputs"] = module.n_dead;
     if (module.is_cold) json["cold"] = true;
     return json;
@@ -120,85 +123,176 @@ class Report {
 
   int n_layers_;
   int64_t source_bytes_;
+  bool is_awq_;
   Clock::time_point layer_start_ = Clock::now();
   double busy_ = 0, highest_damp = 0;
   int64_t n_raised = 0, n_dead = 0, n_with_dead = 0, n_cold = 0;
   std::optional<Progress> progress_;
 };
 
+/// Everything that is read before anything is computed.
+struct Opened {
+  ModelFiles files;
+  ModelConfig config;
+  NetworkSources sources;
+  std::optional<TokenizerSpec> tokenizer;
+
+  quantize::LayerSource source() const { return {*files.checkpoint, config, sources}; }
+};
+
+Opened open_model(const CommonOptions& options) {
+  Opened out;
+  out.files = open_for_reading(options, true);
+  const Checkpoint& checkpoint = *out.files.checkpoint;
+  out.config = ModelConfig::from_checkpoint(checkpoint);
+  out.sources = open_network(checkpoint, out.config);
+  if (checkpoint.gguf) out.tokenizer = gguf_tokenizer_spec(*checkpoint.gguf);
+  return out;
+}
+
+/// What is different between the formats.
+struct Method {
+  int bits = 4;
+  std::function<quantize::LayerPlan(const Opened&, const quantize::LayerRequest&)> plan;
+  std::function<void(const Opened&, const quantize::LayerRequest&, const quantize::LayerPlan&,
+                     const quantize::CalibrationSet&, Backend&, ThreadPool&)>
+      write;
+};
+
+Method gptq_method(const LayerFlags& flags, std::string_view to) {
+  quantize::GptqRequest asked;
+  asked.gptq = flags.gptq;
+  asked.gptq.bits = gptq_bits(to);
+  if (flags.gptq_mode == "reference") asked.gptq.mode = quantize::GptqOptions::Mode::kReference;
+  asked.true_sequential = flags.true_sequential;
+  const auto with = [asked](const quantize::LayerRequest& request) {
+    quantize::GptqRequest out = asked;
+    static_cast<quantize::LayerRequest&>(out) = request;
+    return out;
+  };
+  Method method;
+  method.bits = asked.gptq.bits;
+  method.plan = [with](const Opened& model, const quantize::LayerRequest& request) {
+    return quantize::plan_gptq(model.source(), model.tokenizer ? &*model.tokenizer : nullptr,
+                               with(request));
+  };
+  method.write = [with](const Opened& model, const auto& request, const auto& plan,
+                        const auto& calibration, Backend& backend, ThreadPool& pool) {
+    quantize::write_gptq(model.source(), plan, calibration, backend, pool, with(request));
+  };
+  return method;
+}
+
+Method awq_method(const LayerFlags& flags) {
+  quantize::AwqRequest asked;
+  asked.awq.group_size = flags.gptq.group_size;
+  asked.awq.damp = flags.gptq.damp;
+  if (flags.awq_mode == "reference") asked.awq.mode = quantize::AwqOptions::Mode::kReference;
+  for (const AwqVersion version : {AwqVersion::kGemm, AwqVersion::kGemv, AwqVersion::kGemvFast}) {
+    if (flags.awq_version == name_of(version)) asked.awq.version = version;
+  }
+  const auto with = [asked](const quantize::LayerRequest& request) {
+    quantize::AwqRequest out = asked;
+    static_cast<quantize::LayerRequest&>(out) = request;
+    return out;
+  };
+  Method method;
+  method.plan = [with](const Opened& model, const quantize::LayerRequest& request) {
+    return quantize::plan_awq(model.source(), model.tokenizer ? &*model.tokenizer : nullptr,
+                              with(request));
+  };
+  method.write = [with](const Opened& model, const auto& request, const auto& plan,
+                        const auto& calibration, Backend& backend, ThreadPool& pool) {
+    quantize::write_awq(model.source(), plan, calibration, backend, pool, with(request));
+  };
+  return method;
+}
+
+/// The options that `add` adds.
+std::vector<const CLI::Option*> added(CLI::App& app, const std::function<void()>& add) {
+  const size_t before = app.get_options().size();
+  add();
+  const auto all = app.get_options();
+  return {all.begin() + static_cast<std::ptrdiff_t>(before), all.end()};
+}
+
 }  // namespace
 
-void add_gptq_flags(CLI::App& app, GptqFlags& flags) {
-  const size_t before = app.get_options().size();
+void add_layer_flags(CLI::App& app, LayerFlags& flags) {
   quantize::GptqOptions& gptq = flags.gptq;
-  app.add_option("--group-size", gptq.group_size,
-                 "GPTQ: inputs that share a scale (-1: all of them)")
-      ->capture_default_str();
-  app.add_flag("--desc-act,!--no-desc-act", gptq.desc_act,
-               "GPTQ: groups of inputs of like size, which the file says one by one (g_idx)");
-  app.add_flag("--static-groups,!--no-static-groups", gptq.static_groups,
-               "GPTQ: with --desc-act, groups of neighbours all the same");
-  app.add_flag("--sym,!--no-sym", gptq.sym, "GPTQ: zero points in the middle (default)");
-  app.add_option("--damp", gptq.damp,
-                 "GPTQ: part of the mean second moment that is added to each; raised where it is "
-                 "too little")
-      ->capture_default_str();
-  app.add_flag("--true-sequential,!--no-true-sequential", flags.true_sequential,
-               "GPTQ: inputs of a matrix from quantised ones of the same layer (default)");
-  app.add_flag("--v2", gptq.zero_from_0,
-               "GPTQ: zero points as they are (checkpoint_format gptq_v2) instead of minus one");
-  app.add_option("--gptq-mode", flags.mode,
-                 "better, or reference: what AutoGPTQ does, its flaws included")
-      ->check(CLI::IsMember({"better", "reference"}))
-      ->capture_default_str();
-  add_shard_flag(app, flags.shard_bytes);
-  add_calibration_flags(app, flags.calibration);
-  const auto all = app.get_options();
-  flags.added.assign(all.begin() + static_cast<std::ptrdiff_t>(before), all.end());
+  flags.of_both = added(app, [&] {
+    app.add_option("--group-size", gptq.group_size,
+                   "GPTQ, AWQ: inputs that share a scale (-1: all of them)")
+        ->capture_default_str();
+    app.add_option("--damp", gptq.damp,
+                   "GPTQ, AWQ: part of the mean second moment that is added to each; raised where "
+                   "it is too little")
+        ->capture_default_str();
+    add_shard_flag(app, flags.shard_bytes);
+    add_calibration_flags(app, flags.calibration);
+  });
+  flags.of_gptq = added(app, [&] {
+    app.add_flag("--desc-act,!--no-desc-act", gptq.desc_act,
+                 "GPTQ: groups of inputs of like size, which the file says one by one (g_idx)");
+    app.add_flag("--static-groups,!--no-static-groups", gptq.static_groups,
+                 "GPTQ: with --desc-act, groups of neighbours all the same");
+    app.add_flag("--sym,!--no-sym", gptq.sym, "GPTQ: zero points in the middle (default)");
+    app.add_flag("--true-sequential,!--no-true-sequential", flags.true_sequential,
+                 "GPTQ: inputs of a matrix from quantised ones of the same layer (default)");
+    app.add_flag("--v2", gptq.zero_from_0,
+                 "GPTQ: zero points as they are (checkpoint_format gptq_v2) instead of minus one");
+    app.add_option("--gptq-mode", flags.gptq_mode,
+                   "better, or reference: what AutoGPTQ does, its flaws included")
+        ->check(CLI::IsMember({"better", "reference"}))
+        ->capture_default_str();
+  });
+  flags.of_awq = added(app, [&] {
+    app.add_option("--version", flags.awq_version, "AWQ: how codes lie: gemm, gemv or gemv_fast")
+        ->check(CLI::IsMember({"gemm", "gemv", "gemv_fast"}))
+        ->capture_default_str();
+    app.add_option("--awq-mode", flags.awq_mode, "better, or reference: what AutoAWQ does")
+        ->check(CLI::IsMember({"better", "reference"}))
+        ->capture_default_str();
+  });
 }
 
 bool is_gptq(std::string_view to) {
   return to.starts_with(kPrefix);
 }
 
-void run_gptq(const CommonOptions& options, const GptqFlags& flags, std::string_view to,
-              const std::string& output, bool dry_run) {
+bool is_awq(std::string_view to) {
+  return to == "awq";
+}
+
+void run_layers(const CommonOptions& options, const LayerFlags& flags, std::string_view to,
+                const std::string& output, bool dry_run) {
   const Clock::time_point start = Clock::now();
-  quantize::GptqRequest request;
-  request.gptq = flags.gptq;
-  request.gptq.bits = bits_of(to);
-  if (flags.mode == "reference") request.gptq.mode = quantize::GptqOptions::Mode::kReference;
-  request.true_sequential = flags.true_sequential;
+  const Method method = is_awq(to) ? awq_method(flags) : gptq_method(flags, to);
+  const Opened model = open_model(options);
+  quantize::LayerRequest request;
   request.shard_bytes = flags.shard_bytes;
   request.output = output;
   request.isa = options.load.isa;
   request.cancel = &interrupted();
-  const std::string path = model_path(options);
-  const ModelFiles files = open_for_reading(options, true);
-  request.eos_ids = files.generation.eos_token_id;
-  const Checkpoint& checkpoint = *files.checkpoint;
-  const ModelConfig config = ModelConfig::from_checkpoint(checkpoint);
-  const NetworkSources sources = open_network(checkpoint, config);
-  std::optional<TokenizerSpec> tokenizer;
-  if (checkpoint.gguf) tokenizer = gguf_tokenizer_spec(*checkpoint.gguf);
-  const quantize::GptqPlan plan =
-      quantize::plan_gptq(checkpoint, config, sources, tokenizer ? &*tokenizer : nullptr, request);
-  const quantize::CalibrationSet calibration = read_calibration(flags.calibration, files, path);
+  request.eos_ids = model.files.generation.eos_token_id;
+  const quantize::LayerPlan plan = method.plan(model, request);
+  const quantize::CalibrationSet calibration =
+      read_calibration(flags.calibration, model.files, model_path(options));
   logger().info("calibration: {}", calibration.summary());
   std::vector<std::string> warnings = plan.warnings;
   for (const std::string& warning : warnings)
     logger().warn("{}", warning);
-  Report report(config.n_layers, plan.source_bytes);
+  Report report(model.config.n_layers, plan.source_bytes, is_awq(to));
   if (!dry_run) {
     // Layers one by one, then the files that are made of them; hidden states, old and new.
     const int64_t hidden_bytes =
-        calibration.n_tokens * config.hidden * static_cast<int64_t>(sizeof(float));
+        calibration.n_tokens * model.config.hidden * static_cast<int64_t>(sizeof(float));
     check_room("quantize", output, plan.quantised_bytes + plan.bytes() + 2 * hidden_bytes);
     const auto backend = calibration_backend(options);
     ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
     request.on_layer = [&](int layer, const auto& modules) { report.layer(layer, modules); };
     request.on_quantised = [&](int64_t bytes) { report.quantised(bytes); };
-    write_gptq(checkpoint, config, sources, plan, calibration, *backend, pool, request);
+    method.write(model, request, plan, calibration, *backend, pool);
     report.finish();
     for (const std::string& warning : report.warnings()) {
       logger().warn("{}", warning);
@@ -225,7 +319,7 @@ void run_gptq(const CommonOptions& options, const GptqFlags& flags, std::string_
   }
   print_result(fmt::format(
       "{} matrices of {} bits, {} weights, {:.2f} bits per weight; {:.1f} MB in all\n{}",
-      plan.n_matrices, request.gptq.bits, plan.n_weights, plan.bits_per_weight(),
+      plan.n_matrices, method.bits, plan.n_weights, plan.bits_per_weight(),
       static_cast<double>(plan.bytes()) / 1e6,
       dry_run ? "nothing was written\n"
               : fmt::format("{} written in {:.1f} s{}\n", output, seconds,

@@ -1,9 +1,10 @@
-// quantize --to gptq-int4 and its like: flags in, a directory out.
+// quantize --to gptq-int4 and its like, or awq: flags in, a directory out.
 //
 // Level 8 (app). Of cmd_quantize.cpp.
 #pragma once
 
 #include <CLI/App.hpp>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -14,22 +15,24 @@
 
 namespace qw::app {
 
-struct GptqFlags {
-  quantize::GptqOptions gptq;
+struct LayerFlags {
+  quantize::GptqOptions gptq;  // group size and damp are AWQ's too
   bool true_sequential = true;
-  std::string mode = "better";
+  std::string gptq_mode = "better", awq_mode = "better", awq_version = "gemm";
   int64_t shard_bytes = DirectoryChoices().shard_bytes;
   CalibrationFlags calibration;
-  std::vector<const CLI::Option*> added;  // which have a meaning for GPTQ alone
+  std::vector<const CLI::Option*> of_gptq, of_awq, of_both;  // which have no meaning elsewhere
 };
 
-void add_gptq_flags(CLI::App& app, GptqFlags& flags);
+void add_layer_flags(CLI::App& app, LayerFlags& flags);
 
-/// "gptq-int4" and so on, in any case.
+/// "gptq-int4" and so on; "awq". In lower case.
 bool is_gptq(std::string_view to);
+bool is_awq(std::string_view to);
 
-/// Quantises, reports. `dry_run` says what would be written. Errors: those of quantise_gptq.
-void run_gptq(const CommonOptions& options, const GptqFlags& flags, std::string_view to,
-              const std::string& output, bool dry_run);
+/// Quantises, reports. `dry_run` says what would be written. Errors: those of plan_gptq, plan_awq,
+/// write_layers and read_calibration.
+void run_layers(const CommonOptions& options, const LayerFlags& flags, std::string_view to,
+                const std::string& output, bool dry_run);
 
 }  // namespace qw::app

@@ -1,41 +1,17 @@
 #include "quantize/gptq_checkpoint.h"
 
 #include <algorithm>
-#include <deque>
-#include <filesystem>
 #include <nlohmann/json.hpp>
-#include <unordered_set>
 #include <utility>
 
-#include "base/atomic_file.h"
 #include "base/checked.h"
-#include "checkpoint/hf_config.h"
-#include "checkpoint/safetensors.h"
-#include "kernels/isa.h"
 #include "quant/gptq.h"
-#include "quantize/gptq_work.h"
 
 namespace qw::quantize {
 
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
-
-/// Of each layer's sources, those that are quantised.
-template <typename Visit>
-void for_each_quantised(const LayerSources& layer, const Visit& visit) {
-  const auto call = [&](const LinearParts& parts) {
-    if (!parts.parts.empty()) visit(parts);
-  };
-  for (const LinearParts* parts : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down,
-                                   &layer.moe.shared_gate_up, &layer.moe.shared_down})
-    call(*parts);
-  for (const auto* experts : {&layer.moe.gate_up, &layer.moe.down}) {
-    for (const LinearParts& parts : *experts)
-      call(parts);
-  }
-}
 
 int64_t bytes_of(int64_t n, int64_t k, const GptqOptions& options) {
   const int64_t group = options.group_size == -1 ? k : std::min(options.group_size, k);
@@ -69,170 +45,77 @@ Json quantization_config(const GptqRequest& request) {
           {"checkpoint_format", options.zero_from_0 ? "gptq_v2" : "gptq"}};
 }
 
-/// All that the bits of the result depend on.
-std::string job_text(const Checkpoint& checkpoint, const GptqRequest& request,
-                     const CalibrationSet& calibration, const Backend& backend) {
-  constexpr int kVersion = 1;  // raised when the same request gives other bits
-  Json files = Json::array();
-  for (const std::string& path : checkpoint.weight_files) {
-    std::error_code error;
-    const auto time = fs::last_write_time(path, error).time_since_epoch().count();
-    files.push_back({fs::path(path).filename().string(), fs::file_size(path, error), time});
-  }
+std::string job_of(const GptqRequest& request) {
+  constexpr int kVersion = 2;  // raised when the same request gives other bits
   const Json job = {{"version", kVersion},
-                    {"config", checkpoint.config_json.value_or("")},
-                    {"files", std::move(files)},
                     {"quantization", quantization_config(request)},
                     {"mode", static_cast<int>(request.gptq.mode)},
-                    {"late_grids", request.gptq.late_grids},
-                    {"calibration", calibration_name(calibration)},
-                    {"numerics", backend.numerics()}};
-  return job.dump(1) + "\n";
+                    {"late_grids", request.gptq.late_grids}};
+  return job.dump();
 }
 
-/// A finished layer's tensors. Matrices without a bias have one of zeros, as AutoGPTQ writes it.
-class LayerTensors {
- public:
-  explicit LayerTensors(bool v2_zeros) : v2_zeros_(v2_zeros) {}
-
-  void add(const GptqModule& module) {
-    const std::string name = hf_name(module.id);
-    const GptqFile& file = files_.emplace_back(publish_gptq(*module.matrix, v2_zeros_, name));
-    const GptqFile::Views views = file.views(name);
-    for (const RawTensor* tensor : {&views.qweight, &views.qzeros, &views.scales, &views.g_idx})
-      tensors_.push_back({{tensor->name, tensor->dtype, tensor->shape}, tensor->bytes});
-    const Slot slot = module.id.slot;
-    if (slot == Slot::kQ || slot == Slot::kK || slot == Slot::kV) return;  // theirs is kept
-    const auto& zeros = zeros_.emplace_back(static_cast<size_t>(module.matrix->n));
-    tensors_.push_back(
-        {{name + ".bias", DType::kF16, {module.matrix->n}}, std::as_bytes(std::span(zeros))});
-  }
-  const std::vector<WorkDirectory::Tensor>& all() const { return tensors_; }
-
- private:
-  bool v2_zeros_;
-  std::deque<GptqFile> files_;  // whose bytes are viewed
-  std::deque<std::vector<uint16_t>> zeros_;
-  std::vector<WorkDirectory::Tensor> tensors_;
-};
-
-void write_output(const GptqPlan& plan, const GptqRequest& request, ThreadPool& pool,
-                  WorkDirectory& work) {
-  DirectoryPlan directory = plan.kept;
-  std::vector<std::shared_ptr<const MappedFile>> files;
-  for (int layer = 0; layer < work.n_finished(); ++layer) {
-    files.push_back(MappedFile::open(work.layer_path(layer)));
-    for (const RawTensor& tensor : read_safetensors(files.back()).tensors) {
-      DirectoryTensor& to = directory.tensors.emplace_back();
-      to.name = tensor.name;
-      to.dtype = tensor.dtype;
-      to.shape = tensor.shape;
-      to.bytes = tensor.bytes;
-    }
-  }
-  const auto on_written = [&](int64_t bytes) {
-    if (request.on_written) request.on_written(bytes);
+/// A finished matrix's tensors. Those without a bias have one of zeros, as AutoGPTQ writes it.
+void add_tensors(const QuantisedModule& module, bool v2_zeros, std::vector<RawTensor>& out) {
+  struct Owner {
+    GptqFile file;
+    std::vector<uint16_t> zeros;
   };
-  write_directory(directory, request.output, pool, on_written, request.cancel);
-  for (const auto& file : files)
-    file->check_readable();
-  work.remove();
+  const std::string name = hf_name(module.id);
+  const auto owner = std::make_shared<Owner>();
+  owner->file = publish_gptq(*module.matrix, v2_zeros, name);
+  const GptqFile::Views views = owner->file.views(name);
+  for (const RawTensor* tensor : {&views.qweight, &views.qzeros, &views.scales, &views.g_idx}) {
+    out.push_back(*tensor);
+    out.back().owner = owner;
+  }
+  const Slot slot = module.id.slot;
+  if (slot == Slot::kQ || slot == Slot::kK || slot == Slot::kV) return;  // theirs is kept
+  owner->zeros.resize(static_cast<size_t>(module.matrix->n));
+  RawTensor& bias = out.emplace_back();
+  bias.name = name + ".bias";
+  bias.dtype = DType::kF16;
+  bias.shape = {module.matrix->n};
+  bias.bytes = std::as_bytes(std::span(owner->zeros));
+  bias.owner = owner;
 }
 
 }  // namespace
 
-double GptqPlan::bits_per_weight() const {
-  return n_weights == 0 ? 0
-                        : 8 * static_cast<double>(quantised_bytes) / static_cast<double>(n_weights);
-}
-
-GptqPlan plan_gptq(const Checkpoint& checkpoint, const ModelConfig& config,
-                   const NetworkSources& sources, const TokenizerSpec* tokenizer,
-                   const GptqRequest& request) {
+LayerPlan plan_gptq(const LayerSource& source, const TokenizerSpec* tokenizer,
+                    const GptqRequest& request) {
   check_options(request.gptq);
-  DirectoryChoices choices;
-  choices.dtype = DType::kF16;
-  choices.shard_bytes = request.shard_bytes;
-  choices.eos_ids = request.eos_ids;
-  GptqPlan plan;
-  plan.kept = plan_directory(checkpoint, config, sources, tokenizer, choices);
   const Json quantization = quantization_config(request);
-  for (auto& [name, text] : plan.kept.texts) {
-    if (name != "config.json") continue;
-    Json json = parse_json_object(text, name);
-    json["quantization_config"] = quantization;
-    text = json.dump(2) + "\n";
-  }
-  plan.kept.texts.emplace_back("quantize_config.json", quantization.dump(2) + "\n");
-  std::unordered_set<std::string> replaced;
+  const int64_t group_size = request.gptq.group_size;
   std::string uneven;
-  for (const LayerSources& layer : sources.layers) {
-    for_each_quantised(layer, [&](const LinearParts& parts) {
-      for (const ModuleId& id : parts.modules)
-        replaced.insert(hf_name(id) + ".weight");
-      for (const LinearSource& source : parts.parts) {
-        check_sizes(source, request.gptq);
-        ++plan.n_matrices;
-        plan.n_weights += source.n * source.k;
-        plan.source_bytes += source.published_bytes();
-        plan.quantised_bytes += bytes_of(source.n, source.k, request.gptq);
-        if (request.gptq.group_size > 0 && source.k % std::min(request.gptq.group_size, source.k))
-          uneven = source.name;
-      }
-    });
-  }
-  std::erase_if(plan.kept.tensors,
-                [&](const DirectoryTensor& tensor) { return replaced.contains(tensor.name); });
+  LayerPlan plan = plan_layers(source, tokenizer, request, quantization.dump(),
+                               [&](const LinearSource& matrix) {
+                                 check_sizes(matrix, request.gptq);
+                                 if (group_size > 0 && matrix.k % std::min(group_size, matrix.k))
+                                   uneven = matrix.name;
+                                 return bytes_of(matrix.n, matrix.k, request.gptq);
+                               });
+  plan.kept.texts.emplace_back("quantize_config.json", quantization.dump(2) + "\n");
   if (!uneven.empty()) {
-    plan.warnings.push_back(fmt::format(
-        "inputs are no multiple of the group size {} (such as those of {}): some programs refuse "
-        "that",
-        request.gptq.group_size, printable(uneven)));
-  }
-  const std::string format = sources.layers.front().o.format();
-  if (!std::holds_alternative<DenseRows>(sources.layers.front().o.parts.front().data)) {
-    plan.warnings.push_back(
-        fmt::format("{} is quantised already (such as {}): it is rounded a second time",
-                    printable(checkpoint.path), format));
+    plan.warnings.insert(
+        plan.warnings.begin(),
+        fmt::format("inputs are no multiple of the group size {} (such as those of {}): some "
+                    "programs refuse that",
+                    group_size, printable(uneven)));
   }
   return plan;
 }
 
-void write_gptq(const Checkpoint& checkpoint, const ModelConfig& config,
-                const NetworkSources& sources, const GptqPlan& plan,
-                const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
-                const GptqRequest& request) {
-  std::error_code error;
-  if (fs::exists(request.output, error)) {
-    fail(ErrorKind::kInvalidArgument, "quantize",
-         "--output: expected a directory that is not there yet, got {}",
-         printable(request.output, 4096));
-  }
-  WorkDirectory work(request.output + ".work", job_text(checkpoint, request, calibration, backend));
-  LayerPass pass(backend, config, calibration.sequences, request.cancel);
-  if (work.n_finished() > 0) {
-    pass.set_hidden(work.read_hidden(pass.n_tokens() * config.hidden), work.n_finished());
-  } else {
-    pass.embed(*backend.pack_embedding(sources.embedding.parts.front()));
-  }
-  for (int layer = 0; layer < work.n_finished() && request.on_layer; ++layer)
-    request.on_layer(layer, {});
-  const MatrixTeam team{&pool, &kernels::matrix_ops(kernels::choose_isa(request.isa))};
-  for (int l = work.n_finished(); l < config.n_layers; ++l) {
-    const LayerSources& layer = sources.layers[static_cast<size_t>(l)];
-    const std::vector<GptqModule> modules =
-        gptq_layer(layer, config, {request.gptq, request.true_sequential, request.on_quantised},
-                   backend, team, pass);
-    checkpoint.check_readable();
-    LayerTensors tensors(request.gptq.zero_from_0);
-    for (const GptqModule& module : modules)
-      tensors.add(module);
-    work.finish_layer(tensors.all(), pass.hidden());
-    for_each_quantised(layer, [&](const LinearParts& parts) { drop_pages(checkpoint, parts); });
-    if (request.on_layer) request.on_layer(l, modules);
-  }
-  write_output(plan, request, pool, work);
-  checkpoint.check_readable();
+void write_gptq(const LayerSource& source, const LayerPlan& plan, const CalibrationSet& calibration,
+                Backend& backend, ThreadPool& pool, const GptqRequest& request) {
+  const GptqLayerOptions options = {request.gptq, request.true_sequential, request.on_quantised};
+  const auto quantise = [&](const LayerSources& layer, const MatrixTeam& team, LayerPass& pass) {
+    QuantisedLayer out;
+    out.modules = gptq_layer(layer, source.config, options, backend, team, pass);
+    for (const QuantisedModule& module : out.modules)
+      add_tensors(module, request.gptq.zero_from_0, out.tensors);
+    return out;
+  };
+  write_layers(source, plan, calibration, backend, pool, request, {job_of(request), quantise});
 }
 
 }  // namespace qw::quantize

@@ -8,49 +8,22 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
-#include <map>
-#include <set>
 
 #include "base/half.h"
-#include "support/tiny_checkpoint.h"
+#include "quantize/checkpoint_test_support.h"
 
 namespace qw::quantize {
 namespace {
 
 namespace fs = std::filesystem;
-using test::TinyCheckpoint;
+using test::calibration;
+using test::files_of;
+using test::kDense;
+using test::kMoe;
 using test::TinyShape;
 
-const TinyShape kDense{.hidden = 64, .intermediate = 96, .vocab = 48};
-const TinyShape kMoe{.hidden = 64,
-                     .intermediate = 96,
-                     .n_experts = 4,
-                     .expert_intermediate = 64,
-                     .shared_intermediate = 64};
-
-CalibrationSet calibration(int n_sequences = 40) {
-  std::vector<std::vector<int32_t>> samples;
-  uint32_t state = 1;
-  for (int s = 0; s < n_sequences; ++s) {
-    samples.emplace_back();
-    for (int t = 0; t < 24; ++t) {
-      state = state * 1664525 + 1013904223;
-      samples.back().push_back(static_cast<int32_t>(state >> 24) % 32);
-    }
-  }
-  return cut_calibration(samples, {});
-}
-
-/// Files of a directory, whole.
-std::map<std::string, std::string> files_of(const std::string& directory) {
-  std::map<std::string, std::string> out;
-  for (const auto& entry : fs::directory_iterator(directory))
-    out[entry.path().filename().string()] = read_text_file(entry.path().string());
-  return out;
-}
-
-struct Bench {
-  explicit Bench(const TinyShape& shape) : tiny(shape) {}
+struct Bench : test::Bench {
+  using test::Bench::Bench;
 
   GptqRequest request(const std::string& name) const {
     GptqRequest out;
@@ -58,24 +31,11 @@ struct Bench {
     out.output = folder / name;
     return out;
   }
-  void open() {
-    checkpoint = tiny.open();
-    config = ModelConfig::from_checkpoint(*checkpoint);
-    sources = open_network(*checkpoint, config);
-  }
   void write(const GptqRequest& request, const CalibrationSet& set = calibration()) {
-    if (!checkpoint) open();
-    const GptqPlan plan = plan_gptq(*checkpoint, config, sources, nullptr, request);
-    write_gptq(*checkpoint, config, sources, plan, set, *backend, pool, request);
+    open();
+    const LayerPlan plan = plan_gptq(source(), nullptr, request);
+    write_gptq(source(), plan, set, *backend, pool, request);
   }
-
-  TinyCheckpoint tiny;
-  TempDir folder;
-  std::shared_ptr<const Checkpoint> checkpoint;
-  ModelConfig config;
-  NetworkSources sources;
-  std::unique_ptr<Backend> backend = make_reference_backend({});
-  ThreadPool pool{2};
 };
 
 double relative_error(const LinearParts& published, const LinearParts& quantised) {
@@ -167,54 +127,32 @@ TEST(GptqCheckpoint, WhatIsWrittenOpensInEveryForm) {
 TEST(GptqCheckpoint, ExpertsAreQuantisedAndColdOnesAreTold) {
   Bench bench(kMoe);
   GptqRequest request = bench.request("moe");
-  std::vector<GptqModule> seen;
-  request.on_layer = [&](int, const std::vector<GptqModule>& modules) {
+  std::vector<QuantisedModule> seen;
+  request.on_layer = [&](int, const std::vector<QuantisedModule>& modules) {
     seen.insert(seen.end(), modules.begin(), modules.end());
   };
   bench.write(request);
   expect_quantised(bench.sources, request.output, "int4 g32 (zero point)");
   EXPECT_EQ(seen.size(), 2u * (4 + 4 * 3 + 3));
   // 960 tokens choose 2 of 4 experts each; of 72 tokens none is chosen for 64.
-  EXPECT_TRUE(std::ranges::none_of(seen, &GptqModule::is_cold));
+  EXPECT_TRUE(std::ranges::none_of(seen, &QuantisedModule::is_cold));
   seen.clear();
   request.output += "-few";
   bench.write(request, calibration(6));
-  for (const GptqModule& module : seen) {
+  for (const QuantisedModule& module : seen) {
     if (module.id.expert < 0) continue;
     EXPECT_EQ(module.is_cold, module.n_tokens == 144);
   }
-  EXPECT_TRUE(std::ranges::any_of(seen, &GptqModule::is_cold));
+  EXPECT_TRUE(std::ranges::any_of(seen, &QuantisedModule::is_cold));
 }
 
 TEST(GptqCheckpoint, AnInterruptionChangesNoByte) {
   for (const TinyShape& shape : {kDense, kMoe}) {
     Bench bench(shape);
-    const GptqRequest straight = bench.request("straight");
-    bench.write(straight);
-    GptqRequest request = bench.request("interrupted");
-    CancelFlag cancel;
-    request.cancel = &cancel;
-    request.on_layer = [&](int, const auto&) { cancel.cancel(); };
-    expect_error(ErrorKind::kCancelled, {}, [&] { bench.write(request); });
-    EXPECT_FALSE(fs::exists(request.output));
-    EXPECT_TRUE(fs::exists(request.output + ".work"));
-
-    expect_error(ErrorKind::kInvalidArgument, {"another's", "interrupted.work"}, [&] {
-      GptqRequest other = request;
-      other.gptq.damp = 0.02;
-      bench.write(other);
-    });
-    expect_error(ErrorKind::kInvalidArgument, {"another's"},
-                 [&] { bench.write(request, calibration(39)); });
-    cancel.reset();
-    std::vector<size_t> n_modules;
-    request.on_layer = [&](int, const auto& modules) { n_modules.push_back(modules.size()); };
-    bench.write(request);
-    EXPECT_EQ(n_modules.size(), 2u);
-    EXPECT_EQ(n_modules[0], 0u);  // was there
-    EXPECT_GT(n_modules[1], 0u);
-    EXPECT_EQ(files_of(request.output), files_of(straight.output));
-    EXPECT_FALSE(fs::exists(request.output + ".work"));
+    test::expect_resumes<GptqRequest>(
+        bench.request("straight"), bench.request("interrupted"),
+        [&](const GptqRequest& request, const CalibrationSet& set) { bench.write(request, set); },
+        [](GptqRequest& other) { other.gptq.damp = 0.02; });
   }
 }
 
@@ -281,7 +219,7 @@ TEST(GptqCheckpoint, UnevenGroupsAreWarnedOf) {
   bench.open();
   GptqRequest request = bench.request("uneven");
   request.gptq.group_size = 40;
-  const GptqPlan plan = plan_gptq(*bench.checkpoint, bench.config, bench.sources, nullptr, request);
+  const LayerPlan plan = plan_gptq(bench.source(), nullptr, request);
   ASSERT_EQ(plan.warnings.size(), 1u);
   EXPECT_NE(plan.warnings[0].find("group size 40"), std::string::npos);
   bench.write(request);

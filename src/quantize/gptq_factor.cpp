@@ -21,6 +21,16 @@ bool better(const GptqOptions& options) {
   return options.mode == GptqOptions::Mode::kBetter;
 }
 
+/// Row i of a lower triangle *= by(i).
+template <typename By>
+void scale_rows(float* rows, int64_t size, const By& by) {
+  for (int64_t i = 0; i < size; ++i) {
+    const float factor = by(i);
+    for (int64_t j = 0; j <= i; ++j)
+      rows[i * size + j] *= factor;
+  }
+}
+
 }  // namespace
 
 void check_options(const GptqOptions& options) {
@@ -201,7 +211,7 @@ bool GptqFactor::factor_groups(const Hessian& hessian, double added, const Matri
 
 /// U[r, c] = inverse[k - 1 - r, k - 1 - c], in the order in which the solver reads it.
 void GptqFactor::pack(const std::vector<float>& inverse, const MatrixTeam& team) {
-  const int width = team.ops->tile_rows;
+  const int width = width_ = team.ops->tile_rows;
   std::vector<int64_t> offsets;
   int64_t offset = 0;
   for (const Block& block : blocks_) {
@@ -229,6 +239,34 @@ void GptqFactor::pack(const std::vector<float>& inverse, const MatrixTeam& team)
     for (const Block& block : blocks_) {
       if (block.begin >= group.places.front() && block.begin <= group.places.back())
         group.chunks.push_back(block);
+    }
+  }
+}
+
+void GptqFactor::set_input_scales(std::span<const float> scales) {
+  QW_CHECK(std::ssize(scales) == k_, "{} scales for {} inputs", scales.size(), k_);
+  std::vector<float> by(at(k_));  // by place
+  for (int64_t place = 0; place < k_; ++place) {
+    const auto column = at(order_[at(place)]);
+    by[at(place)] = scales_.empty() ? scales[column] : scales[column] / scales_[column];
+  }
+  scales_.assign(scales.begin(), scales.end());
+  for (const Block& block : blocks_) {
+    const int64_t size = block.size();
+    float* feedback = packed_.data() + (block.feedback - packed_.data());
+    scale_rows(feedback, size, [&](int64_t i) { return by[at(block.begin + i)]; });
+    float* rest = packed_.data() + (block.rest - packed_.data());
+    for (int64_t i = 0; i < k_ - block.end; ++i) {
+      for (int64_t p = 0; p < size; ++p)
+        rest[i / width_ * width_ * size + p * width_ + i % width_] *= by[at(block.end + i)];
+    }
+  }
+  for (Group& group : groups_) {
+    for (const Block& chunk : group.chunks) {
+      if (!static_) break;  // chunks are the blocks
+      float* feedback = group_feedback_.data() + (chunk.feedback - group_feedback_.data());
+      scale_rows(feedback, chunk.size(),
+                 [&](int64_t i) { return by[at(group.places[at(chunk.begin + i)])]; });
     }
   }
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "quantize/blocked_matrix.h"
@@ -67,6 +68,11 @@ class GptqFactor {
   /// Errors: invalid_argument when H is not positive definite (kReference) or not finite.
   GptqFactor(const Hessian& hessian, const GptqOptions& options, const MatrixTeam& team);
 
+  /// From now on as if input i were divided by scales[i] and its weights multiplied, which is what
+  /// gptq_quantise is given then: H^-1 becomes S H^-1 S, so U becomes U S. Order, damp and the loss
+  /// of a matrix stay what they are. Rounds each entry of U twice per call.
+  void set_input_scales(std::span<const float> scales);
+
   const GptqOptions& options() const noexcept { return options_; }
   int64_t k() const noexcept { return k_; }
   double damp() const noexcept { return damp_; }  // as used, part of the mean diagonal
@@ -93,6 +99,7 @@ class GptqFactor {
   GptqOptions options_;
   int64_t k_ = 0, group_size_ = 0, n_dead_ = 0;
   bool static_ = false;
+  int width_ = 0;                 // of the tiles of Block::rest
   double damp_ = 0, unit_ = 1;    // H's scale
   std::vector<uint8_t> dead_;     // by column
   std::vector<double> diagonal_;  // of H, by column
@@ -100,6 +107,7 @@ class GptqFactor {
   std::vector<Group> groups_;
   std::vector<Block> blocks_;
   std::vector<float> packed_, group_feedback_;
+  std::vector<float> scales_;  // of the inputs; empty: 1
 };
 
 }  // namespace qw::quantize

@@ -20,7 +20,7 @@ class LayerQuantiser {
         pass_(pass),
         quantised_(layer) {}
 
-  std::vector<GptqModule> run() {
+  std::vector<QuantisedModule> run() {
     LayerWeights w = norms();
     std::vector<float> before;
     if (!options_.true_sequential) before = pass_.hidden();
@@ -73,9 +73,14 @@ class LayerQuantiser {
         result.matrix = with_f16_scales(*result.matrix);
         result.source = source_of(from.parts[i].name, result.matrix);
       }
-      modules_.push_back({from.modules[i], result.matrix, result.loss, factor.damp(),
-                          hessian.n_tokens(), factor.n_dead(), factor.damp() > options_.gptq.damp,
-                          is_cold});
+      modules_.push_back({.id = from.modules[i],
+                          .matrix = result.matrix,
+                          .loss = result.loss,
+                          .damp = factor.damp(),
+                          .n_tokens = hessian.n_tokens(),
+                          .n_dead = factor.n_dead(),
+                          .is_damp_raised = factor.damp() > options_.gptq.damp,
+                          .is_cold = is_cold});
       to.parts[i] = std::move(result.source);
       if (options_.on_done) options_.on_done(from.parts[i].published_bytes());
     }
@@ -120,12 +125,12 @@ class LayerQuantiser {
   const MatrixTeam& team_;
   LayerPass& pass_;
   LayerSources quantised_;
-  std::vector<GptqModule> modules_;
+  std::vector<QuantisedModule> modules_;
 };
 
 }  // namespace
 
-std::vector<GptqModule> gptq_layer(const LayerSources& layer, const ModelConfig& config,
+std::vector<QuantisedModule> gptq_layer(const LayerSources& layer, const ModelConfig& config,
                                    const GptqLayerOptions& options, Backend& backend,
                                    const MatrixTeam& team, LayerPass& pass) {
   return LayerQuantiser(layer, config, options, backend, team, pass).run();

@@ -34,7 +34,7 @@ struct Layer {
     pass.embed(*backend->pack_embedding(sources.embedding.parts.front()));
     return pass;
   }
-  std::vector<GptqModule> quantise(bool true_sequential, LayerPass& pass) {
+  std::vector<QuantisedModule> quantise(bool true_sequential, LayerPass& pass) {
     GptqLayerOptions options;
     options.gptq.bits = 3;
     options.gptq.group_size = 32;
@@ -48,7 +48,7 @@ TEST(GptqLayer, TheNextLayerSeesThisOneQuantised) {
   Layer layer;
   for (const bool true_sequential : {true, false}) {
     LayerPass pass = layer.begin();
-    const std::vector<GptqModule> modules = layer.quantise(true_sequential, pass);
+    const std::vector<QuantisedModule> modules = layer.quantise(true_sequential, pass);
     ASSERT_EQ(modules.size(), 7u);
     LayerSources quantised = layer.first;
     size_t next = 0;

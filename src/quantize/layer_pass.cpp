@@ -156,6 +156,34 @@ void LayerPass::add_attention(const LayerWeights& w, Take take) {
   });
 }
 
+void LayerPass::attention_output(const LayerWeights& w, const Linear& qkv, Take take) {
+  for_steps("attention", [&](const Step& step, const Activations& a) {
+    backend_.add_rms_norm({}, a.x, *w.input_norm, eps_, a.h);
+    self_attention(backend_, config_, layer_, qkv, a, *kv_, 0, nullptr);
+    backend_.linear(a.o, w.o, a.y);
+    scratch_.resize(at(a.y.rows * a.y.cols));
+    backend_.download(a.y, scratch_.data());
+    give(step, scratch_.data(), a.y.cols, take);
+  });
+}
+
+void LayerPass::feed_forward_output(const Linear& gate_up, const Linear& down, Take take) {
+  for_steps("feed-forward block", [&](const Step& step, const Activations& a) {
+    backend_.upload_rows(side_of(step), a.h);
+    backend_.ffn(a.h, gate_up, down, a.y);
+    scratch_.resize(at(a.y.rows * a.y.cols));
+    backend_.download(a.y, scratch_.data());
+    give(step, scratch_.data(), a.y.cols, take);
+  });
+}
+
+void LayerPass::renew_norm(const LayerWeights& w) {
+  for_steps("feed-forward block", [&](const Step& step, const Activations& a) {
+    backend_.add_rms_norm({}, a.x, *w.post_norm, eps_, a.h);
+    backend_.download(a.h, side_of(step));
+  });
+}
+
 void LayerPass::gated(const Linear& gate_up, Take take) {
   for_steps("feed-forward block", [&](const Step& step, const Activations& a) {
     backend_.upload_rows(side_of(step), a.h);

@@ -58,6 +58,15 @@ class LayerPass {
   /// x += ffn, or the mixture of experts; the next layer's turn.
   void add_feed_forward(const LayerWeights& w);
 
+  // What a layer would give with other matrices; changes nothing that later stages read.
+
+  /// o of the attention, with `qkv` in the place of w.qkv; before add_attention.
+  void attention_output(const LayerWeights& w, const Linear& qkv, Take take);
+  /// Output of a dense feed-forward block; after add_attention.
+  void feed_forward_output(const Linear& gate_up, const Linear& down, Take take);
+  /// Inputs of the feed-forward block again, after w.post_norm has changed.
+  void renew_norm(const LayerWeights& w);
+
   // Of a mixture of experts, between add_attention and add_feed_forward.
 
   /// Tokens that each expert is chosen for, ascending.

@@ -1,4 +1,4 @@
-#include "quantize/gptq_work.h"
+#include "quantize/work_directory.h"
 
 #include <cstring>
 #include <filesystem>

@@ -1,0 +1,165 @@
+#include "quantize/layer_checkpoint.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <unordered_set>
+#include <utility>
+
+#include "base/atomic_file.h"
+#include "checkpoint/hf_config.h"
+#include "checkpoint/safetensors.h"
+#include "kernels/isa.h"
+#include "quantize/work_directory.h"
+
+namespace qw::quantize {
+
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+/// All that the bits of the result depend on.
+std::string job_text(const Checkpoint& checkpoint, const CalibrationSet& calibration,
+                     const Backend& backend, const std::string& method) {
+  Json files = Json::array();
+  for (const std::string& path : checkpoint.weight_files) {
+    std::error_code error;
+    const auto time = fs::last_write_time(path, error).time_since_epoch().count();
+    files.push_back({fs::path(path).filename().string(), fs::file_size(path, error), time});
+  }
+  const Json job = {{"config", checkpoint.config_json.value_or("")},
+                    {"files", std::move(files)},
+                    {"method", parse_json_object(method, "job")},
+                    {"calibration", calibration_name(calibration)},
+                    {"numerics", backend.numerics()}};
+  return job.dump(1) + "\n";
+}
+
+void write_output(const LayerPlan& plan, const LayerRequest& request, ThreadPool& pool,
+                  WorkDirectory& work) {
+  DirectoryPlan directory = plan.kept;
+  std::vector<std::shared_ptr<const MappedFile>> files;
+  std::vector<DirectoryTensor> made;
+  std::unordered_set<std::string> names;
+  for (int layer = 0; layer < work.n_finished(); ++layer) {
+    files.push_back(MappedFile::open(work.layer_path(layer)));
+    for (const RawTensor& tensor : read_safetensors(files.back()).tensors) {
+      names.insert(tensor.name);
+      DirectoryTensor& to = made.emplace_back();
+      to.name = tensor.name;
+      to.dtype = tensor.dtype;
+      to.shape = tensor.shape;
+      to.bytes = tensor.bytes;
+    }
+  }
+  std::erase_if(directory.tensors,
+                [&](const DirectoryTensor& tensor) { return names.contains(tensor.name); });
+  std::ranges::move(made, std::back_inserter(directory.tensors));
+  const auto on_written = [&](int64_t bytes) {
+    if (request.on_written) request.on_written(bytes);
+  };
+  write_directory(directory, request.output, pool, on_written, request.cancel);
+  for (const auto& file : files)
+    file->check_readable();
+  work.remove();
+}
+
+}  // namespace
+
+double LayerPlan::bits_per_weight() const {
+  return n_weights == 0 ? 0
+                        : 8 * static_cast<double>(quantised_bytes) / static_cast<double>(n_weights);
+}
+
+void for_each_quantised(const LayerSources& layer,
+                        const std::function<void(const LinearParts&)>& visit) {
+  const auto call = [&](const LinearParts& parts) {
+    if (!parts.parts.empty()) visit(parts);
+  };
+  for (const LinearParts* parts : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down,
+                                   &layer.moe.shared_gate_up, &layer.moe.shared_down})
+    call(*parts);
+  for (const auto* experts : {&layer.moe.gate_up, &layer.moe.down}) {
+    for (const LinearParts& parts : *experts)
+      call(parts);
+  }
+}
+
+LayerPlan plan_layers(const LayerSource& source, const TokenizerSpec* tokenizer,
+                      const LayerRequest& request, const std::string& quantization_config,
+                      const std::function<int64_t(const LinearSource&)>& bytes_of) {
+  DirectoryChoices choices;
+  choices.dtype = DType::kF16;
+  choices.shard_bytes = request.shard_bytes;
+  choices.eos_ids = request.eos_ids;
+  LayerPlan plan;
+  plan.kept =
+      plan_directory(source.checkpoint, source.config, source.sources, tokenizer, choices);
+  for (auto& [name, text] : plan.kept.texts) {
+    if (name != "config.json") continue;
+    Json json = parse_json_object(text, name);
+    json["quantization_config"] = parse_json_object(quantization_config, name);
+    text = json.dump(2) + "\n";
+  }
+  std::unordered_set<std::string> replaced;
+  for (const LayerSources& layer : source.sources.layers) {
+    for_each_quantised(layer, [&](const LinearParts& parts) {
+      for (const ModuleId& id : parts.modules)
+        replaced.insert(hf_name(id) + ".weight");
+      for (const LinearSource& matrix : parts.parts) {
+        plan.quantised_bytes += bytes_of(matrix);
+        ++plan.n_matrices;
+        plan.n_weights += matrix.n * matrix.k;
+        plan.source_bytes += matrix.published_bytes();
+      }
+    });
+  }
+  std::erase_if(plan.kept.tensors,
+                [&](const DirectoryTensor& tensor) { return replaced.contains(tensor.name); });
+  const LinearParts& o = source.sources.layers.front().o;
+  if (!std::holds_alternative<DenseRows>(o.parts.front().data)) {
+    plan.warnings.push_back(
+        fmt::format("{} is quantised already (such as {}): it is rounded a second time",
+                    printable(source.checkpoint.path), o.format()));
+  }
+  return plan;
+}
+
+void write_layers(const LayerSource& source, const LayerPlan& plan,
+                  const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
+                  const LayerRequest& request, const LayerMethod& method) {
+  const auto& [checkpoint, config, sources] = source;
+  std::error_code error;
+  if (fs::exists(request.output, error)) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--output: expected a directory that is not there yet, got {}",
+         printable(request.output, 4096));
+  }
+  WorkDirectory work(request.output + ".work",
+                     job_text(checkpoint, calibration, backend, method.job));
+  LayerPass pass(backend, config, calibration.sequences, request.cancel);
+  if (work.n_finished() > 0) {
+    pass.set_hidden(work.read_hidden(pass.n_tokens() * config.hidden), work.n_finished());
+  } else {
+    pass.embed(*backend.pack_embedding(sources.embedding.parts.front()));
+  }
+  for (int layer = 0; layer < work.n_finished() && request.on_layer; ++layer)
+    request.on_layer(layer, {});
+  const MatrixTeam team{&pool, &kernels::matrix_ops(kernels::choose_isa(request.isa))};
+  for (int l = work.n_finished(); l < config.n_layers; ++l) {
+    const LayerSources& layer = sources.layers[static_cast<size_t>(l)];
+    const QuantisedLayer quantised = method.quantise(layer, team, pass);
+    checkpoint.check_readable();
+    std::vector<WorkDirectory::Tensor> tensors;
+    for (const RawTensor& tensor : quantised.tensors)
+      tensors.push_back({{tensor.name, tensor.dtype, tensor.shape}, tensor.bytes});
+    work.finish_layer(tensors, pass.hidden());
+    for_each_quantised(layer, [&](const LinearParts& parts) { drop_pages(checkpoint, parts); });
+    if (request.on_layer) request.on_layer(l, quantised.modules);
+  }
+  write_output(plan, request, pool, work);
+  checkpoint.check_readable();
+}
+
+}  // namespace qw::quantize

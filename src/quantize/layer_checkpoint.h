@@ -1,0 +1,88 @@
+// A whole checkpoint to a quantised directory, layer by layer: what is on the way is on disk, so an
+// interruption costs a layer at most.
+//
+// Level 6 (quantize). What GPTQ and AWQ have in common. Memory: the calibration tokens
+// (layer_pass.h) and whatever a layer takes.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/cancel.h"
+#include "base/thread_pool.h"
+#include "checkpoint/checkpoint.h"
+#include "model/sources.h"
+#include "quantize/blocked_matrix.h"
+#include "quantize/calibration.h"
+#include "quantize/directory_plan.h"
+#include "quantize/layer_pass.h"
+#include "quantize/quantised_layer.h"
+
+namespace qw::quantize {
+
+/// What is asked for, whatever the format.
+struct LayerRequest {
+  std::string output;  // the directory to make
+  std::string isa;     // as BackendOptions::isa
+  int64_t shard_bytes = DirectoryChoices().shard_bytes;
+  std::vector<int32_t> eos_ids;  // of a GGUF file: DirectoryChoices::eos_ids
+  const CancelFlag* cancel = nullptr;
+  /// A layer is done (or was, before an interruption: then without modules).
+  std::function<void(int layer, const std::vector<QuantisedModule>&)> on_layer;
+  /// Published bytes of matrices that are done; bytes of the output that are written.
+  std::function<void(int64_t)> on_quantised, on_written;
+};
+
+/// What will be written, before anything is computed.
+struct LayerPlan {
+  /// All but the matrices that are quantised; in f16, as those who read these formats expect. Of
+  /// what a layer changes beside them (norms), the layer's own tensor takes the place.
+  DirectoryPlan kept;
+  int64_t n_matrices = 0, n_weights = 0;  // that are quantised
+  int64_t quantised_bytes = 0;            // of these, in the output
+  int64_t source_bytes = 0;               // of these, as published
+  std::vector<std::string> warnings;      // a sentence each
+
+  int64_t bytes() const { return quantised_bytes + kept.n_bytes(); }
+  double bits_per_weight() const;  // of the matrices that are quantised
+};
+
+/// What a checkpoint is read from. All must outlive whatever holds this.
+struct LayerSource {
+  const Checkpoint& checkpoint;
+  const ModelConfig& config;
+  const NetworkSources& sources;
+};
+
+/// Calls visit(parts) for the matrices of a layer that are quantised: all but routers and the gate
+/// of a shared expert.
+void for_each_quantised(const LayerSources& layer,
+                        const std::function<void(const LinearParts&)>& visit);
+
+/// `quantization_config`, a JSON object, goes into config.json. `bytes_of` is the size of a matrix
+/// in the output, and throws for one that the format cannot hold. `tokenizer`: see
+/// plan_directory().
+LayerPlan plan_layers(const LayerSource& source, const TokenizerSpec* tokenizer,
+                      const LayerRequest& request, const std::string& quantization_config,
+                      const std::function<int64_t(const LinearSource&)>& bytes_of);
+
+/// How a format quantises.
+struct LayerMethod {
+  /// A JSON object: all that the bits of the result depend on, beside checkpoint, calibration and
+  /// backend.
+  std::string job;
+  /// Quantises the layer that `pass` stands before, and moves it behind that layer.
+  std::function<QuantisedLayer(const LayerSources&, const MatrixTeam&, LayerPass& pass)> quantise;
+};
+
+/// Quantises and writes. An interruption leaves request.output + ".work", and the same request
+/// goes on with the layer after the last that was finished, to the same bits. Errors:
+/// invalid_argument (the output is there, the work directory is another job's), those of
+/// method.quantise, io, cancelled.
+void write_layers(const LayerSource& source, const LayerPlan& plan,
+                  const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
+                  const LayerRequest& request, const LayerMethod& method);
+
+}  // namespace qw::quantize

@@ -1,0 +1,41 @@
+// What quantising a layer leaves: matrices, what is to be said of them, and the tensors of the file.
+//
+// Level 6 (quantize).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "model/tensor_names.h"
+#include "quant/affine_matrix.h"
+#include "tensor/raw_tensor.h"
+
+namespace qw::quantize {
+
+/// One quantised matrix, and what is to be said of it.
+struct QuantisedModule {
+  ModuleId id;
+  std::shared_ptr<const AffineMatrix> matrix;
+  double loss = 0;       // GptqResult::loss
+  double damp = 0;       // as used
+  int64_t n_tokens = 0;  // that its inputs were taken from
+  int64_t n_dead = 0;    // inputs that were always 0
+  bool is_damp_raised = false;
+  bool is_cold = false;  // an expert that was routed to too rarely
+  double ratio = 0;      // AWQ: of the scales of its inputs, AwqScales::ratio
+};
+
+struct QuantisedLayer {
+  std::vector<QuantisedModule> modules;
+  std::vector<RawTensor> tensors;  // as published, which they own
+};
+
+/// An expert that fewer tokens than this are routed to is quantised with the inputs that it would
+/// have if it got all of them: a number of inputs that is small against their features says nothing
+/// about most directions.
+constexpr int64_t cold_expert_tokens(int64_t k) {
+  return k / 8 < 64 ? 64 : k / 8;
+}
+
+}  // namespace qw::quantize
