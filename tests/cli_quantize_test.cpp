@@ -149,33 +149,80 @@ Items items() {
   return out;
 }
 
-TEST_F(CliQuantize, GptqIsBetterThanAutoGptqsWay) {
-  const Items made = items();
-  const std::string calibration = write("items.jsonl", made.calibration);
-  const std::string judged = write("judged.txt", made.judged);
-  const auto kl_of = [&](const std::string& name, const std::vector<std::string>& more) {
+/// Quantises the bundled model on one part of its items; how far it is away on the rest.
+class CliCalibrated : public CliQuantize {
+ protected:
+  void SetUp() override {
+    CliQuantize::SetUp();
+    const Items made = items();
+    calibration_ = write("items.jsonl", made.calibration);
+    judged_ = write("judged.txt", made.judged);
+  }
+  double kl_of(const std::string& to, const std::string& name,
+               const std::vector<std::string>& more) {
     std::vector<std::string> args = {"quantize",  kBundled,           "--to",
-                                     "gptq-int4", "--calibration",    calibration,
+                                     to,          "--calibration",    calibration_,
                                      "--output",  path(name.c_str()), "--json"};
     args.insert(args.end(), more.begin(), more.end());
     const Ran ran = qianwen(args);
     EXPECT_EQ(ran.code, 0) << ran.err;
     const json said = json::parse(ran.out);
-    EXPECT_EQ(said["calibration"]["samples"], 280);
     EXPECT_EQ(said["layers"].size(), 6u);
     EXPECT_EQ(said["matrices"], 42);
+    EXPECT_EQ(said["calibration"]["samples"], 280);
     EXPECT_THAT(ran.err, testing::HasSubstr("tokens of 280 samples"));
     const Ran compared =
-        qianwen({"compare", kBundled, path(name.c_str()), "--file", judged, "--json"});
+        qianwen({"compare", kBundled, path(name.c_str()), "--file", judged_, "--json"});
     EXPECT_EQ(compared.code, 0) << compared.err;
     return json::parse(compared.out)["kl"]["mean"].get<double>();
-  };
-  const double better = kl_of("better", {});
-  const double reference = kl_of("reference", {"--gptq-mode", "reference"});
+  }
+
+  std::string calibration_, judged_;
+};
+
+TEST_F(CliCalibrated, GptqIsBetterThanAutoGptqsWay) {
+  const double better = kl_of("gptq-int4", "better", {});
+  const double reference = kl_of("gptq-int4", "reference", {"--gptq-mode", "reference"});
   EXPECT_LT(better, 0.9 * reference);
   EXPECT_LT(better, 0.08);
-  const double fine = kl_of("int8", {"--group-size", "32", "--no-sym", "--v2", "--desc-act"});
+  const double fine =
+      kl_of("gptq-int4", "fine", {"--group-size", "32", "--no-sym", "--v2", "--desc-act"});
   EXPECT_LT(fine, better);
+}
+
+TEST_F(CliCalibrated, AwqIsBetterThanAutoAwqsWay) {
+  const double better = kl_of("awq", "better", {});
+  EXPECT_LT(better, 0.06);
+  // Its search is slow: a few tokens are enough to choose ratios, and it needs no more to round.
+  const double reference =
+      kl_of("awq", "reference", {"--awq-mode", "reference", "--calibration-tokens", "4000"});
+  EXPECT_LT(better, 0.7 * reference);
+  EXPECT_LT(kl_of("awq", "few", {"--calibration-tokens", "4000"}), 0.8 * reference);
+}
+
+TEST_F(CliQuantize, AwqSaysWhatItCannotDo) {
+  const auto awq = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> args = {"quantize", kBundled, "--to", "awq", "--output", path("a")};
+    args.insert(args.end(), more.begin(), more.end());
+    return qianwen(args);
+  };
+  expect_failure(awq({"--version", "marlin"}), 2, "gemv_fast");
+  expect_failure(awq({"--group-size", "48"}), 6, "whole groups");
+  expect_failure(awq({"--group-size", "16", "--version", "gemv"}), 6, "gemm holds any");
+  expect_failure(awq({"--no-sym"}), 2, "expected it with --to gptq-int4 and its like");
+  expect_failure(awq({"--pure"}), 2, "--pure");
+  expect_failure(awq({"--calibration", write("short.txt", "Too short.")}), 2, "128 tokens");
+  expect_failure(
+      qianwen({"quantize", kBundled, "--to", "gptq-int4", "--version", "gemm", "--output",
+               path("a")}),
+      2, "expected it with --to awq");
+  expect_failure(
+      qianwen({"quantize", kBundled, "--to", "q4_0", "--damp", "0.1", "--output", path("a")}), 2,
+      "or awq");
+  const Ran dry = awq({"--dry-run", "--json"});
+  EXPECT_EQ(dry.code, 0) << dry.err;
+  EXPECT_NEAR(json::parse(dry.out)["bits_per_weight"].get<double>(), 4.16, 0.01);
+  EXPECT_FALSE(std::filesystem::exists(path("a")));
 }
 
 TEST_F(CliQuantize, GptqReadsChatsIdsAndTextAndSaysWhatIsWrong) {

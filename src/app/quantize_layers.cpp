@@ -115,7 +115,7 @@ class Report {
                          {"loss", module.loss},
                          {"damp", module.damp},
                          {"tokens", module.n_tokens}};
-    if (is_awq_) json["ratio"] = module.ratio;
+    if (is_awq_) json["ratio"] = module.ratio ? ordered_json(*module.ratio) : ordered_json();
     if (module.n_dead > 0) json["dead_inputs"] = module.n_dead;
     if (module.is_cold) json["cold"] = true;
     return json;

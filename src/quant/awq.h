@@ -1,5 +1,5 @@
-// AWQ: published tensors qweight, qzeros, scales in the GEMM, GEMV and GEMV_FAST layouts -> GroupAffine,
-// and back.
+// AWQ: published tensors qweight, qzeros, scales in the GEMM, GEMV and GEMV_FAST layouts ->
+// GroupAffine, and back.
 //
 // Level 2 (quant). Source of the layouts: AutoAWQ 0.2.7; docs/formats.md.
 #pragma once

@@ -136,7 +136,8 @@ class Writer {
     std::vector<uint32_t> words(static_cast<size_t>(n * words_per_row));
     for_rows(m_, module_, [&](int64_t o, const uint8_t* codes) {
       for (int64_t i = 0; i < m_.k; ++i)
-        words[static_cast<size_t>(o * words_per_row + i / 8)] |= uint32_t{codes[i]} << (4 * (i % 8));
+        words[static_cast<size_t>(o * words_per_row + i / 8)] |= uint32_t{codes[i]}
+                                                                 << (4 * (i % 8));
     });
     out_.qweight = bytes_of(words);
     words.assign(static_cast<size_t>(n * width), 0);

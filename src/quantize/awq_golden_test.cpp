@@ -149,57 +149,47 @@ TEST(AwqGolden, InputsAreThoseThatTheLayerWasPublishedWith) {
   EXPECT_EQ(golden->begin().hidden(), golden->floats("hidden_states"));
 }
 
-TEST(AwqGolden, ScalesAndRatiosAreAutoAwqs) {
-  const auto golden = read_golden();
-  if (!golden) GTEST_SKIP() << "no golden/awq/quantiser_layer";
-  AwqTrace trace;
-  LayerPass pass = golden->begin();
-  const QuantisedLayer quantised = golden->quantise(reference(), &trace, pass);
-  EXPECT_EQ(trace.pairs.size(), golden->expected["pairs"].size());
-  for (const auto& expected : golden->expected["pairs"]) {
+void expect_search(const Golden& golden, const AwqTrace& trace) {
+  EXPECT_EQ(trace.pairs.size(), golden.expected["pairs"].size());
+  for (const auto& expected : golden.expected["pairs"]) {
     const std::string name = expected["prev"];
     SCOPED_TRACE(name);
     const AwqTrace::Pair& pair = trace.pairs.at(name);
-    EXPECT_LT(largest_relative_difference(pair.x_sizes, golden->floats(name + ".x_mean")), 1e-5);
-    EXPECT_LT(largest_relative_difference(pair.w_sizes, golden->floats(name + ".w_mean")), 1e-5);
+    EXPECT_LT(largest_relative_difference(pair.x_sizes, golden.floats(name + ".x_mean")), 1e-5);
+    EXPECT_LT(largest_relative_difference(pair.w_sizes, golden.floats(name + ".w_mean")), 1e-5);
     EXPECT_EQ(pair.ratio, expected["best_ratio"].get<double>());
     // Of v and up that name is the packed scales'.
-    if (golden->tensors.at(name + ".scales").dtype == DType::kF32) {
-      EXPECT_LT(largest_relative_difference(pair.scales, golden->floats(name + ".scales")), 1e-5);
+    if (golden.tensors.at(name + ".scales").dtype == DType::kF32) {
+      EXPECT_LT(largest_relative_difference(pair.scales, golden.floats(name + ".scales")), 1e-5);
     }
     const std::vector<double> losses = expected["loss_per_ratio"];
     ASSERT_EQ(pair.losses.size(), losses.size());
     for (size_t i = 0; i < losses.size(); ++i)
       EXPECT_NEAR(pair.losses[i], losses[i], 1e-3 * losses[i]) << i;
   }
-  EXPECT_EQ(trace.clip.size(), golden->expected["clip"].size());
+  EXPECT_EQ(trace.clip.size(), golden.expected["clip"].size());
   for (const auto& [name, bounds] : trace.clip) {
-    EXPECT_GE(share_equal(bounds, golden->floats(name + ".clip_max"), 1e-5F), 0.97) << name;
+    EXPECT_GE(share_equal(bounds, golden.floats(name + ".clip_max"), 1e-5F), 0.97) << name;
   }
 }
 
-TEST(AwqGolden, ReferenceModePublishesAutoAwqsLayer) {
-  const auto golden = read_golden();
-  if (!golden) GTEST_SKIP() << "no golden/awq/quantiser_layer";
-  LayerPass pass = golden->begin();
-  const QuantisedLayer quantised = golden->quantise(reference(), nullptr, pass);
+void expect_layer(const Golden& golden, const QuantisedLayer& quantised) {
   std::map<std::string, RawTensor> made;
   for (const RawTensor& tensor : quantised.tensors)
     made.emplace(tensor.name.substr(std::string("model.layers.0.").size()), tensor);
-  for (const auto& [name, sha] : golden->expected["dequant_sha256_f32"].items()) {
+  for (const auto& [name, sha] : golden.expected["dequant_sha256_f32"].items()) {
     SCOPED_TRACE(name);
     const auto decode = [&](const std::map<std::string, RawTensor>& from) {
       return test::decode(source_of(
           name, open_awq({}, {name, &from.at(name + ".qweight"), &from.at(name + ".qzeros"),
                               &from.at(name + ".scales")})));
     };
-    const Floats ours = decode(made), published = decode(golden->tensors);
+    const Floats ours = decode(made), published = decode(golden.tensors);
     EXPECT_EQ(sha256_hex(std::as_bytes(std::span(published))), sha);
     EXPECT_GE(share_equal(ours, published, 0), 0.97);
-    std::printf("%s: %.5f equal\n", name.c_str(), share_equal(ours, published, 0));
   }
   const auto near = [&](const std::string& ours, const std::string& published) {
-    const Floats a = read_vector(made.at(ours)), b = golden->floats(published);
+    const Floats a = read_vector(made.at(ours)), b = golden.floats(published);
     ASSERT_EQ(a.size(), b.size());
     for (size_t i = 0; i < a.size(); ++i)
       EXPECT_NEAR(a[i], b[i], 0.001F * std::abs(b[i]) + 1e-6F) << ours << ' ' << i;
@@ -207,8 +197,18 @@ TEST(AwqGolden, ReferenceModePublishesAutoAwqsLayer) {
   near("input_layernorm.weight", "input_layernorm.weight");
   near("post_attention_layernorm.weight", "post_attention_layernorm.weight");
   near("self_attn.v_proj.bias", "self_attn.v_proj.bias_after");
-  const double mse = golden->expected["layer_output_mse"]["awq"];
-  EXPECT_NEAR(golden->change(quantised), mse, 0.02 * mse);
+  const double mse = golden.expected["layer_output_mse"]["awq"];
+  EXPECT_NEAR(golden.change(quantised), mse, 0.02 * mse);
+}
+
+TEST(AwqGolden, ReferenceModeSearchesAndPublishesAsAutoAwq) {
+  const auto golden = read_golden();
+  if (!golden) GTEST_SKIP() << "no golden/awq/quantiser_layer";
+  AwqTrace trace;
+  LayerPass pass = golden->begin();
+  const QuantisedLayer quantised = golden->quantise(reference(), &trace, pass);
+  expect_search(*golden, trace);
+  expect_layer(*golden, quantised);
   // The next layer gets what the published one gives.
   LayerPass published = golden->begin();
   pass_layer(golden->layer(), golden->config, *golden->backend, published);
@@ -225,8 +225,8 @@ TEST(AwqGolden, BetterModeHasLessErrorAndTheNextLayerSeesIt) {
   std::printf("layer output, mean squared error: AutoAWQ %.5f, better %.5f, ratio %.3f\n", mse,
               better, better / mse);
   for (const QuantisedModule& module : quantised.modules)
-    std::printf("  %s: ratio %.2f\n", hf_name(module.id).c_str(), module.ratio);
-  EXPECT_LT(better, 0.6 * mse);
+    std::printf("  %s: ratio %.2f\n", hf_name(module.id).c_str(), module.ratio.value_or(-1));
+  EXPECT_LT(better, 0.2 * mse);
   LayerPass expected = golden->begin();
   pass_layer(golden->with(quantised), golden->config, *golden->backend, expected);
   EXPECT_EQ(pass.hidden(), expected.hidden());

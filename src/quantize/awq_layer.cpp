@@ -20,6 +20,9 @@ using Parts = std::span<const LinearParts* const>;
 constexpr int64_t kSampleRows = 256;
 /// The same of an expert's matrices, of which there are many.
 constexpr int64_t kExpertSampleRows = 64;
+/// Ratios that are tried: i / kAwqRatios, and no scales. Larger ones were never the best of the
+/// bundled model or AutoAWQ's test layer, November 2026.
+constexpr int kTriedRatios = 10;
 /// Scales are kept within these, so that divided norms and rows stay well within f16.
 constexpr float kLargestScale = 64;
 
@@ -73,26 +76,28 @@ class LayerQuantiser {
  private:
   using Inputs = FunctionRef<void(LayerPass::Take)>;
 
-  /// Second moments of inputs, factored, and how their sizes compare.
+  /// Second moments of inputs, factored.
   struct Known {
-    Floats x_sizes;
     GptqFactor factor;
+    Floats sizes;  // GptqFactor::own_sizes, before any scales
     int64_t n_tokens = 0;
   };
   struct Scales {
     Floats values;
-    double ratio = 0;
+    std::optional<double> ratio;  // none: all are 1, or what rounding a norm makes of that
   };
 
   Known know(const LinearParts& parts, Inputs inputs) {
-    AwqInputs seen(parts.name, parts.parts.front().k, team_);
-    inputs([&](const float* x, int64_t n_tokens) { seen.add(x, n_tokens); });
-    return {seen.mean_sizes(), GptqFactor(seen.moments(), rounding_, team_),
-            seen.moments().n_tokens()};
+    Hessian moments(parts.name, parts.parts.front().k, team_);
+    inputs([&](const float* x, int64_t n_tokens) { moments.add(x, n_tokens, moments.k()); });
+    GptqFactor factor(moments, rounding_, team_);
+    Floats sizes = factor.own_sizes();
+    return {std::move(factor), std::move(sizes), moments.n_tokens()};
   }
 
-  /// Of AutoAWQ's twenty scales, and none, those with the least error that rounding with feedback
-  /// leaves in a sample of the rows. `make_exact` rounds scales to what can be divided by.
+  /// Of AutoAWQ's scales, with an input's own size in the place of its mean size, and none: those
+  /// with the least error that rounding with feedback leaves in a sample of the rows. `make_exact`
+  /// rounds scales to what can be divided by.
   Scales choose(Known& known, Parts matrices, int64_t n_rows, const Floats& w_sizes,
                 FunctionRef<void(Floats&)> make_exact) {
     std::vector<LinearSource> samples;
@@ -102,16 +107,9 @@ class LayerQuantiser {
     }
     Scales best;
     double least = 0;
-    for (int i = -1; i < kAwqRatios; ++i) {
+    for (int i = -1; i < kTriedRatios; ++i) {
       const double ratio = static_cast<double>(i) / kAwqRatios;
-      Floats scales = i < 0 ? Floats(known.x_sizes.size(), 1.0F)
-                            : awq_scales(known.x_sizes, w_sizes, ratio);
-      for (size_t c = 0; c < scales.size(); ++c) {
-        // Nothing is known of an input that was always 0.
-        scales[c] = known.x_sizes[c] == 0
-                        ? 1
-                        : std::clamp(scales[c], 1 / kLargestScale, kLargestScale);
-      }
+      Floats scales = candidate(known, w_sizes, i < 0 ? std::nullopt : std::optional(ratio));
       make_exact(scales);
       known.factor.set_input_scales(scales);
       double loss = 0;
@@ -119,10 +117,23 @@ class LayerQuantiser {
         loss += gptq_quantise(scaled_source(sample, scales), known.factor, team_).loss;
       if (i >= 0 && !(loss < least)) continue;
       least = loss;
-      best = {std::move(scales), i < 0 ? 0 : ratio};
+      best = {std::move(scales), i < 0 ? std::nullopt : std::optional(ratio)};
     }
     known.factor.set_input_scales(best.values);
     return best;
+  }
+
+  static Floats candidate(const Known& known, const Floats& w_sizes, std::optional<double> ratio) {
+    Floats scales(known.sizes.size(), 1.0F);
+    if (!ratio) return scales;
+    scales = awq_scales(known.sizes, w_sizes, *ratio);
+    for (size_t c = 0; c < scales.size(); ++c) {
+      // Nothing is known of an input that was always 0.
+      scales[c] = known.factor.is_dead(static_cast<int64_t>(c))
+                      ? 1
+                      : std::clamp(scales[c], 1 / kLargestScale, kLargestScale);
+    }
+    return scales;
   }
 
   Floats weight_sizes(Parts matrices) {
@@ -201,23 +212,25 @@ class LayerQuantiser {
     known = know(layer_.o, [&](LayerPass::Take take) { pass_.attend(w_, take); });
     const Scales scales = choose_behind_heads(known);
     const size_t o = quantise(layer_.o, known, scales);
-    const Floats divisors = of_kv_heads(scales.values);
-    QuantisedModule& v = out_.modules[first + 2];
-    v.matrix = divided_rows(*v.matrix, divisors);
-    for (size_t i = 0; i < divisors.size() && !bias.empty(); ++i)
-      bias[bias.size() - divisors.size() + i] /= divisors[i];
-    bias = f16_values(bias, qkv.name + ".bias");
-    keep_bias(bias);
-    w_.qkv = pack(qkv, first, std::move(bias));
     w_.o = pack(layer_.o, o);
-    pass_.attend(w_, [](const float*, int64_t) {});
+    if (scales.ratio) {
+      const Floats divisors = of_kv_heads(scales.values);
+      QuantisedModule& v = out_.modules[first + 2];
+      v.matrix = divided_rows(*v.matrix, divisors);
+      for (size_t i = 0; i < divisors.size() && !bias.empty(); ++i)
+        bias[bias.size() - divisors.size() + i] /= divisors[i];
+      bias = f16_values(bias, qkv.name + ".bias");
+      w_.qkv = pack(qkv, first, bias);
+      pass_.attend(w_, [](const float*, int64_t) {});
+    }
+    keep_bias(bias);
   }
 
   /// Scales of o, whose divisors go into v: heads that share a head of v share them.
   Scales choose_behind_heads(Known& known) {
     const LinearParts* const matrices[] = {&layer_.o};
     Floats w_sizes = weight_sizes(matrices);
-    share(known.x_sizes);
+    share(known.sizes);
     share(w_sizes);
     return choose(known, matrices, kSampleRows, w_sizes, [](Floats&) {});
   }
@@ -251,8 +264,9 @@ class LayerQuantiser {
   }
 
   /// A block of gate, up and down once gate and up are quantised at `first`.
-  void down_of(const LinearParts& gate_up, const LinearParts& down, size_t first, Linear& to_gate_up,
-               Linear& to_down, FunctionRef<void(const Linear&, LayerPass::Take)> gated,
+  void down_of(const LinearParts& gate_up, const LinearParts& down, size_t first,
+               Linear& to_gate_up, Linear& to_down,
+               FunctionRef<void(const Linear&, LayerPass::Take)> gated,
                bool is_cold = false) {
     const LinearParts* const matrices[] = {&down};
     const Linear packed = pack(gate_up, first);

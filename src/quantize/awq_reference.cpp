@@ -108,8 +108,8 @@ class Reference {
       found.scales = std::move(scales);
     }
     if (found.scales.empty()) {
-      fail(ErrorKind::kInvalidArgument, "awq", "{}: expected a finite loss of some scales, got none",
-           printable(parts.name));
+      fail(ErrorKind::kInvalidArgument, "awq",
+           "{}: expected a finite loss of some scales, got none", printable(parts.name));
     }
     for (const ModuleId& id : parts.modules)
       ratios_[hf_name(id)] = found.ratio;

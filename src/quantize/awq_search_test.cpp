@@ -142,6 +142,22 @@ TEST(AwqSearch, ScaledFactorsAreThoseOfDividedInputs) {
   }
 }
 
+/// 1 / U_ii^2 is the pivot of H when its columns are factored from the last of the order on: of two
+/// inputs the first's variance without what the second tells, the second's own.
+TEST(AwqSearch, OwnSizesAreWhatLaterInputsDoNotTell) {
+  const Team team;
+  const Floats x = {3, 1, 3, -1, 1, 2, 2, 0.5F};  // columns (3, 3, 1, 2) and (1, -1, 2, 0.5)
+  Hessian moments("m", 2, team);
+  moments.add(x.data(), 4, 2);
+  GptqOptions options;
+  options.damp = 1e-6;
+  const double a = 9 + 9 + 1 + 4, b = 3 - 3 + 2 + 1, c = 1 + 1 + 4 + 0.25;
+  const double first = std::sqrt(a - b * b / c), second = std::sqrt(c);
+  const Floats sizes = GptqFactor(moments, options, team).own_sizes();
+  EXPECT_NEAR(sizes[0], 2 * first / (first + second), 1e-4);
+  EXPECT_NEAR(sizes[1], 2 * second / (first + second), 1e-4);
+}
+
 TEST(AwqSearch, NormsDivideExactly) {
   const Floats norm = {1.5F, -0.37F, 0, 1e-9F, 60000, 2e-7F};
   std::vector<float> scales = {3, 0.7F, 5, 2, 0.01F, 8};

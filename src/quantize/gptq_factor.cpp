@@ -243,6 +243,21 @@ void GptqFactor::pack(const std::vector<float>& inverse, const MatrixTeam& team)
   }
 }
 
+std::vector<float> GptqFactor::own_sizes() const {
+  std::vector<float> out(at(k_));
+  double sum = 0;
+  for (const Block& block : blocks_) {
+    for (int64_t i = 0; i < block.size(); ++i) {
+      const float size = 1 / block.feedback[i * (block.size() + 1)];
+      out[at(order_[at(block.begin + i)])] = size;
+      sum += static_cast<double>(size);
+    }
+  }
+  for (float& size : out)
+    size *= static_cast<float>(static_cast<double>(k_) / sum);
+  return out;
+}
+
 void GptqFactor::set_input_scales(std::span<const float> scales) {
   QW_CHECK(std::ssize(scales) == k_, "{} scales for {} inputs", scales.size(), k_);
   std::vector<float> by(at(k_));  // by place

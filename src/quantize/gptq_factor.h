@@ -73,6 +73,10 @@ class GptqFactor {
   /// of a matrix stay what they are. Rounds each entry of U twice per call.
   void set_input_scales(std::span<const float> scales);
 
+  /// 1 / U_ii of each column, as parts of their mean: how large an input is as far as those after
+  /// it in the order do not tell, which is what its rounding error counts with.
+  std::vector<float> own_sizes() const;
+
   const GptqOptions& options() const noexcept { return options_; }
   int64_t k() const noexcept { return k_; }
   double damp() const noexcept { return damp_; }  // as used, part of the mean diagonal

@@ -1,10 +1,11 @@
-// What quantising a layer leaves: matrices, what is to be said of them, and the tensors of the file.
+// What quantising a layer leaves: matrices, what is to be said of them, and the file's tensors.
 //
 // Level 6 (quantize).
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "model/tensor_names.h"
@@ -23,7 +24,7 @@ struct QuantisedModule {
   int64_t n_dead = 0;    // inputs that were always 0
   bool is_damp_raised = false;
   bool is_cold = false;  // an expert that was routed to too rarely
-  double ratio = 0;      // AWQ: of the scales of its inputs, AwqScales::ratio
+  std::optional<double> ratio;  // AWQ: of the scales of its inputs, see awq_scales; none: 1
 };
 
 struct QuantisedLayer {
