@@ -394,7 +394,9 @@ TEST(Scheduler, APartOfAPageIsThereForWhoeverBeginsAlike) {
     const bool has_room = n_pages > 2;
     EXPECT_EQ(step.copies.size(), has_room ? 1u : 0u);
     EXPECT_EQ(scheduler.n_kept_tokens(-1, other), has_room ? 6 : 4);
-    if (has_room) EXPECT_EQ(begin(other).second.chunks[0].begin, 6);
+    if (has_room) {
+      EXPECT_EQ(begin(other).second.chunks[0].begin, 6);
+    }
   }
 }
 

@@ -71,7 +71,8 @@ TEST(CompileWork, IsTheSameEveryTimeAndFarFromTheLimitInEverydayUse) {
 TEST(CompileWork, EndsWhenItIsToldTo) {
   CancelFlag cancel;
   cancel.cancel();
-  for (const std::string schema : {optional_properties(300), std::string(R"({"type": "string"})")}) {
+  const std::string schemas[] = {optional_properties(300), R"({"type": "string"})"};
+  for (const std::string& schema : schemas) {
     const Error error = error_of([&] {
       const CompileWork work(&cancel);
       Grammar::from_json_schema(schema);
