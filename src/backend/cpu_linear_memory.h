@@ -53,14 +53,15 @@ class AlignedBytes {
 /// page and 256 small ones, whose addresses cost more to look up than their bytes to read.
 class WeightMemory {
  public:
-  /// Uninitialised bytes, aligned to 64, for as long as the result is kept. Errors: out_of_memory,
-  /// naming `what`. Any thread may call it.
+  /// Uninitialised bytes, aligned to 64, for as long as the result is kept. What is given back is
+  /// not cut again: a piece goes with the last that was cut from it. Errors: out_of_memory, naming
+  /// `what`. Any thread may call it.
   std::shared_ptr<uint8_t> take(int64_t bytes, std::string_view what);
 
  private:
   std::mutex mutex_;
-  std::shared_ptr<const AlignedBytes>
-      piece_;          // which bytes are cut from; freed with the last of them
+  /// Which bytes are cut from.
+  std::shared_ptr<const AlignedBytes> piece_;
   int64_t used_ = 0;   // of it
   int64_t taken_ = 0;  // altogether
 };

@@ -1,9 +1,12 @@
 #include "backend/cpu_linear_memory.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -11,6 +14,31 @@ namespace qw {
 namespace {
 
 constexpr int64_t kMiB = int64_t{1} << 20;
+
+/// Bytes of address space that this process has now.
+int64_t address_space() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t pages = 0;
+  statm >> pages;
+  return pages * sysconf(_SC_PAGESIZE);
+}
+
+/// Lets this process have so much more address space than now.
+class ScopedAddressSpace {
+ public:
+  explicit ScopedAddressSpace(int64_t more) {
+    getrlimit(RLIMIT_AS, &before_);
+    rlimit limit = before_;
+    limit.rlim_cur = static_cast<rlim_t>(address_space() + more);
+    setrlimit(RLIMIT_AS, &limit);
+  }
+  ~ScopedAddressSpace() { setrlimit(RLIMIT_AS, &before_); }
+  ScopedAddressSpace(const ScopedAddressSpace&) = delete;
+  ScopedAddressSpace& operator=(const ScopedAddressSpace&) = delete;
+
+ private:
+  rlimit before_{};
+};
 
 TEST(WeightMemory, CutsNeighboursFromOnePiece) {
   WeightMemory memory;
@@ -29,15 +57,20 @@ TEST(WeightMemory, WhatIsKeptStaysWhenTheRestGoes) {
     kept = memory.take(kMiB, "kept");
     std::memset(kept.get(), 7, kMiB);
     gone.reset();
-    std::memset(memory.take(100, "next").get(), 1, 100);
+    std::memset(memory.take(kMiB, "next").get(), 1, kMiB);
   }
   EXPECT_EQ(std::count(kept.get(), kept.get() + kMiB, 7), kMiB);
 }
 
-TEST(WeightMemory, APieceOfWhichNothingIsKeptIsUsedAgain) {
+TEST(WeightMemory, ASmallWeightNeedsNoMoreMemoryThanItself) {
+  const ScopedAddressSpace limit(64 * kMiB);
   WeightMemory memory;
-  const uint8_t* const first = memory.take(3 * kMiB, "first").get();
-  EXPECT_EQ(memory.take(3 * kMiB, "second").get(), first);
+  std::vector<std::shared_ptr<uint8_t>> all;
+  // The pieces before them together are 40 MiB, another of as many does not fit.
+  for (int i = 0; i < 13; ++i) {
+    all.push_back(memory.take(4 * kMiB - 64, "small"));
+    std::memset(all.back().get(), 1, 4 * kMiB - 64);
+  }
 }
 
 TEST(WeightMemory, PiecesGrowAndLargeWeightsStandAlone) {

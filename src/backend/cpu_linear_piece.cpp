@@ -310,7 +310,7 @@ void LinearPiece::fetch_weights(const Slice& slice, int64_t column, int64_t part
   const kernels::PanelMatrix& w = slice.part->matrix;
   if (slice.part->kernel->expand == nullptr) return;
   constexpr int64_t kLine = 64;
-  const bool same = column / kBlock < w.n_blocks;
+  const bool same = column < w.k;
   const int64_t unit = same ? column / kBlock / w.unit_blocks : 0;
   const int64_t bytes =
       std::min(ceil_div<int64_t>(kernels::kChunkBlocks, w.unit_blocks) * w.unit_bytes,
@@ -322,7 +322,7 @@ void LinearPiece::fetch_weights(const Slice& slice, int64_t column, int64_t part
   for (int64_t p = first; p < last; ++p) {
     const uint8_t* from = w.data + p * w.panel_bytes + unit * w.unit_bytes;
     for (int64_t i = begin; i < end; i += kLine)
-      __builtin_prefetch(from + i);
+      __builtin_prefetch(from + i);  // the last of them are used so soon that L1 keeps them
   }
 }
 

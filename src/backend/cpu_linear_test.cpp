@@ -315,31 +315,44 @@ TEST(CpuLinear, StacksPartsOfDifferentFormatsWithBiasAndAccumulates) {
     if (512 % format.k_step() == 0)
       parts.push_back(make_source(format, 5 + static_cast<int64_t>(parts.size()), k, parts.size()));
   }
-  CpuContext context = make_context(kernels::detect_isa().level, ActivationMode::kAuto, 2);
-  const auto stacked = pack_cpu_linear(parts, context);
-  std::vector<float> bias(static_cast<size_t>(stacked->n));
-  for (size_t i = 0; i < bias.size(); ++i)
-    bias[i] = static_cast<float>(i) - 20.0F;
-  for (int64_t m : {1, 4, 9, 50}) {
-    const std::vector<float> x = make_x(m, k, 9);
-    std::vector<float> y = run(*stacked, x, m, context, bias.data());
-    int64_t row = 0;
-    for (const LinearSource& part : parts) {
-      const std::vector<float> alone =
-          run(*pack_cpu_linear(std::span(&part, 1), context), x, m, context);
+  for (IsaLevel level : levels_here()) {
+    CpuContext context = make_context(level, ActivationMode::kAuto, 2);
+    const auto stacked = pack_cpu_linear(parts, context);
+    std::vector<float> bias(static_cast<size_t>(stacked->n));
+    for (size_t i = 0; i < bias.size(); ++i)
+      bias[i] = static_cast<float>(i) - 20.0F;
+    for (int64_t m : {1, 4, 9, 50}) {
+      const std::vector<float> x = make_x(m, k, 9);
+      std::vector<float> y = run(*stacked, x, m, context, bias.data());
+      int64_t row = 0;
+      for (const LinearSource& part : parts) {
+        const std::vector<float> alone =
+            run(*pack_cpu_linear(std::span(&part, 1), context), x, m, context);
+        for (int64_t t = 0; t < m; ++t) {
+          for (int64_t i = 0; i < part.n; ++i) {
+            ASSERT_EQ(
+                y[static_cast<size_t>(t * stacked->n + row + i)],
+                alone[static_cast<size_t>(t * part.n + i)] + bias[static_cast<size_t>(row + i)])
+                << part.name;
+          }
+        }
+        row += part.n;
+      }
+      const std::vector<float> before = y, plain = run(*stacked, x, m, context);
+      run_cpu_linear(*stacked, {x.data(), k, m, y.data(), stacked->n, nullptr, true}, context);
+      for (size_t i = 0; i < y.size(); ++i)
+        ASSERT_EQ(y[i], before[i] + plain[i]);
+      // Rows that lie apart: what is between them stays.
+      const int64_t ldy = stacked->n + 7;
+      std::vector<float> apart(static_cast<size_t>(m * ldy), -3.0F);
+      run_cpu_linear(*stacked, {x.data(), k, m, apart.data(), ldy}, context);
       for (int64_t t = 0; t < m; ++t) {
-        for (int64_t i = 0; i < part.n; ++i) {
-          ASSERT_EQ(y[static_cast<size_t>(t * stacked->n + row + i)],
-                    alone[static_cast<size_t>(t * part.n + i)] + bias[static_cast<size_t>(row + i)])
-              << part.name;
+        for (int64_t i = 0; i < ldy; ++i) {
+          ASSERT_EQ(apart[static_cast<size_t>(t * ldy + i)],
+                    i < stacked->n ? plain[static_cast<size_t>(t * stacked->n + i)] : -3.0F);
         }
       }
-      row += part.n;
     }
-    const std::vector<float> before = y, plain = run(*stacked, x, m, context);
-    run_cpu_linear(*stacked, {x.data(), k, m, y.data(), stacked->n, nullptr, true}, context);
-    for (size_t i = 0; i < y.size(); ++i)
-      ASSERT_EQ(y[i], before[i] + plain[i]);
   }
 }
 

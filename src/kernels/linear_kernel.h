@@ -14,7 +14,7 @@ inline constexpr int kBlock = 32;       // columns that share an activation scal
 inline constexpr int kChunkBlocks = 8;  // blocks that are expanded at a time: 256 columns
 inline constexpr int kChunk = kBlock * kChunkBlocks;
 /// Ahead of the panel that a gemv reads. Into L2, as everything that is read once: L1 waits for
-/// fewer lines at a time, which kept a Zen 4 core from four fifths of its bandwidth (November
+/// fewer lines at a time, and held a Zen 4 core to four fifths of what memory gave it (November
 /// 2026).
 inline constexpr int kPrefetchBytes = 2048;
 inline constexpr int kMaxTilePanels = 4;  // panels that a tile takes
@@ -66,9 +66,10 @@ enum class ActivationForm : uint8_t {
 };
 
 /// 32 activations rounded to 8 bits: x[i] = scale * code(i), scale = max|x| / 127, code rounded to
-/// nearest even. A gemv reads signed codes, row by row; a tile reads
-/// code + 128, unsigned (signed codes on ARM, which multiplies signed bytes), in groups of
-/// kTileRows rows that are interleaved block by block: block b of row r is element
+/// nearest even. A block below 2^-100 is zero; one with a value that is not finite has the scale
+/// NaN and the codes 0. A gemv reads signed codes, row by row; a tile reads code + 128, unsigned
+/// (signed codes on ARM, which multiplies signed bytes), in groups of kTileRows rows that are
+/// interleaved block by block: block b of row r is element
 /// ((r / 6) * n_blocks + b) * 6 + r % 6, so that a tile reads one stream.
 struct alignas(64) ActBlock {
   uint8_t codes[kBlock];
@@ -162,7 +163,7 @@ struct QuantizeArgs {
 
 /// y[r * ldy + i] = sums[r * stride + i] + bias[i], or += that; for n outputs of some rows.
 struct StoreArgs {
-  const float* sums;
+  const float* sums;  // these three begin with the first of the outputs
   int64_t stride, rows, n;
   const float* bias;  // null: zero
   bool accumulate;

@@ -21,7 +21,7 @@ struct LinearKernel {
   TileFn tile;
   DecodeFn decode;      // null (kRows): the caller has the published bytes
   QuantizeFn quantize;  // kInt8 only
-  StoreFn store;
+  StoreFn store;        // of what gemv and tile give
 };
 
 struct LinearKernelTable {

@@ -1,4 +1,5 @@
-// Kernels with f32 or bf16 activations: dense weights directly, anything else through expand_f32.
+// Kernels with f32 or bf16 activations: dense weights directly, anything else through expand_f32;
+// and what stores the results of all kernels.
 //
 // Level 3 (kernels). Templates over the vector type, internal linkage. Every output element is one
 // chain of fused multiply-adds along k (of bf16 pairs with vdpbf16ps), in gemv and tile alike.

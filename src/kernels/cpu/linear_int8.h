@@ -336,8 +336,9 @@ inline void tile_dots_of_words(const int32_t* start, const uint8_t* values,
 /// One block of columns of kRows rows and V::kPassPanels panels, of which `first` is the first:
 /// sums[r][p] += W . x. The integer sums of one half at a time and the sums over blocks stay in
 /// registers where the instruction set has enough of them: with 6 rows and 2 panels, 12 + 12 of 32
-/// beside 2 weights and 1 activation, so that 12 dot products cost 8 loads. words: the codes of the
-/// rows as words, 2 * kChunk bytes apart, where kUsesWords.
+/// beside 2 weights and 1 activation, so that 12 dot products cost 8 loads; two halves keep
+/// products too, hence kHalvesPassRows. words: the codes of the rows as words, 2 * kChunk bytes
+/// apart, where kUsesWords.
 template <class V, int kHalves, bool kMinimum, int kRun, int kRows>
 inline void tile_block(const ExpandedChunk& w, int64_t b, int first, const ActBlock* x,
                        const uint8_t* words, typename V::Floats (&sums)[kRows][V::kPassPanels]) {

@@ -160,8 +160,8 @@ struct SimdAvx512 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
   }
 
-  /// quantize_row for four blocks at once, whose largest values and sums are found together: `rows`
-  /// of 32 floats to blocks `stride` apart.
+  /// quantize_row for four blocks at once, whose largest values and sums are found together: x, 128
+  /// floats, to blocks `stride` apart. offset: added to the codes.
   static constexpr int kRoundBlocks = 4;
   static void round_blocks(const float* x, int offset, ActBlock* out, int64_t stride) {
     __m512 low[4], high[4];
