@@ -92,11 +92,11 @@ TEST(CliServe, AnswersProbesWhileLoading) {
     ask POST /v1/completions '{"prompt": "One", "max_tokens": 1}' | head -1
     kill -TERM $pid; wait $pid; echo "exit $?"
     # And once more: the end may come while it loads.
-    "$program" serve --port 0 --ctx 512 --no-access-log "${flags[@]}" 2> "$work/log" &
+    "$program" serve --port 0 --ctx 512 --no-access-log "${flags[@]}" 2> "$work/log_of_the_second" &
     pid=$!
-    until grep -q 'listening at' "$work/log" || ! kill -0 $pid 2> /dev/null; do sleep 0.01; done
+    until grep -q 'listening at' "$work/log_of_the_second" || ! kill -0 $pid 2> /dev/null; do sleep 0.01; done
     kill -TERM $pid; wait $pid; echo "exit $?"
-    grep -o 'ended before .* was loaded' "$work/log"
+    grep -o 'ended before .* was loaded' "$work/log_of_the_second"
     rm -rf "$work"
   )x", "bash", QIANWEN_PROGRAM, path});
   EXPECT_THAT(ran.out, ::testing::StartsWith("HTTP/1.0 200 OK\r\nHTTP/1.0 503 Service Unavailable\r\n"

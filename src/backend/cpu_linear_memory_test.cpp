@@ -66,8 +66,8 @@ TEST(WeightMemory, ASmallWeightNeedsNoMoreMemoryThanItself) {
   const ScopedAddressSpace limit(64 * kMiB);
   WeightMemory memory;
   std::vector<std::shared_ptr<uint8_t>> all;
-  // The pieces before them together are 40 MiB, another of as many does not fit.
-  for (int i = 0; i < 13; ++i) {
+  // Eight fill pieces of 8, 8 and 16 MiB; one of 32 would not fit any more.
+  for (int i = 0; i < 10; ++i) {
     all.push_back(memory.take(4 * kMiB - 64, "small"));
     std::memset(all.back().get(), 1, 4 * kMiB - 64);
   }

@@ -333,7 +333,7 @@ TEST_F(LlamaServerSlots, WhatIsGoneTakesNoGoodFilesPlace) {
   fill(*service, 1);
   act(*service, 1, "save", "a");
   const std::string good = bytes("a");
-  service->post("/flush_cache", ordered_json::object());
+  ASSERT_EQ(service->client().post("/flush_cache", "").status, 200);
   int status = 0;
   const ordered_json refused = act(*service, 1, "save", "a", &status);
   EXPECT_EQ(status, 409) << refused;
@@ -342,24 +342,6 @@ TEST_F(LlamaServerSlots, WhatIsGoneTakesNoGoodFilesPlace) {
   EXPECT_EQ(files(), std::vector<std::string>{"a"});
   EXPECT_TRUE(lets_go(*service));
   EXPECT_GT(act(*service, 1, "restore", "a")["n_restored"], 200);
-}
-
-TEST_F(LlamaServerSlots, SayHowMuchIsKeptStill) {
-  const auto service = start(1, /*ctx=*/256);
-  ordered_json first = fill(*service, 0, 20);
-  const int n = first["tokens_evaluated"].get<int>() + first["tokens_predicted"].get<int>() - 1;
-  ASSERT_GT(n, 128);
-  // Another takes the pages at the end: those longest unused go, the last ones of a sequence first.
-  service->post("/completion", {{"prompt", "Two by two the animals went"}, {"n_predict", 90}});
-  int status = 0;
-  const ordered_json saved = act(*service, 0, "save", "a", &status);
-  EXPECT_EQ(status, 200);
-  EXPECT_LT(saved["n_saved"], n);
-  EXPECT_GT(saved["n_saved"], 0);
-  ASSERT_TRUE(saved.contains("warnings")) << saved;
-  EXPECT_EQ(saved["warnings"][0],
-            fmt::format("id_slot: {} of its {} tokens are kept still",
-                        saved["n_saved"].get<int>(), n));
 }
 
 // What is no file is refused, and waited for by nobody.
