@@ -400,7 +400,7 @@ Planned RequestMaker::facts() {
       out.target = fmt::format("/slots/{}?action={}", draw(0, 7),
                                one_of<std::string>({"save", "restore", "erase"}));
       out.body = {{"filename", one_of<std::string>({"one", "two"})}};
-      out.statuses = {200, 400, 404};  // nothing to save, or nothing saved
+      out.statuses = {200, 400, 404, 409};  // nothing to save (any more), or nothing saved
       break;
     case 2:
       out.target = "/infill";
