@@ -291,8 +291,8 @@ TEST_F(Adapters, WhatCannotBeLoadedIsRefusedAndLeavesNoTrace) {
   refused("whole", "nothing", 404, "got no file or directory at 'nothing'");
   refused("whole", "small", 400, "layers.0.self_attn.q_proj");
   refused("", "plain", 400, "lora_name");
-  const std::string names_refused[] = {"a,b", "a\nb", "\x7F", std::string(201, 'a')};
-  for (const std::string& name : names_refused)
+  for (const std::string& name :
+       std::vector<std::string>{"a,b", "a\nb", "\x7F", std::string(201, 'a')})
     refused(name, "plain", 400, "without commas and control characters");
   refused("whole", "", 400, "lora_path");
   for (const std::string outside :

@@ -113,7 +113,7 @@ Node sequence(std::vector<Node> items) {
   for (const Node& item : items) {
     if (item->kind == Kind::kNever) return never();
     out->weight = saturating_add(out->weight, item->weight);
-    CompileWork::charge(1 + item->items.size() / 8);
+    CompileWork::charge(1 + item->items.size());
     if (item->kind == Kind::kSequence) {
       for (const Node& inner : item->items)
         kept.add(inner);

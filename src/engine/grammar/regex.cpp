@@ -348,18 +348,28 @@ class RegexParser {
       ++first;
     while (last > 0 && items[last - 1].kind == Part::Kind::kEnd)
       --last;
-    std::vector<Way> out{{false, false, nothing()}};
+    struct Partial {
+      bool begin = false, end = false;
+      std::vector<Node> nodes;  // put together at the end: a long pattern has many
+    };
+    std::vector<Partial> partial(1);
     for (size_t i = 0; i < items.size(); ++i) {
-      std::vector<Way> next;
-      for (const Way& right : ways_of(items[i], at_begin && i <= first, at_end && i + 1 >= last)) {
-        for (const Way& left : out) {
-          next.push_back({left.begin || right.begin, left.end || right.end,
-                          sequence({left.node, right.node})});
-        }
+      const std::vector<Way> rights =
+          ways_of(items[i], at_begin && i <= first, at_end && i + 1 >= last);
+      if (partial.size() * rights.size() > kMaxWays) in_.refuse(items[i].offset, "so many anchors");
+      const size_t n = partial.size();
+      for (size_t k = n; k < n * rights.size(); ++k)
+        partial.push_back(Partial(partial[k - n]));
+      for (size_t k = 0; k < partial.size(); ++k) {
+        const Way& right = rights[k / n];
+        partial[k].begin = partial[k].begin || right.begin;
+        partial[k].end = partial[k].end || right.end;
+        partial[k].nodes.push_back(right.node);
       }
-      if (next.size() > kMaxWays) in_.refuse(items[i].offset, "so many anchors");
-      out = std::move(next);
     }
+    std::vector<Way> out;
+    for (Partial& way : partial)
+      out.push_back({way.begin, way.end, sequence(std::move(way.nodes))});
     return out;
   }
 

@@ -16,9 +16,9 @@ namespace qw::grammar {
 
 class CompileWork {
  public:
-  /// About ten seconds (measured: 20 to 60 M steps/s on one core of an EPYC of family 25, November
-  /// 2026); schemas of everyday use take some hundred thousand.
-  static constexpr uint64_t kMaxSteps = 300'000'000;
+  /// Some seconds (measured: 10 to 60 M steps/s on one core of an EPYC of family 25, November 2026);
+  /// schemas of everyday use take some hundred thousand.
+  static constexpr uint64_t kMaxSteps = 100'000'000;
 
   /// cancel: null, or ends the work once it is set; both outlive this object's uses.
   explicit CompileWork(const CancelFlag* cancel = nullptr, uint64_t max_steps = kMaxSteps)

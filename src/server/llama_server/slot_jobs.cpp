@@ -197,7 +197,8 @@ class SlotSave : public SlotJob {
                                      last.tokens.size()),
                          "id_slot", 409);
     }
-    if (sequence_.tokens.size() < last.tokens.size()) {
+    // All but an answer's last token, which is never computed.
+    if (sequence_.tokens.size() + 1 < last.tokens.size()) {
       call().warn(fmt::format("id_slot: {} of its {} tokens are kept still",
                               sequence_.tokens.size(), last.tokens.size()));
     }

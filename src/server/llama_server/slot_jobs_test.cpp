@@ -287,6 +287,7 @@ TEST_F(LlamaServerSlots, PiecesChangeNoByte) {
   }
 }
 
+// The others have numbers of their own: who has none is given any, and what was under it goes.
 TEST_F(LlamaServerSlots, ChangeNobodysAnswer) {
   const auto service = start(1);
   const auto ask = [&](int seed) {
@@ -295,7 +296,8 @@ TEST_F(LlamaServerSlots, ChangeNobodysAnswer) {
                                {"n_predict", 60},
                                {"temperature", 1},
                                {"ignore_eos", true},
-                               {"seed", seed}})["content"]
+                               {"seed", seed},
+                               {"id_slot", seed % 3 == 2 ? 3 : seed % 3}})["content"]
         .get<std::string>();
   };
   std::vector<std::string> alone;
@@ -313,7 +315,8 @@ TEST_F(LlamaServerSlots, ChangeNobodysAnswer) {
   }
   for (int i = 0; i < 6; ++i) {
     const std::string file = fmt::format("{}.bin", i % 2);
-    EXPECT_GT(act(*service, 2, "save", file)["n_saved"], 0);
+    const ordered_json saved = act(*service, 2, "save", file);
+    EXPECT_GT(saved.value("n_saved", 0), 0) << saved;
     if (i % 3 == 0) act(*service, 2, "erase", "");
     EXPECT_GT(act(*service, 2, "restore", file)["n_restored"], 0);
   }
@@ -333,7 +336,7 @@ TEST_F(LlamaServerSlots, WhatIsGoneTakesNoGoodFilesPlace) {
   fill(*service, 1);
   act(*service, 1, "save", "a");
   const std::string good = bytes("a");
-  ASSERT_EQ(service->client().post("/flush_cache", "").status, 200);
+  EXPECT_EQ(service->client().post("/flush_cache", "{}").status, 200);
   int status = 0;
   const ordered_json refused = act(*service, 1, "save", "a", &status);
   EXPECT_EQ(status, 409) << refused;
@@ -342,6 +345,30 @@ TEST_F(LlamaServerSlots, WhatIsGoneTakesNoGoodFilesPlace) {
   EXPECT_EQ(files(), std::vector<std::string>{"a"});
   EXPECT_TRUE(lets_go(*service));
   EXPECT_GT(act(*service, 1, "restore", "a")["n_restored"], 200);
+}
+
+TEST_F(LlamaServerSlots, SayHowMuchIsKeptStill) {
+  ServiceOptions options = qw::testing::service_options();
+  options.models[0].open.slot_save_path = directory_;
+  options.models[0].open.engine.ctx = 256;  // 8 pages in all
+  options.models[0].open.engine.n_slots = 2;
+  const RunningService service(options);
+  const auto compute = [&](int slot, int first, int n_tokens) {
+    ordered_json prompt = ordered_json::array();
+    for (int i = 0; i < n_tokens; ++i)
+      prompt.push_back(first + i);
+    service.post("/completion", {{"prompt", prompt}, {"n_predict", 1}, {"id_slot", slot}});
+  };
+  compute(0, 300, 130);  // 3 pages
+  EXPECT_FALSE(act(service, 0, "save", "a").contains("warnings")) << "all that was computed";
+  compute(1, 1000, 240);  // 4
+  compute(1, 2000, 150);  // 3, for which two of the first make room, the last ones
+  int status = 0;
+  const ordered_json saved = act(service, 0, "save", "b", &status);
+  EXPECT_EQ(status, 200);
+  EXPECT_EQ(saved["n_saved"], 64) << saved;
+  ASSERT_TRUE(saved.contains("warnings"));
+  EXPECT_EQ(saved["warnings"][0], "id_slot: 64 of its 131 tokens are kept still");
 }
 
 // What is no file is refused, and waited for by nobody.
