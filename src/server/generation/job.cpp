@@ -298,8 +298,8 @@ void GenerationJob::guarded(const std::function<void()>& action) {
 }
 
 void GenerationJob::finish() {
-  // Above so many numbers, 5 ms of JSON, an answer is written where it keeps no other client
-  // waiting (measured: 1 to 2 us each, EPYC of family 25, November 2026).
+  // Above so many numbers an answer is written where it keeps no other client
+  // waiting.
   constexpr size_t kMany = 4096;
   if (std::exchange(over_, true)) return;
   if (listener_->ends_anywhere() && result_.n_values() > kMany) return finish_on_worker();
