@@ -26,16 +26,22 @@ ours=${QIANWEN:-$(dirname "$0")/../build/release/qianwen}
 need_files "$ours" "$@"
 need_count -t "$threads"
 need_count -r "$repetitions"
+need_count -p "$prompt"
+need_count -n "$generated"
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 
 printf '%s\n' '| model | prefill, tok/s | of the peak | linear layers | decode, tok/s | GB/s | of the read bandwidth |' \
   '|---|--:|--:|--:|--:|--:|--:|'
 for model; do
-  "$ours" bench "$model" --threads "$threads" -r "$repetitions" -p "$prompt" -n "$generated" --profile 2> /dev/null |
-    awk -v name="$(basename "$model")" '
+  "$ours" bench "$model" --threads "$threads" -r "$repetitions" -p "$prompt" -n "$generated" --profile \
+    > "$log" 2>&1 || { cat "$log" >&2; exit 1; }
+  awk -v name="$(basename "$model")" '
       # test depth batch tok/s p10 p90 GB/s %read GOP/s %compute logits
       /^pp/ { speed = $4; share = $10 }
       /^tg/ { decode = $4; rate = $7; read = $8; is_decoding = 1 }
       /^ *linear layers/ && !is_decoding { linear = $NF }
       END { printf "| %s | %.0f | %.0f %% | %.0f %% | %.1f | %.1f | %.0f %% |\n",
-                   name, speed, share, linear, decode, rate, read }'
+                   name, speed, share, linear, decode, rate, read }' "$log"
 done

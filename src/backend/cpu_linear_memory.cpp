@@ -8,8 +8,8 @@ namespace qw {
 namespace {
 
 constexpr int64_t kLine = 64;
-/// A piece is as large as all before it, within these: a small model asks for little address space,
-/// and of a large one what is left over at the ends of pieces stays below a hundredth.
+/// A piece is as large as all before it, within these, so that a small model asks for little. What
+/// is left over at the end of a piece is address space, but for a part of one huge page.
 constexpr int64_t kLeastPiece = int64_t{8} << 20, kLargestPiece = int64_t{256} << 20;
 
 /// Null: there is no memory for it.
