@@ -177,6 +177,27 @@ TEST(AwqCheckpoint, ValuesThatAreNotFiniteAreNamed) {
                [&] { scales->write(scales->request("out")); });
 }
 
+/// What comes before o is mostly the biases of v here, so they must be divided as v's rows are.
+TEST(AwqCheckpoint, DivisorsReachBiases) {
+  for (const TinyShape& shape : {kDense, kMoe}) {
+    Bench bench(shape);
+    for (const char* layer : {"model.layers.0.", "model.layers.1."}) {
+      const std::string name = layer + std::string("self_attn.v_proj.bias");
+      for (float& value : bench.tiny.tensors.at(name).values)
+        value *= 40;
+    }
+    AwqRequest request = bench.request("biases");
+    int n_scaled = 0;
+    request.on_layer = [&](int, const auto& modules) {
+      EXPECT_EQ(modules[3].id.slot, Slot::kO);
+      n_scaled += modules[3].ratio.has_value() ? 1 : 0;
+    };
+    bench.write(request);
+    EXPECT_GT(n_scaled, 0);
+    EXPECT_LT(expect_opens(bench, request), 0.01);
+  }
+}
+
 /// An input that is always 0 tells nothing of its scale: it is 1, so the others' are what they
 /// would be without it, and nothing is divided by nearly nothing.
 TEST(AwqCheckpoint, DeadInputsAreHarmless) {

@@ -17,7 +17,7 @@ using Floats = std::vector<float>;
 using Parts = std::span<const LinearParts* const>;
 
 /// Rows of each matrix that scales are chosen by.
-constexpr int64_t kSampleRows = 256;
+constexpr int64_t kSampleRows = 128;
 /// The same of an expert's matrices, of which there are many.
 constexpr int64_t kExpertSampleRows = 64;
 /// Ratios that are tried: i / kAwqRatios, and no scales. Larger ones were never the best of the
