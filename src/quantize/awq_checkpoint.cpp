@@ -33,7 +33,7 @@ Json quantization_config(const LayerSource& source, const AwqOptions& options) {
 }
 
 std::string job_of(const AwqOptions& options) {
-  constexpr int kVersion = 1;  // raised when the same request gives other bits
+  constexpr int kVersion = 2;  // raised when the same request gives other bits
   const Json job = {{"version", kVersion},
                     {"awq", name_of(options.version)},
                     {"group_size", options.group_size},
