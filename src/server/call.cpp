@@ -7,7 +7,7 @@
 #include <random>
 #include <utility>
 
-#include "base/json_limits.h"
+#include "base/guarded_json.h"
 #include "base/log.h"
 #include "base/repeated_keys.h"
 #include "engine/current_error.h"
@@ -198,10 +198,8 @@ Json Call::body() {
   JsonLimitGuard guard(limits, ErrorKind::kInvalidArgument, "body");
   RepeatedKeys<Json> repeated;
   try {
-    Json json = Json::parse(text, [&](int depth, Json::parse_event_t event, Json& parsed) {
-      repeated.see(event, parsed);
-      return guard(depth, event, parsed);
-    });
+    Json json = parse_guarded<Json>(
+        text, guard, [&](auto event, const Json& parsed) { repeated.see(event, parsed); });
     for (const std::string& key : repeated.found()) {
       if (is_strict()) refuse_field(key, "expected it once in its object, got it again");
       warn(fmt::format("{}: ignored (it comes again in the same object, where the last one counts)",

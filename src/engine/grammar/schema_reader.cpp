@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 
-#include "base/json_limits.h"
+#include "base/guarded_json.h"
 #include "engine/grammar/expression.h"
 #include "engine/grammar/work.h"
 
@@ -366,9 +366,9 @@ Json parse_schema_text(std::string_view text) {
     fail(ErrorKind::kInvalidArgument, "json schema", "schema: expected at most {} bytes, got {}",
          kLimits.max_bytes, text.size());
   }
+  JsonLimitGuard guard(kLimits, ErrorKind::kInvalidArgument, "the JSON schema");
   try {
-    return Json::parse(text,
-                       JsonLimitGuard(kLimits, ErrorKind::kInvalidArgument, "the JSON schema"));
+    return parse_guarded<Json>(text, guard);
   } catch (const Json::exception& error) {
     fail(ErrorKind::kInvalidArgument, "json schema", "schema: expected JSON, got {}",
          printable(error.what(), 200));
