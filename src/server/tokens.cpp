@@ -117,6 +117,7 @@ Json tokens_json(const TokenizeTask& task, const ServedModel& model) {
   const auto add = [&](const std::vector<int32_t>& ids) {
     counts.push_back(ids.size());
     tokens.push_back(ids);
+    if (!task.return_token_strs) return;
     Json list = Json::array();
     for (const int32_t id : ids)
       list.push_back(model.tokenizer().token_text(id));
@@ -130,8 +131,8 @@ Json tokens_json(const TokenizeTask& task, const ServedModel& model) {
   }
   Json answer = {{"count", task.is_list ? counts : counts[0]},
                  {"max_model_len", model.context()},
-                 {"tokens", task.is_list ? tokens : tokens[0]}};
-  if (task.return_token_strs) answer["token_strs"] = task.is_list ? texts : texts[0];
+                 {"tokens", std::move(task.is_list ? tokens : tokens[0])}};
+  if (task.return_token_strs) answer["token_strs"] = std::move(task.is_list ? texts : texts[0]);
   return answer;
 }
 
