@@ -2,7 +2,7 @@
 //
 // Level 0 (base); includes the JSON library, for the few files that read what clients send. The
 // library's own parser with a callback looks through the whole list (or object) around an object
-// each time that one ends: a list of 200,000 empty objects, 600 kB, takes it 25 s (Zen 3, November
+// each time that one ends: a list of 200,000 empty objects, 600 kB, takes it 25 s (Zen 4, November
 // 2026). This one builds values as the library does without a callback.
 #pragma once
 
