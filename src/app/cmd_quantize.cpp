@@ -217,7 +217,7 @@ void add_shared_flags(CLI::App& app, Options& options) {
 }
 
 bool is_layered(std::string_view to) {
-  return is_gptq(to) || is_awq(to);
+  return is_gptq(to) || is_awq(to) || is_nf4(to);
 }
 
 /// Flags that have no effect on what is asked for. Errors: invalid_argument.
@@ -234,7 +234,11 @@ void check_flags(const CLI::App& app, const Options& options) {
   const LayerFlags& layers = options.layers;
   if (!is_gptq(options.to)) refuse_all(layers.of_gptq, "gptq-int4 and its like");
   if (!is_awq(options.to)) refuse_all(layers.of_awq, "awq");
-  if (!is_layered(options.to)) return refuse_all(layers.of_both, "gptq-int4 and its like, or awq");
+  if (!is_nf4(options.to)) refuse_all(layers.of_nf4, "nf4");
+  if (!is_gptq(options.to) && !is_awq(options.to))
+    refuse_all(layers.of_both, "gptq-int4 and its like, or awq");
+  if (!is_layered(options.to))
+    return refuse_all(layers.of_all, "gptq-int4 and its like, awq or nf4");
   for (const char* flag : {"--tensor-type", "--embedding-type", "--output-type", "--pure", "--name",
                            "--force", "--imatrix"}) {
     if (app.count(flag) > 0) refuse(flag, "a GGUF type");
@@ -256,7 +260,7 @@ Command register_quantize(CLI::App& root) {
   app->add_option(
          "--to", options->to,
          "q4_k_m, q8_0, iq4_xs, ...: a name as llama.cpp uses it; or gptq-int4, gptq-int8, "
-         "gptq-int3, gptq-int2; or awq")
+         "gptq-int3, gptq-int2; or awq; or nf4")
       ->required();
   app->add_option("--tensor-type", options->tensor_types,
                   "REGEX=TYPE: the type of tensors in whose name REGEX is found; may be repeated")
