@@ -84,6 +84,27 @@ TEST_F(CliQuantize, RefusesWhatWouldBeLostOrCannotBe) {
   EXPECT_EQ(json::parse(dry.out)["tensors"]["blk.0.ffn_up.weight"], "q4_k");
 }
 
+TEST_F(CliQuantize, WritesGgufInFiles) {
+  const auto split = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> args = {
+        "convert",      kBundled,           "--to",    "gguf",  "--output",
+        path("m.gguf"), "--max-shard-size", "3000000", "--json"};
+    args.insert(args.end(), more.begin(), more.end());
+    return qianwen(args);
+  };
+  const Ran made = split({});
+  ASSERT_EQ(made.code, 0) << made.err;
+  const auto files = json::parse(made.out)["files"].get<std::vector<std::string>>();
+  ASSERT_EQ(files.size(), 6u);
+  EXPECT_FALSE(std::filesystem::exists(path("m.gguf")));
+  EXPECT_EQ(compare(kBundled, files.front())["kl_max"], 0);
+  expect_failure(split({}), 2, "m-00001-of-00006.gguf");
+  EXPECT_EQ(split({"--force"}).code, 0);
+  const Ran layered = qianwen({"quantize", kBundled, "--to", "gptq-int4", "--max-shard-tensors",
+                               "3", "--output", path("a")});
+  expect_failure(layered, 2, "--max-shard-tensors: expected it with --to a GGUF type");
+}
+
 TEST_F(CliQuantize, DrawsComparisons) {
   const auto draw = [&](const char* name) {
     return qianwen({"compare", kBundled, kBundled, "--file", text_, "--chart", path(name)});
@@ -160,9 +181,9 @@ class CliCalibrated : public CliQuantize {
   }
   double kl_of(const std::string& to, const std::string& name,
                const std::vector<std::string>& more) {
-    std::vector<std::string> args = {"quantize",  kBundled,           "--to",
-                                     to,          "--calibration",    calibration_,
-                                     "--output",  path(name.c_str()), "--json"};
+    std::vector<std::string> args = {"quantize", kBundled,           "--to",
+                                     to,         "--calibration",    calibration_,
+                                     "--output", path(name.c_str()), "--json"};
     args.insert(args.end(), more.begin(), more.end());
     const Ran ran = qianwen(args);
     EXPECT_EQ(ran.code, 0) << ran.err;
@@ -213,10 +234,9 @@ TEST_F(CliQuantize, AwqSaysWhatItCannotDo) {
   expect_failure(awq({"--no-sym"}), 2, "expected it with --to gptq-int4 and its like");
   expect_failure(awq({"--pure"}), 2, "--pure");
   expect_failure(awq({"--calibration", write("short.txt", "Too short.")}), 2, "128 tokens");
-  expect_failure(
-      qianwen({"quantize", kBundled, "--to", "gptq-int4", "--version", "gemm", "--output",
-               path("a")}),
-      2, "expected it with --to awq");
+  expect_failure(qianwen({"quantize", kBundled, "--to", "gptq-int4", "--version", "gemm",
+                          "--output", path("a")}),
+                 2, "expected it with --to awq");
   expect_failure(
       qianwen({"quantize", kBundled, "--to", "q4_0", "--damp", "0.1", "--output", path("a")}), 2,
       "or awq");

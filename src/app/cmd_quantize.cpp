@@ -12,6 +12,7 @@
 #include "app/directory_output.h"
 #include "app/open.h"
 #include "app/output_room.h"
+#include "app/quantize_budget.h"
 #include "app/quantize_layers.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -30,7 +31,9 @@ struct Options : CommonOptions {
   std::vector<std::string> tensor_types;  // REGEX=TYPE
   std::string embedding_type, output_type, imatrix;
   bool pure = false, dry_run = false, force = false;
+  GgufSplitLimits split;
   LayerFlags layers;
+  BudgetFlags budget;
 };
 
 DType block_type(const std::string& flag, const std::string& name) {
@@ -74,19 +77,23 @@ GgufChoices choices_of(const Options& options) {
   return choices;
 }
 
+std::vector<std::string> paths_of(const Options& options, const GgufPlan& plan) {
+  return gguf_split_paths(options.output, split_gguf(plan.content().tensors, options.split).size());
+}
+
 /// Errors: invalid_argument, where a file would be lost or could not be written whole.
-void check_output(const Options& options, int64_t n_bytes) {
+void check_output(const Options& options, const std::vector<std::string>& paths, int64_t n_bytes) {
   namespace fs = std::filesystem;
-  const fs::path path(options.output);
-  std::error_code error;
-  if (fs::is_directory(path, error)) {
-    fail(ErrorKind::kInvalidArgument, "quantize", "--output: expected a file, got a directory ({})",
-         printable(options.output));
-  }
-  if (fs::exists(path, error) && !options.force) {
-    fail(ErrorKind::kInvalidArgument, "quantize",
-         "--output: expected a file that is not there yet (or --force), got {}",
-         printable(options.output));
+  for (const std::string& path : paths) {
+    std::error_code error;
+    if (fs::is_directory(path, error)) {
+      fail(ErrorKind::kInvalidArgument, "quantize",
+           "--output: expected a file, got a directory ({})", printable(path));
+    }
+    if (fs::exists(path, error) && !options.force) {
+      fail(ErrorKind::kInvalidArgument, "quantize",
+           "--output: expected a file that is not there yet (or --force), got {}", printable(path));
+    }
   }
   check_room("quantize", options.output, n_bytes);
 }
@@ -107,7 +114,14 @@ std::map<std::string, TypeShare> shares_of(const GgufPlan& plan) {
   return shares;
 }
 
-void report(const Options& options, const GgufPlan& plan, double seconds) {
+std::string output_words(const std::vector<std::string>& paths) {
+  return paths.size() == 1 ? paths.front()
+                           : fmt::format("{} and {} more files", paths.front(), paths.size() - 1);
+}
+
+/// `more` joins what is printed as JSON.
+void report(const Options& options, const GgufPlan& plan, double seconds,
+            const ordered_json& more = {}) {
   if (options.json) {
     ordered_json types = ordered_json::object();
     for (const auto& [name, share] : shares_of(plan)) {
@@ -119,6 +133,7 @@ void report(const Options& options, const GgufPlan& plan, double seconds) {
         {"bytes", plan.bytes()},
         {"bits_per_weight", plan.bits_per_weight()},
         {"types", std::move(types)}};
+    if (const auto paths = paths_of(options, plan); paths.size() > 1) json["files"] = paths;
     if (options.dry_run) {
       ordered_json tensors = ordered_json::object();
       for (const GgufTensor& tensor : plan.tensors)
@@ -128,10 +143,11 @@ void report(const Options& options, const GgufPlan& plan, double seconds) {
       json["seconds"] = seconds;
     }
     json["warnings"] = plan.warnings;
+    if (!more.is_null()) json.update(more);
     return print_json(json);
   }
   std::string text;
-  if (options.dry_run) {
+  if (options.dry_run && more.is_null()) {
     for (const GgufTensor& tensor : plan.tensors)
       text +=
           fmt::format("{:<40} {:<8} {}\n", tensor.name, name_of(tensor.dtype), tensor.shape.str());
@@ -143,8 +159,18 @@ void report(const Options& options, const GgufPlan& plan, double seconds) {
   text += fmt::format("{:.1f} MB of tensors, {:.2f} bits per weight",
                       static_cast<double>(plan.bytes()) / 1e6, plan.bits_per_weight());
   text += options.dry_run ? "; nothing was written\n"
-                          : fmt::format("; {} written in {:.1f} s\n", options.output, seconds);
+                          : fmt::format("; {} written in {:.1f} s\n",
+                                        output_words(paths_of(options, plan)), seconds);
   print_result(text);
+}
+
+/// Writes `plan`, with progress.
+void write(const Options& options, const GgufPlan& plan) {
+  ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
+  Progress progress("writing " + options.output, plan.bytes(), Progress::Unit::kBytes);
+  write_gguf_plan(
+      plan, options.output, pool, [&](int64_t n) { progress.add(n); }, &interrupted(),
+      options.split);
 }
 
 void run(const Options& options) {
@@ -167,24 +193,70 @@ void run(const Options& options) {
   for (const std::string& warning : plan.warnings)
     logger().warn("{}", warning);
   if (!options.dry_run) {
-    check_output(options, plan.bytes());
-    ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
-    Progress progress("writing " + options.output, plan.bytes(), Progress::Unit::kBytes);
-    write_gguf_plan(
-        plan, options.output, pool, [&](int64_t n) { progress.add(n); }, &interrupted());
+    check_output(options, paths_of(options, plan), plan.bytes());
+    write(options, plan);
     checkpoint->check_readable();
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   report(options, plan, seconds.count());
 }
 
+void remove_all(const std::vector<std::string>& paths) {
+  for (const std::string& path : paths) {
+    std::error_code error;
+    if (!std::filesystem::remove(path, error)) {
+      fail(ErrorKind::kIo, "quantize",
+           "output: expected to remove what is above --max-kl, got {} ({})", error.message(),
+           printable(path));
+    }
+  }
+}
+
+/// Types within a budget, by measuring.
+void run_budget(const Options& options) {
+  init_logging(options.log_level);
+  const auto start = std::chrono::steady_clock::now();
+  BudgetPlanner planner(options, options.budget, options.layers.calibration, options.imatrix,
+                        options.name);
+  const GgufPlan* plan = &planner.plan();
+  for (const std::string& warning : plan->warnings)
+    logger().warn("{}", warning);
+  double measured = 0;
+  if (!options.dry_run) {
+    check_output(options, paths_of(options, *plan), plan->bytes());
+    write(options, *plan);
+    planner.check_readable();
+    measured = planner.compare(paths_of(options, *plan).front());
+    // The search measures without a cache of keys and values, which rounds a little, too.
+    while (options.budget.max_kl > 0 && measured > options.budget.max_kl) {
+      remove_all(paths_of(options, *plan));  // the next may be in fewer files, or not be found
+      plan = &planner.stricter_plan(measured);
+      check_output(options, paths_of(options, *plan), plan->bytes());
+      write(options, *plan);
+      measured = planner.compare(paths_of(options, *plan).front());
+    }
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  ordered_json more = planner.json();
+  if (!options.dry_run) more["measured_kl"] = measured;
+  if (!options.json) {
+    print_result(planner.table());
+    print_result(fmt::format(
+        "KL divergence predicted {:.6f}, measured {}\n", planner.predicted_kl(),
+        options.dry_run ? "not: nothing was written" : fmt::format("{:.6f}", measured)));
+  }
+  report(options, *plan, seconds.count(), more);
+}
+
 /// A Hugging Face directory, for `convert`.
 void write_directory_of(const Options& options, int64_t shard_bytes) {
   init_logging(options.log_level);
-  if (!options.name.empty() || options.force) {
+  if (!options.name.empty() || options.force || options.split.max_tensors > 0) {
     fail(ErrorKind::kInvalidArgument, "convert",
          "{}: expected it with --to gguf only, got it with --to safetensors",
-         options.force ? "--force" : "--name");
+         options.force          ? "--force"
+         : options.name.empty() ? "--max-shard-tensors"
+                                : "--name");
   }
   DirectoryRequest request;
   request.model = model_path(options);
@@ -207,6 +279,16 @@ void write_directory_of(const Options& options, int64_t shard_bytes) {
                       : fmt::format("{} written in {:.1f} s", options.output, report.seconds)));
 }
 
+/// Adds --max-shard-tensors; --max-shard-size is there for directories.
+void add_split_flag(CLI::App& app, Options& options) {
+  app.add_option("--max-shard-tensors", options.split.max_tensors, "Tensors of a GGUF file")
+      ->check(integer_from(1));
+}
+/// GGUF is one file unless a limit is given. `shard_bytes`: what --max-shard-size was read into.
+void take_split_flag(const CLI::App& app, Options& options, int64_t shard_bytes) {
+  if (app.count("--max-shard-size") > 0) options.split.max_bytes = shard_bytes;
+}
+
 void add_shared_flags(CLI::App& app, Options& options) {
   add_model_argument(app, options);
   add_compute_flags(app, options, ComputeFlags::kWithoutEffect);
@@ -223,8 +305,8 @@ bool is_layered(std::string_view to) {
 /// Flags that have no effect on what is asked for. Errors: invalid_argument.
 void check_flags(const CLI::App& app, const Options& options) {
   const auto refuse = [&](const std::string& flag, std::string_view with) {
-    fail(ErrorKind::kInvalidArgument, "quantize", "{}: expected it with --to {}, got it with {}",
-         flag, with, printable(options.to));
+    fail(ErrorKind::kInvalidArgument, "quantize", "{}: expected it with {}, got it with {}", flag,
+         with, printable(options.to));
   };
   const auto refuse_all = [&](const std::vector<const CLI::Option*>& flags, std::string_view with) {
     for (const CLI::Option* flag : flags) {
@@ -232,16 +314,40 @@ void check_flags(const CLI::App& app, const Options& options) {
     }
   };
   const LayerFlags& layers = options.layers;
-  if (!is_gptq(options.to)) refuse_all(layers.of_gptq, "gptq-int4 and its like");
-  if (!is_awq(options.to)) refuse_all(layers.of_awq, "awq");
-  if (!is_nf4(options.to)) refuse_all(layers.of_nf4, "nf4");
+  if (options.to.empty()) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--to: expected a type or a recipe, or --budget, --max-bytes or --max-kl, got none");
+  }
+  for (const CLI::Option* flag : options.budget.all) {
+    if (flag->count() > 0) refuse(flag->get_name(), "--budget, --max-bytes or --max-kl");
+  }
+  if (!is_gptq(options.to)) refuse_all(layers.of_gptq, "--to gptq-int4 and its like");
+  if (!is_awq(options.to)) refuse_all(layers.of_awq, "--to awq");
+  if (!is_nf4(options.to)) refuse_all(layers.of_nf4, "--to nf4");
   if (!is_gptq(options.to) && !is_awq(options.to))
-    refuse_all(layers.of_both, "gptq-int4 and its like, or awq");
-  if (!is_layered(options.to))
-    return refuse_all(layers.of_all, "gptq-int4 and its like, awq or nf4");
+    refuse_all(layers.of_both, "--to gptq-int4 and its like, or awq");
+  if (!is_layered(options.to)) return;
   for (const char* flag : {"--tensor-type", "--embedding-type", "--output-type", "--pure", "--name",
-                           "--force", "--imatrix"}) {
-    if (app.count(flag) > 0) refuse(flag, "a GGUF type");
+                           "--force", "--imatrix", "--max-shard-tensors"}) {
+    if (app.count(flag) > 0) refuse(flag, "--to a GGUF type");
+  }
+}
+
+/// Flags that have no effect on a budget. Errors: invalid_argument.
+void check_budget_flags(const CLI::App& app, const Options& options) {
+  const auto refuse = [&](const std::string& flag) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "{}: expected it with --to, got it with a budget, which chooses all types", flag);
+  };
+  for (const char* flag : {"--tensor-type", "--embedding-type", "--output-type", "--pure"}) {
+    if (app.count(flag) > 0) refuse(flag);
+  }
+  const LayerFlags& layers = options.layers;
+  for (const auto* flags : {&layers.of_gptq, &layers.of_awq, &layers.of_nf4, &layers.of_both}) {
+    for (const CLI::Option* flag : *flags) {
+      const std::string name = flag->get_name();
+      if (flag->count() > 0 && !name.starts_with("--calibration")) refuse(name);
+    }
   }
 }
 
@@ -258,10 +364,9 @@ Command register_quantize(CLI::App& root) {
   CLI::App* app = root.add_subcommand("quantize", "Write a model with fewer bits per weight");
   add_shared_flags(*app, *options);
   app->add_option(
-         "--to", options->to,
-         "q4_k_m, q8_0, iq4_xs, ...: a name as llama.cpp uses it; or gptq-int4, gptq-int8, "
-         "gptq-int3, gptq-int2; or awq; or nf4")
-      ->required();
+      "--to", options->to,
+      "q4_k_m, q8_0, iq4_xs, ...: a name as llama.cpp uses it; or gptq-int4, gptq-int8, "
+      "gptq-int3, gptq-int2; or awq; or nf4");
   app->add_option("--tensor-type", options->tensor_types,
                   "REGEX=TYPE: the type of tensors in whose name REGEX is found; may be repeated")
       ->allow_extra_args(false);
@@ -271,9 +376,17 @@ Command register_quantize(CLI::App& root) {
   app->add_option("--imatrix", options->imatrix,
                   "How much each input matters: what imatrix or llama-imatrix wrote");
   add_layer_flags(*app, options->layers);
+  add_split_flag(*app, *options);
+  add_budget_flags(*app, options->budget);
   return {app, [app, options] {
             need_output(*options);
+            if (options->budget.is_asked()) {
+              check_budget_flags(*app, *options);
+              take_split_flag(*app, *options, options->layers.shard_bytes);
+              return run_budget(*options);
+            }
             check_flags(*app, *options);
+            take_split_flag(*app, *options, options->layers.shard_bytes);
             if (!is_layered(options->to)) return run(*options);
             run_layers(*options, options->layers, options->to, options->output, options->dry_run);
           }};
@@ -295,8 +408,10 @@ Command register_convert(CLI::App& root) {
       ->check(CLI::IsMember({"f16", "bf16", "f32"}))
       ->capture_default_str();
   add_shard_flag(*app, options->shard_bytes);
-  return {app, [options] {
+  add_split_flag(*app, *options);
+  return {app, [app, options] {
             need_output(*options);
+            take_split_flag(*app, *options, options->shard_bytes);
             if (options->container == "gguf") return run(*options);
             write_directory_of(*options, options->shard_bytes);
           }};

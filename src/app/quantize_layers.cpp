@@ -255,7 +255,7 @@ void add_layer_flags(CLI::App& app, LayerFlags& flags) {
         ->capture_default_str();
     add_calibration_flags(app, flags.calibration);
   });
-  flags.of_all = added(app, [&] { add_shard_flag(app, flags.shard_bytes); });
+  add_shard_flag(app, flags.shard_bytes);  // of a GGUF file, too
   flags.of_nf4 = added(app, [&] {
     app.add_option("--block-size", flags.nf4.block_size,
                    "nf4: weights that share a scale: 32, 64, ... 4096")

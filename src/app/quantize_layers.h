@@ -24,8 +24,7 @@ struct LayerFlags {
   Nf4Options nf4;
   int64_t shard_bytes = DirectoryChoices().shard_bytes;
   CalibrationFlags calibration;
-  std::vector<const CLI::Option*> of_gptq, of_awq, of_nf4, of_both,
-      of_all;  // which have no meaning elsewhere
+  std::vector<const CLI::Option*> of_gptq, of_awq, of_nf4, of_both;  // no meaning elsewhere
 };
 
 void add_layer_flags(CLI::App& app, LayerFlags& flags);

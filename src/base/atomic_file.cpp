@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <utility>
 
 #include "base/error.h"
 
@@ -16,6 +17,8 @@ namespace qw {
 
 namespace {
 constexpr size_t kBufferBytes = size_t{1} << 20;
+/// In the place of a descriptor: written and closed, not renamed yet.
+constexpr int kSealed = -2;
 constexpr int kMaxNames = 10'000;  // tried before giving up
 /// What is this old and was never finished, nobody is writing any more.
 constexpr std::chrono::hours kAbandoned(1);
@@ -47,9 +50,8 @@ AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path))
 }
 
 AtomicFile::~AtomicFile() {
-  if (fd_ < 0) return;
-  ::close(fd_);
-  ::unlink(temporary_.c_str());
+  if (fd_ >= 0) ::close(fd_);
+  if (fd_ >= 0 || fd_ == kSealed) ::unlink(temporary_.c_str());
 }
 
 void AtomicFile::fail_errno(const char* action) const {
@@ -83,7 +85,13 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   }
 }
 
+void AtomicFile::seal() {
+  sync();
+  ::close(std::exchange(fd_, kSealed));
+}
+
 void AtomicFile::sync() {
+  if (fd_ == kSealed) return;
   QW_CHECK(fd_ >= 0, "commit twice");
   flush();
   if (::fsync(fd_) != 0) fail_errno("sync");
@@ -114,7 +122,7 @@ void AtomicFile::finish(bool renamed) {
 
 void AtomicFile::close_renamed(bool renamed) {
   if (!renamed) fail_errno("rename");
-  ::close(fd_);
+  if (fd_ >= 0) ::close(fd_);
   fd_ = -1;
 }
 

@@ -24,6 +24,9 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(std::span<const std::byte> bytes);  // buffered. Errors: io
+  /// Flushes, syncs and closes; commit() then only renames. Of several files that belong together
+  /// all are sealed before the first appears, so that a full disk leaves none. Errors: io
+  void seal();
   /// Flushes, syncs, renames over the path and syncs the directory. Errors: io
   void commit();
   /// The same, but a file that is under the path by then stays: of several writers one wins, and
@@ -47,7 +50,7 @@ class AtomicFile {
   [[noreturn]] void fail_errno(const char* action) const;
 
   std::string path_, temporary_;
-  int fd_ = -1;
+  int fd_ = -1;  // -1: committed; -2: sealed
   std::vector<std::byte> buffer_;
 };
 

@@ -76,6 +76,8 @@ class TypeChooser {
 
  private:
   std::optional<DType> asked_for(const ModuleId& id, const std::string& name) const {
+    if (const auto found = choices_.types.find(name); found != choices_.types.end())
+      return found->second;
     if (id.slot == Slot::kEmbedding && choices_.embedding) return choices_.embedding;
     if (id.slot == Slot::kLmHead && choices_.output) return choices_.output;
     for (const auto& [pattern, dtype] : patterns_) {
@@ -349,6 +351,25 @@ bool GgufTensor::is_copied() const {
   });
 }
 
+LinearSource GgufTensor::encoded_part(size_t index, ThreadPool& pool) const {
+  const LinearSource& part = parts[index];
+  if (is_copied()) return part;
+  auto bytes = std::make_shared<std::vector<std::byte>>();
+  write_rows(*this, index, 0, part.n, pool, *bytes);
+  LinearSource out;
+  out.name = part.name;
+  out.n = part.n;
+  out.k = part.k;
+  const int64_t bytes_per_row = row_bytes(dtype, part.k, name);
+  if (is_block(dtype)) {
+    out.data = BlockRows{dtype, bytes->data(), bytes_per_row};
+  } else {
+    out.data = DenseRows{dtype, bytes->data(), bytes_per_row};
+  }
+  out.owner = std::move(bytes);
+  return out;
+}
+
 int64_t GgufPlan::bytes() const {
   int64_t sum = 0;
   for (const GgufTensor& tensor : tensors)
@@ -389,13 +410,18 @@ GgufPlan plan_gguf(const Checkpoint& checkpoint, const ModelConfig& config,
   return plan;
 }
 
+GgufWriter GgufPlan::content() const {
+  GgufWriter content;
+  content.entries = entries;
+  for (const GgufTensor& tensor : tensors)
+    content.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+  return content;
+}
+
 void write_gguf_plan(const GgufPlan& plan, const std::string& path, ThreadPool& pool,
-                     const std::function<void(int64_t)>& done, const CancelFlag* cancel) {
-  GgufWriter writer;
-  writer.entries = plan.entries;
-  for (const GgufTensor& tensor : plan.tensors)
-    writer.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-  write_gguf(path, writer, [&](size_t i, GgufSink sink) {
+                     const std::function<void(int64_t)>& done, const CancelFlag* cancel,
+                     const GgufSplitLimits& limits) {
+  write_split_gguf(path, plan.content(), limits, [&](size_t i, GgufSink sink) {
     write_tensor(plan.tensors[i], pool, sink, done, cancel);
   });
 }
