@@ -24,7 +24,7 @@ class CliBudget : public CliTest {
     std::ifstream in(std::string(QIANWEN_SOURCE_DIR) + "/tests/golden/mini/test_items.jsonl");
     std::string calibration, judged;
     size_t n = 0;
-    for (std::string line; std::getline(in, line) && n < 240; ++n) {
+    for (std::string line; std::getline(in, line) && n < 120; ++n) {
       const json item = json::parse(line);
       const std::string text =
           item["prompt"].get<std::string>() + item["expected"].get<std::string>() + "<|im_end|>\n";
@@ -49,7 +49,7 @@ class CliBudget : public CliTest {
   json budget(const std::string& name, std::vector<std::string> more) {
     for (const std::string& flag :
          {std::string("--calibration"), calibration_, std::string("--sensitivity-tokens"),
-          std::string("512"), std::string("--output"), path(name)})
+          std::string("256"), std::string("--output"), path(name)})
       more.push_back(flag);
     const Ran ran = quantize(more);
     EXPECT_EQ(ran.code, 0) << ran.err;
@@ -72,34 +72,26 @@ TEST_F(CliBudget, BeatsTheRecipesOfTheSameSize) {
       qianwen({"imatrix", kBundled, "--calibration", calibration_, "--output", path("i.gguf")})
           .code,
       0);
-  for (const std::string recipe : {"q3_k_m", "iq4_xs", "q4_k_m"}) {
-    SCOPED_TRACE(recipe);
-    const std::string stock = recipe + ".gguf", ours = recipe + "-ours.gguf";
-    // With the same importances, so that what is compared is the choice of types alone.
-    ASSERT_EQ(quantize({"--to", recipe, "--imatrix", path("i.gguf"), "--output", path(stock)}).code,
-              0);
-    const json said =
-        budget(ours, {"--max-bytes", std::to_string(size(stock)), "--imatrix", path("i.gguf")});
-    EXPECT_LE(size(ours), size(stock));
-    EXPECT_GE(size(ours), 0.98 * static_cast<double>(size(stock)));
-    EXPECT_LT(judge(ours), 0.97 * judge(stock));
-    // The prediction is of the right size.
-    const double measured = said["measured_kl"], predicted = said["predicted_kl"];
-    EXPECT_GT(predicted, 0.4 * measured);
-    EXPECT_LT(predicted, 2.5 * measured);
-  }
+  // With the same importances, so that what is compared is the choice of types alone.
+  ASSERT_EQ(
+      quantize({"--to", "q3_k_m", "--imatrix", path("i.gguf"), "--output", path("a.gguf")}).code,
+      0);
+  const json said = budget(
+      "b.gguf", {"--max-bytes", std::to_string(size("a.gguf")), "--imatrix", path("i.gguf")});
+  EXPECT_LE(size("b.gguf"), size("a.gguf"));
+  EXPECT_GE(size("b.gguf"), 0.98 * static_cast<double>(size("a.gguf")));
+  EXPECT_LT(judge("b.gguf"), 0.8 * judge("a.gguf"));
+  // The prediction is of the right size.
+  const double measured = said["measured_kl"], predicted = said["predicted_kl"];
+  EXPECT_GT(predicted, 0.4 * measured);
+  EXPECT_LT(predicted, 2.5 * measured);
 }
 
-TEST_F(CliBudget, KeepsBitsAndDivergences) {
-  const json bits = budget("bits.gguf", {"--budget", "5bpw"});
-  EXPECT_LE(bits["bits_per_weight"], 5.0);
-  EXPECT_GE(bits["bits_per_weight"], 4.9);
-  EXPECT_EQ(bits["tensors"].size(), 43u);
+TEST_F(CliBudget, KeepsADivergence) {
   const json kl = budget("kl.gguf", {"--max-kl", "0.02"});
   EXPECT_LE(kl["measured_kl"], 0.02);
   EXPECT_GE(kl["measured_kl"], 0.015);
-  EXPECT_GT(bits["measured_kl"], 0.02);
-  EXPECT_GT(size("kl.gguf"), size("bits.gguf"));
+  EXPECT_EQ(kl["tensors"].size(), 43u);
 }
 
 TEST_F(CliBudget, SaysWhatItWouldDoAndWhatItCannot) {
@@ -114,6 +106,8 @@ TEST_F(CliBudget, SaysWhatItWouldDoAndWhatItCannot) {
   const json said = json::parse(dry.out);
   EXPECT_FALSE(said.contains("measured_kl"));
   EXPECT_TRUE(said["output"].is_null());
+  EXPECT_LE(said["bits_per_weight"], 4.25);
+  EXPECT_GE(said["bits_per_weight"], 4.2);
   double damage = 0;
   for (const json& tensor : said["tensors"])
     damage += tensor["damage"].get<double>();
@@ -121,7 +115,7 @@ TEST_F(CliBudget, SaysWhatItWouldDoAndWhatItCannot) {
   EXPECT_FALSE(std::filesystem::exists(path("a")));
 
   expect_failure(with({"--budget", "4.25bpx", "--dry-run"}), 2, "4.25bpw");
-  expect_failure(with({"--budget", "1", "--dry-run"}), 2, "budget: expected at least");
+  expect_failure(with({"--max-bytes", "1000000", "--dry-run"}), 2, "budget: expected at least");
   expect_failure(with({"--max-kl", "1e-12", "--to", "q8_0", "--dry-run"}), 2, "--to");
   expect_failure(with({"--budget", "4", "--pure", "--dry-run"}), 2, "--pure");
   expect_failure(with({"--budget", "4", "--group-size", "64", "--dry-run"}), 2, "--group-size");
