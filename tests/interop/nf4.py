@@ -72,7 +72,7 @@ def same_bits(work, double):
     flags = ["--double-quant"] if double else []
     run("quantize", BUNDLED, "--to", "nf4", "--nf4-mode", "reference", "--output", path, *flags)
     ours, source = load_file(f"{path}/model.safetensors"), load_file(f"{BUNDLED}/model.safetensors")
-    different = {}
+    different, n_codes, n_missed = [], 0, 0
     for name in [n for n in ours if n.endswith(".absmax") and "nested" not in n]:
         weight = name[:-len(".absmax")]
         codes, state = quantize_4bit(source[weight], blocksize=64, quant_type="nf4", compress_statistics=double)
@@ -80,13 +80,18 @@ def same_bits(work, double):
         for key, theirs in packed.items():
             own = ours[f"{weight}.{key}" if key else weight]
             if own.shape != theirs.shape or own.dtype != theirs.dtype:
-                different[f"{key or 'codes'} (form)"] = different.get(f"{key or 'codes'} (form)", 0) + 1
+                different.append(f"{weight} {key}")
+            elif key == "absmax" and double:
+                # bitsandbytes' CPU code looks nested codes up in steps of its own, and now and then takes a neighbour.
+                distance = (own.int() - theirs.int()).abs()
+                n_codes, n_missed = n_codes + distance.numel(), n_missed + int((distance > 0).sum())
+                if distance.max() > 1:
+                    different.append(f"{weight} {key}")
             elif not torch.equal(own, theirs):
-                different[key or "codes"] = different.get(key or "codes", 0) + int((own != theirs).sum())
-    # bitsandbytes' CPU code looks nested codes up in steps of its own, and so misses a nearest one now and then.
-    nested_only = set(different) <= {"absmax"} and double
-    return say(f"reference, double {double}: tensors as bitsandbytes makes them; different elements: {different or 'none'}",
-               not different or nested_only)
+                different.append(f"{weight} {key}")
+    nested = f"; nested codes: {n_missed} of {n_codes} are its neighbour" if double else ""
+    return say(f"reference, double {double}: tensors as bitsandbytes makes them; others: {different or 'none'}{nested}",
+               not different and n_missed <= n_codes / 100)
 
 
 def read_by_us(work, name, config, dtype):
