@@ -220,6 +220,43 @@ TEST_F(CliCalibrated, AwqIsBetterThanAutoAwqsWay) {
   EXPECT_LT(better, 0.8 * reference);
 }
 
+TEST_F(CliCalibrated, Nf4IsBetterThanBitsandbytesWay) {
+  const auto kl = [&](const char* name, const std::vector<std::string>& more) {
+    std::vector<std::string> args = {"quantize", kBundled,   "--to",  "nf4",
+                                     "--output", path(name), "--json"};
+    args.insert(args.end(), more.begin(), more.end());
+    const Ran ran = qianwen(args);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    const json said = json::parse(ran.out);
+    EXPECT_EQ(said["matrices"], 42);
+    EXPECT_FALSE(said.contains("calibration"));
+    const Ran compared = qianwen({"compare", kBundled, path(name), "--file", judged_, "--json"});
+    EXPECT_EQ(compared.code, 0) << compared.err;
+    return json::parse(compared.out)["kl"]["mean"].get<double>();
+  };
+  const double better = kl("better", {}), reference = kl("reference", {"--nf4-mode", "reference"});
+  EXPECT_LT(better, 0.92 * reference);
+  EXPECT_LT(better, 0.12);
+  EXPECT_LT(kl("double", {"--double-quant"}), 1.05 * better);
+  EXPECT_GT(kl("wide", {"--block-size", "1024"}), better);
+}
+
+TEST_F(CliQuantize, Nf4SaysWhatItCannotDo) {
+  const auto nf4 = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> args = {"quantize", kBundled, "--to", "nf4", "--output", path("n")};
+    args.insert(args.end(), more.begin(), more.end());
+    return qianwen(args);
+  };
+  expect_failure(nf4({"--block-size", "48"}), 2, "32, 64, 128");
+  expect_failure(nf4({"--group-size", "64"}), 2, "gptq-int4 and its like, or awq");
+  expect_failure(nf4({"--calibration", "x"}), 2, "gptq-int4 and its like, or awq");
+  expect_failure(nf4({"--pure"}), 2, "--pure");
+  expect_failure(
+      qianwen({"quantize", kBundled, "--to", "awq", "--double-quant", "--output", path("n")}), 2,
+      "expected it with --to nf4");
+  EXPECT_FALSE(std::filesystem::exists(path("n")));
+}
+
 TEST_F(CliQuantize, AwqSaysWhatItCannotDo) {
   const auto awq = [&](const std::vector<std::string>& more) {
     std::vector<std::string> args = {"quantize", kBundled, "--to", "awq", "--output", path("a")};

@@ -31,6 +31,12 @@ std::string_view torch_name(DType dtype) {
   return dtype == DType::kF16 ? kF16 : dtype == DType::kBF16 ? kBf16 : kF32;
 }
 
+/// The shortest digits that are this number, as Python writes them; nlohmann-json's are not always.
+std::string python_real(double value) {
+  std::string out = fmt::format("{}", value);
+  return out.find_first_of(".e") == std::string::npos ? out + ".0" : out;
+}
+
 void read_shape(const ordered_json& json, const std::string& where, Bnb4State& state) {
   const ordered_json* shape = find_member(json, "shape", where);
   if (shape == nullptr || !shape->is_array() || shape->size() != 2 ||
@@ -87,9 +93,9 @@ std::string bnb4_state_json(const Bnb4State& state) {
       fmt::format(R"x({{"quant_type": "{}", "blocksize": {}, "dtype": "{}", "shape": [{}, {}])x",
                   state.quant_type, state.block_size, torch_name(state.dtype), state.n, state.k);
   if (state.is_nested) {
-    const ordered_json offset = static_cast<double>(state.nested_offset);
     out += fmt::format(R"x(, "nested_blocksize": {}, "nested_dtype": "{}", "nested_offset": {})x",
-                       state.nested_block_size, kF32, offset.dump());
+                       state.nested_block_size, kF32,
+                       python_real(static_cast<double>(state.nested_offset)));
   }
   return out + "}";
 }

@@ -46,6 +46,20 @@ TEST(BnbState, ReadsAndWritesWhatTheLibraryWrites) {
   EXPECT_EQ(state.nested_offset, 0.19551482796669006F);
 }
 
+TEST(BnbState, WritesNumbersAsPythonDoes) {
+  Bnb4State state;
+  state.is_nested = true;
+  for (const auto& [value, text] : {std::pair{1.0F, "1.0"},
+                                    {0.1F, "0.10000000149011612"},
+                                    {0.00001F, "9.999999747378752e-06"},
+                                    {0.0001F, "9.999999747378752e-05"},
+                                    {-2.5F, "-2.5"},
+                                    {0.0F, "0.0"}}) {
+    state.nested_offset = value;
+    EXPECT_THAT(bnb4_state_json(state), HasSubstr(fmt::format("\"nested_offset\": {}}}", text)));
+  }
+}
+
 std::string message_of(const std::string& text) {
   try {
     read_bnb4_state(as_tensor(text));

@@ -72,7 +72,7 @@ def same_bits(work, double):
     flags = ["--double-quant"] if double else []
     run("quantize", BUNDLED, "--to", "nf4", "--nf4-mode", "reference", "--output", path, *flags)
     ours, source = load_file(f"{path}/model.safetensors"), load_file(f"{BUNDLED}/model.safetensors")
-    different = {}
+    different, n_codes, n_missed = [], 0, 0
     for name in [n for n in ours if n.endswith(".absmax") and "nested" not in n]:
         weight = name[:-len(".absmax")]
         codes, state = quantize_4bit(source[weight], blocksize=64, quant_type="nf4", compress_statistics=double)
@@ -80,13 +80,20 @@ def same_bits(work, double):
         for key, theirs in packed.items():
             own = ours[f"{weight}.{key}" if key else weight]
             if own.shape != theirs.shape or own.dtype != theirs.dtype:
-                different[f"{key or 'codes'} (form)"] = different.get(f"{key or 'codes'} (form)", 0) + 1
+                different.append(f"{weight} {key}")
+            elif key == "absmax" and double:
+                # bitsandbytes' CPU code looks nested codes up in steps of its own, and now and then misses the nearest.
+                n_codes, n_missed = n_codes + own.numel(), n_missed + int((own != theirs).sum())
+                scales = quantize_4bit(source[weight], blocksize=64, quant_type="nf4")[1].absmax
+                centred = (scales - state.offset) / state.state2.absmax.repeat_interleave(256)[:own.numel()]
+                away = [(centred - state.state2.code[codes.int()]).abs() for codes in (own, theirs)]
+                if (away[0] > away[1] + 1e-7).any():
+                    different.append(f"{weight} {key}")
             elif not torch.equal(own, theirs):
-                different[key or "codes"] = different.get(key or "codes", 0) + int((own != theirs).sum())
-    # bitsandbytes' CPU code looks nested codes up in steps of its own, and so misses a nearest one now and then.
-    nested_only = set(different) <= {"absmax"} and double
-    return say(f"reference, double {double}: tensors as bitsandbytes makes them; different elements: {different or 'none'}",
-               not different or nested_only)
+                different.append(f"{weight} {key}")
+    nested = f"; nested codes: {n_missed} of {n_codes} are nearer" if double else ""
+    return say(f"reference, double {double}: tensors as bitsandbytes makes them; others: {different or 'none'}{nested}",
+               not different and n_missed <= n_codes / 100)
 
 
 def read_by_us(work, name, config, dtype):
