@@ -204,6 +204,12 @@ TEST(GgufSplitOutput, IsReadBackEqualAndRefusesNothingThatFits) {
   EXPECT_EQ(again.checkpoint->gguf->find("split.no"), nullptr);
 }
 
+TEST(GgufSplitOutput, RefusesMoreFilesThanItCanCount) {
+  EXPECT_EQ(gguf_split_paths("m.gguf", 65'535).back(), "m-65535-of-65535.gguf");
+  expect_error(ErrorKind::kInvalidArgument, {"at most 65535", "65536"},
+               [] { gguf_split_paths("m.gguf", 65'536); });
+}
+
 /// A value that a type cannot hold in the last file: no file appears, and none is left.
 TEST(GgufSplitOutput, AppearsWholeOrNotAtAll) {
   const auto write = [](const std::string& folder, bool fails) {

@@ -2,6 +2,7 @@
 
 #include <deque>
 #include <filesystem>
+#include <limits>
 #include <utility>
 
 #include "base/atomic_file.h"
@@ -13,8 +14,8 @@ namespace qw {
 
 namespace {
 
-/// Five digits of a name hold no more.
-constexpr size_t kMaxFiles = 99'999;
+/// split.count holds no more (five digits of a name would).
+constexpr size_t kMaxFiles = std::numeric_limits<uint16_t>::max();
 
 int64_t padded_bytes(const GgufWriter::Tensor& tensor) {
   const int64_t bytes = checked_mul(row_bytes(tensor.dtype, tensor.shape.cols(), tensor.name),

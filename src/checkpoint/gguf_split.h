@@ -29,7 +29,7 @@ std::vector<size_t> split_gguf(std::span<const GgufWriter::Tensor> tensors,
                                const GgufSplitLimits& limits);
 
 /// "DIR/NAME.gguf" in `count` files: DIR/NAME-00001-of-0000N.gguf and so on; of one file its own
-/// name. Errors: invalid_argument, when there are more files than a name can count.
+/// name. Errors: invalid_argument, when there are more files than split.count can say.
 std::vector<std::string> gguf_split_paths(const std::string& path, size_t count);
 
 /// write_gguf() into a file that the caller commits.

@@ -6,7 +6,6 @@
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "quant/bitsandbytes.h"
 
 namespace qw {
@@ -180,11 +179,6 @@ float scale_of(const Bnb4File& file, size_t block) {
   const float product = bnb_dynamic_map()[file.absmax_codes[block]] *
                         file.absmax[block / static_cast<size_t>(file.state.nested_block_size)];
   return product + file.state.nested_offset;
-}
-
-float rounded_to(DType type, float value) {
-  if (type == DType::kBF16) return bf16_to_f32(f32_to_bf16(value));
-  return type == DType::kF16 ? f16_to_f32(f32_to_f16(value)) : value;
 }
 
 std::vector<float> values_of(const LinearSource& source, DType dtype) {

@@ -61,11 +61,6 @@ void decode_group_affine(const GroupAffine& source, int64_t row, int64_t n_rows,
   }
 }
 
-float rounded_to(DType type, float value) noexcept {
-  if (type == DType::kBF16) return bf16_to_f32(f32_to_bf16(value));
-  return type == DType::kF16 ? f16_to_f32(f32_to_f16(value)) : value;
-}
-
 /// out[r * k + i] of rows [row, row + n_rows).
 void decode_codebook_blocks(const CodebookBlocks& source, int64_t row, int64_t n_rows, float* out) {
   if (n_rows == 0 || source.k == 0) return;
@@ -129,6 +124,11 @@ LinearSource of_bytes(const RawTensor& tensor, int64_t n, int64_t k, int64_t fir
 }
 
 }  // namespace
+
+float rounded_to(DType type, float value) noexcept {
+  if (type == DType::kBF16) return bf16_to_f32(f32_to_bf16(value));
+  return type == DType::kF16 ? f16_to_f32(f32_to_f16(value)) : value;
+}
 
 std::string LinearSource::format_name() const {
   if (const auto* dense = std::get_if<DenseRows>(&data)) return std::string(name_of(dense->dtype));

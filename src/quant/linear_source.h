@@ -84,6 +84,9 @@ class CodebookBlocks {
   virtual void scales(int64_t first, int64_t count, float* out) const = 0;
 };
 
+/// The nearest value that `type`, which is f32, f16 or bf16, holds.
+float rounded_to(DType type, float value) noexcept;
+
 /// One matrix W [n, k] in whatever form it was published.
 struct LinearSource {
   std::string name;  // as in the file, for messages
