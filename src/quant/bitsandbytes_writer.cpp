@@ -187,7 +187,7 @@ std::vector<float> values_of(const LinearSource& source, DType dtype) {
   for (float& value : out) {
     value = rounded_to(dtype, value);
     if (!std::isfinite(value)) {
-      fail(ErrorKind::kInvalidArgument, "nf4", "{}: expected values that {} can hold, got {}",
+      fail(ErrorKind::kInvalidArgument, "bitsandbytes", "{}: expected values that {} can hold, got {}",
            printable(source.name), name_of(dtype), value);
     }
   }
@@ -261,7 +261,7 @@ Bnb4File encode_nf4(const LinearSource& source, const Nf4Options& options) {
 
 void check_nf4_sizes(int64_t n, int64_t k, int64_t block_size, std::string_view module) {
   if (!is_bnb4_block_size(block_size)) {
-    fail(ErrorKind::kInvalidArgument, "nf4",
+    fail(ErrorKind::kInvalidArgument, "bitsandbytes",
          "block size: expected 32, 64, 128, 256, 512, 1024, 2048 or 4096, got {}", block_size);
   }
   checked_mul(n, k, module);
