@@ -20,21 +20,21 @@ template <typename Json>
 class RepeatedKeys {
  public:
   void see(typename Json::parse_event_t event, const Json& parsed) {
-    using Event = typename Json::parse_event_t;
+    using Kind = typename Json::parse_event_t;
     switch (event) {
-      case Event::object_start:
-      case Event::array_start:
+      case Kind::object_start:
+      case Kind::array_start:
         next_item();
-        open_.emplace_back().is_array = event == Event::array_start;
+        open_.emplace_back().is_array = event == Kind::array_start;
         break;
-      case Event::object_end:
-      case Event::array_end:
+      case Kind::object_end:
+      case Kind::array_end:
         open_.pop_back();
         break;
-      case Event::key:
+      case Kind::key:
         see_key(parsed.template get_ref<const std::string&>());
         break;
-      case Event::value:
+      case Kind::value:
         next_item();
         break;
     }

@@ -216,6 +216,7 @@ EncodedChat ModelFiles::encode_chat(const ChatInput& input) const {
   render.add_generation_prompt = input.add_generation_prompt;
   render.continue_final_message = input.continue_final_message;
   if (!input.now.empty()) render.now = LocalTime::parse(input.now);
+  render.cancel = input.cancel;
   RenderResult rendered = chat_template->render(render);
 
   EncodedChat out;

@@ -95,6 +95,12 @@ TEST_F(RequestLimits, OfLogProbabilities) {
   EXPECT_GT(places.size(), 700u);
   EXPECT_GE(places[1].size(), 2u);
   EXPECT_LE(places[1].size(), 3u);
+  // Each answer repeats them, and several prompts have theirs in one answer.
+  body["n"] = 100;
+  EXPECT_EQ(param_of("/v1/completions", body), "prompt_logprobs");
+  body["n"] = 1;
+  body["prompt"] = std::vector<std::string>(100, text);
+  EXPECT_EQ(param_of("/v1/completions", body), "prompt_logprobs");
 }
 
 TEST_F(RequestLimits, OfTextsThatCannotFit) {

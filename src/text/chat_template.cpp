@@ -317,7 +317,7 @@ RenderResult ChatTemplate::render(const RenderInput& input) const {
   jinja::Rendered rendered;
   {
     jinja::Interpreter interpreter(std::move(variables.values), variables.bytes,
-                                   input.now ? *input.now : LocalTime::now());
+                                   input.now ? *input.now : LocalTime::now(), input.cancel);
     rendered = interpreter.render(chosen(with_tools).body);
   }
   RenderResult result;

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/cancel.h"
 #include "text/jinja/local_time.h"
 #include "text/jinja/template_error.h"
 
@@ -38,6 +39,7 @@ struct RenderInput {
   bool continue_final_message = false;
   /// The time of strftime_now; the local time now if absent.
   std::optional<LocalTime> now;
+  const CancelFlag* cancel = nullptr;  // ends the rendering once it is set; null: nothing does
 };
 
 struct RenderResult {
@@ -76,7 +78,7 @@ class ChatTemplate {
 
   /// Renders. Errors: TemplateError (the template's own refusal, or what it got wrong);
   /// invalid_argument for messages that are no array of objects, text that is not UTF-8, a variable
-  /// that shadows an argument, or continue_final_message with add_generation_prompt.
+  /// that shadows an argument, or continue_final_message with add_generation_prompt; cancelled.
   RenderResult render(const RenderInput& input) const;
 
   /// The source text of the template that `render` uses with or without tools.

@@ -265,6 +265,27 @@ double seconds_to_refuse(const std::string& source) {
   return seconds_since(start);
 }
 
+TEST(ChatTemplateLimits, ARenderingThatNobodyWaitsForEnds) {
+  const ChatTemplate endless(
+      "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}");
+  const nlohmann::ordered_json messages = nlohmann::ordered_json::array();
+  CancelFlag cancel;
+  RenderInput input;
+  input.messages = &messages;
+  input.cancel = &cancel;
+  const auto kind = [&] {
+    try {
+      endless.render(input);
+    } catch (const Error& error) {
+      return error.kind();
+    }
+    return ErrorKind::kInternal;
+  };
+  EXPECT_EQ(kind(), ErrorKind::kInvalidArgument) << "it has a limit of its own";
+  cancel.cancel();
+  EXPECT_EQ(kind(), ErrorKind::kCancelled);
+}
+
 TEST(ChatTemplateLimits, EndlessAndHugeTemplatesAreRefused) {
   const std::clock_t start = std::clock();
   using Kind = TemplateErrorKind;

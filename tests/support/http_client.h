@@ -68,7 +68,7 @@ class DeadlineStream {
 
 class HttpClient {
  public:
-  explicit HttpClient(uint16_t port, std::chrono::milliseconds limit = std::chrono::seconds(20))
+  explicit HttpClient(uint16_t port, std::chrono::milliseconds limit = std::chrono::minutes(1))
       : stream_(io_), limit_(limit) {
     stream_.socket.connect({boost::asio::ip::make_address("127.0.0.1"), port});
   }

@@ -30,13 +30,21 @@ int64_t GenerationResult::n_cached_tokens() const {
   return n;
 }
 
+namespace {
+
+/// Above so many numbers what is said of them is written where it keeps no other client waiting.
+constexpr size_t kMany = 4096;
+
+size_t values_of(const std::vector<TokenLogprobs>& entries) {
+  size_t n = entries.size();
+  for (const TokenLogprobs& entry : entries)
+    n += entry.top.size();
+  return n;
+}
+
+}  // namespace
+
 size_t GenerationResult::n_values() const {
-  const auto values_of = [](const std::vector<TokenLogprobs>& entries) {
-    size_t n = entries.size();
-    for (const TokenLogprobs& entry : entries)
-      n += entry.top.size();
-    return n;
-  };
   size_t n = 0;
   for (const auto& prompt : prompts) {
     n += prompt->embedding.size() + values_of(prompt->prompt_logprobs);
@@ -194,18 +202,48 @@ void GenerationJob::event(size_t prompt, const Event& event) {
 
 /// Some answers may begin before the prompt's log-probabilities are there: what was kept of them
 /// need not be computed again.
-void GenerationJob::begin_prompt(size_t prompt, std::span<const TokenLogprobs> logprobs) {
-  if (!held_[prompt]) return;
-  const std::vector<Event> events = std::move(*held_[prompt]);
+void GenerationJob::hold(size_t prompt, const Event& event) {
+  Held& held = *held_[prompt];
+  if (event.kind == Event::Kind::kPrompt) return begin_prompt(prompt, event.prompt_logprobs);
+  held.events.push_back(event);
+  // Ended before they were all there.
+  if (event.kind == Event::Kind::kRequest && !held.is_written)
+    begin_prompt(prompt, {event.result, &event.result->prompt_logprobs});
+}
+
+void GenerationJob::begin_prompt(size_t prompt,
+                                 std::shared_ptr<const std::vector<TokenLogprobs>> logprobs) {
+  if (values_of(*logprobs) <= kMany) return release(prompt, listener_->on_prompt(prompt, *logprobs));
+  held_[prompt]->is_written = true;
+  call_->services().workers->post([job = shared_from_this(), prompt, logprobs] {
+    std::function<void()> say;
+    std::optional<Error> error;
+    try {
+      say = job->listener_->on_prompt(prompt, *logprobs);
+    } catch (...) {
+      error = current_error();
+    }
+    job->call_->post([job, prompt, say = std::move(say), error] {
+      if (job->over_) return;
+      job->guarded([&] {
+        if (error) throw Error(*error);
+        job->release(prompt, say);
+      });
+    });
+  });
+}
+
+void GenerationJob::release(size_t prompt, const std::function<void()>& say) {
+  const std::vector<Event> events = std::move(held_[prompt]->events);
   held_[prompt].reset();
-  listener_->on_prompt(prompt, logprobs);
+  if (say) say();
   for (const Event& event : events)
     tell(prompt, event);
 }
 
 void GenerationJob::tell(size_t prompt, const Event& event) {
-  if (event.kind == Event::Kind::kPrompt) return begin_prompt(prompt, *event.prompt_logprobs);
-  if (held_[prompt] && event.kind != Event::Kind::kRequest) return held_[prompt]->push_back(event);
+  if (over_) return;
+  if (held_[prompt]) return hold(prompt, event);
   // Copies follow each other: answers are numbered as if the engine had given them all.
   const int first = static_cast<int>(prompt) * answers_[prompt] + event.index * n_copies_;
   switch (event.kind) {
@@ -219,6 +257,7 @@ void GenerationJob::tell(size_t prompt, const Event& event) {
         listener_->on_choice_end(first + copy, event);
       return;
     case Event::Kind::kPrompt:
+      return;
     case Event::Kind::kRequest:
       break;
   }
@@ -226,7 +265,6 @@ void GenerationJob::tell(size_t prompt, const Event& event) {
     if (completion.finish_reason == FinishReason::kError)
       return failed(Error(completion.error_kind, completion.error));
   }
-  begin_prompt(prompt, event.result->prompt_logprobs);  // cancelled before they were all there
   result_.prompts[prompt] = with_copies(event.result);
   if (++n_ended_ == result_.prompts.size()) ended();
 }
@@ -298,9 +336,6 @@ void GenerationJob::guarded(const std::function<void()>& action) {
 }
 
 void GenerationJob::finish() {
-  // Above so many numbers an answer is written where it keeps no other client
-  // waiting.
-  constexpr size_t kMany = 4096;
   if (std::exchange(over_, true)) return;
   if (listener_->ends_anywhere() && result_.n_values() > kMany) return finish_on_worker();
   guarded([this] { listener_->on_end(result_); });

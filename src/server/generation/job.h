@@ -1,8 +1,8 @@
 // A generation under way: the engine's requests of one client's call, seen as one.
 //
 // Level 7 (server). Prompts times answers are numbered as choices. The listener's functions are
-// called on the server's thread, but for a large on_end of a listener that may end elsewhere; on_end
-// or on_error is the last, and exactly one of them comes.
+// called on the server's thread, but for a large on_end of a listener that may end elsewhere and a
+// large on_prompt; on_end or on_error is the last, and exactly one of them comes.
 #pragma once
 
 #include <chrono>
@@ -38,8 +38,13 @@ class GenerationListener {
   /// The engine has taken all of the requests.
   virtual void on_start() {}
   /// A prompt whose log-probabilities were asked for was computed: they are those of its tokens but
-  /// the first. Before anything of its answers.
-  virtual void on_prompt(size_t /*prompt*/, std::span<const TokenLogprobs> /*logprobs*/) {}
+  /// the first. Makes what is to be said of it, on a worker's thread when they are many (so it
+  /// changes nothing), and gives what says it, which is called on the server's thread before anything
+  /// of the prompt's answers, or never if all has ended by then; it lives no longer than this.
+  virtual std::function<void()> on_prompt(size_t /*prompt*/,
+                                          std::span<const TokenLogprobs> /*logprobs*/) {
+    return {};
+  }
   /// A token, or text that was held back (event.token -1).
   virtual void on_token(int /*choice*/, const Event& /*event*/) {}
   /// end: a kCompletion, with the reason.
@@ -70,7 +75,9 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   void accepted();
   void event(size_t prompt, const Event& event);
   void tell(size_t prompt, const Event& event);
-  void begin_prompt(size_t prompt, std::span<const TokenLogprobs> logprobs);
+  void hold(size_t prompt, const Event& event);
+  void begin_prompt(size_t prompt, std::shared_ptr<const std::vector<TokenLogprobs>> logprobs);
+  void release(size_t prompt, const std::function<void()>& say);
   void failed(const Error& error);
   void abandon();
   void ended();
@@ -91,9 +98,12 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   std::shared_ptr<GenerationListener> listener_;
   std::vector<std::chrono::steady_clock::time_point> last_token_;  // of each choice
   std::vector<int> answers_;                                       // of each prompt
-  /// Of each prompt: what comes after its log-probabilities; nullopt: none are wanted, or they
-  /// have come.
-  std::vector<std::optional<std::vector<Event>>> held_;
+  /// What comes after a prompt's log-probabilities.
+  struct Held {
+    std::vector<Event> events;
+    bool is_written = false;  // they have come, and a worker makes their text
+  };
+  std::vector<std::optional<Held>> held_;  // of each prompt; nullopt: none are wanted, or were said
   int n_copies_;  // of each answer that the engine gives
   Json receipt_;  // as prepared
   GenerationResult result_;

@@ -90,6 +90,7 @@ std::string field_of(const GenerationTask& task, std::string_view parameter) {
   return found == task.parameters.end() ? std::string(parameter) : found->field;
 }
 
+/// n_prompt_tokens: of all prompts.
 void check_logprobs(const GenerationTask& task, const GenerationConfig& config,
                     int64_t n_prompt_tokens) {
   if (config.logprobs.value_or(0) > kMaxTopLogprobs) {
@@ -97,11 +98,13 @@ void check_logprobs(const GenerationTask& task, const GenerationConfig& config,
                  *config.logprobs);
   }
   if (!config.prompt_logprobs) return;
-  const int64_t n = (std::min(*config.prompt_logprobs, kMaxPromptLogprobs) + 1) * n_prompt_tokens;
+  // Each answer to a prompt repeats them, but for those of a conversation.
+  const int64_t n_places = n_prompt_tokens * (task.chat ? 1 : task.n);
+  const int64_t n = (std::min(*config.prompt_logprobs, kMaxTopLogprobs) + 1) * n_places;
   if (*config.prompt_logprobs > kMaxTopLogprobs || n > kMaxPromptLogprobs) {
     refuse_field(field_of(task, "prompt_logprobs"),
                  "expected at most {} tokens at each of {} places, and {} in all, got {}",
-                 kMaxTopLogprobs, n_prompt_tokens, kMaxPromptLogprobs, *config.prompt_logprobs);
+                 kMaxTopLogprobs, n_places, kMaxPromptLogprobs, *config.prompt_logprobs);
   }
 }
 
@@ -388,11 +391,13 @@ std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<Serv
       prompts.push_back(encode_prompt(prompt, task, model, options.cancel));
   }
   share_stop_strings(base);
+  int64_t n_prompt_tokens = 0;
   for (std::vector<int32_t>& ids : prompts) {
     if (task.truncate_prompt_tokens && std::ssize(ids) > *task.truncate_prompt_tokens)
       ids.erase(ids.begin(), ids.end() - *task.truncate_prompt_tokens);
     check_context(task, base.config, model, std::ssize(ids));
-    check_logprobs(task, base.config, std::ssize(ids));
+    n_prompt_tokens += std::ssize(ids);
+    check_logprobs(task, base.config, n_prompt_tokens);
     Request request = base;
     if (matcher) {
       request.processors.push_back(

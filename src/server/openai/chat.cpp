@@ -217,14 +217,15 @@ class StreamedChat : public ChatListener {
 
   void on_start() override {
     call_->begin_stream("text/event-stream; charset=utf-8");
-    if (!task_.has("prompt_logprobs")) begin();
+    if (!task_.has("prompt_logprobs")) call_->write(first_chunks(nullptr));
   }
 
   /// They stand in the first chunk, which waits for them.
-  void on_prompt(size_t /*prompt*/, std::span<const TokenLogprobs> logprobs) override {
-    if (!task_.has("prompt_logprobs")) return;
-    if (!logprobs.empty()) prompt_logprobs_ = prompt_logprobs_of(logprobs);
-    begin();
+  std::function<void()> on_prompt(size_t /*prompt*/,
+                                  std::span<const TokenLogprobs> logprobs) override {
+    Json list = nullptr;
+    if (!logprobs.empty()) list = prompt_logprobs_of(logprobs);
+    return [call = call_, text = first_chunks(std::move(list))] { call->write(text); };
   }
 
   void on_token(int choice, const Event& event) override {
@@ -299,23 +300,35 @@ class StreamedChat : public ChatListener {
   }
   static Json call_delta(Json call) { return {{"tool_calls", Json::array({std::move(call)})}}; }
 
-  void begin() {
-    for (int64_t i = 0; i < task_.n; ++i)
-      send(static_cast<int>(i), {{"role", "assistant"}, {"content", echoed()}}, nullptr, nullptr);
+  /// One for each answer. What is said of the whole stands in the very first.
+  std::string first_chunks(Json prompt_logprobs) const {
+    std::string out;
+    for (int64_t i = 0; i < task_.n; ++i) {
+      Json chunk = chunk_of(static_cast<int>(i), {{"role", "assistant"}, {"content", echoed()}},
+                            nullptr, nullptr);
+      if (i == 0 && !prompt_logprobs.is_null())
+        chunk["prompt_logprobs"] = std::move(prompt_logprobs);
+      if (task_.stream.continuous_usage) chunk["usage"] = usage(n_prompt_tokens_, 0, 0);
+      if (const auto warnings = call_->warnings(); i == 0 && !warnings.empty())
+        chunk["warnings"] = warnings;
+      out += sse(chunk);
+    }
+    return out;
   }
 
-  void send(int choice, Json delta, Json logprobs, Json reason, Json stop = nullptr) {
+  Json chunk_of(int choice, Json delta, Json logprobs, Json reason) const {
     Json chunk = head("chat.completion.chunk");
     chunk["choices"] = Json::array({{{"index", choice},
                                      {"delta", std::move(delta)},
                                      {"logprobs", std::move(logprobs)},
                                      {"finish_reason", std::move(reason)}}});
+    return chunk;
+  }
+
+  void send(int choice, Json delta, Json logprobs, Json reason, Json stop = nullptr) {
+    Json chunk = chunk_of(choice, std::move(delta), std::move(logprobs), std::move(reason));
     if (!stop.is_null()) chunk["choices"][0]["stop_reason"] = std::move(stop);
-    if (!prompt_logprobs_.is_null())
-      chunk["prompt_logprobs"] = std::exchange(prompt_logprobs_, nullptr);
     if (task_.stream.continuous_usage) chunk["usage"] = usage(n_prompt_tokens_, n_generated_, 0);
-    if (!std::exchange(warned_, true) && !call_->warnings().empty())
-      chunk["warnings"] = call_->warnings();
     call_->write(sse(chunk));
   }
   void end() {
@@ -323,9 +336,7 @@ class StreamedChat : public ChatListener {
     call_->end_stream();
   }
 
-  Json prompt_logprobs_;  // to be sent; null: none, or they were
   int64_t n_generated_ = 0;
-  bool warned_ = false;
 };
 
 /// max_completion_tokens is the newer name of max_tokens; where both are given it holds.

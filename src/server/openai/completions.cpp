@@ -204,14 +204,17 @@ class StreamedCompletion : public CompletionListener {
   void on_start() override {
     call_->begin_stream("text/event-stream; charset=utf-8");
     offsets_.assign(prompts_.size() * static_cast<size_t>(task_.n), 0);
+    warned_ = task_.echo || wants_prompt_logprobs();  // in the first chunk of the first answer
     if (!task_.echo || wants_prompt_logprobs()) return;
     for (size_t i = 0; i < prompts_.size(); ++i)
-      begin(i, {});
+      begin(i, beginning_of(i, {}));
   }
 
   /// They stand in the first chunk of each choice, which waits for them.
-  void on_prompt(size_t prompt, std::span<const TokenLogprobs> logprobs) override {
-    if (wants_prompt_logprobs()) begin(prompt, logprobs);
+  std::function<void()> on_prompt(size_t prompt,
+                                  std::span<const TokenLogprobs> logprobs) override {
+    if (!wants_prompt_logprobs()) return {};
+    return [this, prompt, beginning = beginning_of(prompt, logprobs)] { begin(prompt, beginning); };
   }
 
   void on_token(int choice, const Event& event) override {
@@ -256,35 +259,54 @@ class StreamedCompletion : public CompletionListener {
   bool wants_prompt_logprobs() const {
     return task_.has("prompt_logprobs") || (task_.echo && task_.logprobs);
   }
-  /// The first chunk of each answer to a prompt: what there is of the prompt.
-  void begin(size_t prompt, std::span<const TokenLogprobs> logprobs) {
+  /// The first chunks of all answers to a prompt, with what there is of it, and where in the text
+  /// the answers begin.
+  struct Beginning {
+    std::string chunks;
+    size_t offset = 0;
+  };
+  Beginning beginning_of(size_t prompt, std::span<const TokenLogprobs> logprobs) const {
     const std::string text = echo_of(prompt);
-    size_t offset = text.size();
+    Beginning out{.chunks = "", .offset = text.size()};
     Json lists = nullptr, more = Json::object();
     if (task_.echo && task_.logprobs) {
       const LogprobLists all = lists_of(prompt, logprobs);
-      offset = all.text_offset();
+      out.offset = all.text_offset();
       lists = all.json();
     }
     if (Json entries = prompt_logprobs_of(logprobs); !entries.is_null())
       more["prompt_logprobs"] = std::move(entries);
     const auto n = static_cast<size_t>(task_.n);
     for (size_t choice = prompt * n; choice < (prompt + 1) * n; ++choice) {
-      offsets_[choice] = offset;
-      send(static_cast<int>(choice), text, lists, nullptr, more);
+      Json chunk = chunk_of(static_cast<int>(choice), text, lists, nullptr, more);
+      if (choice == 0) add_warnings(chunk);
+      out.chunks += sse(chunk);
     }
+    return out;
+  }
+  void begin(size_t prompt, const Beginning& beginning) {
+    const auto n = static_cast<ptrdiff_t>(task_.n);
+    std::fill_n(offsets_.begin() + static_cast<ptrdiff_t>(prompt) * n, n, beginning.offset);
+    call_->write(beginning.chunks);
   }
   /// more: members of the choice.
-  void send(int choice, const std::string& text, Json logprobs, Json reason, Json more) {
+  Json chunk_of(int choice, const std::string& text, Json logprobs, Json reason,
+                const Json& more) const {
     Json chunk = head();
     chunk["choices"] = Json::array({{{"index", choice},
                                      {"text", text},
                                      {"logprobs", std::move(logprobs)},
                                      {"finish_reason", std::move(reason)}}});
     chunk["choices"][0].update(more);
-    if (!std::exchange(warned_, true) && !call_->warnings().empty())
-      chunk["warnings"] = call_->warnings();
+    return chunk;
+  }
+  void send(int choice, const std::string& text, Json logprobs, Json reason, const Json& more) {
+    Json chunk = chunk_of(choice, text, std::move(logprobs), std::move(reason), more);
+    if (!std::exchange(warned_, true)) add_warnings(chunk);
     call_->write(sse(chunk));
+  }
+  void add_warnings(Json& chunk) const {
+    if (const auto warnings = call_->warnings(); !warnings.empty()) chunk["warnings"] = warnings;
   }
   void end() {
     call_->write(std::string(kSseDone));

@@ -428,18 +428,18 @@ TEST_F(OpenAi, ListsItsModels) {
   EXPECT_EQ(status, 404);
 }
 
-// A client that goes frees its place: without that the last of these would wait for minutes.
-// What has many numbers is written elsewhere, and says the same.
-TEST(OpenAiService, LargeAnswersKeepNobodyWaiting) {
+// What has many numbers is written elsewhere, and says the same; a stream's first chunk as well.
+void large_answers_keep_nobody_waiting(bool streams) {
   ServiceOptions options = qw::testing::service_options();
   const RunningService running(options);
   ordered_json prompt = ordered_json::array();
   for (int i = 0; i < 200; ++i)
     prompt.push_back(300 + i);
-  ordered_json body = {{"prompt", prompt}, {"max_tokens", 1}, {"temperature", 0}};
+  ordered_json body = {{"prompt", prompt}, {"max_tokens", 3}, {"temperature", 0}};
   body["prompt_logprobs"] = 5;
   const ordered_json few = running.post("/v1/completions", body);
   body["prompt_logprobs"] = 100;  // 20,000 numbers
+  body["stream"] = streams;
   const ordered_json small = few["choices"][0]["prompt_logprobs"];
   // The engine waits until nobody works: what is made there waits, and the server answers others.
   std::promise<void> begin, release;
@@ -458,10 +458,26 @@ TEST(OpenAiService, LargeAnswersKeepNobodyWaiting) {
   while (running.client().get("/metrics").body.find(ended) == std::string::npos)
     std::this_thread::yield();
   EXPECT_EQ(running.client().get("/health").status, 200);
+  if (streams) client.read_until("\r\n\r\n");
   EXPECT_EQ(client.stream().socket.available(), 0u) << "it is not written yet";
   release.set_value();
-  const ordered_json large =
-      ordered_json::parse(client.read().body)["choices"][0]["prompt_logprobs"];
+  std::string text, answer;
+  if (streams) {
+    const std::string events = client.read_until("[DONE]");
+    std::vector<ordered_json> chunks;
+    for (size_t at = 0; (at = events.find("data: {", at)) != std::string::npos; ++at) {
+      const size_t from = at + std::string_view("data: ").size();
+      chunks.push_back(ordered_json::parse(events.substr(from, events.find("\n\n", at) - from)));
+      text += chunks.back()["choices"][0]["text"].get<std::string>();
+    }
+    ASSERT_GE(chunks.size(), 2u) << events;
+    answer = chunks[0].dump();
+  } else {
+    answer = client.read().body;
+    text = ordered_json::parse(answer)["choices"][0]["text"].get<std::string>();
+  }
+  EXPECT_EQ(text, few["choices"][0]["text"]);
+  const ordered_json large = ordered_json::parse(answer)["choices"][0]["prompt_logprobs"];
   ASSERT_EQ(large.size(), small.size());
   for (size_t i = 1; i < small.size(); ++i) {
     for (const auto& [id, entry] : small[i].items())
@@ -470,6 +486,15 @@ TEST(OpenAiService, LargeAnswersKeepNobodyWaiting) {
   }
 }
 
+TEST(OpenAiService, LargeAnswersKeepNobodyWaiting) {
+  large_answers_keep_nobody_waiting(false);
+}
+
+TEST(OpenAiService, LargeBeginningsOfStreamsKeepNobodyWaiting) {
+  large_answers_keep_nobody_waiting(true);
+}
+
+// A client that goes frees its place: without that the last of these would wait for minutes.
 TEST(OpenAiService, ClientsThatGoFreeTheirPlaces) {
   ServiceOptions options = service_options();
   options.models[0].open.engine.n_slots = 1;

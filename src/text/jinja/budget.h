@@ -3,28 +3,34 @@
 // Level 3 (text). A template comes with a checkpoint, so it may loop for ever or multiply strings.
 // Every node evaluated costs a step and every value made costs its bytes; what is past the budget
 // is a TemplateError of kind limit. The budget grows with the size of the input, so that it never
-// stands in the way of a long conversation.
+// stands in the way of a long conversation. Whoever waits for the rendering may end it before.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "base/cancel.h"
 #include "text/jinja/template_error.h"
 
 namespace qw::jinja {
 
 class Budget {
  public:
-  /// input_bytes: the size of messages, tools, documents and variables.
-  explicit Budget(size_t input_bytes)
+  /// input_bytes: the size of messages, tools, documents and variables. cancel: ends the rendering
+  /// with Error cancelled once it is set; null: nothing does.
+  explicit Budget(size_t input_bytes, const CancelFlag* cancel = nullptr)
       : steps_left_(kBaseSteps + kStepsPerByte * input_bytes),
-        bytes_left_(kBaseBytes + kBytesPerByte * input_bytes) {}
+        bytes_left_(kBaseBytes + kBytesPerByte * input_bytes),
+        cancel_(cancel) {}
 
   void step(size_t n = 1) {
     if (n > steps_left_) {
       raise(TemplateErrorKind::kLimit, "the template did not end within its budget of steps");
     }
+    const uint64_t before = steps_left_;
     steps_left_ -= n;
+    if (before / kStepsPerLook != steps_left_ / kStepsPerLook && cancel_ != nullptr)
+      cancel_->check("the template");
   }
 
   /// Bytes copied or made. They count as work too, so that copying cannot go on for ever.
@@ -84,6 +90,7 @@ class Budget {
   // About a second of work at most for a small conversation (measured: 10-20 M steps/s).
   static constexpr uint64_t kBaseSteps = 10'000'000;
   static constexpr uint64_t kStepsPerByte = 64;
+  static constexpr uint64_t kStepsPerLook = uint64_t{1} << 14;  // at the flag: about a millisecond
   static constexpr uint64_t kBaseBytes = uint64_t{256} << 20;
   static constexpr uint64_t kBytesPerByte = 256;
   // Expressions, blocks and macro calls together. Python ends near 300 nested macro calls; a level
@@ -94,6 +101,7 @@ class Budget {
 
   uint64_t steps_left_;
   uint64_t bytes_left_;
+  const CancelFlag* cancel_;
   int depth_ = 0;
 };
 

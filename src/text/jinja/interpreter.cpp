@@ -28,8 +28,8 @@ void Scope::set(std::string_view name, Value value) {
 }
 
 Interpreter::Interpreter(std::vector<std::pair<std::string, Value>> variables, size_t input_bytes,
-                         const LocalTime& now)
-    : Runtime(input_bytes, now), variables_(std::move(variables)) {}
+                         const LocalTime& now, const CancelFlag* cancel)
+    : Runtime(input_bytes, now, cancel), variables_(std::move(variables)) {}
 
 Interpreter::~Interpreter() {
   for (const auto& object : owned_)

@@ -35,12 +35,12 @@ class Interpreter final : public Runtime {
  public:
   /// `variables` are the template's globals besides the built-in functions.
   Interpreter(std::vector<std::pair<std::string, Value>> variables, size_t input_bytes,
-              const LocalTime& now);
+              const LocalTime& now, const CancelFlag* cancel);
   ~Interpreter() override;
   Interpreter(const Interpreter&) = delete;
   Interpreter& operator=(const Interpreter&) = delete;
 
-  /// Renders once. Errors: TemplateError with the line where it happened.
+  /// Renders once. Errors: TemplateError with the line where it happened; cancelled.
   Rendered render(const Body& body);
 
   void own(std::shared_ptr<Object> object) override;

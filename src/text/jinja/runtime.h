@@ -13,7 +13,8 @@ namespace qw::jinja {
 
 class Runtime {
  public:
-  Runtime(size_t input_bytes, const LocalTime& now) : budget_(input_bytes), now_(now) {}
+  Runtime(size_t input_bytes, const LocalTime& now, const CancelFlag* cancel)
+      : budget_(input_bytes, cancel), now_(now) {}
   virtual ~Runtime() = default;
 
   Budget& budget() { return budget_; }
