@@ -21,7 +21,7 @@ void warn(const OpenOptions& options, const std::string& sentence) {
   }
 }
 
-MemoryRequest request_of(const OpenOptions& options, int64_t ctx) {
+MemoryRequest request_of(const OpenOptions& options, int64_t ctx, int64_t promised_bytes) {
   const std::optional<DType> kv_type = dtype_from_name(options.engine.kv_type);
   if (!kv_type) {
     fail(ErrorKind::kInvalidArgument, "engine",
@@ -41,6 +41,7 @@ MemoryRequest request_of(const OpenOptions& options, int64_t ctx) {
     request.program_bytes += store.queue_bytes + store.read_ahead_bytes;
   }
   request.limit_bytes = options.memory_bytes;
+  request.promised_bytes = promised_bytes;
   return request;
 }
 
@@ -69,15 +70,16 @@ struct Needs {
 };
 
 Needs needs_of(const Checkpoint& checkpoint, const ModelConfig& config, const Backend& backend,
-               const OpenOptions& options, int64_t ctx, const Checkpoint* draft) {
+               const OpenOptions& options, int64_t ctx, int64_t promised_bytes,
+               const Checkpoint* draft) {
   Needs out;
-  out.model = forecast_memory(checkpoint, config, backend, request_of(options, ctx));
+  out.model = forecast_memory(checkpoint, config, backend, request_of(options, ctx, promised_bytes));
   out.largest_ctx = out.model.largest_ctx;
   if (draft == nullptr) return out;
   const ModelConfig draft_config = ModelConfig::from_checkpoint(*draft);
   EngineOptions engine = options.engine;
   engine.ctx = ctx;
-  MemoryRequest request = request_of(options, draft_context(draft_config, engine));
+  MemoryRequest request = request_of(options, draft_context(draft_config, engine), 0);
   request.logit_rows = draft_logit_rows(engine);
   request.adapters = {};
   request.program_bytes = 0;
@@ -135,11 +137,13 @@ MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelConfig& config,
   MemoryPlan plan;
   plan.trained_ctx = trained_context(config);
   plan.ctx = options.engine.ctx == 0 ? plan.trained_ctx : options.engine.ctx;
-  Needs needs = needs_of(checkpoint, config, backend, options, plan.ctx, draft);
-  if (options.engine.ctx == 0 && !needs.fits() && needs.largest_ctx > 0) {
+  const auto needs_with = [&](int64_t promised_bytes) {
+    return needs_of(checkpoint, config, backend, options, plan.ctx, promised_bytes, draft);
+  };
+  Needs needs = needs_with(options.context_yields ? options.promised_bytes : 0);
+  if (options.engine.ctx == 0 && !needs.fits() && needs.largest_ctx > 0)
     plan.ctx = std::min(plan.trained_ctx, needs.largest_ctx);
-    needs = needs_of(checkpoint, config, backend, options, plan.ctx, draft);
-  }
+  needs = needs_with(options.promised_bytes);
   const MemoryForecast& forecast = needs.model;
   plan.weights_bytes = forecast.weights;
   plan.kv_bytes = forecast.kv;
@@ -156,7 +160,7 @@ MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelConfig& config,
   plan.largest_ctx = needs.largest_ctx;
   plan.kv_bytes_per_token = forecast.kv_per_token + needs.draft.kv_per_token;
   if (!enforce) return plan;
-  require_memory(forecast, request_of(options, plan.ctx));
+  require_memory(forecast, request_of(options, plan.ctx, options.promised_bytes));
   if (!needs.fits()) needs.refuse(plan.ctx, options.engine.n_slots);
   return plan;
 }

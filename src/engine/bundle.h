@@ -34,6 +34,10 @@ struct OpenOptions {
   int64_t prefix_cache_bytes = 0;     // of all files there. 0: PrefixStoreOptions::max_bytes
   std::string slot_save_path;         // directory of sequences saved by name; "": none
   int64_t memory_bytes = 0;           // what may be used in all. 0: the machine's available memory
+  int64_t promised_bytes = 0;         // of that, what other models here will yet take
+  /// With ctx 0: whether a context is chosen that fits beside what is promised to others. Without,
+  /// it is chosen as if that were free, so that there is too little until the others have gone.
+  bool context_yields = true;
   bool quiet = false;                 // no progress on stderr
   const CancelFlag* cancel = nullptr;
   /// Things the user should know, a sentence each; null: logged as warnings.

@@ -148,6 +148,9 @@ std::optional<PrefixTierStats> Engine::disk_stats() const {
 int64_t Engine::n_pages() const {
   return impl_->scheduler().n_pages();
 }
+int64_t Engine::touched_pages() const {
+  return impl_->scheduler().n_touched_pages();
+}
 int Engine::page_tokens() const {
   return impl_->scheduler().page_tokens();
 }

@@ -273,6 +273,8 @@ class Engine {
   /// Of the tier on disk; nothing: there is none.
   std::optional<PrefixTierStats> disk_stats() const;
   int64_t n_pages() const;
+  /// Of these, those that have ever held something. The others are promised and take no memory yet.
+  int64_t touched_pages() const;
   int page_tokens() const;
   /// How often a sequence lost its pages and was computed again.
   int64_t n_preemptions() const;

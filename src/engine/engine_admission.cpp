@@ -168,7 +168,11 @@ void Engine::Impl::check_working_bytes(int64_t wanted) const {
   int64_t taken = 0;
   for (const auto& [id, active] : active_)
     taken += active->working_bytes;
-  const int64_t spare = options_.spare_bytes ? *options_.spare_bytes : available_memory_bytes();
+  // Pages of the cache that were never used are promised, and among what is available.
+  const int64_t n_untouched = scheduler_->n_pages() - scheduler_->n_touched_pages();
+  const int64_t spare = options_.spare_bytes
+                            ? *options_.spare_bytes
+                            : available_memory_bytes() - n_untouched * kv_->page_bytes();
   if (wanted <= spare - taken) return;
   fail(ErrorKind::kOutOfMemory, "engine",
        "request: expected to fit {} bytes of working memory ({} of them taken), got {} (num_beams "

@@ -30,6 +30,7 @@ std::optional<int32_t> PagePool::allocate() {
     return std::nullopt;
   }
   references_[static_cast<size_t>(page)] = 1;
+  n_touched_ = std::max<int64_t>(n_touched_, page + 1);  // new ones come in their order
   return page;
 }
 

@@ -68,6 +68,8 @@ class PagePool {
   /// Pages that allocate() can give: empty ones and those of unused blocks.
   int64_t n_free() const noexcept { return static_cast<int64_t>(empty_.size()) + n_unused_; }
   int64_t n_unused_blocks() const noexcept { return n_unused_; }
+  /// Pages that have ever been given: the system has found memory for these, and for no others.
+  int64_t n_touched() const noexcept { return n_touched_; }
   /// Forgets them: their pages are empty then.
   void drop_unused_blocks();
   /// Forgets one of them.
@@ -93,6 +95,7 @@ class PagePool {
   };
   std::vector<Link> links_;
   int64_t n_unused_ = 0;
+  int64_t n_touched_ = 0;
 };
 
 }  // namespace qw

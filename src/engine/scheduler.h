@@ -177,6 +177,7 @@ class Scheduler {
     return pool_.find_prefix(scope, tokens).n_tokens;
   }
   int64_t n_kept_pages() const noexcept { return pool_.n_unused_blocks(); }
+  int64_t n_touched_pages() const noexcept { return pool_.n_touched(); }
   void drop_kept_pages() { pool_.drop_unused_blocks(); }
   PagePool::Prefix kept_prefix(const BlockScope& scope, std::span<const int32_t> tokens) const {
     return pool_.find_prefix(scope, tokens);

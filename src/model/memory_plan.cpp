@@ -221,6 +221,7 @@ MemoryForecast forecast_memory(const Checkpoint& checkpoint, const ModelConfig& 
                             weights.load_peak + out.program - out.needed());
   out.available = request.limit_bytes > 0 ? request.limit_bytes
                                           : available_memory_bytes() + request.program_bytes;
+  out.available = std::max<int64_t>(0, out.available - request.promised_bytes);
   const int64_t room = out.available - (out.needed() - out.kv);
   out.largest_ctx = room <= 0 ? 0 : room / page_bytes / request.n_slots * page_tokens;
   return out;

@@ -24,6 +24,7 @@ struct MemoryRequest {
   std::vector<AdapterSpec> adapters = {};
   int64_t program_bytes = 0;  // what the process holds already, and its code; program_memory_bytes
   int64_t limit_bytes = 0;    // of everything; 0: available_memory_bytes() and program_bytes
+  int64_t promised_bytes = 0;  // of that, what others in this process will yet take
 };
 
 /// All in bytes.

@@ -1,5 +1,6 @@
 #include "server/engine_host.h"
 
+#include <numeric>
 #include <utility>
 
 #include "base/error.h"
@@ -33,14 +34,22 @@ void EngineHost::post(std::function<void()> task) {
   wake_.notify_one();
 }
 
-Ticket EngineHost::submit(Request request, std::shared_ptr<RequestSink> sink, std::string label) {
-  const Ticket ticket = next_ticket_.fetch_add(1, std::memory_order_relaxed);
-  n_open_.fetch_add(1, std::memory_order_relaxed);
-  auto shared = std::make_shared<Request>(std::move(request));
-  post([this, shared, client = Client{ticket, std::move(sink), std::move(label)}]() mutable {
-    start(std::move(*shared), std::move(client));
+std::vector<Ticket> EngineHost::submit(std::vector<Submission> submissions,
+                                       const std::string& label) {
+  const auto n = std::ssize(submissions);
+  const Ticket first =
+      next_ticket_.fetch_add(static_cast<Ticket>(n), std::memory_order_relaxed);
+  n_open_.fetch_add(n, std::memory_order_relaxed);
+  auto shared = std::make_shared<std::vector<Submission>>(std::move(submissions));
+  post([this, shared, first, label] {
+    for (size_t i = 0; i < shared->size(); ++i) {
+      Submission& one = (*shared)[i];
+      start(std::move(one.request), Client{first + i, std::move(one.sink), label});
+    }
   });
-  return ticket;
+  std::vector<Ticket> tickets(static_cast<size_t>(n));
+  std::iota(tickets.begin(), tickets.end(), first);
+  return tickets;
 }
 
 void EngineHost::cancel(Ticket ticket) {
@@ -155,6 +164,7 @@ void EngineHost::note_stats() {
   stats_.n_pages = engine_->n_pages();
   stats_.n_free_pages = engine_->free_pages();
   stats_.n_kept_pages = engine_->kept_pages();
+  stats_.n_touched_pages = engine_->touched_pages();
   stats_.page_tokens = engine_->page_tokens();
   stats_.disk = disk;
   stats_.n_preemptions = engine_->n_preemptions();

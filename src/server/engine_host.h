@@ -36,10 +36,15 @@ class RequestSink {
 /// A request's number, given before the engine has seen it.
 using Ticket = uint64_t;
 
+struct Submission {
+  Request request;
+  std::shared_ptr<RequestSink> sink;
+};
+
 struct HostStats {
   int64_t n_running = 0, n_waiting = 0;        // requests
   std::map<std::string, Engine::Load> labels;  // of those that have a label, by label
-  int64_t n_pages = 0, n_free_pages = 0, n_kept_pages = 0, page_tokens = 0;
+  int64_t n_pages = 0, n_free_pages = 0, n_kept_pages = 0, n_touched_pages = 0, page_tokens = 0;
   int64_t n_preemptions = 0, n_steps = 0;
   /// Of the prefix cache on disk; nothing: there is none.
   std::optional<PrefixTierStats> disk;
@@ -60,8 +65,10 @@ class EngineHost {
   EngineHost(const EngineHost&) = delete;
   EngineHost& operator=(const EngineHost&) = delete;
 
-  /// label: what stats() counts it under; "": nothing of its own.
-  Ticket submit(Request request, std::shared_ptr<RequestSink> sink, std::string label = "");
+  /// All come to the engine between the same two steps: every sink is told that its request was
+  /// taken, or refused, before any of them has an event. label: what stats() counts them under; "":
+  /// nothing of their own.
+  std::vector<Ticket> submit(std::vector<Submission> submissions, const std::string& label = "");
   /// The request ends at the next step, with what it has. Ended ones are ignored.
   void cancel(Ticket ticket);
   /// Runs `task` on the engine's thread between two steps, unless the host is stopped before. What

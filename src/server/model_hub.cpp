@@ -226,18 +226,34 @@ void ModelHub::load(Entry& entry) {
   }
 }
 
-/// Loads; where memory is short, models that nobody uses go first.
-std::shared_ptr<ServedModel> ModelHub::make(const ModelSpec& spec) {
+/// Loads; where memory is short, models that nobody uses go first, and only then a context that was
+/// not asked for becomes shorter.
+std::shared_ptr<ServedModel> ModelHub::make(ModelSpec spec) {
+  spec.open.context_yields = false;
   while (true) {
+    spec.open.promised_bytes = promised_bytes();
     try {
       return std::make_shared<ServedModel>(spec, executor_);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kOutOfMemory) throw;
       const Unloaded idle = take_idle_model();
-      if (idle.model == nullptr) throw;
-      logger().info("[server] {} makes room for {}", idle.model->name(), spec.name);
+      if (idle.model == nullptr && spec.open.context_yields) throw;
+      spec.open.context_yields = idle.model == nullptr;
+      if (idle.model) logger().info("[server] {} makes room for {}", idle.model->name(), spec.name);
     }
   }
+}
+
+/// Of all models that are there, unloaded ones that somebody uses still among them.
+int64_t ModelHub::promised_bytes() const {
+  std::vector<std::shared_ptr<ServedModel>> models;  // they go after the lock
+  const std::lock_guard lock(mutex_);
+  int64_t sum = 0;
+  for (const auto& made : made_) {
+    models.push_back(made.lock());
+    if (models.back()) sum += models.back()->promised_bytes();
+  }
+  return sum;
 }
 
 /// Whether nobody uses a loaded model: it is held by its entry and by adapters that nobody uses.

@@ -176,7 +176,8 @@ class ModelHub {
   static bool is_known(const Entry& entry, const std::vector<AdapterSpec>& specs);
   static std::vector<Resident> take_surplus(Entry& entry);
   static std::vector<Resident> take_residents_of(Entry& entry, const std::string& path);
-  StageOptions limits_of(const Entry& entry, const ServedModel& base) const;
+  StageOptions limits_of(const Entry& entry, const ServedModel& base,
+                         int64_t promised) const;
   // model_hub_adapters.cpp, without
   void wait_for(Entry& entry, Waiter waiter);
   void give(Entry& entry, const std::shared_ptr<ServedModel>& model, Waiter waiter);
@@ -187,7 +188,8 @@ class ModelHub {
 
   void load_loop();
   void load(Entry& entry);
-  std::shared_ptr<ServedModel> make(const ModelSpec& spec);
+  std::shared_ptr<ServedModel> make(ModelSpec spec);
+  int64_t promised_bytes() const;
   Unloaded take_idle_model();
 
   EngineHost::Executor executor_;

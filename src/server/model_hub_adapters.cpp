@@ -109,10 +109,12 @@ std::vector<ModelHub::Resident> ModelHub::take_residents_of(Entry& entry, const 
   return taken;
 }
 
-StageOptions ModelHub::limits_of(const Entry& entry, const ServedModel& base) const {
+/// promised: promised_bytes().
+StageOptions ModelHub::limits_of(const Entry& entry, const ServedModel& base,
+                                 int64_t promised) const {
   StageOptions options;
   options.cancel = &cancel_;
-  options.limit_bytes = available_memory_bytes();
+  options.limit_bytes = std::max<int64_t>(available_memory_bytes() - promised, 0);
   if (const int64_t limit = base.spec().open.memory_bytes; limit > 0) {
     int64_t spare = limit - base.files().plan.needed_bytes;
     for (const Resident& resident : entry.residents)
@@ -181,9 +183,10 @@ void ModelHub::stage(Entry& entry, const std::shared_ptr<ServedModel>& base,
   std::optional<Error> error;
   try {
     StageOptions options;
+    const int64_t promised = promised_bytes();
     {
       const std::lock_guard lock(mutex_);
-      options = limits_of(entry, *base);
+      options = limits_of(entry, *base, promised);
     }
     adapter = std::make_shared<ResidentAdapter>(base, specs, options, disposal_);
   } catch (...) {

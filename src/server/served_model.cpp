@@ -95,6 +95,18 @@ void ServedModel::stop_hashing() const {
   if (hashes_) hashes_->stop();
 }
 
+int64_t ServedModel::promised_bytes() const {
+  if (base_) return base_->promised_bytes();
+  const MemoryPlan& plan = loaded_->plan;
+  const HostStats stats = host_->stats();
+  const double untouched = stats.n_pages == 0 ? 1.0
+                                              : static_cast<double>(stats.n_pages - stats.n_touched_pages) /
+                                                    static_cast<double>(stats.n_pages);
+  const auto kv = static_cast<double>(plan.kv_bytes_per_token) * static_cast<double>(plan.kv_tokens);
+  return static_cast<int64_t>(untouched * kv) + plan.activations_bytes + plan.logits_bytes +
+         plan.working_bytes;
+}
+
 double ServedModel::typical_seconds() const {
   return base_ ? base_->typical_seconds() : typical_seconds_.load(std::memory_order_relaxed);
 }

@@ -104,6 +104,9 @@ class ServedModel {
   const std::optional<Classifier>& classifier() const {
     return base_ ? base_->classifier() : classifier_;
   }
+  /// What its plan counts and the system may not have given yet: the part of the KV cache that has
+  /// never held anything, and what a step needs. Any thread.
+  int64_t promised_bytes() const;
   /// Names for what was computed last, for clients that have such. Any thread.
   SlotBoard& slots() const { return base_ ? base_->slots() : *slots_; }
   /// The adapters that its answers have.

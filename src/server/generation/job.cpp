@@ -130,11 +130,13 @@ void GenerationJob::submit(std::vector<Request> requests, const std::string& cli
   // Adapters that are models of their own are counted one by one.
   const std::string& name = model_->name();
   const std::string label = name == model_->spec().name ? "" : name;
+  std::vector<Submission> submissions;
   for (size_t i = 0; i < requests.size(); ++i) {
     requests[i].client = client;
-    tickets_.push_back(model_->host().submit(std::move(requests[i]),
-                                             std::make_shared<Sink>(shared_from_this(), i), label));
+    submissions.push_back(
+        {std::move(requests[i]), std::make_shared<Sink>(shared_from_this(), i)});
   }
+  tickets_ = model_->host().submit(std::move(submissions), label);
 }
 
 /// Refuses what would wait behind too many others.

@@ -80,6 +80,30 @@ TEST_F(OpenAiStream, OfACompletionBeginsWithWhatThereIsOfThePrompt) {
             whole["choices"][0]["prompt_logprobs"]);
 }
 
+// The engine takes all prompts of a list before it begins with one: what comes before a stream has
+// begun is lost.
+TEST_F(OpenAiStream, OfManyPromptsLosesNothing) {
+  ordered_json prompts = ordered_json::array();
+  for (int i = 0; i < 64; ++i)
+    prompts.push_back(std::vector<int>{300 + i});
+  for (int run = 0; run < 8; ++run) {
+    const auto chunks = stream("/v1/completions", {{"prompt", prompts},
+                                                   {"temperature", 0},
+                                                   {"max_tokens", 1},
+                                                   {"ignore_eos", true},
+                                                   {"logprobs", 0}});
+    std::vector<int> n_tokens(prompts.size()), n_ends(prompts.size());
+    for (const ordered_json& chunk : chunks) {
+      const ordered_json& choice = chunk["choices"][0];
+      const size_t index = choice["index"];
+      if (!choice["logprobs"].is_null()) ++n_tokens.at(index);
+      if (!choice["finish_reason"].is_null()) ++n_ends.at(index);
+    }
+    EXPECT_THAT(n_tokens, ::testing::Each(1)) << run;
+    EXPECT_THAT(n_ends, ::testing::Each(1)) << run;
+  }
+}
+
 TEST_F(OpenAiStream, EchoesWithLogprobs) {
   for (const char* prompt : {"One two three", "a"}) {
     const ordered_json body = {{"prompt", prompt}, {"temperature", 0}, {"max_tokens", 4},
