@@ -13,10 +13,12 @@
 #include "app/open.h"
 #include "app/output_room.h"
 #include "app/quantize_layers.h"
+#include "app/weight_report.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
 #include "quantize/gguf_plan.h"
+#include "quantize/kept_types.h"
 #include "text/tokenizer_files.h"
 
 namespace qw::app {
@@ -30,6 +32,8 @@ struct Options : CommonOptions {
   std::vector<std::string> tensor_types;  // REGEX=TYPE
   std::string embedding_type, output_type, imatrix;
   bool pure = false, dry_run = false, force = false;
+  bool keeps = false;        // convert: weights stay what they are, as far as a type holds them
+  double max_error = 0.001;  // of what is kept, relative
   LayerFlags layers;
 };
 
@@ -107,7 +111,58 @@ std::map<std::string, TypeShare> shares_of(const GgufPlan& plan) {
   return shares;
 }
 
-void report(const Options& options, const GgufPlan& plan, double seconds) {
+/// convert --type same, or a block type for what is quantised already.
+bool is_kept_type(const std::string& type) {
+  return type == "same" || is_block(*dtype_from_name(type));
+}
+
+/// The recipe by whose name a file of these types goes.
+const GgufRecipe* recipe_of(const quantize::KeptTypes& types) {
+  const DType main = types.main().value_or(types.of({Slot::kEmbedding}));
+  if (const GgufRecipe* named = find_gguf_recipe(name_of(main))) return named;
+  for (const std::string_view name : gguf_recipe_names()) {
+    if (base_of(*find_gguf_recipe(name)) == main) return find_gguf_recipe(name);
+  }
+  return find_gguf_recipe("F32");
+}
+
+quantize::KeptTypes kept_types(const Options& options, const NetworkSources& sources,
+                               ThreadPool& pool) {
+  const bool is_same = options.to == "same";
+  quantize::KeptTypes types(sources, is_same ? std::nullopt : dtype_from_name(options.to), pool,
+                            &interrupted());
+  if (!is_same && !types.main()) {
+    fail(ErrorKind::kInvalidArgument, "convert",
+         "--type {}: expected weights that are quantised already, got none (quantize --to {} "
+         "quantises)",
+         options.to, options.to);
+  }
+  if (types.n_reordered() > 0) {
+    logger().warn(
+        "{} matrices have groups of inputs that are no neighbours (act-order): blocks of 32 "
+        "neighbours are rounded anew",
+        types.n_reordered());
+  }
+  return types;
+}
+
+bool has_quantised(const NetworkSources& sources) {
+  bool found = false;
+  sources.for_each([&](const LinearParts& linear) {
+    for (const LinearSource& part : linear.parts)
+      found = found || !std::holds_alternative<DenseRows>(part.data);
+  });
+  return found;
+}
+
+/// What was written, read back: of a checkpoint that was quantised already.
+struct Written {
+  WeightDifferences weights;  // empty: not compared
+  double seconds = 0;
+  std::string warning;
+};
+
+void report(const Options& options, const GgufPlan& plan, const Written& written) {
   if (options.json) {
     ordered_json types = ordered_json::object();
     for (const auto& [name, share] : shares_of(plan)) {
@@ -125,12 +180,16 @@ void report(const Options& options, const GgufPlan& plan, double seconds) {
         tensors[tensor.name] = name_of(tensor.dtype);
       json["tensors"] = std::move(tensors);
     } else {
-      json["seconds"] = seconds;
+      json["seconds"] = written.seconds;
+      if (!written.weights.empty()) json["weights"] = weights_json(written.weights);
     }
     json["warnings"] = plan.warnings;
+    if (!written.warning.empty()) json["warnings"].push_back(written.warning);
     return print_json(json);
   }
   std::string text;
+  if (!written.weights.empty())
+    text = options.keeps ? tensor_lines(written.weights) : class_lines(written.weights);
   if (options.dry_run) {
     for (const GgufTensor& tensor : plan.tensors)
       text +=
@@ -142,14 +201,45 @@ void report(const Options& options, const GgufPlan& plan, double seconds) {
   }
   text += fmt::format("{:.1f} MB of tensors, {:.2f} bits per weight",
                       static_cast<double>(plan.bytes()) / 1e6, plan.bits_per_weight());
-  text += options.dry_run ? "; nothing was written\n"
-                          : fmt::format("; {} written in {:.1f} s\n", options.output, seconds);
+  text += options.dry_run
+              ? "; nothing was written\n"
+              : fmt::format("; {} written in {:.1f} s\n", options.output, written.seconds);
   print_result(text);
+}
+
+/// Writes the file, and reads it back where it was made of quantised weights. What is to keep them
+/// gets its name only when it does.
+Written write(const Options& options, const GgufPlan& plan, const Checkpoint& checkpoint,
+              const NetworkSources& sources, ThreadPool& pool) {
+  namespace fs = std::filesystem;
+  check_output(options, plan.bytes());
+  const std::string path = options.output + (options.keeps ? ".unproven" : "");
+  Written written;
+  try {
+    {
+      Progress progress("writing " + options.output, plan.bytes(), Progress::Unit::kBytes);
+      write_gguf_plan(
+          plan, path, pool, [&](int64_t n) { progress.add(n); }, &interrupted());
+    }
+    checkpoint.check_readable();
+    if (options.keeps || has_quantised(sources)) written.weights = read_back(path, sources, pool);
+    if (options.keeps) {
+      check_errors(written.weights, options.max_error);
+      fs::rename(path, options.output);
+    }
+  } catch (...) {
+    std::error_code ignored;
+    if (options.keeps) fs::remove(path, ignored);
+    throw;
+  }
+  written.warning = requantised_warning(written.weights);
+  if (!written.warning.empty()) logger().warn("{}", written.warning);
+  return written;
 }
 
 void run(const Options& options) {
   init_logging(options.log_level);
-  GgufChoices choices = choices_of(options);
+  GgufChoices choices = options.keeps ? GgufChoices() : choices_of(options);
   std::optional<quantize::ImportanceMatrix> importance;
   if (!options.imatrix.empty()) {
     importance = quantize::read_importance(options.imatrix);
@@ -162,20 +252,23 @@ void run(const Options& options) {
   const NetworkSources sources = open_network(*checkpoint, config);
   std::optional<TokenizerSpec> tokenizer;
   if (!checkpoint->gguf) tokenizer = read_tokenizer_directory(checkpoint->directory);
+  ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
+  std::optional<quantize::KeptTypes> types;
+  if (options.keeps) {
+    types.emplace(kept_types(options, sources, pool));
+    choices.types = &*types;
+    choices.recipe = recipe_of(*types);
+    choices.name = options.name;
+  }
   const GgufPlan plan =
       plan_gguf(*checkpoint, config, sources, tokenizer ? &*tokenizer : nullptr, choices);
   for (const std::string& warning : plan.warnings)
     logger().warn("{}", warning);
-  if (!options.dry_run) {
-    check_output(options, plan.bytes());
-    ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
-    Progress progress("writing " + options.output, plan.bytes(), Progress::Unit::kBytes);
-    write_gguf_plan(
-        plan, options.output, pool, [&](int64_t n) { progress.add(n); }, &interrupted());
-    checkpoint->check_readable();
-  }
+  Written written;
+  if (!options.dry_run) written = write(options, plan, *checkpoint, sources, pool);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  report(options, plan, seconds.count());
+  written.seconds = seconds.count();
+  report(options, plan, written);
 }
 
 /// A Hugging Face directory, for `convert`.
@@ -241,6 +334,19 @@ void check_flags(const CLI::App& app, const Options& options) {
   }
 }
 
+/// The same for convert.
+void check_convert_flags(const CLI::App& app, const Options& options,
+                         const std::string& container) {
+  if (options.keeps && container != "gguf") {
+    fail(ErrorKind::kInvalidArgument, "convert",
+         "--type: expected f16, bf16 or f32 with --to {}, got {}", container, options.to);
+  }
+  if (!options.keeps && app.count("--max-error") > 0) {
+    fail(ErrorKind::kInvalidArgument, "convert",
+         "--max-error: expected it with --type same or a block type, got it with {}", options.to);
+  }
+}
+
 void need_output(const Options& options) {
   if (!options.output.empty() || options.dry_run) return;
   fail(ErrorKind::kInvalidArgument, "quantize",
@@ -287,12 +393,23 @@ Command register_convert(CLI::App& root) {
   app->add_option("--to", options->container, "gguf, or safetensors (a Hugging Face directory)")
       ->check(CLI::IsMember({"gguf", "safetensors"}))
       ->required();
-  app->add_option("--type", options->to, "f16, bf16 or f32")
-      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+  app->add_option(
+         "--type", options->to,
+         "f16, bf16 or f32, of all weights; for gguf also same (weights as they are, codes "
+         "of quantised ones in the block type that holds them), or a block type for what is "
+         "quantised: q4_0, q4_1, q5_0, q5_1, q8_0")
+      ->check(CLI::IsMember({"f16", "bf16", "f32", "same", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"}))
+      ->capture_default_str();
+  app->add_option("--max-error", options->max_error,
+                  "With --type same or a block type: by how much a matrix may change (root mean "
+                  "square, as a part of its weights')")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   add_shard_flag(*app, options->shard_bytes);
-  return {app, [options] {
+  return {app, [app, options] {
             need_output(*options);
+            options->keeps = is_kept_type(options->to);
+            check_convert_flags(*app, *options, options->container);
             if (options->container == "gguf") return run(*options);
             write_directory_of(*options, options->shard_bytes);
           }};

@@ -16,6 +16,7 @@
 #include "quantize/gguf_metadata.h"
 #include "quantize/gguf_recipe.h"
 #include "quantize/importance.h"
+#include "quantize/kept_types.h"
 
 namespace qw {
 
@@ -26,6 +27,8 @@ struct GgufChoices {
   std::vector<std::pair<std::string, DType>> tensor_types;
   std::optional<DType> embedding, output;
   bool pure = false;  // the recipe's base type for all matrices
+  /// The type of every matrix, whatever the recipe has; null: not given. Must outlive the plan.
+  const quantize::KeptTypes* types = nullptr;
   /// How much errors of each input count; null: all as much. Must outlive the plan.
   const quantize::ImportanceMatrix* importance = nullptr;
   std::string name;  // general.name; "": from the path

@@ -1,0 +1,214 @@
+// Quantised checkpoints in another format: which hold every weight, what is said of those that do
+// not, and that a model computes the same from either.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "quant/ggml_blocks.h"
+#include "quant/step_rows.h"
+#include "quantize/kept_types.h"
+#include "quantize/weight_comparison.h"
+#include "support/cli_fixture.h"
+#include "support/golden.h"
+
+namespace qw::test {
+namespace {
+
+using nlohmann::json;
+using quantize::KeptTypes;
+using quantize::WeightDifference;
+using ::testing::HasSubstr;
+
+struct Opened {
+  explicit Opened(const std::string& path)
+      : checkpoint(Checkpoint::open(path)),
+        config(ModelConfig::from_checkpoint(*checkpoint)),
+        sources(open_network(*checkpoint, config)) {}
+  std::shared_ptr<const Checkpoint> checkpoint;
+  ModelConfig config;
+  NetworkSources sources;
+};
+
+LinearSource transcoded(const LinearSource& part, DType dtype) {
+  std::vector<float> decoded(static_cast<size_t>(part.n * part.k));
+  part.decode_rows(0, part.n, decoded.data());
+  StepRows steps;
+  read_steps(part, 0, part.n, steps);
+  const int64_t bytes_per_row = row_bytes(dtype, part.k, "row");
+  const auto bytes =
+      std::make_shared<std::vector<std::byte>>(static_cast<size_t>(part.n * bytes_per_row));
+  for (int64_t r = 0; r < part.n; ++r) {
+    encode_steps(dtype, steps, r, decoded.data() + r * part.k, nullptr,
+                 bytes->data() + r * bytes_per_row);
+  }
+  LinearSource out = part;
+  out.data = BlockRows{dtype, bytes->data(), bytes_per_row};
+  out.owner = bytes;
+  out.row_begin = 0;
+  return out;
+}
+
+/// The network with what was quantised in the types that were chosen for it.
+NetworkSources transcoded(const NetworkSources& from, const KeptTypes& types) {
+  NetworkSources out = from;
+  const auto change = [&](LinearParts& linear) {
+    for (size_t i = 0; i < linear.parts.size(); ++i) {
+      ModuleId id = linear.modules[i];
+      if (has_steps(linear.parts[i])) linear.parts[i] = transcoded(linear.parts[i], types.of(id));
+    }
+  };
+  for (LayerSources& layer : out.layers) {
+    for (LinearParts* parts : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down,
+                               &layer.moe.shared_gate_up, &layer.moe.shared_down})
+      change(*parts);
+    for (auto* experts : {&layer.moe.gate_up, &layer.moe.down}) {
+      for (LinearParts& parts : *experts)
+        change(parts);
+    }
+  }
+  return out;
+}
+
+struct Golden {
+  const char* path;
+  DType type;
+  double least = 0, most = 0;  // of the error; 0: exact
+};
+
+class TranscodedGolden : public ::testing::TestWithParam<Golden> {};
+
+TEST_P(TranscodedGolden, HoldsEveryWeightOrIsMeasured) {
+  const Golden golden = GetParam();
+  const auto path = find_golden(golden.path);
+  if (!path) GTEST_SKIP() << "no golden " << golden.path;
+  const Opened model(*path);
+  ThreadPool pool(2);
+  const KeptTypes types(model.sources, std::nullopt, pool, nullptr);
+  ASSERT_TRUE(types.main());
+  EXPECT_EQ(*types.main(), golden.type) << name_of(*types.main());
+  EXPECT_TRUE(is_float(types.of({Slot::kEmbedding})));
+  const auto all = quantize::compare_weights(
+      model.sources, transcoded(model.sources, types), pool, [](int64_t) {}, nullptr);
+  const WeightDifference total = total_of(all);
+  EXPECT_EQ(total.is_exact(), golden.most == 0) << total.n_changed;
+  EXPECT_GE(total.relative(), golden.least);
+  EXPECT_LE(total.relative(), golden.most);
+}
+
+using enum DType;
+INSTANTIATE_TEST_SUITE_P(
+    Published, TranscodedGolden,
+    ::testing::Values(
+        Golden{"gptq/int4_g128_official", kQ4_0}, Golden{"gptq/int8_g128_official", kQ8_0},
+        Golden{"gptq/int4_g32", kQ4_0}, Golden{"gptq/int4_perchannel", kQ4_0},
+        Golden{"gptq/int3_g128", kQ4_0}, Golden{"gptq/int2_g64", kQ4_0},
+        Golden{"gptq/int4_g128_desc_act_static", kQ4_0}, Golden{"gptq/int4_g128_asym", kQ5_0},
+        Golden{"gptq/int4_g128_asym_gptq_v2", kQ5_0}, Golden{"gptq/moe_int4_g128", kQ4_0},
+        Golden{"gptq/int4_g128_desc_act", kQ4_0, 0.01, 0.2},
+        Golden{"awq/gemm_g128_official", kQ5_0}, Golden{"awq/gemm_g64", kQ5_0},
+        Golden{"awq/gemv_g128", kQ5_0}, Golden{"awq/gemv_fast_g128", kQ4_1}));
+
+/// Zero points in the minimums of Q4_1: no more is lost than f16 rounds.
+TEST(Transcoded, AwqToMinimumsLosesTheRoundingOnly) {
+  const auto path = find_golden("awq/gemm_g128_official");
+  if (!path) GTEST_SKIP() << "no golden";
+  const Opened model(*path);
+  ThreadPool pool(2);
+  const KeptTypes types(model.sources, kQ4_1, pool, nullptr);
+  const WeightDifference total = total_of(quantize::compare_weights(
+      model.sources, transcoded(model.sources, types), pool, [](int64_t) {}, nullptr));
+  EXPECT_GT(total.relative(), 0);
+  EXPECT_LT(total.relative(), 0.0005);
+}
+
+TEST(Transcoded, ComparisonSeesOneWeight) {
+  const auto path = find_golden("gptq/int4_g32");
+  if (!path) GTEST_SKIP() << "no golden";
+  const Opened model(*path);
+  ThreadPool pool(2);
+  const KeptTypes types(model.sources, std::nullopt, pool, nullptr);
+  NetworkSources other = transcoded(model.sources, types);
+  LinearSource& o = other.layers[0].o.parts[0];
+  const auto& rows = std::get<BlockRows>(o.data);
+  const auto bytes =
+      std::make_shared<std::vector<std::byte>>(rows.data, rows.data + o.n * rows.row_bytes);
+  bytes->back() ^= std::byte{0x10};
+  o.data = BlockRows{rows.dtype, bytes->data(), rows.row_bytes};
+  o.owner = bytes;
+  const auto all = quantize::compare_weights(
+      model.sources, other, pool, [](int64_t) {}, nullptr);
+  EXPECT_EQ(total_of(all).n_changed, 1);
+  for (const WeightDifference& one : all)
+    EXPECT_EQ(one.is_exact(), one.name != "model.layers.0.self_attn.o_proj") << one.name;
+}
+
+class CliTranscode : public CliTest {
+ protected:
+  std::string path(const char* name) const { return (folder_ / name).string(); }
+  json ran(const std::vector<std::string>& args) {
+    std::vector<std::string> all = args;
+    all.push_back("--json");
+    const Ran ran = qianwen(all);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return ran.code == 0 ? json::parse(ran.out) : json();
+  }
+};
+
+TEST_F(CliTranscode, GptqKeepsItsCodesInGguf) {
+  ran({"quantize", kBundled, "--to", "gptq-int4", "--output", path("gptq")});
+  const json made =
+      ran({"convert", path("gptq"), "--to", "gguf", "--type", "same", "--output", path("m.gguf")});
+  EXPECT_EQ(made["weights"]["exact"], true);
+  EXPECT_EQ(made["weights"]["changed"], 0);
+  EXPECT_EQ(made["warnings"], json::array());
+  EXPECT_EQ(made["types"]["q4_0"]["tensors"], 42);
+  EXPECT_FALSE(std::filesystem::exists(path("m.gguf.unproven")));
+  // The same numbers, and so the same logits where they are computed in the same order.
+  const std::string text = write("text.txt", "The capital of Japan is Tokyo. 3 + 4 = 7.");
+  const json same =
+      ran({"compare", path("gptq"), path("m.gguf"), "--file", text, "--device", "reference"});
+  EXPECT_EQ(same["kl_max"], 0);
+  EXPECT_EQ(same["a"], same["b"]);
+  // quantize finds the codes too, and says so of each kind of matrix.
+  const Ran again = qianwen({"quantize", path("gptq"), "--to", "q4_0", "--output", path("q.gguf")});
+  EXPECT_EQ(again.code, 0) << again.err;
+  EXPECT_THAT(again.out, HasSubstr("down_proj"));
+  EXPECT_THAT(again.out, HasSubstr("42 matrices  exact"));
+  EXPECT_THAT(again.err, ::testing::Not(HasSubstr("second time")));
+}
+
+TEST_F(CliTranscode, WhatDoesNotFitIsMeasuredAndRefused) {
+  ran({"quantize", kBundled, "--to", "gptq-int8", "--output", path("gptq")});
+  const std::vector<std::string> narrow = {"convert", path("gptq"), "--to",     "gguf",
+                                           "--type",  "q4_0",       "--output", path("m.gguf")};
+  expect_failure(qianwen(narrow), 5, "--max-error");
+  EXPECT_FALSE(std::filesystem::exists(path("m.gguf")));
+  EXPECT_FALSE(std::filesystem::exists(path("m.gguf.unproven")));
+  std::vector<std::string> forced = narrow;
+  forced.insert(forced.end(), {"--max-error", "0.2"});
+  const json made = ran(forced);
+  EXPECT_EQ(made["weights"]["exact"], false);
+  EXPECT_GT(made["weights"]["relative_error"], 0.02);
+  EXPECT_LT(made["weights"]["relative_error"], 0.2);
+  ASSERT_EQ(made["warnings"].size(), 1u);
+  EXPECT_THAT(made["warnings"][0].get<std::string>(), HasSubstr("rounded a second time"));
+  // quantize does it without being forced, with the same figure.
+  const json rounded = ran({"quantize", path("gptq"), "--to", "q4_0", "--output", path("q.gguf")});
+  EXPECT_EQ(rounded["warnings"].size(), 1u);
+  EXPECT_GT(rounded["weights"]["relative_error"], 0.02);
+
+  expect_failure(
+      qianwen({"convert", kBundled, "--to", "gguf", "--type", "q4_0", "--output", path("a.gguf")}),
+      2, "quantised already");
+  expect_failure(qianwen({"convert", path("gptq"), "--to", "safetensors", "--type", "same",
+                          "--output", path("a")}),
+                 2, "f16, bf16 or f32");
+  expect_failure(qianwen({"convert", path("gptq"), "--to", "gguf", "--max-error", "1", "--output",
+                          path("a.gguf")}),
+                 2, "--type same");
+}
+
+}  // namespace
+}  // namespace qw::test
