@@ -157,7 +157,8 @@ class CliTranscode : public CliTest {
 };
 
 TEST_F(CliTranscode, GptqKeepsItsCodesInGguf) {
-  ran({"quantize", kBundled, "--to", "gptq-int4", "--output", path("gptq")});
+  ran({"quantize", kBundled, "--to", "gptq-int4", "--calibration-tokens", "1024", "--output",
+       path("gptq")});
   const json made =
       ran({"convert", path("gptq"), "--to", "gguf", "--type", "same", "--output", path("m.gguf")});
   EXPECT_EQ(made["weights"]["exact"], true);
@@ -180,7 +181,8 @@ TEST_F(CliTranscode, GptqKeepsItsCodesInGguf) {
 }
 
 TEST_F(CliTranscode, WhatDoesNotFitIsMeasuredAndRefused) {
-  ran({"quantize", kBundled, "--to", "gptq-int8", "--output", path("gptq")});
+  ran({"quantize", kBundled, "--to", "gptq-int8", "--calibration-tokens", "1024", "--output",
+       path("gptq")});
   const std::vector<std::string> narrow = {"convert", path("gptq"), "--to",     "gguf",
                                            "--type",  "q4_0",       "--output", path("m.gguf")};
   expect_failure(qianwen(narrow), 5, "--max-error");

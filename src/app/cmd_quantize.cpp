@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
+#include "app/convert_codes.h"
 #include "app/directory_output.h"
 #include "app/open.h"
 #include "app/output_room.h"
@@ -337,6 +338,20 @@ void check_flags(const CLI::App& app, const Options& options) {
 /// The same for convert.
 void check_convert_flags(const CLI::App& app, const Options& options,
                          const std::string& container) {
+  const bool is_codes = container == "gptq" || container == "awq";
+  const auto refuse = [&](const char* flag, std::string_view with) {
+    if (app.count(flag) == 0) return;
+    fail(ErrorKind::kInvalidArgument, "convert", "{}: expected it with --to {}, got it with {}",
+         flag, with, container);
+  };
+  if (container != "gptq") refuse("--v2", "gptq");
+  if (container != "awq") refuse("--version", "awq");
+  if (is_codes) {
+    refuse("--type", "gguf or safetensors");
+    refuse("--name", "gguf");
+    refuse("--force", "gguf");
+    return;
+  }
   if (options.keeps && container != "gguf") {
     fail(ErrorKind::kInvalidArgument, "convert",
          "--type: expected f16, bf16 or f32 with --to {}, got {}", container, options.to);
@@ -383,15 +398,18 @@ Command register_quantize(CLI::App& root) {
 
 Command register_convert(CLI::App& root) {
   struct ConvertOptions : Options {
-    std::string container = "gguf";
+    std::string container = "gguf", version = "gemm";
+    bool v2 = false;
     int64_t shard_bytes = DirectoryChoices().shard_bytes;
   };
   auto options = std::make_shared<ConvertOptions>();
   options->to = "bf16";
   CLI::App* app = root.add_subcommand("convert", "Write a model as another kind of file");
   add_shared_flags(*app, *options);
-  app->add_option("--to", options->container, "gguf, or safetensors (a Hugging Face directory)")
-      ->check(CLI::IsMember({"gguf", "safetensors"}))
+  app->add_option("--to", options->container,
+                  "gguf, or safetensors (a Hugging Face directory); gptq or awq, of what is "
+                  "quantised already")
+      ->check(CLI::IsMember({"gguf", "safetensors", "gptq", "awq"}))
       ->required();
   app->add_option(
          "--type", options->to,
@@ -401,16 +419,25 @@ Command register_convert(CLI::App& root) {
       ->check(CLI::IsMember({"f16", "bf16", "f32", "same", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"}))
       ->capture_default_str();
   app->add_option("--max-error", options->max_error,
-                  "With --type same or a block type: by how much a matrix may change (root mean "
-                  "square, as a part of its weights')")
+                  "With --type same or a block type, gptq, awq: by how much a matrix may change "
+                  "(root mean square, as a part of its weights')")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  app->add_option("--version", options->version, "AWQ: gemm, gemv or gemv_fast")
+      ->check(CLI::IsMember({"gemm", "gemv", "gemv_fast"}))
+      ->capture_default_str();
+  app->add_flag("--v2", options->v2, "GPTQ: zero points as they are (checkpoint_format gptq_v2)");
   add_shard_flag(*app, options->shard_bytes);
   return {app, [app, options] {
             need_output(*options);
             options->keeps = is_kept_type(options->to);
             check_convert_flags(*app, *options, options->container);
             if (options->container == "gguf") return run(*options);
+            if (options->container != "safetensors") {
+              return convert_codes(
+                  *options, {options->container, options->output, options->version, options->v2,
+                             options->shard_bytes, options->max_error, options->dry_run});
+            }
             write_directory_of(*options, options->shard_bytes);
           }};
 }

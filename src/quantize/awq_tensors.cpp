@@ -73,7 +73,8 @@ void add_awq_tensors(const QuantisedModule& module, AwqVersion version,
                      std::vector<RawTensor>& out) {
   const std::string name = hf_name(module.id);
   std::shared_ptr<const AffineMatrix> matrix = module.matrix;
-  if (version == AwqVersion::kGemvFast) matrix = with_f16_offsets(*matrix);
+  if (version == AwqVersion::kGemvFast && matrix->form == GroupAffine::Form::kZeroPoint)
+    matrix = with_f16_offsets(*matrix);
   const auto owner = std::make_shared<const AwqFile>(publish_awq(*matrix, version, name));
   const AwqFile::Views views = owner->views(name);
   for (const RawTensor* tensor : {&views.qweight, &views.qzeros, &views.scales}) {
