@@ -84,6 +84,27 @@ TEST_F(CliQuantize, RefusesWhatWouldBeLostOrCannotBe) {
   EXPECT_EQ(json::parse(dry.out)["tensors"]["blk.0.ffn_up.weight"], "q4_k");
 }
 
+TEST_F(CliQuantize, WritesGgufInFiles) {
+  const auto split = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> args = {
+        "convert",      kBundled,           "--to",    "gguf",  "--output",
+        path("m.gguf"), "--max-shard-size", "3000000", "--json"};
+    args.insert(args.end(), more.begin(), more.end());
+    return qianwen(args);
+  };
+  const Ran made = split({});
+  ASSERT_EQ(made.code, 0) << made.err;
+  const auto files = json::parse(made.out)["files"].get<std::vector<std::string>>();
+  ASSERT_EQ(files.size(), 6u);
+  EXPECT_FALSE(std::filesystem::exists(path("m.gguf")));
+  EXPECT_EQ(compare(kBundled, files.front())["kl_max"], 0);
+  expect_failure(split({}), 2, "m-00001-of-00006.gguf");
+  EXPECT_EQ(split({"--force"}).code, 0);
+  const Ran layered = qianwen({"quantize", kBundled, "--to", "gptq-int4", "--max-shard-tensors",
+                               "3", "--output", path("a")});
+  expect_failure(layered, 2, "--max-shard-tensors: expected it with --to a GGUF type");
+}
+
 TEST_F(CliQuantize, DrawsComparisons) {
   const auto draw = [&](const char* name) {
     return qianwen({"compare", kBundled, kBundled, "--file", text_, "--chart", path(name)});
@@ -160,9 +181,9 @@ class CliCalibrated : public CliQuantize {
   }
   double kl_of(const std::string& to, const std::string& name,
                const std::vector<std::string>& more) {
-    std::vector<std::string> args = {"quantize",  kBundled,           "--to",
-                                     to,          "--calibration",    calibration_,
-                                     "--output",  path(name.c_str()), "--json"};
+    std::vector<std::string> args = {"quantize", kBundled,           "--to",
+                                     to,         "--calibration",    calibration_,
+                                     "--output", path(name.c_str()), "--json"};
     args.insert(args.end(), more.begin(), more.end());
     const Ran ran = qianwen(args);
     EXPECT_EQ(ran.code, 0) << ran.err;
@@ -199,6 +220,43 @@ TEST_F(CliCalibrated, AwqIsBetterThanAutoAwqsWay) {
   EXPECT_LT(better, 0.8 * reference);
 }
 
+TEST_F(CliCalibrated, Nf4IsBetterThanBitsandbytesWay) {
+  const auto kl = [&](const char* name, const std::vector<std::string>& more) {
+    std::vector<std::string> args = {"quantize", kBundled,   "--to",  "nf4",
+                                     "--output", path(name), "--json"};
+    args.insert(args.end(), more.begin(), more.end());
+    const Ran ran = qianwen(args);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    const json said = json::parse(ran.out);
+    EXPECT_EQ(said["matrices"], 42);
+    EXPECT_FALSE(said.contains("calibration"));
+    const Ran compared = qianwen({"compare", kBundled, path(name), "--file", judged_, "--json"});
+    EXPECT_EQ(compared.code, 0) << compared.err;
+    return json::parse(compared.out)["kl"]["mean"].get<double>();
+  };
+  const double better = kl("better", {}), reference = kl("reference", {"--nf4-mode", "reference"});
+  EXPECT_LT(better, 0.92 * reference);
+  EXPECT_LT(better, 0.12);
+  EXPECT_LT(kl("double", {"--double-quant"}), 1.05 * better);
+  EXPECT_GT(kl("wide", {"--block-size", "1024"}), better);
+}
+
+TEST_F(CliQuantize, Nf4SaysWhatItCannotDo) {
+  const auto nf4 = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> args = {"quantize", kBundled, "--to", "nf4", "--output", path("n")};
+    args.insert(args.end(), more.begin(), more.end());
+    return qianwen(args);
+  };
+  expect_failure(nf4({"--block-size", "48"}), 2, "32, 64, 128");
+  expect_failure(nf4({"--group-size", "64"}), 2, "gptq-int4 and its like, or awq");
+  expect_failure(nf4({"--calibration", "x"}), 2, "gptq-int4 and its like, or awq");
+  expect_failure(nf4({"--pure"}), 2, "--pure");
+  expect_failure(
+      qianwen({"quantize", kBundled, "--to", "awq", "--double-quant", "--output", path("n")}), 2,
+      "expected it with --to nf4");
+  EXPECT_FALSE(std::filesystem::exists(path("n")));
+}
+
 TEST_F(CliQuantize, AwqSaysWhatItCannotDo) {
   const auto awq = [&](const std::vector<std::string>& more) {
     std::vector<std::string> args = {"quantize", kBundled, "--to", "awq", "--output", path("a")};
@@ -213,10 +271,9 @@ TEST_F(CliQuantize, AwqSaysWhatItCannotDo) {
   expect_failure(awq({"--no-sym"}), 2, "expected it with --to gptq-int4 and its like");
   expect_failure(awq({"--pure"}), 2, "--pure");
   expect_failure(awq({"--calibration", write("short.txt", "Too short.")}), 2, "128 tokens");
-  expect_failure(
-      qianwen({"quantize", kBundled, "--to", "gptq-int4", "--version", "gemm", "--output",
-               path("a")}),
-      2, "expected it with --to awq");
+  expect_failure(qianwen({"quantize", kBundled, "--to", "gptq-int4", "--version", "gemm",
+                          "--output", path("a")}),
+                 2, "expected it with --to awq");
   expect_failure(
       qianwen({"quantize", kBundled, "--to", "q4_0", "--damp", "0.1", "--output", path("a")}), 2,
       "or awq");

@@ -151,5 +151,84 @@ INSTANTIATE_TEST_SUITE_P(All, GgufQuantize,
                                            "tq2_0", "q1_0", "q2_0", "mxfp4"),
                          [](const auto& type) { return std::string(type.param); });
 
+TEST(GgufSplitOutput, GivesLlamaGgufSplitsFiles) {
+  const auto from = test::find_golden("gguf/files/nano-q4_0.gguf");
+  const auto golden = test::find_golden("gguf/files/nano-split/nano-q4_0-00001-of-00003.gguf");
+  if (!from || !golden) GTEST_SKIP() << "no golden gguf/files/nano-split";
+  const Opened source(*from);
+  const GgufPlan plan =
+      plan_gguf(*source.checkpoint, source.config, source.sources, nullptr, choices_of("Q4_0"));
+  const TempDir directory;
+  ThreadPool pool(1);
+  write_gguf_plan(plan, directory.path() + "/nano-q4_0.gguf", pool, [](int64_t) {}, nullptr,
+                  {.max_tensors = 9});
+  for (int part = 1; part <= 3; ++part) {
+    const std::string name = fmt::format("nano-q4_0-{:05}-of-00003.gguf", part);
+    SCOPED_TRACE(name);
+    const auto ours = MappedFile::open(directory.path() + "/" + name);
+    const auto theirs =
+        MappedFile::open((std::filesystem::path(*golden).parent_path() / name).string());
+    EXPECT_EQ(sha256_hex(ours->bytes()), sha256_hex(theirs->bytes()));
+  }
+}
+
+TEST(GgufSplitOutput, IsReadBackEqualAndRefusesNothingThatFits) {
+  const auto from = test::find_golden("gguf/files/nano-q4_0.gguf");
+  if (!from) GTEST_SKIP() << "no golden gguf/files/nano-q4_0.gguf";
+  const Opened source(*from);
+  const GgufPlan plan =
+      plan_gguf(*source.checkpoint, source.config, source.sources, nullptr, choices_of("Q4_0"));
+  const TempDir directory;
+  ThreadPool pool(1);
+  const auto write = [&](const char* name, const GgufSplitLimits& limits) {
+    write_gguf_plan(
+        plan, directory.path() + "/" + name, pool, [](int64_t) {}, nullptr, limits);
+  };
+  write("whole.gguf", {.max_bytes = 1 << 20});
+  write("parts.gguf", {.max_bytes = 20'000});
+  const auto whole = Checkpoint::open(directory.path() + "/whole.gguf");
+  EXPECT_EQ(whole->weight_files.size(), 1u);
+  EXPECT_EQ(whole->gguf->find("split.count"), nullptr);
+  const std::vector<size_t> counts = split_gguf(plan.content().tensors, {.max_bytes = 20'000});
+  ASSERT_EQ(counts.size(), 4u);
+  EXPECT_EQ(counts[0], 1u);  // the output matrix is larger than a file may be: it is alone
+  EXPECT_EQ(counts[1], 3u);  // 256 + 19,584 + 128 bytes; the next has 1,152
+  const auto parts = Checkpoint::open(directory.path() + "/parts-00002-of-00004.gguf");
+  EXPECT_EQ(parts->weight_files.size(), 4u);
+  ASSERT_EQ(parts->tensors.all().size(), whole->tensors.all().size());
+  for (const RawTensor& tensor : whole->tensors.all())
+    EXPECT_TRUE(std::ranges::equal(parts->tensors.at(tensor.name).bytes, tensor.bytes));
+  // And again in one file: what is said of parts is not kept.
+  const Opened again = make(directory.path() + "/parts-00001-of-00004.gguf",
+                            directory.path() + "/again.gguf", choices_of("Q4_0"));
+  EXPECT_EQ(again.checkpoint->gguf->find("split.no"), nullptr);
+}
+
+TEST(GgufSplitOutput, RefusesMoreFilesThanItCanCount) {
+  EXPECT_EQ(gguf_split_paths("m.gguf", 65'535).back(), "m-65535-of-65535.gguf");
+  expect_error(ErrorKind::kInvalidArgument, {"at most 65535", "65536"},
+               [] { gguf_split_paths("m.gguf", 65'536); });
+}
+
+/// A value that a type cannot hold in the last file: no file appears, and none is left.
+TEST(GgufSplitOutput, AppearsWholeOrNotAtAll) {
+  const auto write = [](const std::string& folder, bool fails) {
+    GgufWriter content;
+    content.tensors = {{"a", DType::kF32, {8}}, {"b", DType::kF32, {8}}, {"c", DType::kF32, {8}}};
+    write_split_gguf(folder + "/m.gguf", content, {.max_tensors = 1}, [&](size_t i, GgufSink sink) {
+      if (fails && i == 2) fail(ErrorKind::kIo, "test", "the disk is full");
+      sink(std::vector<std::byte>(32, std::byte(i)));
+    });
+  };
+  const TempDir directory;
+  EXPECT_THROW(write(directory.path(), true), Error);
+  EXPECT_TRUE(std::filesystem::is_empty(directory.path()));
+  write(directory.path(), false);
+  write(directory.path(), false);  // over what is there
+  EXPECT_EQ(Checkpoint::open(directory.path())->tensors.all().size(), 3u);
+  EXPECT_THROW(write(directory.path(), true), Error);
+  EXPECT_EQ(Checkpoint::open(directory.path())->tensors.all().size(), 3u);
+}
+
 }  // namespace
 }  // namespace qw

@@ -17,6 +17,7 @@ namespace qw::test {
 namespace {
 
 using nlohmann::json;
+using quantize::find_kept_types;
 using quantize::KeptTypes;
 using quantize::WeightDifference;
 using ::testing::HasSubstr;
@@ -55,8 +56,9 @@ NetworkSources transcoded(const NetworkSources& from, const KeptTypes& types) {
   NetworkSources out = from;
   const auto change = [&](LinearParts& linear) {
     for (size_t i = 0; i < linear.parts.size(); ++i) {
-      ModuleId id = linear.modules[i];
-      if (has_steps(linear.parts[i])) linear.parts[i] = transcoded(linear.parts[i], types.of(id));
+      const std::string name = gguf_name(linear.modules[i]) + ".weight";
+      if (has_steps(linear.parts[i]))
+        linear.parts[i] = transcoded(linear.parts[i], types.of.at(name));
     }
   };
   for (LayerSources& layer : out.layers) {
@@ -85,10 +87,11 @@ TEST_P(TranscodedGolden, HoldsEveryWeightOrIsMeasured) {
   if (!path) GTEST_SKIP() << "no golden " << golden.path;
   const Opened model(*path);
   ThreadPool pool(2);
-  const KeptTypes types(model.sources, std::nullopt, pool, nullptr);
-  ASSERT_TRUE(types.main());
-  EXPECT_EQ(*types.main(), golden.type) << name_of(*types.main());
-  EXPECT_TRUE(is_float(types.of({Slot::kEmbedding})));
+  const KeptTypes types = find_kept_types(model.sources, std::nullopt, pool, nullptr);
+  ASSERT_EQ(types.n_quantised.size(), 1u);
+  EXPECT_EQ(types.n_quantised.begin()->first, golden.type)
+      << name_of(types.n_quantised.begin()->first);
+  EXPECT_TRUE(is_float(types.of.at("token_embd.weight")));
   const auto all = quantize::compare_weights(
       model.sources, transcoded(model.sources, types), pool, [](int64_t) {}, nullptr);
   const WeightDifference total = total_of(all);
@@ -116,7 +119,7 @@ TEST(Transcoded, AwqToMinimumsLosesTheRoundingOnly) {
   if (!path) GTEST_SKIP() << "no golden";
   const Opened model(*path);
   ThreadPool pool(2);
-  const KeptTypes types(model.sources, kQ4_1, pool, nullptr);
+  const KeptTypes types = find_kept_types(model.sources, kQ4_1, pool, nullptr);
   const WeightDifference total = total_of(quantize::compare_weights(
       model.sources, transcoded(model.sources, types), pool, [](int64_t) {}, nullptr));
   EXPECT_GT(total.relative(), 0);
@@ -128,7 +131,7 @@ TEST(Transcoded, ComparisonSeesOneWeight) {
   if (!path) GTEST_SKIP() << "no golden";
   const Opened model(*path);
   ThreadPool pool(2);
-  const KeptTypes types(model.sources, std::nullopt, pool, nullptr);
+  const KeptTypes types = find_kept_types(model.sources, std::nullopt, pool, nullptr);
   NetworkSources other = transcoded(model.sources, types);
   LinearSource& o = other.layers[0].o.parts[0];
   const auto& rows = std::get<BlockRows>(o.data);

@@ -153,11 +153,15 @@ class Inspection {
   ordered_json quantization_json() const {
     if (!config_ || config_->quantization.method.empty()) return nullptr;
     const QuantizationConfig& q = config_->quantization;
-    ordered_json out = {{"method", q.method}, {"bits", q.bits}, {"group_size", q.group_size}};
+    ordered_json out = {{"method", q.method}, {"bits", q.bits}};
+    if (q.group_size != 0) out["group_size"] = q.group_size;
     if (q.method == "gptq") {
       out["desc_act"] = q.desc_act;
       out["sym"] = q.sym;
       out["zeros"] = q.v2_zeros ? "v2" : "v1";
+    } else if (q.method == "bitsandbytes") {
+      out["type"] = q.bnb_type;
+      out["double_quant"] = q.bnb_double;
     } else {
       out["version"] = q.awq_version;
       out["zero_point"] = q.zero_point;
@@ -202,13 +206,12 @@ class Inspection {
     return list;
   }
 
-  /// GPTQ and AWQ linears as the matrices they stand for, beside their parts.
+  /// Quantised linears as the matrices they stand for, beside their parts.
   void add_modules(ordered_json& list) {
     if (!config_ || config_->quantization.method.empty()) return;
-    static constexpr std::string_view kSuffix = ".qweight";
     for (const RawTensor& tensor : checkpoint_->tensors.all()) {
-      if (!tensor.name.ends_with(kSuffix)) continue;
-      const std::string module = tensor.name.substr(0, tensor.name.size() - kSuffix.size());
+      const std::string module = module_of_codes(checkpoint_->tensors, tensor.name);
+      if (module.empty()) continue;
       std::string warning;
       const LinearSource source =
           open_quantised_module(checkpoint_->tensors, config_->quantization, module, &warning);

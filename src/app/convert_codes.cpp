@@ -8,6 +8,7 @@
 #include "app/open.h"
 #include "app/output_room.h"
 #include "app/weight_report.h"
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "model/gguf_tokenizer.h"
@@ -42,7 +43,7 @@ WeightDifferences write_proved(const quantize::LayerSource& source, const quanti
   try {
     WeightDifferences weights = read_back(request.output, source.sources, pool);
     check_errors(weights, max_error);
-    fs::rename(request.output, output);
+    rename_synced(request.output, output);
     return weights;
   } catch (...) {
     fs::remove_all(request.output, error);

@@ -79,7 +79,8 @@ DirectoryReport write_as_directory(const DirectoryRequest& request) {
 }
 
 void add_shard_flag(CLI::App& app, int64_t& shard_bytes) {
-  app.add_option("--max-shard-size", shard_bytes, "Bytes of weights in a file of a directory")
+  app.add_option("--max-shard-size", shard_bytes,
+                 "Bytes of weights in a file; GGUF is one file unless this is given")
       ->check(integer_in(1 << 20, uint64_t{1} << 50))
       ->capture_default_str();
 }

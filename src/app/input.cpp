@@ -13,6 +13,7 @@
 
 #include "app/command.h"
 #include "base/error.h"
+#include "base/guarded_json.h"
 #include "base/input_file.h"
 #include "base/json_limits.h"
 
@@ -34,8 +35,8 @@ nlohmann::ordered_json parse_user_json(std::string_view text, std::string_view w
   // Conversations and batches may be large; ids are arrays without keys, which have no limit.
   static constexpr JsonLimits kLimits{.max_keys = 5'000'000};
   try {
-    return nlohmann::ordered_json::parse(
-        text.begin(), text.end(), JsonLimitGuard(kLimits, ErrorKind::kInvalidArgument, where));
+    return parse_guarded<nlohmann::ordered_json>(
+        text, JsonLimitGuard(kLimits, ErrorKind::kInvalidArgument, where));
   } catch (const nlohmann::json::exception& error) {
     std::string_view reason = error.what();  // after the library's "[json.exception...] " tag
     reason.remove_prefix(std::min(reason.size(), reason.find("] ") + 2));

@@ -20,6 +20,7 @@
 #include "model/gguf_tokenizer.h"
 #include "quantize/awq_checkpoint.h"
 #include "quantize/gptq_checkpoint.h"
+#include "quantize/nf4_checkpoint.h"
 
 namespace qw::app {
 
@@ -153,6 +154,7 @@ Opened open_model(const CommonOptions& options) {
 /// What is different between the formats.
 struct Method {
   int bits = 4;
+  bool is_calibrated = true;  // looks at the inputs of matrices
   std::function<quantize::LayerPlan(const Opened&, const quantize::LayerRequest&)> plan;
   std::function<void(const Opened&, const quantize::LayerRequest&, const quantize::LayerPlan&,
                      const quantize::CalibrationSet&, Backend&, ThreadPool&)>
@@ -208,6 +210,29 @@ Method awq_method(const LayerFlags& flags) {
   return method;
 }
 
+Method nf4_method(const LayerFlags& flags) {
+  Nf4Options asked = flags.nf4;
+  if (flags.nf4_mode == "reference") asked.mode = Nf4Options::Mode::kReference;
+  const auto with = [asked](const Opened& model, const quantize::LayerRequest& request) {
+    quantize::Nf4Request out;
+    static_cast<quantize::LayerRequest&>(out) = request;
+    out.nf4 = asked;
+    out.nf4.dtype = out.kept_dtype = quantize::nf4_dtype(model.sources);
+    return out;
+  };
+  Method method;
+  method.is_calibrated = false;
+  method.plan = [with](const Opened& model, const quantize::LayerRequest& request) {
+    return quantize::plan_nf4(model.source(), model.tokenizer ? &*model.tokenizer : nullptr,
+                              with(model, request));
+  };
+  method.write = [with](const Opened& model, const auto& request, const auto& plan, const auto&,
+                        Backend& backend, ThreadPool& pool) {
+    quantize::write_nf4(model.source(), plan, backend, pool, with(model, request));
+  };
+  return method;
+}
+
 /// The options that `add` adds.
 std::vector<const CLI::Option*> added(CLI::App& app, const std::function<void()>& add) {
   const size_t before = app.get_options().size();
@@ -228,8 +253,18 @@ void add_layer_flags(CLI::App& app, LayerFlags& flags) {
                    "GPTQ, AWQ: part of the mean second moment that is added to each; raised where "
                    "it is too little")
         ->capture_default_str();
-    add_shard_flag(app, flags.shard_bytes);
     add_calibration_flags(app, flags.calibration);
+  });
+  add_shard_flag(app, flags.shard_bytes);  // of a GGUF file, too
+  flags.of_nf4 = added(app, [&] {
+    app.add_option("--block-size", flags.nf4.block_size,
+                   "nf4: weights that share a scale: 32, 64, ... 4096")
+        ->capture_default_str();
+    app.add_flag("--double-quant,!--no-double-quant", flags.nf4.double_quant,
+                 "nf4: scales as bytes, 256 of which share a scale");
+    app.add_option("--nf4-mode", flags.nf4_mode, "better, or reference: what bitsandbytes does")
+        ->check(CLI::IsMember({"better", "reference"}))
+        ->capture_default_str();
   });
   flags.of_gptq = added(app, [&] {
     app.add_flag("--desc-act,!--no-desc-act", gptq.desc_act,
@@ -264,10 +299,16 @@ bool is_awq(std::string_view to) {
   return to == "awq";
 }
 
+bool is_nf4(std::string_view to) {
+  return to == "nf4";
+}
+
 void run_layers(const CommonOptions& options, const LayerFlags& flags, std::string_view to,
                 const std::string& output, bool dry_run) {
   const Clock::time_point start = Clock::now();
-  const Method method = is_awq(to) ? awq_method(flags) : gptq_method(flags, to);
+  const Method method = is_awq(to)   ? awq_method(flags)
+                        : is_nf4(to) ? nf4_method(flags)
+                                     : gptq_method(flags, to);
   const Opened model = open_model(options);
   quantize::LayerRequest request;
   request.shard_bytes = flags.shard_bytes;
@@ -276,9 +317,11 @@ void run_layers(const CommonOptions& options, const LayerFlags& flags, std::stri
   request.cancel = &interrupted();
   request.eos_ids = model.files.generation.eos_token_id;
   const quantize::LayerPlan plan = method.plan(model, request);
-  const quantize::CalibrationSet calibration =
-      read_calibration(flags.calibration, model.files, model_path(options));
-  logger().info("calibration: {}", calibration.summary());
+  quantize::CalibrationSet calibration;
+  if (method.is_calibrated) {
+    calibration = read_calibration(flags.calibration, model.files, model_path(options));
+    logger().info("calibration: {}", calibration.summary());
+  }
   std::vector<std::string> warnings = plan.warnings;
   for (const std::string& warning : warnings)
     logger().warn("{}", warning);
@@ -304,12 +347,13 @@ void run_layers(const CommonOptions& options, const LayerFlags& flags, std::stri
     ordered_json json = {{"output", dry_run ? ordered_json() : ordered_json(output)},
                          {"bytes", plan.bytes()},
                          {"bits_per_weight", plan.bits_per_weight()},
-                         {"matrices", plan.n_matrices},
-                         {"calibration",
-                          {{"samples", calibration.n_samples},
-                           {"sequences", calibration.sequences.size()},
-                           {"tokens", calibration.n_tokens},
-                           {"tokens_given", calibration.n_tokens_given}}}};
+                         {"matrices", plan.n_matrices}};
+    if (method.is_calibrated) {
+      json["calibration"] = {{"samples", calibration.n_samples},
+                             {"sequences", calibration.sequences.size()},
+                             {"tokens", calibration.n_tokens},
+                             {"tokens_given", calibration.n_tokens_given}};
+    }
     if (!dry_run) {
       json["layers"] = std::move(report.layers);
       json["seconds"] = seconds;

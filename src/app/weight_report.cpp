@@ -42,6 +42,15 @@ WeightDifferences quantised(const WeightDifferences& differences) {
 
 }  // namespace
 
+bool has_quantised(const NetworkSources& sources) {
+  bool found = false;
+  sources.for_each([&](const LinearParts& linear) {
+    for (const LinearSource& part : linear.parts)
+      found = found || !std::holds_alternative<DenseRows>(part.data);
+  });
+  return found;
+}
+
 WeightDifferences read_back(const std::string& path, const NetworkSources& from, ThreadPool& pool) {
   const auto checkpoint = Checkpoint::open(path);
   const ModelConfig config = ModelConfig::from_checkpoint(*checkpoint);
@@ -105,8 +114,7 @@ std::string requantised_warning(const WeightDifferences& differences) {
   const auto n = std::ranges::count_if(all, [](const auto& one) { return !one.is_exact(); });
   return fmt::format(
       "{} of {} quantised matrices were rounded a second time: {:.3f} % of their weights (root "
-      "mean "
-      "square), on top of what the first rounding cost",
+      "mean square), on top of what the first rounding cost",
       n, all.size(), 100 * total.relative());
 }
 

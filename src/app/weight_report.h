@@ -14,6 +14,9 @@ namespace qw::app {
 
 using WeightDifferences = std::vector<quantize::WeightDifference>;
 
+/// Whether any matrix is quantised already.
+bool has_quantised(const NetworkSources& sources);
+
 /// Reads what is at `path` and compares every weight with `from`, with progress on stderr. Errors:
 /// those of opening a checkpoint and of compare_weights.
 WeightDifferences read_back(const std::string& path, const NetworkSources& from, ThreadPool& pool);

@@ -79,11 +79,6 @@ void check_plan(const BatchPlan& plan) {
   }
 }
 
-std::unique_ptr<LinearWeight> Backend::pack_tied(const LinearSource& source,
-                                                 const EmbeddingWeight& /*table*/) {
-  return pack_linear({&source, 1});
-}
-
 Rows Backend::gated_linear(const Rows& h, const Linear& gate_up,
                            std::span<const int32_t> rows_of_plan) {
   const Rows gate_and_up = scratch(*this, gated_scratch_, h.rows, gate_up.weight->n);

@@ -198,9 +198,6 @@ class Backend {
   /// corrupt (NaN or infinity in scales), out_of_memory.
   virtual std::unique_ptr<LinearWeight> pack_linear(std::span<const LinearSource> parts) = 0;
   virtual std::unique_ptr<EmbeddingWeight> pack_embedding(const LinearSource& source) = 0;
-  /// A linear weight that shares the table's memory where the backend can (tied embeddings).
-  virtual std::unique_ptr<LinearWeight> pack_tied(const LinearSource& source,
-                                                  const EmbeddingWeight& table);
   /// Bytes that `source` will take once packed, for the memory plan. Default: as published.
   virtual int64_t packed_bytes(const LinearSource& source) const {
     return source.published_bytes();

@@ -279,12 +279,13 @@ void LinearPiece::expand(std::span<const Slice> slices, int64_t column,
 }
 
 /// Published rows to the f32 chunk. Formats in blocks are decoded a chunk at a time; a GroupAffine
-/// gives whole rows only, which are decoded at the first chunk and kept.
+/// and CodebookBlocks give whole rows only, which are decoded at the first chunk and kept.
 void LinearPiece::expand_rows(const PackedPart& part, int64_t panel, int64_t column,
                               int64_t n_columns, TileScratch& scratch) const {
   const int64_t panels = part.kernel->tile_panels;
   const int64_t first = panel * kLanes, n_rows = std::min(panels * kLanes, part.n - first);
-  const bool whole = std::holds_alternative<std::shared_ptr<const GroupAffine>>(part.source.data);
+  const bool whole = !std::holds_alternative<DenseRows>(part.source.data) &&
+                     !std::holds_alternative<BlockRows>(part.source.data);
   const int64_t stride = whole ? k_ : n_columns;
   auto* rows = reinterpret_cast<float*>(scratch.rows.at_least(n_rows * stride * 4));
   if (!whole) {

@@ -38,6 +38,10 @@ std::vector<Bytes> pieces_of(const LinearSource& source) {
     for (const Bytes tensor : (*groups)->published)
       add(tensor);
     add(std::as_bytes(std::span((*groups)->group_of)));
+  } else if (const auto* codebook =
+                 std::get_if<std::shared_ptr<const CodebookBlocks>>(&source.data)) {
+    for (const Bytes tensor : (*codebook)->published)
+      add(tensor);
   } else if (const auto* blocks = std::get_if<BlockRows>(&source.data)) {
     add({blocks->data, static_cast<size_t>(source.n * blocks->row_bytes)});
   } else {
@@ -98,6 +102,8 @@ PackedStore::PackedStore(const std::string& directory, int64_t packer_version)
 }
 
 bool PackedStore::can_name(const LinearSource& source) {
+  if (const auto* codebook = std::get_if<std::shared_ptr<const CodebookBlocks>>(&source.data))
+    return !(*codebook)->published.empty();
   const auto* groups = std::get_if<std::shared_ptr<const GroupAffine>>(&source.data);
   return groups == nullptr || !(*groups)->published.empty();
 }

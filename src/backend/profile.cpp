@@ -75,10 +75,6 @@ class ProfiledBackend final : public Backend {
   std::unique_ptr<EmbeddingWeight> pack_embedding(const LinearSource& source) override {
     return inner_->pack_embedding(source);
   }
-  std::unique_ptr<LinearWeight> pack_tied(const LinearSource& source,
-                                          const EmbeddingWeight& table) override {
-    return inner_->pack_tied(source, table);
-  }
   int64_t packed_bytes(const LinearSource& source) const override {
     return inner_->packed_bytes(source);
   }

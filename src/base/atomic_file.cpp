@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <utility>
 
 #include "base/error.h"
 
@@ -16,9 +17,24 @@ namespace qw {
 
 namespace {
 constexpr size_t kBufferBytes = size_t{1} << 20;
+/// In the place of a descriptor: written and closed, not renamed yet.
+constexpr int kSealed = -2;
 constexpr int kMaxNames = 10'000;  // tried before giving up
 /// What is this old and was never finished, nobody is writing any more.
 constexpr std::chrono::hours kAbandoned(1);
+/// The directory that `path` is in; false: errno says why not.
+bool sync_directory_of(const std::string& path) {
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  const int directory =
+      ::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (directory < 0) return true;  // may be written but not read: nothing to sync by
+  const int result = ::fsync(directory);
+  const int error = errno;
+  ::close(directory);
+  errno = error;
+  return result == 0 || error == EINVAL;  // EINVAL: cannot sync
+}
+
 }  // namespace
 
 AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path)) {
@@ -47,9 +63,8 @@ AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path))
 }
 
 AtomicFile::~AtomicFile() {
-  if (fd_ < 0) return;
-  ::close(fd_);
-  ::unlink(temporary_.c_str());
+  if (fd_ >= 0) ::close(fd_);
+  if (fd_ >= 0 || fd_ == kSealed) ::unlink(temporary_.c_str());
 }
 
 void AtomicFile::fail_errno(const char* action) const {
@@ -83,7 +98,13 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   }
 }
 
+void AtomicFile::seal() {
+  sync();
+  ::close(std::exchange(fd_, kSealed));
+}
+
 void AtomicFile::sync() {
+  if (fd_ == kSealed) return;
   QW_CHECK(fd_ >= 0, "commit twice");
   flush();
   if (::fsync(fd_) != 0) fail_errno("sync");
@@ -114,20 +135,18 @@ void AtomicFile::finish(bool renamed) {
 
 void AtomicFile::close_renamed(bool renamed) {
   if (!renamed) fail_errno("rename");
-  ::close(fd_);
+  if (fd_ >= 0) ::close(fd_);
   fd_ = -1;
 }
 
 void AtomicFile::sync_directory() const {
-  const std::string parent = std::filesystem::path(path_).parent_path().string();
-  const int directory =
-      ::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (directory < 0) return;  // may be written but not read: nothing to sync by
-  const int result = ::fsync(directory);
-  const int error = errno;
-  ::close(directory);
-  errno = error;
-  if (result != 0 && error != EINVAL) fail_errno("sync the directory of");  // EINVAL: cannot sync
+  if (!sync_directory_of(path_)) fail_errno("sync the directory of");
+}
+
+void rename_synced(const std::string& from, const std::string& to) {
+  if (std::rename(from.c_str(), to.c_str()) == 0 && sync_directory_of(to)) return;
+  fail(ErrorKind::kIo, "output", "file: expected to rename {} to {}, got: {}",
+       printable(from, 4096), printable(to, 4096), std::strerror(errno));
 }
 
 void write_file_atomically(const std::string& path, std::span<const std::byte> bytes) {

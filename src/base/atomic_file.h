@@ -24,6 +24,9 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(std::span<const std::byte> bytes);  // buffered. Errors: io
+  /// Flushes, syncs and closes; commit() then only renames. Of several files that belong together
+  /// all are sealed before the first appears, so that a full disk leaves none. Errors: io
+  void seal();
   /// Flushes, syncs, renames over the path and syncs the directory. Errors: io
   void commit();
   /// The same, but a file that is under the path by then stays: of several writers one wins, and
@@ -47,9 +50,13 @@ class AtomicFile {
   [[noreturn]] void fail_errno(const char* action) const;
 
   std::string path_, temporary_;
-  int fd_ = -1;
+  int fd_ = -1;  // -1: committed; -2: sealed
   std::vector<std::byte> buffer_;
 };
+
+/// Renames a file or directory whose content is synced, over a file that may be there, and syncs
+/// the directory that it goes to. Errors: io.
+void rename_synced(const std::string& from, const std::string& to);
 
 /// Writes `bytes` as the whole of the file. Errors: as AtomicFile.
 void write_file_atomically(const std::string& path, std::span<const std::byte> bytes);

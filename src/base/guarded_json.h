@@ -1,14 +1,16 @@
 // Reads foreign JSON within limits, in time in proportion to its size.
 //
-// Level 0 (base); includes the JSON library, for the few files that read what clients send. The
-// library's own parser with a callback looks through the whole list (or object) around an object
-// each time that one ends: a list of 200,000 empty objects, 600 kB, takes it 25 s (Zen 4, November
-// 2026). This one builds values as the library does without a callback.
+// Level 0 (base); includes the JSON library. The library's own parser with a callback looks through
+// the whole list (or object) around an object each time that one ends: a list of 200,000 empty
+// objects, 600 kB, takes it 25 s (Zen 4, November 2026). This one builds values as the library does
+// without a callback.
 #pragma once
 
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 
 #include "base/json_limits.h"
 
@@ -22,8 +24,8 @@ class GuardedJsonBuilder : public nlohmann::detail::json_sax_dom_parser<Json> {
   using Event = typename Json::parse_event_t;
 
  public:
-  GuardedJsonBuilder(Json& out, JsonLimitGuard& guard, See& see)
-      : Base(out), guard_(guard), see_(see) {}
+  GuardedJsonBuilder(Json& out, JsonLimitGuard guard, See& see)
+      : Base(out), guard_(std::move(guard)), see_(see) {}
 
   bool null() { return value() && Base::null(); }
   bool boolean(bool given) { return value() && Base::boolean(given); }
@@ -62,7 +64,7 @@ class GuardedJsonBuilder : public nlohmann::detail::json_sax_dom_parser<Json> {
     return note(event, nothing_);
   }
 
-  JsonLimitGuard& guard_;
+  JsonLimitGuard guard_;
   See& see_;
   Json nothing_;
   int depth_ = 0;
@@ -71,15 +73,25 @@ class GuardedJsonBuilder : public nlohmann::detail::json_sax_dom_parser<Json> {
 /// The value of `text`. see(event, parsed): told of everything that comes, keys with their names.
 /// Errors: those of the guard; Json::parse_error, Json::out_of_range.
 template <typename Json, typename See>
-Json parse_guarded(std::string_view text, JsonLimitGuard& guard, See&& see) {
+Json parse_guarded(std::string_view text, JsonLimitGuard guard, See&& see) {
   Json out;
-  GuardedJsonBuilder<Json, std::remove_reference_t<See>> builder(out, guard, see);
+  GuardedJsonBuilder<Json, std::remove_reference_t<See>> builder(out, std::move(guard), see);
   Json::sax_parse(text.begin(), text.end(), &builder);
   return out;
 }
 template <typename Json>
-Json parse_guarded(std::string_view text, JsonLimitGuard& guard) {
-  return parse_guarded<Json>(text, guard, [](auto, const Json&) {});
+Json parse_guarded(std::string_view text, JsonLimitGuard guard) {
+  return parse_guarded<Json>(text, std::move(guard), [](auto, const Json&) {});
+}
+
+/// The same; discarded where `text` is no JSON or holds a number out of range.
+template <typename Json>
+Json parse_guarded_or_discard(std::string_view text, JsonLimitGuard guard) {
+  try {
+    return parse_guarded<Json>(text, std::move(guard));
+  } catch (const nlohmann::detail::exception&) {
+    return Json(Json::value_t::discarded);
+  }
 }
 
 }  // namespace qw

@@ -1,4 +1,4 @@
-// Caps on foreign JSON, as a callback for nlohmann's parser: refused while it is read, not after.
+// Caps on foreign JSON for parse_guarded (guarded_json.h): refused while it is read, not after.
 //
 // Level 0 (base), without the JSON library itself. Two things make a small file dangerous: deep
 // nesting, because copying and printing a value recurse, and many keys, because ordered_json finds
@@ -23,8 +23,9 @@ struct JsonLimits {
   int64_t max_object_keys = 10'000;  // of one object
 };
 
-/// Json::parse(begin, end, JsonLimitGuard(limits, kind, file)) throws Error{kind} naming `file` at
-/// the first value beyond the limits; max_bytes is for the caller to check. Both must outlive it.
+/// parse_guarded<Json>(text, JsonLimitGuard(limits, kind, file)) throws Error{kind} naming `file`
+/// at the first value beyond the limits; max_bytes is for the caller to check. Both must outlive
+/// it.
 class JsonLimitGuard {
  public:
   JsonLimitGuard(const JsonLimits& limits, ErrorKind kind, std::string_view file)

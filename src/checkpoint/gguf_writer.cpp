@@ -5,7 +5,7 @@
 
 #include "base/atomic_file.h"
 #include "base/checked.h"
-#include "checkpoint/gguf.h"
+#include "checkpoint/gguf_split.h"
 
 namespace qw {
 
@@ -183,39 +183,62 @@ std::vector<uint64_t> put_directory(HeaderBytes& out, const GgufWriter& content)
   return sizes;
 }
 
-}  // namespace
+struct Layout {
+  HeaderBytes header;
+  std::vector<uint64_t> sizes;  // of the tensors
+};
 
-void write_gguf(const std::string& path, const GgufWriter& content,
-                FunctionRef<void(size_t, GgufSink)> produce) {
+Layout lay_out(const GgufWriter& content) {
   if (!std::has_single_bit(content.alignment)) {
     fail(ErrorKind::kInvalidArgument, "gguf", "alignment: expected a power of two, got {}",
          content.alignment);
   }
-  HeaderBytes header;
-  header.number(kMagic);
-  header.number(kVersion);
-  header.number(uint64_t{content.tensors.size()});
-  put_entries(header, content);
-  const std::vector<uint64_t> sizes = put_directory(header, content);
-  header.pad_to(content.alignment);
+  Layout out;
+  out.header.number(kMagic);
+  out.header.number(kVersion);
+  out.header.number(uint64_t{content.tensors.size()});
+  put_entries(out.header, content);
+  out.sizes = put_directory(out.header, content);
+  out.header.pad_to(content.alignment);
+  return out;
+}
 
+}  // namespace
+
+void write_gguf(const std::string& path, const GgufWriter& content,
+                FunctionRef<void(size_t, GgufSink)> produce) {
   AtomicFile file(path);
+  write_gguf(file, content, produce);
+  file.commit();
+}
+
+void write_gguf(AtomicFile& file, const GgufWriter& content,
+                FunctionRef<void(size_t, GgufSink)> produce) {
+  const auto [header, sizes] = lay_out(content);
   file.write(header.bytes());
   const std::vector<std::byte> zeros(content.alignment);
   for (size_t i = 0; i < sizes.size(); ++i) {
+    const uint64_t size = sizes[i];
     uint64_t n_written = 0;
     const auto sink = [&](std::span<const std::byte> bytes) {
       n_written += bytes.size();
-      if (n_written <= sizes[i]) file.write(bytes);
+      if (n_written <= size) file.write(bytes);
     };
     produce(i, sink);
-    if (n_written != sizes[i]) {
+    if (n_written != size) {
       fail(ErrorKind::kInvalidArgument, "gguf", "bytes of {}: expected {}, got {}",
-           printable(content.tensors[i].name), sizes[i], n_written);
+           printable(content.tensors[i].name), size, n_written);
     }
-    file.write(std::span(zeros).first(round_up<uint64_t>(sizes[i], content.alignment) - sizes[i]));
+    file.write(std::span(zeros).first(round_up<uint64_t>(size, content.alignment) - size));
   }
-  file.commit();
+}
+
+int64_t gguf_file_bytes(const GgufWriter& content) {
+  const Layout layout = lay_out(content);
+  auto bytes = static_cast<int64_t>(layout.header.bytes().size());
+  for (const uint64_t size : layout.sizes)
+    bytes += static_cast<int64_t>(round_up<uint64_t>(size, content.alignment));
+  return bytes;
 }
 
 }  // namespace qw

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/guarded_json.h"
 
 namespace qw {
 
@@ -47,8 +48,7 @@ ordered_json parse_json(std::string_view text, std::string_view file, const Json
          limits.max_bytes, text.size(), printable(file, 4096));
   }
   try {
-    return ordered_json::parse(text.begin(), text.end(),
-                               JsonLimitGuard(limits, ErrorKind::kCorrupt, file));
+    return parse_guarded<ordered_json>(text, JsonLimitGuard(limits, ErrorKind::kCorrupt, file));
   } catch (const ordered_json::parse_error& error) {
     fail(ErrorKind::kCorrupt, "json",
          "document: expected valid JSON, got an error at byte {}: {} ({})", error.byte,

@@ -7,8 +7,10 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "checkpoint/bnb_state.h"
 #include "checkpoint/hf_config.h"
 #include "quant/awq.h"
+#include "quant/bitsandbytes.h"
 #include "quant/gptq.h"
 
 namespace qw {
@@ -61,6 +63,64 @@ void read_awq(const ordered_json& json, std::string_view file, QuantizationConfi
   }
 }
 
+/// Transformers' BitsAndBytesConfig. What a matrix is made of stands beside it, so that little of
+/// this is needed to read one.
+void read_bitsandbytes(const ordered_json& json, std::string_view file, QuantizationConfig& q) {
+  if (optional_bool(json, "load_in_8bit", file).value_or(false)) {
+    fail(ErrorKind::kUnsupported, "config",
+         "bitsandbytes: expected load_in_4bit (nf4 or fp4), got load_in_8bit ({})", file);
+  }
+  q.bits = 4;
+  q.bnb_type = optional_string(json, "bnb_4bit_quant_type", file).value_or("fp4");
+  if (q.bnb_type != "nf4" && q.bnb_type != "fp4") {
+    fail(ErrorKind::kUnsupported, "config", "bnb_4bit_quant_type: expected nf4 or fp4, got {} ({})",
+         printable(q.bnb_type), file);
+  }
+  q.bnb_double = optional_bool(json, "bnb_4bit_use_double_quant", file).value_or(false);
+}
+
+void read_modules(const ordered_json& json, std::string_view key, std::string_view file,
+                  QuantizationConfig& q) {
+  const ordered_json* modules = find_member(json, key, file);
+  if (modules == nullptr) return;
+  for (const ordered_json& module : *modules)
+    if (module.is_string()) q.modules_to_not_convert.push_back(module.get<std::string>());
+}
+
+/// Tensors of one matrix; null where the file has none.
+Bnb4Tensors bnb4_tensors(const TensorStore& tensors, const std::string& module) {
+  const std::string weight = module + ".weight";
+  Bnb4Tensors out;
+  out.module = module;
+  out.weight = tensors.find(weight);
+  out.absmax = tensors.find(weight + ".absmax");
+  out.quant_map = tensors.find(weight + ".quant_map");
+  out.nested_absmax = tensors.find(weight + ".nested_absmax");
+  out.nested_quant_map = tensors.find(weight + ".nested_quant_map");
+  for (const char* type : {"nf4", "fp4"}) {
+    if (out.quant_state == nullptr)
+      out.quant_state = tensors.find(fmt::format("{}.quant_state.bitsandbytes__{}", weight, type));
+  }
+  return out;
+}
+
+LinearSource open_bnb4_module(const TensorStore& tensors, const std::string& module) {
+  const Bnb4Tensors found = bnb4_tensors(tensors, module);
+  if (found.quant_state == nullptr) {
+    fail(ErrorKind::kCorrupt, "bitsandbytes",
+         "{}.weight.quant_state.bitsandbytes__nf4 (or __fp4): expected this tensor, got none",
+         printable(module));
+  }
+  auto matrix = open_bnb4(read_bnb4_state(*found.quant_state), found);
+  LinearSource source;
+  source.name = module + ".weight";
+  source.n = matrix->n;
+  source.k = matrix->k;
+  source.data = std::move(matrix);
+  source.owner = found.weight->owner;
+  return source;
+}
+
 }  // namespace
 
 QuantizationConfig read_quantization_config(const ordered_json& json, std::string_view file) {
@@ -73,10 +133,17 @@ QuantizationConfig read_quantization_config(const ordered_json& json, std::strin
   // quant_method; their keys tell them apart.
   const bool awq_keys = find_member(json, "w_bit", file) || find_member(json, "q_group_size", file);
   const auto method = optional_string(json, "quant_method", file);
-  q.method = method ? *method : awq_keys ? "awq" : "gptq";
-  if (q.method != "gptq" && q.method != "awq") {
+  const bool bnb_keys = find_member(json, "load_in_4bit", file) != nullptr;
+  q.method = method ? *method : awq_keys ? "awq" : bnb_keys ? "bitsandbytes" : "gptq";
+  if (q.method != "gptq" && q.method != "awq" && q.method != "bitsandbytes") {
     fail(ErrorKind::kUnsupported, "config",
-         "quantisation method: expected gptq or awq, got {} ({})", printable(q.method), file);
+         "quantisation method: expected gptq, awq or bitsandbytes, got {} ({})",
+         printable(q.method), file);
+  }
+  if (q.method == "bitsandbytes") {
+    read_bitsandbytes(json, file, q);
+    read_modules(json, "llm_int8_skip_modules", file, q);
+    return q;
   }
   const auto bits = first_int(json, {"bits", "w_bit"}, file);
   const auto group = first_int(json, {"group_size", "q_group_size"}, file);
@@ -90,17 +157,37 @@ QuantizationConfig read_quantization_config(const ordered_json& json, std::strin
     fail(ErrorKind::kCorrupt, "config", "group_size: expected -1 or a positive number, got {} ({})",
          q.group_size, file);
   }
-  if (const ordered_json* modules = find_member(json, "modules_to_not_convert", file)) {
-    for (const ordered_json& module : *modules)
-      if (module.is_string()) q.modules_to_not_convert.push_back(module.get<std::string>());
-  }
+  read_modules(json, "modules_to_not_convert", file, q);
   q.method == "gptq" ? read_gptq(json, file, q) : read_awq(json, file, q);
   return q;
+}
+
+bool is_quantised_module(const TensorStore& tensors, const std::string& module) {
+  return tensors.find(module + ".qweight") != nullptr ||
+         tensors.find(module + ".weight.absmax") != nullptr;
+}
+
+std::string module_of_codes(const TensorStore& tensors, const std::string& tensor) {
+  for (const std::string_view suffix : {".qweight", ".weight"}) {
+    if (!tensor.ends_with(suffix)) continue;
+    std::string module = tensor.substr(0, tensor.size() - suffix.size());
+    if (suffix == ".qweight" || is_quantised_module(tensors, module)) return module;
+  }
+  return {};
 }
 
 std::vector<std::string> quantised_module_tensors(const TensorStore& tensors,
                                                   const QuantizationConfig& config,
                                                   const std::string& module) {
+  if (config.method == "bitsandbytes") {
+    const Bnb4Tensors found = bnb4_tensors(tensors, module);
+    std::vector<std::string> names = {module + ".weight"};
+    for (const RawTensor* tensor : {found.absmax, found.quant_map, found.nested_absmax,
+                                    found.nested_quant_map, found.quant_state}) {
+      if (tensor != nullptr) names.push_back(tensor->name);
+    }
+    return names;
+  }
   std::vector<std::string> names = {module + ".qweight", module + ".qzeros", module + ".scales"};
   std::string order = module + ".g_idx";
   if (config.method == "gptq" && tensors.find(order) != nullptr) names.push_back(std::move(order));
@@ -109,6 +196,7 @@ std::vector<std::string> quantised_module_tensors(const TensorStore& tensors,
 
 LinearSource open_quantised_module(const TensorStore& tensors, const QuantizationConfig& config,
                                    const std::string& module, std::string* warning) {
+  if (config.method == "bitsandbytes") return open_bnb4_module(tensors, module);
   const RawTensor& codes = tensors.at(module + ".qweight");
   const RawTensor& zeros = tensors.at(module + ".qzeros");
   const RawTensor& scales = tensors.at(module + ".scales");

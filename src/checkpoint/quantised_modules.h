@@ -1,8 +1,9 @@
 // Quantised modules of a Hugging Face checkpoint: what the configuration says about them, and the
 // matrix that the tensors of one module stand for.
 //
-// Level 3 (checkpoint). Sources: quantization_config as Transformers, AutoGPTQ and AutoAWQ write
-// it; how the bytes are read is quant/'s business. Above this, nobody knows the formats by name.
+// Level 3 (checkpoint). Sources: quantization_config as Transformers, AutoGPTQ, AutoAWQ and
+// bitsandbytes write it; how the bytes are read is quant/'s business. Above this, nobody knows the
+// formats by name.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +19,13 @@ namespace qw {
 
 /// How the weights are stored, from quantization_config / quantize_config.json.
 struct QuantizationConfig {
-  std::string method;  // "", "gptq", "awq"
+  std::string method;  // "", "gptq", "awq", "bitsandbytes"
   int bits = 0;
-  int64_t group_size = 0;  // -1: one group per row
+  int64_t group_size = 0;  // -1: one group per row; 0: each module says it
   bool desc_act = false, sym = true, zero_point = true, v2_zeros = false;
   std::string awq_version;  // gemm, gemv, gemv_fast
+  std::string bnb_type;     // of new matrices; each module says its own: nf4, fp4
+  bool bnb_double = false;  // likewise: scales are quantised, too
   std::vector<std::string> modules_to_not_convert;
 };
 
@@ -31,6 +34,11 @@ struct QuantizationConfig {
 /// supported).
 QuantizationConfig read_quantization_config(const nlohmann::ordered_json& json,
                                             std::string_view file);
+
+/// Whether `module` ("model.layers.0.self_attn.q_proj") is there in a quantised form.
+bool is_quantised_module(const TensorStore& tensors, const std::string& module);
+/// The module that this tensor holds the codes of; empty: none.
+std::string module_of_codes(const TensorStore& tensors, const std::string& tensor);
 
 /// Names of the tensors of one quantised module ("model.layers.0.self_attn.q_proj"), its codes
 /// first; optional ones only when they are there.

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/guarded_json.h"
 #include "base/mapped_file.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/lfs_pointer.h"
@@ -102,9 +103,8 @@ WeightFiles from_index(const std::string& directory, const std::string& index_na
   const std::string where = printable(out.index_path, 4096);
   nlohmann::json index;  // a sorted map: weight_map may hold tens of thousands of names
   try {
-    index =
-        nlohmann::json::parse(text.begin(), text.end(),
-                              JsonLimitGuard(kIndexLimits, ErrorKind::kCorrupt, out.index_path));
+    index = parse_guarded<nlohmann::json>(
+        text, JsonLimitGuard(kIndexLimits, ErrorKind::kCorrupt, out.index_path));
   } catch (const nlohmann::json::parse_error& error) {
     fail(ErrorKind::kCorrupt, "checkpoint",
          "index: expected valid JSON, got an error at byte {} ({})", error.byte, where);

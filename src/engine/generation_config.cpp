@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/guarded_json.h"
 #include "base/json_limits.h"
 #include "checkpoint/hf_config.h"
 #include "engine/generation_config_checks.h"
@@ -440,8 +441,9 @@ void GenerationConfig::set_text(std::string_view name, std::string_view value,
   // Nested too deeply it could not even be printed in a message.
   static constexpr JsonLimits kLimits;
   const JsonLimitGuard guard(kLimits, ErrorKind::kInvalidArgument, name);
-  Json parsed = Json::parse(value, guard, false);
-  if (parsed.is_discarded()) parsed = Json::parse(fmt::format("[{}]", value), guard, false);
+  Json parsed = parse_guarded_or_discard<Json>(value, guard);
+  if (parsed.is_discarded())
+    parsed = parse_guarded_or_discard<Json>(fmt::format("[{}]", value), guard);
   if (parsed.is_discarded()) parsed = std::string(value);
   set(name, parsed, source);
 }

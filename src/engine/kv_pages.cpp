@@ -93,10 +93,13 @@ int32_t PagePool::publish(int32_t page, int32_t parent, const BlockScope& scope,
       release(page);
       return same;
     }
-  } else if (index_->find_tail(parent, scope, tokens).n_tokens == std::ssize(tokens)) {
-    return page;
   }
+  const PrefixIndex::Tail known = index_->find_tail(parent, scope, tokens);
+  if (known.n_tokens == std::ssize(tokens)) return page;
   index_->insert(page, parent, scope, tokens);
+  // A part of what the page holds now would be kept twice: who begins with it finds it here.
+  if (known.n_tokens > 0 && known.n_tokens == block_tokens(known.page) && !is_in_use(known.page))
+    drop_unused_block(known.page);
   if (notes_published_ && std::ssize(tokens) == index_->page_tokens())
     published_.push_back({page, parent, scope, index_->serial_of(page), index_->serial_of(parent)});
   return page;

@@ -38,7 +38,8 @@ class PagePool {
   /// Declares that `page` holds these tokens after the block of `parent` (PrefixIndex::kNone: at
   /// the start); their keys and values are written and will not be overwritten. A full block that
   /// another page already holds takes the reference over: use the page that is returned. A partial
-  /// one that is known already is not kept twice.
+  /// one that is known already is not kept twice, nor, unless it is in use, one that the new block
+  /// begins with.
   int32_t publish(int32_t page, int32_t parent, const BlockScope& scope,
                   std::span<const int32_t> tokens);
   /// A full block that publish() has put into a page.

@@ -49,7 +49,7 @@ struct SchedulerOptions {
   /// length. No unit is overtaken more often than max_overtakes, which bounds what it can wait; 0:
   /// strictly in order. Tried out by tools/simulate_scheduler (docs/performance.md, "Scheduling").
   int64_t overtake_window = 128;
-  int64_t max_overtakes = 256;
+  int64_t max_overtakes = 512;
   bool weighs_length = true;  // false: the longest kept prefix first, for comparison
   /// A unit does not start while another of its scope computes tokens that both begin with.
   bool await_prefixes = true;

@@ -482,6 +482,32 @@ TEST(PagePool, EqualBlocksAreKeptOnce) {
   EXPECT_THROW(pool.check_integrity(std::vector<int32_t>{first, second}), Error);
 }
 
+// A turn of a conversation ends within a page; the next one goes on in a copy of it.
+TEST(PagePool, TheBeginningOfABlockIsNotKeptBesideIt) {
+  PagePool pool(4, 3, true);
+  const std::vector<int32_t> part = {7}, longer = {7, 8}, all = {7, 8, 9}, other = {7, 5, 5};
+  const int32_t first = *pool.allocate(), second = *pool.allocate(), third = *pool.allocate();
+  const auto n_found = [&](const std::vector<int32_t>& tokens) {
+    return pool.find_prefix(-1, tokens).n_tokens;
+  };
+  EXPECT_EQ(pool.publish(first, PrefixIndex::kNone, -1, part), first);
+  EXPECT_EQ(pool.publish(second, PrefixIndex::kNone, -1, longer), second);
+  EXPECT_TRUE(pool.has_block(first)) << "it is in use";
+  pool.release(second);
+  EXPECT_EQ(pool.publish(third, PrefixIndex::kNone, -1, all), third);
+  EXPECT_FALSE(pool.has_block(second));
+  EXPECT_EQ(pool.n_unused_blocks(), 0);
+  EXPECT_EQ(n_found(all), 3);
+  EXPECT_EQ(n_found(other), 1) << "within the longer one";
+  pool.check_integrity(std::vector<int32_t>{first, third});
+
+  pool.release(third);
+  const int32_t fourth = *pool.allocate();
+  EXPECT_EQ(pool.publish(fourth, PrefixIndex::kNone, -1, other), fourth);
+  EXPECT_TRUE(pool.has_block(third)) << "more than a beginning";
+  EXPECT_EQ(n_found(all), 3);
+}
+
 TEST(Scheduler, DecodesComeBeforePrefill) {
   Scheduler scheduler({100, 4, 8, 4, 64, false, false});
   const auto add = [&](int64_t n) {

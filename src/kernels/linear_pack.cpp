@@ -234,6 +234,20 @@ bool groups_are_finite(const GroupAffine& groups, int64_t row, int64_t n_rows) {
   return all_finite();
 }
 
+bool codebook_is_finite(const CodebookBlocks& source, int64_t row, int64_t n_rows) {
+  if (n_rows == 0) return true;
+  const float largest = source.value_type == DType::kF16 ? 65504.0F : 0x1.FEp127F;
+  float level = 0;
+  for (const float each : source.levels)
+    level = std::max(level, std::abs(each));
+  const int64_t first = row * source.k / source.block_size;
+  const int64_t last = ((row + n_rows) * source.k - 1) / source.block_size;
+  std::vector<float> scales(static_cast<size_t>(last - first + 1));
+  source.scales(first, last - first + 1, scales.data());
+  return std::all_of(scales.begin(), scales.end(),
+                     [&](float scale) { return std::abs(scale) * level <= largest; });
+}
+
 }  // namespace
 
 PackPlan plan_pack(const LinearSource& source) {
@@ -244,6 +258,8 @@ PackPlan plan_pack(const LinearSource& source) {
   plan.matrix.unit_blocks = 1;
   if (const auto* groups = std::get_if<std::shared_ptr<const GroupAffine>>(&source.data)) {
     plan_groups(**groups, plan);
+  } else if (std::holds_alternative<std::shared_ptr<const CodebookBlocks>>(source.data)) {
+    plan.why_rows = "no panel layout for levels that are no integers";
   } else if (const auto* blocks = std::get_if<BlockRows>(&source.data)) {
     plan.layout = block_packing_of(blocks->dtype).layout;
   } else {
@@ -295,6 +311,8 @@ bool scales_are_finite(const LinearSource& source, int64_t row, int64_t n_rows) 
   if (const auto* groups = std::get_if<std::shared_ptr<const GroupAffine>>(&source.data)) {
     return groups_are_finite(**groups, source.row_begin + row, n_rows);
   }
+  if (const auto* codebook = std::get_if<std::shared_ptr<const CodebookBlocks>>(&source.data))
+    return codebook_is_finite(**codebook, source.row_begin + row, n_rows);
   return true;
 }
 

@@ -121,7 +121,10 @@ TEST(ModelConfigTest, WhatIsNotSupportedSaysWhatIs) {
   EXPECT_THAT(with("architectures", {"LlamaForCausalLM"}), HasSubstr("Qwen2ForCausalLM"));
   EXPECT_THAT(with("hidden_act", "gelu"), HasSubstr("silu"));
   EXPECT_THAT(with("rope_scaling", {{"type", "longrope"}, {"factor", 2}}), HasSubstr("yarn"));
-  EXPECT_THAT(with("quantization_config", {{"quant_method", "bitsandbytes"}}), HasSubstr("awq"));
+  EXPECT_THAT(with("quantization_config", {{"quant_method", "hqq"}}), HasSubstr("awq"));
+  EXPECT_THAT(
+      with("quantization_config", {{"quant_method", "bitsandbytes"}, {"load_in_8bit", true}}),
+      HasSubstr("load_in_4bit"));
 }
 
 TEST(ModelConfigTest, ImpossibleSizesAreRefused) {

@@ -7,13 +7,6 @@ namespace qw {
 
 namespace {
 
-Linear without_weight(Backend& backend, const LinearParts& parts) {
-  Linear out;
-  out.name = parts.name;
-  if (!parts.bias.empty()) out.bias = backend.upload(parts.bias);
-  return out;
-}
-
 class Packer {
  public:
   Packer(const Checkpoint& checkpoint, Backend& backend, const LoadOptions& options, int64_t bytes)
@@ -23,22 +16,20 @@ class Packer {
         progress_("loading", bytes, Progress::Unit::kBytes, options.quiet) {}
 
   Linear pack(const LinearParts& parts) {
-    check_cancel();
-    Linear out = pack_linear(backend_, parts);
+    Linear out = pack_uncounted(parts);
     done(parts);
     return out;
+  }
+
+  /// A matrix whose bytes are still read, or counted, by another: a tied embedding.
+  Linear pack_uncounted(const LinearParts& parts) {
+    check_cancel();
+    return pack_linear(backend_, parts);
   }
 
   std::unique_ptr<EmbeddingWeight> pack_embedding(const LinearParts& parts) {
     check_cancel();
     return backend_.pack_embedding(parts.parts.front());
-  }
-
-  Linear pack_tied(const LinearParts& parts, const EmbeddingWeight& table) {
-    check_cancel();
-    Linear out = without_weight(backend_, parts);
-    out.weight = backend_.pack_tied(parts.parts.front(), table);
-    return out;
   }
 
   /// Counts the bytes and tells the kernel that the pages may go.
@@ -120,7 +111,9 @@ void visit_linears(SomeNetwork& network, const NetworkSources& sources, const Vi
 }  // namespace
 
 Linear pack_linear(Backend& backend, const LinearParts& parts) {
-  Linear out = without_weight(backend, parts);
+  Linear out;
+  out.name = parts.name;
+  if (!parts.bias.empty()) out.bias = backend.upload(parts.bias);
   if (!parts.parts.empty()) out.weight = backend.pack_linear(parts.parts);
   return out;
 }
@@ -145,8 +138,8 @@ Network pack_network(const NetworkSources& sources, const ModelConfig& config,
   Packer packer(checkpoint, backend, options, sources.published_bytes());
   Network network;
   network.embedding = packer.pack_embedding(sources.embedding);
-  network.lm_head = sources.tied ? packer.pack_tied(sources.lm_head, *network.embedding)
-                                 : packer.pack(sources.lm_head);
+  network.lm_head =
+      sources.tied ? packer.pack_uncounted(sources.lm_head) : packer.pack(sources.lm_head);
   packer.done(sources.embedding);
   for (const LayerSources& layer : sources.layers) {
     network.layers.push_back(pack_layer_by(layer, config, backend,

@@ -91,7 +91,10 @@ class ModuleReader {
   }
 
   bool has(const ModuleId& id) const {
-    return find(name(id) + ".weight") != nullptr || find(name(id) + ".qweight") != nullptr;
+    return find(name(id) + ".weight") != nullptr || is_quantised(id);
+  }
+  bool is_quantised(const ModuleId& id) const {
+    return !is_gguf_ && is_quantised_module(checkpoint_.tensors, name(id));
   }
   const RawTensor* find(const std::string& tensor) const {
     return checkpoint_.tensors.find(tensor);
@@ -164,7 +167,7 @@ LinearSource ModuleReader::grouped(LinearParts& out, const std::string& module) 
   if (q.method.empty()) {
     fail(ErrorKind::kCorrupt, "model",
          "module {}: expected a quantization_config in config.json or a quantize_config.json for "
-         "its quantised tensors (.qweight), got neither ({})",
+         "its quantised tensors (.qweight, .weight.absmax), got neither ({})",
          module, printable(checkpoint_.path));
   }
   for (const std::string& tensor : quantised_module_tensors(checkpoint_.tensors, q, module))
@@ -197,7 +200,7 @@ void ModuleReader::append_bias(LinearParts& out, const std::string& tensor, cons
 void ModuleReader::append(LinearParts& out, const ModuleId& id, bool bias_required) {
   const std::string module = name(id);
   const Dims dims = dims_of(id.slot);
-  if (find(module + ".qweight") != nullptr && !is_gguf_) {
+  if (is_quantised(id)) {
     LinearSource source = grouped(out, module);
     if (source.n != dims_.get(dims.n) || source.k != dims_.get(dims.k)) {
       fail(ErrorKind::kCorrupt, "model", "module {}: expected [{}, {}] ({}, {}), got [{}, {}] ({})",
@@ -304,7 +307,7 @@ LayerSources read_layer(ModuleReader& reader, const ModelConfig& config, int lay
 void read_vocabulary(ModuleReader& reader, const ModelConfig& config, NetworkSources& out) {
   const ModuleId embedding{Slot::kEmbedding}, lm_head{Slot::kLmHead};
   const std::string head_weight = reader.name(lm_head) + ".weight";
-  const bool head_is_quantised = reader.find(reader.name(lm_head) + ".qweight") != nullptr;
+  const bool head_is_quantised = reader.is_quantised(lm_head);
   out.embedding.name = "embed_tokens";
   out.lm_head.name = "lm_head";
   out.tied = config.tied_embeddings && !head_is_quantised;

@@ -4,6 +4,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/half.h"
 #include "quant/ggml_blocks.h"
 
 namespace qw {
@@ -60,6 +61,35 @@ void decode_group_affine(const GroupAffine& source, int64_t row, int64_t n_rows,
   }
 }
 
+/// out[r * k + i] of rows [row, row + n_rows).
+void decode_codebook_blocks(const CodebookBlocks& source, int64_t row, int64_t n_rows, float* out) {
+  if (n_rows == 0 || source.k == 0) return;
+  const int64_t k = source.k, size = source.block_size;
+  std::vector<uint8_t> codes(static_cast<size_t>(k));
+  std::vector<float> scales(static_cast<size_t>(k / size + 2));
+  for (int64_t r = row; r < row + n_rows; ++r, out += k) {
+    const int64_t first = r * k / size, last = (r * k + k - 1) / size;
+    source.codes(r, 1, codes.data());
+    source.scales(first, last - first + 1, scales.data());
+    for (int64_t i = 0, block = first; block <= last; ++block) {
+      const float scale = scales[static_cast<size_t>(block - first)];
+      std::array<float, 16> values;
+      for (size_t q = 0; q < values.size(); ++q)
+        values[q] = rounded_to(source.value_type, source.levels[q] * scale);
+      for (const int64_t end = std::min(k, (block + 1) * size - r * k); i < end; ++i)
+        out[i] = values[codes[static_cast<size_t>(i)] & 15];
+    }
+  }
+}
+
+/// The share of `n` rows of the published tensors.
+int64_t codebook_bytes(const CodebookBlocks& source, int64_t n) {
+  int64_t bytes = 0;
+  for (const auto& tensor : source.published)
+    bytes += std::ssize(tensor);
+  return source.n == 0 ? 0 : bytes / source.n * n + bytes % source.n * n / source.n;
+}
+
 /// Bytes of n rows of codes, scales (f16) and zeros, as published. Padding and g_idx do not count.
 int64_t group_affine_bytes(const GroupAffine& source, int64_t n) {
   const int64_t zero_bits = source.form == GroupAffine::Form::kOffset ? 16 : source.bits;
@@ -95,10 +125,19 @@ LinearSource of_bytes(const RawTensor& tensor, int64_t n, int64_t k, int64_t fir
 
 }  // namespace
 
+float rounded_to(DType type, float value) noexcept {
+  if (type == DType::kBF16) return bf16_to_f32(f32_to_bf16(value));
+  return type == DType::kF16 ? f16_to_f32(f32_to_f16(value)) : value;
+}
+
 std::string LinearSource::format_name() const {
   if (const auto* dense = std::get_if<DenseRows>(&data)) return std::string(name_of(dense->dtype));
   if (const auto* blocks = std::get_if<BlockRows>(&data))
     return std::string(name_of(blocks->dtype));
+  if (const auto* codebook = std::get_if<std::shared_ptr<const CodebookBlocks>>(&data)) {
+    return fmt::format("{} b{} ({})", (*codebook)->name, (*codebook)->block_size,
+                       name_of((*codebook)->value_type));
+  }
   const GroupAffine& affine = *std::get<std::shared_ptr<const GroupAffine>>(data);
   const std::string group =
       affine.n_groups == 1 ? "per channel" : fmt::format("g{}", affine.group_size);
@@ -110,6 +149,8 @@ std::string LinearSource::format_name() const {
 int64_t LinearSource::published_bytes() const {
   if (const auto* dense = std::get_if<DenseRows>(&data)) return n * dense->row_bytes;
   if (const auto* blocks = std::get_if<BlockRows>(&data)) return n * blocks->row_bytes;
+  if (const auto* codebook = std::get_if<std::shared_ptr<const CodebookBlocks>>(&data))
+    return codebook_bytes(**codebook, n);
   return group_affine_bytes(*std::get<std::shared_ptr<const GroupAffine>>(data), n);
 }
 
@@ -118,6 +159,8 @@ void LinearSource::decode_rows(int64_t row, int64_t n_rows, float* out) const {
   if (const auto* affine = std::get_if<std::shared_ptr<const GroupAffine>>(&data)) {
     return decode_group_affine(**affine, row_begin + row, n_rows, out);
   }
+  if (const auto* codebook = std::get_if<std::shared_ptr<const CodebookBlocks>>(&data))
+    return decode_codebook_blocks(**codebook, row_begin + row, n_rows, out);
   const auto decode_all = [&](const auto& rows) {
     for (int64_t r = 0; r < n_rows; ++r) {
       decode_row(rows.dtype, rows.data + (row + r) * rows.row_bytes, k, out + r * k);

@@ -5,6 +5,7 @@
 // widened or copied until rows are asked for.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -60,13 +61,42 @@ class GroupAffine {
   virtual void zeros(int64_t row, int64_t n_rows, float* out) const = 0;
 };
 
+/// Codes of four bits for sixteen levels, with a scale for each block of the flattened matrix, so
+/// that a block may end within a row (bitsandbytes' nf4 and fp4):
+///   W[o, i] = round(levels[q[o, i]] * scale[(o * k + i) / block_size])
+/// to value_type, one rounding of an f32 product. Methods are const and thread safe.
+class CodebookBlocks {
+ public:
+  virtual ~CodebookBlocks() = default;
+
+  int64_t n = 0, k = 0;
+  int64_t block_size = 0;
+  std::array<float, 16> levels{};  // finite
+  DType value_type = DType::kF32;  // f32, f16 or bf16
+  std::string name;                // "nf4", "nf4 double": for messages
+  /// The published tensors that all this is read from, sizes and levels too; empty: not told.
+  std::vector<std::span<const std::byte>> published;
+
+  int64_t n_blocks() const noexcept { return (n * k + block_size - 1) / block_size; }
+  /// q of rows [row, row + n_rows): out[r * k + i].
+  virtual void codes(int64_t row, int64_t n_rows, uint8_t* out) const = 0;
+  /// Scales of blocks [first, first + count).
+  virtual void scales(int64_t first, int64_t count, float* out) const = 0;
+};
+
+/// The nearest value that `type`, which is f32, f16 or bf16, holds.
+float rounded_to(DType type, float value) noexcept;
+
 /// One matrix W [n, k] in whatever form it was published.
 struct LinearSource {
   std::string name;  // as in the file, for messages
   int64_t n = 0, k = 0;
-  std::variant<DenseRows, BlockRows, std::shared_ptr<const GroupAffine>> data;
+  std::variant<DenseRows, BlockRows, std::shared_ptr<const GroupAffine>,
+               std::shared_ptr<const CodebookBlocks>>
+      data;
   std::shared_ptr<const void> owner;
-  int64_t row_begin = 0;  // rows of a GroupAffine start here (slices); 0 otherwise
+  /// Rows of a GroupAffine or of CodebookBlocks start here (slices); 0 otherwise.
+  int64_t row_begin = 0;
 
   /// "bf16", "q4_k", "int4 g128 (zero point)": for logs and inspect.
   std::string format_name() const;

@@ -304,9 +304,9 @@ double error_of(DType dtype, const std::byte* bytes, const float* x, const float
 }  // namespace
 
 bool has_steps(const LinearSource& source) {
-  if (std::holds_alternative<DenseRows>(source.data)) return false;
-  const auto* blocks = std::get_if<BlockRows>(&source.data);
-  return blocks == nullptr || visit_block(blocks->dtype, [](auto) {});
+  if (const auto* blocks = std::get_if<BlockRows>(&source.data))
+    return visit_block(blocks->dtype, [](auto) {});
+  return std::holds_alternative<std::shared_ptr<const GroupAffine>>(source.data);
 }
 
 void read_steps(const LinearSource& source, int64_t row, int64_t n_rows, StepRows& out) {
@@ -358,6 +358,29 @@ void encode_steps(DType dtype, const StepRows& rows, int64_t r, const float* dec
     const std::byte* from = rounded.data() + i / kBlock * block_bytes;
     if (error_of(dtype, from, decoded + i, weights) <= error)
       std::memcpy(bytes, from, at(block_bytes));
+  }
+}
+
+void encode_rows(const LinearSource& source, int64_t row, int64_t n_rows, DType dtype,
+                 const float* importance, float* decoded, std::byte* out) {
+  const int64_t k = source.k, bytes_per_row = row_bytes(dtype, k, source.name);
+  const bool keeps_codes = takes_steps(dtype) && has_steps(source);
+  StepRows steps;
+  source.decode_rows(row, n_rows, decoded);
+  if (keeps_codes) read_steps(source, row, n_rows, steps);
+  for (int64_t r = 0; r < n_rows; ++r, out += bytes_per_row) {
+    const float* values = decoded + r * k;
+    try {
+      if (keeps_codes) {
+        encode_steps(dtype, steps, r, values, importance, out);
+      } else {
+        importance == nullptr ? encode_row(dtype, values, k, out)
+                              : encode_row(dtype, values, importance, k, out);
+      }
+    } catch (const Error& error) {
+      throw Error(error.kind(), fmt::format("{} (row {} of {})", error.message(), row + r,
+                                            printable(source.name)));
+    }
   }
 }
 

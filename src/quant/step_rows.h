@@ -22,8 +22,8 @@ struct StepRows {
 };
 
 /// Whether the weights are integers on steps: GPTQ, AWQ, and the block types with one scale (Q4_0,
-/// Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, TQ1_0, TQ2_0, Q1_0, Q2_0); not floats, nor types whose scales
-/// are quantised themselves.
+/// Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, TQ1_0, TQ2_0, Q1_0, Q2_0); not floats, nor nf4, nor types whose
+/// scales are quantised themselves.
 bool has_steps(const LinearSource& source);
 
 /// Rows [row, row + n_rows). `source` must have steps. Thread safe.
@@ -41,5 +41,12 @@ bool steps_fit(DType dtype, const StepRows& rows, int64_t r, const float* decode
 /// those of encode_row.
 void encode_steps(DType dtype, const StepRows& rows, int64_t r, const float* decoded,
                   const float* importance, std::byte* bytes);
+
+/// Rows [row, row + n_rows) in `dtype`: by encode_steps where the rows have steps and the type
+/// takes them, else decoded and encoded. out: n_rows rows; decoded[r * k + i] becomes the rows in
+/// f32. `importance` (may be null): as for encode_row. Errors: those of encode_row, with the row.
+/// Thread safe.
+void encode_rows(const LinearSource& source, int64_t row, int64_t n_rows, DType dtype,
+                 const float* importance, float* decoded, std::byte* out);
 
 }  // namespace qw

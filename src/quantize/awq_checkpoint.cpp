@@ -13,14 +13,8 @@ using Json = nlohmann::ordered_json;
 /// Those who read the directory take a module whose name holds one of these as it is: what of a
 /// mixture of experts stays in f16. Names of whole modules, since "gate" is in "gate_proj" too.
 Json kept_modules(const NetworkSources& sources) {
-  Json out = Json::array();
-  for (const LayerSources& layer : sources.layers) {
-    for (const LinearParts* parts : {&layer.moe.router, &layer.moe.shared_gate}) {
-      for (const ModuleId& id : parts->modules)
-        out.push_back(hf_name(id));
-    }
-  }
-  return out.empty() ? Json() : out;
+  const std::vector<std::string> names = unquantised_modules(sources);
+  return names.empty() ? Json() : Json(names);
 }
 
 Json quantization_config(const LayerSource& source, const AwqOptions& options) {

@@ -61,7 +61,6 @@ class TypeChooser {
 
   DType choose(const ModuleId& id, const std::string& name, int64_t cols,
                std::vector<std::string>& warnings) const {
-    if (choices_.types != nullptr) return fitting(choices_.types->of(id), name, cols);
     // llama.cpp computes routers in f32; they are small.
     if (id.slot == Slot::kRouter || id.slot == Slot::kSharedExpertGate) return DType::kF32;
     if (const std::optional<DType> asked = asked_for(id, name)) return fitting(*asked, name, cols);
@@ -79,6 +78,8 @@ class TypeChooser {
 
  private:
   std::optional<DType> asked_for(const ModuleId& id, const std::string& name) const {
+    if (const auto found = choices_.types.find(name); found != choices_.types.end())
+      return found->second;
     if (id.slot == Slot::kEmbedding && choices_.embedding) return choices_.embedding;
     if (id.slot == Slot::kLmHead && choices_.output) return choices_.output;
     for (const auto& [pattern, dtype] : patterns_) {
@@ -288,37 +289,19 @@ void add_importance_entries(const quantize::ImportanceMatrix& importance, GgufEn
 
 // ---- writing -----------------------------------------------------------------------------------
 
-/// Rows [begin, begin + n) of a part in the type that is wanted: the codes that they have where
-/// they fit (quant/step_rows.h), else decoded and encoded; on all threads.
+/// Rows [begin, begin + n) of a part in the type that is wanted, on all threads.
 void write_rows(const GgufTensor& tensor, size_t index, int64_t begin, int64_t n, ThreadPool& pool,
                 std::vector<std::byte>& bytes) {
   constexpr int64_t kRows = 16;  // columns of GPTQ and AWQ files are read together
   const LinearSource& part = tensor.parts[index];
   const float* importance = tensor.importance.empty() ? nullptr : tensor.importance[index].data();
-  const int64_t k = part.k, bytes_per_row = row_bytes(tensor.dtype, k, tensor.name);
-  const bool keeps_codes = takes_steps(tensor.dtype) && has_steps(part);
+  const int64_t bytes_per_row = row_bytes(tensor.dtype, part.k, tensor.name);
   bytes.resize(static_cast<size_t>(n * bytes_per_row));
   pool.parallel_for(ceil_div(n, kRows), 1, [&](int64_t first, int64_t last, int) {
-    StepRows steps;
     const int64_t row = first * kRows, n_rows = std::min(last * kRows, n) - row;
-    std::vector<float> rows(static_cast<size_t>(n_rows * k));
-    part.decode_rows(begin + row, n_rows, rows.data());
-    if (keeps_codes) read_steps(part, begin + row, n_rows, steps);
-    for (int64_t r = 0; r < n_rows; ++r) {
-      std::byte* out = bytes.data() + (row + r) * bytes_per_row;
-      const float* values = rows.data() + r * k;
-      try {
-        if (keeps_codes) {
-          encode_steps(tensor.dtype, steps, r, values, importance, out);
-        } else {
-          importance == nullptr ? encode_row(tensor.dtype, values, k, out)
-                                : encode_row(tensor.dtype, values, importance, k, out);
-        }
-      } catch (const Error& error) {
-        throw Error(error.kind(), fmt::format("{} (row {} of {})", error.message(), begin + row + r,
-                                              printable(part.name)));
-      }
-    }
+    std::vector<float> decoded(static_cast<size_t>(n_rows * part.k));
+    encode_rows(part, begin + row, n_rows, tensor.dtype, importance, decoded.data(),
+                bytes.data() + row * bytes_per_row);
   });
 }
 
@@ -365,6 +348,25 @@ bool GgufTensor::is_copied() const {
   });
 }
 
+LinearSource GgufTensor::encoded_part(size_t index, ThreadPool& pool) const {
+  const LinearSource& part = parts[index];
+  if (is_copied()) return part;
+  auto bytes = std::make_shared<std::vector<std::byte>>();
+  write_rows(*this, index, 0, part.n, pool, *bytes);
+  LinearSource out;
+  out.name = part.name;
+  out.n = part.n;
+  out.k = part.k;
+  const int64_t bytes_per_row = row_bytes(dtype, part.k, name);
+  if (is_block(dtype)) {
+    out.data = BlockRows{dtype, bytes->data(), bytes_per_row};
+  } else {
+    out.data = DenseRows{dtype, bytes->data(), bytes_per_row};
+  }
+  out.owner = std::move(bytes);
+  return out;
+}
+
 int64_t GgufPlan::bytes() const {
   int64_t sum = 0;
   for (const GgufTensor& tensor : tensors)
@@ -405,13 +407,18 @@ GgufPlan plan_gguf(const Checkpoint& checkpoint, const ModelConfig& config,
   return plan;
 }
 
+GgufWriter GgufPlan::content() const {
+  GgufWriter content;
+  content.entries = entries;
+  for (const GgufTensor& tensor : tensors)
+    content.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+  return content;
+}
+
 void write_gguf_plan(const GgufPlan& plan, const std::string& path, ThreadPool& pool,
-                     const std::function<void(int64_t)>& done, const CancelFlag* cancel) {
-  GgufWriter writer;
-  writer.entries = plan.entries;
-  for (const GgufTensor& tensor : plan.tensors)
-    writer.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-  write_gguf(path, writer, [&](size_t i, GgufSink sink) {
+                     const std::function<void(int64_t)>& done, const CancelFlag* cancel,
+                     const GgufSplitLimits& limits) {
+  write_split_gguf(path, plan.content(), limits, [&](size_t i, GgufSink sink) {
     write_tensor(plan.tensors[i], pool, sink, done, cancel);
   });
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -12,11 +13,11 @@
 
 #include "base/cancel.h"
 #include "base/thread_pool.h"
+#include "checkpoint/gguf_split.h"
 #include "model/sources.h"
 #include "quantize/gguf_metadata.h"
 #include "quantize/gguf_recipe.h"
 #include "quantize/importance.h"
-#include "quantize/kept_types.h"
 
 namespace qw {
 
@@ -26,9 +27,8 @@ struct GgufChoices {
   /// Type of every matrix whose name the regular expression is found in; the first that is decides.
   std::vector<std::pair<std::string, DType>> tensor_types;
   std::optional<DType> embedding, output;
-  bool pure = false;  // the recipe's base type for all matrices
-  /// The type of every matrix, whatever the recipe has; null: not given. Must outlive the plan.
-  const quantize::KeptTypes* types = nullptr;
+  std::map<std::string, DType> types;  // of tensors by name, before all other rules
+  bool pure = false;                   // the recipe's base type for all matrices
   /// How much errors of each input count; null: all as much. Must outlive the plan.
   const quantize::ImportanceMatrix* importance = nullptr;
   std::string name;  // general.name; "": from the path
@@ -47,6 +47,8 @@ struct GgufTensor {
   int64_t bytes() const;
   /// Whether the parts are of this type already, so that nothing is rounded.
   bool is_copied() const;
+  /// Part `index` as the file will hold it. Errors: invalid_argument, as write_gguf_plan.
+  LinearSource encoded_part(size_t index, ThreadPool& pool) const;
 };
 
 struct GgufPlan {
@@ -55,6 +57,8 @@ struct GgufPlan {
   /// What a user should know, a sentence each: fallbacks, sources that were rounded before.
   std::vector<std::string> warnings;
 
+  /// Header and directory of the file that holds it all.
+  GgufWriter content() const;
   int64_t bytes() const;           // of all tensors
   double bits_per_weight() const;  // of all matrices
 };
@@ -66,9 +70,11 @@ GgufPlan plan_gguf(const Checkpoint& checkpoint, const ModelConfig& config,
                    const NetworkSources& sources, const TokenizerSpec* tokenizer,
                    const GgufChoices& choices);
 
-/// Writes the file, which appears under `path` when it is whole. `done(bytes)` is told as they are
-/// written. Errors: io, cancelled, invalid_argument (values that a type cannot hold, by tensor).
+/// Writes the file, or several when `limits` say so (write_split_gguf), which appear under `path`
+/// when all is whole. `done(bytes)` is told as they are written. Errors: io, cancelled,
+/// invalid_argument (values that a type cannot hold, by tensor).
 void write_gguf_plan(const GgufPlan& plan, const std::string& path, ThreadPool& pool,
-                     const std::function<void(int64_t)>& done, const CancelFlag* cancel);
+                     const std::function<void(int64_t)>& done, const CancelFlag* cancel,
+                     const GgufSplitLimits& limits = {});
 
 }  // namespace qw

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <tuple>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -61,14 +60,24 @@ DType nearest(const GroupAffine& groups) {
   return symmetric ? DType::kQ4_0 : DType::kQ4_1;
 }
 
-DType type_of(const Parts& parts, std::optional<DType> blocks, ThreadPool& pool,
-              const CancelFlag* cancel) {
-  const LinearSource& first = *parts.front();
-  if (const auto* dense = std::get_if<DenseRows>(&first.data))
+/// A float type that holds every weight of a matrix.
+DType float_of(const LinearSource& source) {
+  if (const auto* dense = std::get_if<DenseRows>(&source.data))
     return dense->dtype == DType::kF64 ? DType::kF32 : dense->dtype;
-  if (blocks) return *blocks;
-  if (const auto* rows = std::get_if<BlockRows>(&first.data)) return rows->dtype;
-  if (first.k % 32 != 0) return DType::kF32;  // no block type holds such rows
+  const auto* levels = std::get_if<std::shared_ptr<const CodebookBlocks>>(&source.data);
+  return levels == nullptr ? DType::kF32 : (*levels)->value_type;
+}
+
+/// A float type that holds all of them.
+DType float_of(const Parts& parts) {
+  const DType first = float_of(*parts.front());
+  const bool is_one =
+      std::ranges::all_of(parts, [&](const auto* part) { return float_of(*part) == first; });
+  return is_one ? first : DType::kF32;
+}
+
+/// The smallest of kTargets that holds all groups, or the one that is nearest.
+DType type_of_groups(const Parts& parts, ThreadPool& pool, const CancelFlag* cancel) {
   std::array<bool, kTargets.size()> fits;
   fits.fill(true);
   for (const LinearSource* part : parts) {
@@ -79,50 +88,64 @@ DType type_of(const Parts& parts, std::optional<DType> blocks, ThreadPool& pool,
   for (size_t t = 0; t < fits.size(); ++t) {
     if (fits[t]) return kTargets[t];
   }
-  return nearest(*groups_of(first));
+  return nearest(*groups_of(*parts.front()));
+}
+
+/// Of experts some may be quantised and others not.
+DType type_of(const Parts& parts, std::optional<DType> blocks, ThreadPool& pool,
+              const CancelFlag* cancel) {
+  const auto all = [&](const auto& is) {
+    return std::ranges::all_of(parts, [&](const auto* part) { return is(*part); });
+  };
+  const auto is_dense = [](const LinearSource& part) {
+    return std::holds_alternative<DenseRows>(part.data);
+  };
+  if (all(is_dense)) return float_of(parts);
+  if (blocks) return *blocks;
+  // Stacked in GGUF, experts are of one type.
+  if (const auto* rows = std::get_if<BlockRows>(&parts.front()->data)) return rows->dtype;
+  const bool fits_blocks = parts.front()->k % 32 == 0;  // else no block type holds such rows
+  const auto has_groups = [](const LinearSource& part) { return groups_of(part) != nullptr; };
+  return fits_blocks && all(has_groups) ? type_of_groups(parts, pool, cancel) : float_of(parts);
+}
+
+void add(const ModuleId& id, const Parts& parts, DType dtype, KeptTypes& out) {
+  out.of[gguf_name(id) + ".weight"] = dtype;
+  for (const LinearSource* part : parts) {
+    const int64_t n = part->n * part->k;
+    out.n_weights[dtype] += n;
+    if (std::holds_alternative<DenseRows>(part->data)) continue;
+    out.n_quantised[dtype] += n;
+    const GroupAffine* groups = groups_of(*part);
+    out.n_reordered += groups != nullptr && !groups->group_of.empty() ? 1 : 0;
+  }
 }
 
 }  // namespace
 
-bool KeptTypes::Key::operator<(const Key& other) const {
-  return std::tuple(id.slot, id.layer) < std::tuple(other.id.slot, other.id.layer);
-}
-
-KeptTypes::KeptTypes(const NetworkSources& sources, std::optional<DType> blocks, ThreadPool& pool,
-                     const CancelFlag* cancel) {
-  std::map<Key, Parts> matrices;  // experts' are one in GGUF
+KeptTypes find_kept_types(const NetworkSources& sources, std::optional<DType> blocks,
+                          ThreadPool& pool, const CancelFlag* cancel) {
+  struct Matrix {
+    ModuleId id;
+    Parts parts;  // experts' are one in GGUF
+  };
+  std::map<std::string, Matrix> matrices;
   sources.for_each([&](const LinearParts& linear) {
-    for (size_t i = 0; i < linear.parts.size(); ++i)
-      matrices[{linear.modules[i]}].push_back(&linear.parts[i]);
+    for (size_t i = 0; i < linear.parts.size(); ++i) {
+      Matrix& matrix = matrices[gguf_name(linear.modules[i])];
+      matrix.id = linear.modules[i];
+      matrix.parts.push_back(&linear.parts[i]);
+    }
   });
-  for (const auto& [key, parts] : matrices)
-    add(key.id, parts, blocks, pool, cancel);
-}
-
-void KeptTypes::add(const ModuleId& id, const Parts& parts, std::optional<DType> blocks,
-                    ThreadPool& pool, const CancelFlag* cancel) {
-  // llama.cpp computes routers in f32, which holds every bit of them.
-  const bool is_router = id.slot == Slot::kRouter || id.slot == Slot::kSharedExpertGate;
-  const DType dtype = is_router ? DType::kF32 : type_of(parts, blocks, pool, cancel);
-  types_[{id}] = dtype;
-  if (std::holds_alternative<DenseRows>(parts.front()->data)) return;
-  for (const LinearSource* part : parts) {
-    n_weights_[dtype] += part->n * part->k;
-    const GroupAffine* groups = groups_of(*part);
-    n_reordered_ += groups != nullptr && !groups->group_of.empty() ? 1 : 0;
+  KeptTypes out;
+  for (const auto& [name, matrix] : matrices) {
+    // llama.cpp computes routers in f32, which holds every bit of them.
+    const bool is_router =
+        matrix.id.slot == Slot::kRouter || matrix.id.slot == Slot::kSharedExpertGate;
+    add(matrix.id, matrix.parts,
+        is_router ? DType::kF32 : type_of(matrix.parts, blocks, pool, cancel), out);
   }
-}
-
-DType KeptTypes::of(const ModuleId& id) const {
-  const auto found = types_.find({id});
-  QW_CHECK(found != types_.end(), "a type for {}", hf_name(id));
-  return found->second;
-}
-
-std::optional<DType> KeptTypes::main() const {
-  if (n_weights_.empty()) return std::nullopt;
-  return std::ranges::max_element(n_weights_, {}, [](const auto& one) { return one.second; })
-      ->first;
+  return out;
 }
 
 }  // namespace qw::quantize

@@ -109,11 +109,22 @@ void for_each_quantised(const LayerSources& layer,
   }
 }
 
+std::vector<std::string> unquantised_modules(const NetworkSources& sources) {
+  std::vector<std::string> out;
+  for (const LayerSources& layer : sources.layers) {
+    for (const LinearParts* parts : {&layer.moe.router, &layer.moe.shared_gate}) {
+      for (const ModuleId& id : parts->modules)
+        out.push_back(hf_name(id));
+    }
+  }
+  return out;
+}
+
 LayerPlan plan_layers(const LayerSource& source, const TokenizerSpec* tokenizer,
                       const LayerRequest& request, const std::string& quantization_config,
                       const std::function<int64_t(const LinearSource&)>& bytes_of) {
   DirectoryChoices choices;
-  choices.dtype = DType::kF16;
+  choices.dtype = request.kept_dtype;
   choices.shard_bytes = request.shard_bytes;
   choices.eos_ids = request.eos_ids;
   LayerPlan plan;
@@ -158,7 +169,7 @@ void write_layers(const LayerSource& source, const LayerPlan& plan,
   LayerPass pass(backend, config, calibration.sequences, request.cancel);
   if (work.n_finished() > 0) {
     pass.set_hidden(work.read_hidden(pass.n_tokens() * config.hidden), work.n_finished());
-  } else {
+  } else if (!calibration.sequences.empty()) {
     pass.embed(*backend.pack_embedding(sources.embedding.parts.front()));
   }
   for (int layer = 0; layer < work.n_finished() && request.on_layer; ++layer)

@@ -1,7 +1,7 @@
 // A whole checkpoint to a quantised directory, layer by layer: what is on the way is on disk, so an
 // interruption costs a layer at most.
 //
-// Level 6 (quantize). What GPTQ and AWQ have in common. Memory: the calibration tokens
+// Level 6 (quantize). What GPTQ, AWQ and nf4 have in common. Memory: the calibration tokens
 // (layer_pass.h) and whatever a layer takes.
 #pragma once
 
@@ -28,6 +28,8 @@ struct LayerRequest {
   std::string isa;     // as BackendOptions::isa
   int64_t shard_bytes = DirectoryChoices().shard_bytes;
   std::vector<int32_t> eos_ids;  // of a GGUF file: DirectoryChoices::eos_ids
+  /// Of all but the matrices that are quantised; those who read GPTQ and AWQ expect f16.
+  DType kept_dtype = DType::kF16;
   const CancelFlag* cancel = nullptr;
   /// A layer is done (or was, before an interruption: then without modules).
   std::function<void(int layer, const std::vector<QuantisedModule>&)> on_layer;
@@ -37,8 +39,8 @@ struct LayerRequest {
 
 /// What will be written, before anything is computed.
 struct LayerPlan {
-  /// All but the matrices that are quantised; in f16, as those who read these formats expect. Of
-  /// what a layer changes beside them (norms), the layer's own tensor takes the place.
+  /// All but the matrices that are quantised, in LayerRequest::kept_dtype. Of what a layer changes
+  /// beside them (norms), the layer's own tensor takes the place.
   DirectoryPlan kept;
   int64_t n_matrices = 0, n_weights = 0;  // that are quantised
   int64_t quantised_bytes = 0;            // of these, in the output
@@ -60,6 +62,9 @@ struct LayerSource {
 /// of a shared expert.
 void for_each_quantised(const LayerSources& layer,
                         const std::function<void(const LinearParts&)>& visit);
+
+/// Names of the layers' modules that are not quantised: routers and the gate of a shared expert.
+std::vector<std::string> unquantised_modules(const NetworkSources& sources);
 
 /// `quantization_config`, a JSON object, goes into config.json. `bytes_of` is the size of a matrix
 /// in the output, and throws for one that the format cannot hold. `tokenizer`: see
@@ -84,8 +89,9 @@ struct LayerMethod {
   std::function<QuantisedLayer(const LayerSources&, const MatrixTeam&, LayerPass& pass)> quantise;
 };
 
-/// Quantises and writes. An interruption leaves request.output + ".work", and the same request
-/// goes on with the layer after the last that was finished, to the same bits. Errors:
+/// Quantises and writes. A calibration without sequences is for a method that looks at no inputs
+/// and uses `pass` only to move on. An interruption leaves request.output + ".work", and the same
+/// request goes on with the layer after the last that was finished, to the same bits. Errors:
 /// invalid_argument (the output is there, the work directory is another job's), those of
 /// method.quantise, io, cancelled.
 void write_layers(const LayerSource& source, const LayerPlan& plan,

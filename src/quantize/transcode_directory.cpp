@@ -38,8 +38,7 @@ bool is_wide(DType dtype) {
 GridOf grid_of(const LinearSource& source, const ModelConfig& config) {
   if (const GroupAffine* groups = groups_of(source))
     return {groups->bits, config.quantization.group_size};
-  const auto* blocks = std::get_if<BlockRows>(&source.data);
-  if (blocks == nullptr) {
+  if (std::holds_alternative<DenseRows>(source.data)) {
     fail(ErrorKind::kInvalidArgument, "convert",
          "{}: expected weights that are quantised already, got {} (quantize --to gptq-int4 or awq "
          "quantises)",
@@ -51,7 +50,8 @@ GridOf grid_of(const LinearSource& source, const ModelConfig& config) {
          "rounds it)",
          printable(source.name), source.format_name());
   }
-  return {is_wide(blocks->dtype) ? 8 : 4, info(blocks->dtype).block_elems};
+  const DType dtype = std::get<BlockRows>(source.data).dtype;
+  return {is_wide(dtype) ? 8 : 4, info(dtype).block_elems};
 }
 
 /// The grid of all matrices, and what else the configuration says of them.

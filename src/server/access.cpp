@@ -9,6 +9,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "base/guarded_json.h"
 #include "base/json_limits.h"
 #include "base/mapped_file.h"
 #include "base/repeated_keys.h"
@@ -93,15 +94,13 @@ class KeyEntry {
 /// The file's list of keys. Errors: io, corrupt.
 Json read_keys(const std::string& path) {
   const JsonLimits limits;
-  JsonLimitGuard guard(limits, ErrorKind::kCorrupt, path);
   const std::string text = read_text_file(path, limits.max_bytes);
   Json file;
   try {
     RepeatedKeys<Json> repeated;
-    file = Json::parse(text, [&](int depth, Json::parse_event_t event, Json& parsed) {
-      repeated.see(event, parsed);
-      return guard(depth, event, parsed);
-    });
+    file = parse_guarded<Json>(
+        text, JsonLimitGuard(limits, ErrorKind::kCorrupt, path),
+        [&](Json::parse_event_t event, const Json& parsed) { repeated.see(event, parsed); });
     if (!repeated.found().empty()) {
       fail(ErrorKind::kCorrupt, "keys", "{}: expected it once in its object, got it again ({})",
            repeated.found().front(), printable(path, 4096));

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/guarded_json.h"
 #include "base/json_limits.h"
 #include "base/log.h"
 
@@ -29,8 +30,8 @@ Json parse_object(std::string_view text, const std::string& source) {
     fail(ErrorKind::kCorrupt, kComponent, "size: expected at most {} bytes, got {} ({})",
          kLimits.max_bytes, text.size(), source);
   }
-  Json root = Json::parse(text, JsonLimitGuard(kLimits, ErrorKind::kCorrupt, source),
-                          /*allow_exceptions=*/false);
+  Json root =
+      parse_guarded_or_discard<Json>(text, JsonLimitGuard(kLimits, ErrorKind::kCorrupt, source));
   if (root.is_discarded())
     fail(ErrorKind::kCorrupt, kComponent,
          "document: expected valid JSON, got text that is none ({})", source);

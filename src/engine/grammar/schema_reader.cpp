@@ -366,9 +366,9 @@ Json parse_schema_text(std::string_view text) {
     fail(ErrorKind::kInvalidArgument, "json schema", "schema: expected at most {} bytes, got {}",
          kLimits.max_bytes, text.size());
   }
-  JsonLimitGuard guard(kLimits, ErrorKind::kInvalidArgument, "the JSON schema");
   try {
-    return parse_guarded<Json>(text, guard);
+    return parse_guarded<Json>(
+        text, JsonLimitGuard(kLimits, ErrorKind::kInvalidArgument, "the JSON schema"));
   } catch (const Json::exception& error) {
     fail(ErrorKind::kInvalidArgument, "json schema", "schema: expected JSON, got {}",
          printable(error.what(), 200));

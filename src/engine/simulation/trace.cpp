@@ -6,6 +6,7 @@
 #include <ostream>
 
 #include "base/error.h"
+#include "base/guarded_json.h"
 #include "base/json_limits.h"
 
 namespace qw::simulation {
@@ -24,7 +25,7 @@ class Line {
       : name_(name), number_(number) {
     static const JsonLimits limits;
     try {
-      json_ = Json::parse(text, JsonLimitGuard(limits, ErrorKind::kCorrupt, name));
+      json_ = parse_guarded<Json>(text, JsonLimitGuard(limits, ErrorKind::kCorrupt, name));
     } catch (const Json::exception&) {
       refuse("a JSON object", "something else");
     }

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/guarded_json.h"
 #include "base/json_limits.h"
 #include "text/tools/call_parser.h"
 #include "text/tools/conversation.h"
@@ -245,12 +246,11 @@ class HermesParser final : public CallParser {
   static Json parse_bounded(std::string_view text) {
     try {
       const JsonLimits limits;
-      return Json::parse(text.begin(), text.end(),
-                         JsonLimitGuard(limits, ErrorKind::kInvalidArgument, "tool call"));
+      return parse_guarded_or_discard<Json>(
+          text, JsonLimitGuard(limits, ErrorKind::kInvalidArgument, "tool call"));
     } catch (const Error&) {
-    } catch (const Json::exception&) {
+      return Json(Json::value_t::discarded);
     }
-    return Json(Json::value_t::discarded);
   }
 
   bool read_call_arguments() {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/guarded_json.h"
 #include "base/json_limits.h"
 #include "base/utf8.h"
 #include "text/tools/tool_format.h"
@@ -109,8 +110,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (text.starts_with('{')) {
     try {
       const qw::JsonLimits limits;
-      write(Json::parse(text.begin(), text.end(),
-                        qw::JsonLimitGuard(limits, qw::ErrorKind::kInvalidArgument, "input")));
+      write(qw::parse_guarded<Json>(
+          text, qw::JsonLimitGuard(limits, qw::ErrorKind::kInvalidArgument, "input")));
     } catch (const Json::exception&) {
     } catch (const qw::Error& error) {
       require(error.kind() != qw::ErrorKind::kInternal);

@@ -1,0 +1,367 @@
+#include "app/quantize_budget.h"
+
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "app/open.h"
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "eval/comparison.h"
+#include "quantize/byte_budget.h"
+#include "text/tokenizer_files.h"
+
+namespace qw::app {
+
+namespace {
+
+using nlohmann::ordered_json;
+
+/// Sizes between which --max-kl is searched end this near to each other.
+constexpr double kSizeTolerance = 0.003;
+
+/// Errors: invalid_argument, for what is no number of bits.
+double parse_bits(std::string text) {
+  const std::string given = text;
+  if (text.ends_with("bpw")) text.resize(text.size() - 3);
+  double bits = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), bits);
+  if (error != std::errc() || end != text.data() + text.size() || !(bits > 0 && bits <= 32)) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--budget: expected bits per weight such as 4.25bpw, got '{}'", printable(given));
+  }
+  return bits;
+}
+
+}  // namespace
+
+bool BudgetFlags::is_asked() const {
+  return !bits.empty() || max_bytes > 0 || max_kl > 0;
+}
+
+void add_budget_flags(CLI::App& app, BudgetFlags& flags) {
+  CLI::Option* bits = app.add_option(
+      "--budget", flags.bits,
+      "Bits per weight, as 4.25bpw: types are chosen matrix by matrix, by measuring");
+  CLI::Option* bytes = app.add_option("--max-bytes", flags.max_bytes,
+                                      "The same, for a file of at most so many bytes")
+                           ->check(integer_from(1));
+  CLI::Option* kl = app.add_option("--max-kl", flags.max_kl,
+                                   "The same, for the smallest file whose predictions are no "
+                                   "further away on the calibration (nats, mean)")
+                        ->check(CLI::PositiveNumber);
+  for (CLI::Option* option : {bits, bytes, kl}) {
+    for (CLI::Option* other : {bits, bytes, kl}) {
+      if (option != other) option->excludes(other);
+    }
+    option->excludes(app.get_option("--to"));
+  }
+  CLI::Option* tokens = app.add_option("--sensitivity-tokens", flags.sensitivity_tokens,
+                                       "Tokens of the calibration that matrices are measured on")
+                            ->check(integer_from(128))
+                            ->capture_default_str();
+  flags.all = {bits, bytes, kl, tokens};
+}
+
+struct BudgetPlanner::State {
+  const CommonOptions& options;
+  const BudgetFlags& flags;
+  std::string name;
+  ModelFiles files;
+  ModelConfig config;
+  NetworkSources sources;
+  std::optional<TokenizerSpec> tokenizer;
+  quantize::ImportanceMatrix importance;
+  quantize::CalibrationSet probed;
+  ThreadPool pool;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<quantize::NetworkProbe> probe;
+  GgufPlan base;                 // in the types that the model has
+  std::vector<size_t> matrices;  // of base.tensors: those with a choice
+  std::vector<quantize::MatrixChoices> choices;
+  std::vector<std::vector<quantize::BudgetChoice>> items;
+  std::vector<size_t> chosen;
+  GgufPlan plan;
+  double limit = 0;  // of the divergence that is measured while searching
+
+  State(const CommonOptions& common, const BudgetFlags& budget, std::string model_name)
+      : options(common),
+        flags(budget),
+        name(std::move(model_name)),
+        files(open_for_reading(common, true)),
+        config(ModelConfig::from_checkpoint(*files.checkpoint)),
+        sources(open_network(*files.checkpoint, config)),
+        pool(common.load.threads > 0 ? common.load.threads : physical_cores()) {
+    if (!files.checkpoint->gguf) tokenizer = read_tokenizer_directory(files.checkpoint->directory);
+  }
+
+  GgufPlan plan_of(const GgufChoices& wanted) const {
+    return plan_gguf(*files.checkpoint, config, sources, tokenizer ? &*tokenizer : nullptr, wanted);
+  }
+  void take_matrices();
+  void measure(double bits);
+  int64_t matrix_bytes(double bits) const;
+  int64_t other_bytes() const;
+  void choose(int64_t max_bytes);
+  double measured_now();
+  void search();
+};
+
+/// The matrices of the model in types that lose nothing, each with the importances of its inputs.
+void BudgetPlanner::State::take_matrices() {
+  GgufChoices as_is;
+  as_is.recipe = find_gguf_recipe("F32");
+  as_is.pure = true;
+  as_is.name = name;
+  for (const GgufTensor& tensor : plan_of(as_is).tensors) {
+    if (tensor.parts.empty()) continue;
+    // Of what is not in a GGUF type (GPTQ, AWQ) f16 is near enough: it is rounded anyway.
+    const LinearSource& part = tensor.parts.front();
+    DType own = DType::kF16;
+    if (const auto* dense = std::get_if<DenseRows>(&part.data)) own = dense->dtype;
+    if (const auto* blocks = std::get_if<BlockRows>(&part.data)) own = blocks->dtype;
+    if (tensor.id.slot != Slot::kRouter && tensor.id.slot != Slot::kSharedExpertGate)
+      as_is.types[tensor.name] = own;
+  }
+  base = plan_of(as_is);
+  for (size_t i = 0; i < base.tensors.size(); ++i) {
+    GgufTensor& tensor = base.tensors[i];
+    if (!as_is.types.contains(tensor.name)) continue;
+    matrices.push_back(i);
+    const auto n_parts = static_cast<int64_t>(tensor.parts.size());
+    for (int64_t part = 0; part < n_parts; ++part) {
+      std::vector<float> weights =
+          importance.weights(tensor.name, part, n_parts, tensor.parts.front().k);
+      if (weights.empty()) break;  // an embedding that is not the output matrix
+      tensor.importance.push_back(std::move(weights));
+    }
+  }
+}
+
+void BudgetPlanner::State::measure(double bits) {
+  std::vector<GgufTensor> tensors;
+  for (const size_t i : matrices)
+    tensors.push_back(base.tensors[i]);
+  quantize::SensitivityOptions how;
+  how.probe_bits = bits;
+  how.cancel = &interrupted();
+  std::optional<Progress> progress;
+  int64_t shown = 0;
+  how.on_progress = [&](int64_t done, int64_t total) {
+    if (!progress) progress.emplace("measuring", total, Progress::Unit::kItems);
+    progress->add(done - shown);
+    shown = done;
+  };
+  choices = quantize::measure_choices(tensors, config.n_layers, *probe, pool, how);
+  for (const quantize::MatrixChoices& matrix : choices) {
+    items.emplace_back();
+    for (const quantize::MatrixChoice& choice : matrix.choices)
+      items.back().push_back({choice.bytes, choice.damage});
+  }
+}
+
+/// For the matrices with a choice, when all matrices together take so many bits a weight.
+int64_t BudgetPlanner::State::matrix_bytes(double bits) const {
+  int64_t n_weights = 0, fixed = 0;
+  for (size_t i = 0; i < base.tensors.size(); ++i) {
+    const GgufTensor& tensor = base.tensors[i];
+    if (tensor.parts.empty()) continue;
+    n_weights += tensor.shape.n_elems();
+    if (std::ranges::find(matrices, i) == matrices.end()) fixed += tensor.bytes();
+  }
+  return static_cast<int64_t>(std::floor(bits * static_cast<double>(n_weights) / 8)) - fixed;
+}
+
+/// Of a file, beside the matrices with a choice.
+int64_t BudgetPlanner::State::other_bytes() const {
+  int64_t bytes = gguf_file_bytes(plan.content());
+  for (size_t i = 0; i < matrices.size(); ++i)
+    bytes -= items[i][chosen[i]].bytes;
+  return bytes;
+}
+
+void BudgetPlanner::State::choose(int64_t max_bytes) {
+  chosen = quantize::choose_within(items, max_bytes);
+  GgufChoices wanted;
+  wanted.pure = true;
+  wanted.name = name;
+  wanted.importance = &importance;
+  std::map<DType, int64_t> n_weights;
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const GgufTensor& tensor = base.tensors[matrices[i]];
+    const DType dtype = choices[i].choices[chosen[i]].dtype;
+    wanted.types[tensor.name] = dtype;
+    n_weights[dtype] += tensor.shape.n_elems();
+  }
+  wanted.recipe = recipe_like(n_weights);
+  plan = plan_of(wanted);
+}
+
+double BudgetPlanner::State::measured_now() {
+  std::vector<const GgufTensor*> changed;
+  for (const GgufTensor& tensor : plan.tensors) {
+    if (!tensor.parts.empty()) changed.push_back(&tensor);
+  }
+  return probe->kl(changed);
+}
+
+/// The fewest bytes at which the divergence is within the limit, by halving.
+void BudgetPlanner::State::search() {
+  int64_t low = 0, high = 0;
+  for (const auto& item : items) {
+    low += std::ranges::min(item, {}, &quantize::BudgetChoice::bytes).bytes;
+    high += std::ranges::max(item, {}, &quantize::BudgetChoice::bytes).bytes;
+  }
+  choose(high);
+  if (const double least = measured_now(); least > limit) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--max-kl: expected at least {:.3g}, which the best types have, got {:.3g}", least, limit);
+  }
+  choose(low);
+  if (measured_now() <= limit) return;
+  while (static_cast<double>(high - low) > kSizeTolerance * static_cast<double>(high)) {
+    const int64_t middle = low + (high - low) / 2;
+    choose(middle);
+    (measured_now() <= limit ? high : low) = middle;
+  }
+  choose(high);
+}
+
+BudgetPlanner::BudgetPlanner(const CommonOptions& options, const BudgetFlags& flags,
+                             const CalibrationFlags& calibration, const std::string& imatrix,
+                             const std::string& name)
+    : state_(std::make_unique<State>(options, flags, name)) {
+  State& s = *state_;
+  const double bits = flags.bits.empty() ? 0 : parse_bits(flags.bits);
+  s.limit = flags.max_kl;
+  const quantize::CalibrationSet set = read_calibration(calibration, s.files, model_path(options));
+  logger().info("calibration: {}", set.summary());
+  s.backend = calibration_backend(options);
+  if (imatrix.empty()) {
+    Progress progress("layers", s.config.n_layers, Progress::Unit::kItems);
+    s.importance = quantize::collect_importance(s.config, s.sources, set, *s.backend,
+                                                &interrupted(), [&](int) { progress.add(1); });
+    s.importance.file = calibration.file.empty()
+                            ? "built-in calibration"
+                            : std::filesystem::path(calibration.file).filename().string();
+    s.importance.datasets = {s.importance.file};
+  } else {
+    s.importance = quantize::read_importance(imatrix);
+  }
+  s.probed = quantize::cut_calibration(
+      set.sequences, {.length = calibration.cut.length, .max_tokens = flags.sensitivity_tokens});
+  s.probe = std::make_unique<quantize::NetworkProbe>(s.config, s.sources, s.probed, *s.backend,
+                                                     s.pool, &interrupted());
+  s.take_matrices();
+  double probe_bits = bits > 0 ? bits : 4;
+  if (flags.max_bytes > 0) {
+    int64_t n_weights = 0;
+    for (const size_t i : s.matrices)
+      n_weights += s.base.tensors[i].shape.n_elems();
+    probe_bits = 8 * static_cast<double>(flags.max_bytes) / static_cast<double>(n_weights);
+  }
+  s.measure(probe_bits);
+}
+
+BudgetPlanner::~BudgetPlanner() = default;
+
+const GgufPlan& BudgetPlanner::plan() {
+  State& s = *state_;
+  if (s.flags.max_kl > 0) {
+    s.search();
+  } else if (s.flags.max_bytes > 0) {
+    s.choose(INT64_MAX);  // to know the rest of the file
+    s.choose(s.flags.max_bytes - s.other_bytes());
+  } else {
+    s.choose(s.matrix_bytes(parse_bits(s.flags.bits)));
+  }
+  return s.plan;
+}
+
+const GgufPlan& BudgetPlanner::stricter_plan(double measured_kl) {
+  State& s = *state_;
+  s.limit *= 0.98 * s.flags.max_kl / measured_kl;
+  s.search();
+  return s.plan;
+}
+
+double BudgetPlanner::predicted_kl() const {
+  double sum = 0;
+  for (size_t i = 0; i < state_->items.size(); ++i)
+    sum += state_->items[i][state_->chosen[i]].damage;
+  return sum;
+}
+
+std::string BudgetPlanner::table() const {
+  const State& s = *state_;
+  const double total = predicted_kl();
+  std::string text =
+      fmt::format("{:<28} {:<8} {:>5} {:>12} {:>9}\n", "tensor", "type", "bits", "bytes", "damage");
+  for (size_t i = 0; i < s.matrices.size(); ++i) {
+    const quantize::MatrixChoice& choice = s.choices[i].choices[s.chosen[i]];
+    const auto n_weights = static_cast<double>(s.base.tensors[s.matrices[i]].shape.n_elems());
+    text += fmt::format("{:<28} {:<8} {:>5.2f} {:>12} {:>7.2f} %\n", s.choices[i].name,
+                        name_of(choice.dtype), 8 * static_cast<double>(choice.bytes) / n_weights,
+                        choice.bytes, total > 0 ? 100 * choice.damage / total : 0);
+  }
+  return text;
+}
+
+ordered_json BudgetPlanner::json() const {
+  const State& s = *state_;
+  ordered_json tensors = ordered_json::array();
+  for (size_t i = 0; i < s.matrices.size(); ++i) {
+    const quantize::MatrixChoice& choice = s.choices[i].choices[s.chosen[i]];
+    tensors.push_back({{"name", s.choices[i].name},
+                       {"type", name_of(choice.dtype)},
+                       {"bytes", choice.bytes},
+                       {"damage", choice.damage}});
+  }
+  return {{"predicted_kl", predicted_kl()},
+          {"predictions", s.probe->n_predictions()},
+          {"tensors", std::move(tensors)}};
+}
+
+double BudgetPlanner::compare(const std::string& path) const {
+  const State& s = *state_;
+  std::vector<int32_t> ids;
+  for (const std::vector<int32_t>& sequence : s.probed.sequences)
+    ids.insert(ids.end(), sequence.begin(), sequence.end());
+  CommonOptions other = s.options;
+  other.model = path;
+  // Inputs as they are in both, so that only what the file has lost is seen.
+  const auto open = [](const CommonOptions& options) {
+    OpenOptions how = open_options(options);
+    if (how.backend.activations == ActivationMode::kAuto)
+      how.backend.activations = ActivationMode::kF32;
+    return open_for_running(options, how);
+  };
+  const auto a = open(s.options), b = open(other);
+  const auto engine_a = a->make_engine(), engine_b = b->make_engine();
+  ComparisonOptions options;
+  options.cancel = &interrupted();
+  Progress progress("comparing", std::ssize(ids), Progress::Unit::kTokens);
+  int64_t shown = 0;
+  options.on_progress = [&](int64_t done, int64_t) {
+    progress.add(done - shown);
+    shown = done;
+  };
+  return compare_models({*engine_a, a->config().vocab}, {*engine_b, b->config().vocab}, ids,
+                        options)
+      .kl.mean;
+}
+
+GgufWritten BudgetPlanner::write(const GgufOutput& output) {
+  State& s = *state_;
+  return write_gguf_output(output, s.plan, *s.files.checkpoint, s.sources, s.pool);
+}
+
+}  // namespace qw::app

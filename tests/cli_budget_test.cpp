@@ -1,0 +1,128 @@
+// qianwen quantize with a budget: better files than llama-quantize's recipes of the same size, and
+// what is promised of sizes and divergences is kept.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "support/cli_fixture.h"
+
+namespace qw::test {
+namespace {
+
+using nlohmann::json;
+using ::testing::HasSubstr;
+
+/// The bundled model; texts of the kind that it was made for, some to measure with, others to judge
+/// by.
+class CliBudget : public CliTest {
+ protected:
+  void SetUp() override {
+    CliTest::SetUp();
+    std::ifstream in(std::string(QIANWEN_SOURCE_DIR) + "/tests/golden/mini/test_items.jsonl");
+    std::string calibration, judged;
+    size_t n = 0;
+    for (std::string line; std::getline(in, line) && n < 120; ++n) {
+      const json item = json::parse(line);
+      const std::string text =
+          item["prompt"].get<std::string>() + item["expected"].get<std::string>() + "<|im_end|>\n";
+      if (n % 3 == 0) {
+        judged += text;
+      } else {
+        calibration += json{{"text", text}}.dump() + "\n";
+      }
+    }
+    calibration_ = write("items.jsonl", calibration);
+    judged_ = write("judged.txt", judged);
+  }
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+  Ran quantize(const std::vector<std::string>& more) {
+    std::vector<std::string> args = {"quantize", kBundled, "--json"};
+    args.insert(args.end(), more.begin(), more.end());
+    RunOptions patient;  // the model is run some fifty times
+    patient.timeout_s = 600;
+    return qianwen(args, patient);
+  }
+  /// With a budget, on the calibration; what it said.
+  json budget(const std::string& name, std::vector<std::string> more) {
+    for (const std::string& flag :
+         {std::string("--calibration"), calibration_, std::string("--sensitivity-tokens"),
+          std::string("256"), std::string("--output"), path(name)})
+      more.push_back(flag);
+    const Ran ran = quantize(more);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return json::parse(ran.out, nullptr, false);
+  }
+  double judge(const std::string& name) {
+    const Ran ran = qianwen({"compare", kBundled, path(name), "--file", judged_, "--json"});
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return json::parse(ran.out)["kl"]["mean"].get<double>();
+  }
+  int64_t size(const std::string& name) const {
+    return static_cast<int64_t>(std::filesystem::file_size(path(name)));
+  }
+
+  std::string calibration_, judged_;
+};
+
+TEST_F(CliBudget, BeatsTheRecipesOfTheSameSize) {
+  ASSERT_EQ(
+      qianwen({"imatrix", kBundled, "--calibration", calibration_, "--output", path("i.gguf")})
+          .code,
+      0);
+  // With the same importances, so that what is compared is the choice of types alone.
+  ASSERT_EQ(
+      quantize({"--to", "q3_k_m", "--imatrix", path("i.gguf"), "--output", path("a.gguf")}).code,
+      0);
+  const json said = budget(
+      "b.gguf", {"--max-bytes", std::to_string(size("a.gguf")), "--imatrix", path("i.gguf")});
+  EXPECT_LE(size("b.gguf"), size("a.gguf"));
+  EXPECT_GE(size("b.gguf"), 0.98 * static_cast<double>(size("a.gguf")));
+  EXPECT_LT(judge("b.gguf"), 0.8 * judge("a.gguf"));
+  // The prediction is of the right size.
+  const double measured = said["measured_kl"], predicted = said["predicted_kl"];
+  EXPECT_GT(predicted, 0.4 * measured);
+  EXPECT_LT(predicted, 2.5 * measured);
+}
+
+TEST_F(CliBudget, KeepsADivergence) {
+  const json kl = budget("kl.gguf", {"--max-kl", "0.02"});
+  EXPECT_LE(kl["measured_kl"], 0.02);
+  EXPECT_GE(kl["measured_kl"], 0.015);
+  EXPECT_EQ(kl["tensors"].size(), 43u);
+}
+
+TEST_F(CliBudget, SaysWhatItWouldDoAndWhatItCannot) {
+  const std::vector<std::string> few = {"--calibration", calibration_, "--sensitivity-tokens",
+                                        "256"};
+  const auto with = [&](std::vector<std::string> args) {
+    args.insert(args.end(), few.begin(), few.end());
+    return quantize(args);
+  };
+  const Ran dry = with({"--budget", "4.25bpw", "--dry-run"});
+  ASSERT_EQ(dry.code, 0) << dry.err;
+  const json said = json::parse(dry.out);
+  EXPECT_FALSE(said.contains("measured_kl"));
+  EXPECT_TRUE(said["output"].is_null());
+  EXPECT_LE(said["bits_per_weight"], 4.25);
+  EXPECT_GE(said["bits_per_weight"], 4.2);
+  double damage = 0;
+  for (const json& tensor : said["tensors"])
+    damage += tensor["damage"].get<double>();
+  EXPECT_NEAR(damage, said["predicted_kl"].get<double>(), 1e-9);
+  EXPECT_FALSE(std::filesystem::exists(path("a")));
+
+  expect_failure(with({"--budget", "4.25bpx", "--dry-run"}), 2, "4.25bpw");
+  expect_failure(with({"--max-bytes", "1000000", "--dry-run"}), 2, "budget: expected at least");
+  expect_failure(with({"--max-kl", "1e-12", "--to", "q8_0", "--dry-run"}), 2, "--to");
+  expect_failure(with({"--budget", "4", "--pure", "--dry-run"}), 2, "--pure");
+  expect_failure(with({"--budget", "4", "--group-size", "64", "--dry-run"}), 2, "--group-size");
+  expect_failure(quantize({"--dry-run"}), 2, "--budget");
+  expect_failure(quantize({"--to", "q8_0", "--sensitivity-tokens", "500", "--dry-run"}), 2,
+                 "--sensitivity-tokens");
+}
+
+}  // namespace
+}  // namespace qw::test
