@@ -68,7 +68,7 @@ LinearSource make_source(const std::string& format, const Shape& shape) {
   std::vector<float> row(static_cast<size_t>(shape.k));
   for (size_t i = 0; i < row.size(); ++i)
     row[i] = 0.05F * static_cast<float>(random_normal(1, 2, i));
-  if (can_encode(type)) {
+  if (!is_grid_type(type)) {
     encode_row(type, row.data(), shape.k, bytes->data());
   } else {
     for (int64_t i = 0; i < bytes_per_row; ++i)

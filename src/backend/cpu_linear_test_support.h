@@ -161,7 +161,7 @@ inline LinearSource make_source(const Format& format, int64_t n, int64_t k, uint
   for (int64_t r = 0; r < n; ++r) {
     // Mixed magnitudes from row to row and along the row, and a few zeros.
     const float size = std::exp2(static_cast<float>(random.below(12)) - 8.0F);
-    if (!can_encode(*format.dtype)) {
+    if (is_grid_type(*format.dtype)) {
       random_codes(random, *format.dtype, size / 32, bytes_per_row,
                    bytes->data() + r * bytes_per_row);
       continue;

@@ -179,6 +179,10 @@ void decode_row(DType dtype, const std::byte* bytes, int64_t n_elems, float* out
 }
 
 bool can_encode(DType dtype) noexcept {
+  return is_float(dtype) || is_block(dtype);
+}
+
+bool is_grid_type(DType dtype) noexcept {
   switch (dtype) {
     case DType::kIQ1_S:
     case DType::kIQ1_M:
@@ -187,9 +191,9 @@ bool can_encode(DType dtype) noexcept {
     case DType::kIQ2_S:
     case DType::kIQ3_XXS:
     case DType::kIQ3_S:
-      return false;  // searches over the grids, of use only with an importance matrix
+      return true;
     default:
-      return is_float(dtype) || is_block(dtype);
+      return false;
   }
 }
 
@@ -221,6 +225,20 @@ void encode_block_row(DType dtype, const float* in, int64_t n, int elems, std::b
       return encode_blocks<BlockQ6_K>(in, n, elems, bytes);
     case DType::kQ8_K:
       return encode_blocks<BlockQ8_K>(in, n, elems, bytes);
+    case DType::kIQ1_S:
+      return encode_blocks<BlockIQ1_S>(in, n, elems, bytes);
+    case DType::kIQ1_M:
+      return encode_blocks<BlockIQ1_M>(in, n, elems, bytes);
+    case DType::kIQ2_XXS:
+      return encode_blocks<BlockIQ2_XXS>(in, n, elems, bytes);
+    case DType::kIQ2_XS:
+      return encode_blocks<BlockIQ2_XS>(in, n, elems, bytes);
+    case DType::kIQ2_S:
+      return encode_blocks<BlockIQ2_S>(in, n, elems, bytes);
+    case DType::kIQ3_XXS:
+      return encode_blocks<BlockIQ3_XXS>(in, n, elems, bytes);
+    case DType::kIQ3_S:
+      return encode_blocks<BlockIQ3_S>(in, n, elems, bytes);
     case DType::kIQ4_NL:
       return encode_blocks<BlockIQ4_NL>(in, n, elems, bytes);
     case DType::kIQ4_XS:
@@ -284,6 +302,27 @@ bool encode_block_row(DType dtype, const float* in, const ggml::Importance& impo
     case DType::kQ6_K:
       encode_blocks<BlockQ6_K>(in, importance, n, elems, bytes);
       return true;
+    case DType::kIQ1_S:
+      encode_blocks<BlockIQ1_S>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kIQ1_M:
+      encode_blocks<BlockIQ1_M>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kIQ2_XXS:
+      encode_blocks<BlockIQ2_XXS>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kIQ2_XS:
+      encode_blocks<BlockIQ2_XS>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kIQ2_S:
+      encode_blocks<BlockIQ2_S>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kIQ3_XXS:
+      encode_blocks<BlockIQ3_XXS>(in, importance, n, elems, bytes);
+      return true;
+    case DType::kIQ3_S:
+      encode_blocks<BlockIQ3_S>(in, importance, n, elems, bytes);
+      return true;
     case DType::kIQ4_NL:
       encode_blocks<BlockIQ4_NL>(in, importance, n, elems, bytes);
       return true;
@@ -340,7 +379,7 @@ void encode_row(DType dtype, const float* in, const float* importance, int64_t n
 }
 
 void set_block_scale(DType dtype, uint16_t d, std::byte* block) {
-  QW_CHECK(!can_encode(dtype) && is_block(dtype), "{}", name_of(dtype));
+  QW_CHECK(is_grid_type(dtype), "{}", name_of(dtype));
   if (dtype != DType::kIQ1_M) {
     std::memcpy(block, &d, sizeof d);
     return;

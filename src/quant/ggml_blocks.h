@@ -18,6 +18,10 @@ void decode_row(DType dtype, const std::byte* bytes, int64_t n_elems, float* out
 /// True for types that encode_row can write.
 bool can_encode(DType dtype) noexcept;
 
+/// True for IQ1, IQ2 and IQ3, whose codes are points of a grid: any bits mean something, and
+/// finding good ones takes a search.
+bool is_grid_type(DType dtype) noexcept;
+
 /// Round-to-nearest encoding of a row (the rule of ggml's quantize_row_*_ref, without
 /// importance weights) into row_bytes(dtype, n_elems) bytes. Errors: unsupported for a
 /// type that cannot be written; invalid_argument for what it cannot hold: infinity or NaN in a
@@ -29,8 +33,8 @@ void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes)
 void encode_row(DType dtype, const float* in, const float* importance, int64_t n_elems,
                 std::byte* bytes);
 
-/// Sets d, the f16 scale of a block of a type that cannot be encoded (IQ1, IQ2, IQ3), and leaves
-/// its codes, of which any bits mean something: so random weights are made.
+/// Sets d, the f16 scale of a block of a grid type, and leaves its codes: so random weights are
+/// made in no time.
 void set_block_scale(DType dtype, uint16_t d, std::byte* block);
 
 }  // namespace qw

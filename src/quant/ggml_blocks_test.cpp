@@ -85,8 +85,8 @@ TEST(GgmlBlocks, EncodingErrorShrinksWithBits) {
 TEST(GgmlBlocks, EncodeRefusesWhatCannotBeStored) {
   std::vector<float> row(256, 1.0F);
   std::vector<std::byte> bytes(1024);
-  EXPECT_FALSE(can_encode(DType::kIQ2_XS));
-  EXPECT_THROW(encode_row(DType::kIQ2_XS, row.data(), 256, bytes.data()), Error);
+  EXPECT_FALSE(can_encode(DType::kI32));
+  EXPECT_THROW(encode_row(DType::kI32, row.data(), 256, bytes.data()), Error);
   row[17] = std::numeric_limits<float>::quiet_NaN();
   EXPECT_THROW(encode_row(DType::kQ4_K, row.data(), 256, bytes.data()), Error);
   row[17] = 1e30F;  // its scale is beyond f16
@@ -137,6 +137,96 @@ TEST(GgmlBlocks, ScalesOfRandomBlocksAreSetWithoutTouchingCodes) {
     decode_row(dtype, bytes.data(), 256, other.data());
     for (size_t i = 0; i < 256; ++i)
       ASSERT_EQ(other[i], one[i] * -0x1.554p-2F) << name_of(dtype) << " " << i;
+  }
+}
+
+constexpr std::array kGridTypes = {DType::kIQ1_S, DType::kIQ1_M,   DType::kIQ2_XXS, DType::kIQ2_XS,
+                                   DType::kIQ2_S, DType::kIQ3_XXS, DType::kIQ3_S};
+
+std::vector<float> encoded_and_decoded(DType dtype, const std::vector<float>& row,
+                                       const std::vector<float>& importance) {
+  const auto n = static_cast<int64_t>(row.size());
+  std::vector<std::byte> bytes(static_cast<size_t>(row_bytes(dtype, n, "test")), std::byte{0xA5});
+  std::vector<float> out(row.size());
+  importance.empty() ? encode_row(dtype, row.data(), n, bytes.data())
+                     : encode_row(dtype, row.data(), importance.data(), n, bytes.data());
+  decode_row(dtype, bytes.data(), n, out.data());
+  return out;
+}
+
+double error_of(const std::vector<float>& row, const std::vector<float>& decoded,
+                const std::vector<float>& importance) {
+  double sum = 0;
+  for (size_t i = 0; i < row.size(); ++i)
+    sum += importance[i] * std::pow(double{decoded[i]} - row[i], 2);
+  return sum;
+}
+
+/// What a type can hold exactly comes back exactly, where no group needs a sign that is not stored.
+TEST(GgmlBlocks, GridTypesFindTheirOwnPoints) {
+  for (DType dtype : kGridTypes) {
+    std::vector<std::byte> bytes(static_cast<size_t>(info(dtype).block_bytes));
+    std::mt19937 random(9);
+    int n_exact = 0;
+    for (int trial = 0; trial < 20; ++trial) {
+      for (std::byte& byte : bytes)
+        byte = static_cast<std::byte>(random());
+      set_block_scale(dtype, 0x3C00, bytes.data());
+      std::vector<float> row(256);
+      decode_row(dtype, bytes.data(), 256, row.data());
+      const std::vector<float> ones(256, 1.0F), zeros(256);
+      const std::vector<float> decoded = encoded_and_decoded(dtype, row, {});
+      // Scales are found by trying some, so that not every sub-block comes back bit for bit.
+      if (error_of(row, decoded, ones) < 0.02 * error_of(row, zeros, ones)) ++n_exact;
+    }
+    EXPECT_GE(n_exact, 18) << name_of(dtype);
+  }
+}
+
+TEST(GgmlBlocks, GridTypesMindImportances) {
+  const std::vector<float> row = normal_row(1024), ones(1024, 1.0F);
+  std::vector<float> importance(1024);
+  for (size_t i = 0; i < 1024; ++i)
+    importance[i] = i % 5 == 0 ? 30.0F : 0.5F;
+  std::vector<float> large = importance, none(1024, 0.0F);
+  for (float& weight : large)
+    weight *= 0x1p100F;
+  for (DType dtype : kGridTypes) {
+    const std::vector<float> plain = encoded_and_decoded(dtype, row, {});
+    const std::vector<float> weighted = encoded_and_decoded(dtype, row, importance);
+    EXPECT_LT(error_of(row, weighted, importance), 0.9 * error_of(row, plain, importance))
+        << name_of(dtype);
+    EXPECT_EQ(encoded_and_decoded(dtype, row, large), weighted) << name_of(dtype);
+    EXPECT_EQ(encoded_and_decoded(dtype, row, ones), plain) << name_of(dtype);
+    EXPECT_EQ(encoded_and_decoded(dtype, row, none), plain) << name_of(dtype);
+  }
+}
+
+TEST(GgmlBlocks, GridTypesTakeRowsOfAnySize) {
+  std::vector<float> row = normal_row(512);
+  std::fill_n(row.begin(), 40, 0.0F);
+  const std::vector<float> ones(512, 1.0F);
+  for (DType dtype : kGridTypes) {
+    EXPECT_EQ(encoded_and_decoded(dtype, std::vector<float>(512), {}), std::vector<float>(512));
+    const std::vector<float> usual = encoded_and_decoded(dtype, row, {});
+    for (const float size : {0x1p-8F, 0x1p8F}) {  // powers of two change no other bit
+      std::vector<float> sized = row, expected = usual;
+      for (size_t i = 0; i < 512; ++i)
+        sized[i] *= size, expected[i] *= size;
+      const double limit = 1.02 * error_of(sized, expected, ones);
+      EXPECT_LE(error_of(sized, encoded_and_decoded(dtype, sized, {}), ones), limit)
+          << name_of(dtype) << size;
+    }
+    std::vector<float> odd = row;
+    odd[300] = 1e-40F;
+    EXPECT_LE(error_of(odd, encoded_and_decoded(dtype, odd, {}), ones),
+              1.02 * error_of(row, usual, ones));
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
+                            std::numeric_limits<float>::infinity(), 1e30F, -3e38F}) {
+      odd[300] = bad;
+      EXPECT_THROW(encoded_and_decoded(dtype, odd, {}), Error) << name_of(dtype) << bad;
+      EXPECT_THROW(encoded_and_decoded(dtype, odd, ones), Error) << name_of(dtype) << bad;
+    }
   }
 }
 

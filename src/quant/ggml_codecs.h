@@ -50,6 +50,13 @@ void encode(const float* x, BlockQ4_K& block) noexcept;
 void encode(const float* x, BlockQ5_K& block) noexcept;
 void encode(const float* x, BlockQ6_K& block) noexcept;
 void encode(const float* x, BlockQ8_K& block) noexcept;
+void encode(const float* x, BlockIQ1_S& block) noexcept;
+void encode(const float* x, BlockIQ1_M& block) noexcept;
+void encode(const float* x, BlockIQ2_XXS& block) noexcept;
+void encode(const float* x, BlockIQ2_XS& block) noexcept;
+void encode(const float* x, BlockIQ2_S& block) noexcept;
+void encode(const float* x, BlockIQ3_XXS& block) noexcept;
+void encode(const float* x, BlockIQ3_S& block) noexcept;
 void encode(const float* x, BlockIQ4_NL& block) noexcept;
 void encode(const float* x, BlockIQ4_XS& block) noexcept;
 void encode(const float* x, BlockTQ1_0& block) noexcept;
@@ -69,6 +76,13 @@ void encode(const float* x, const Importance& importance, BlockQ3_K& block) noex
 void encode(const float* x, const Importance& importance, BlockQ4_K& block) noexcept;
 void encode(const float* x, const Importance& importance, BlockQ5_K& block) noexcept;
 void encode(const float* x, const Importance& importance, BlockQ6_K& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockIQ1_S& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockIQ1_M& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockIQ2_XXS& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockIQ2_XS& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockIQ2_S& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockIQ3_XXS& block) noexcept;
+void encode(const float* x, const Importance& importance, BlockIQ3_S& block) noexcept;
 void encode(const float* x, const Importance& importance, BlockIQ4_NL& block) noexcept;
 void encode(const float* x, const Importance& importance, BlockIQ4_XS& block) noexcept;
 

@@ -122,6 +122,7 @@ class Planner {
           const GgufChoices& choices)
       : checkpoint_(checkpoint),
         sources_(sources),
+        recipe_(*choices.recipe),
         importance_(choices.importance),
         chooser_(choices, config) {
     for (int index = 0; index < std::ssize(sources.layers); ++index) {
@@ -138,6 +139,7 @@ class Planner {
     std::ranges::sort(plan_.tensors, comes_before);
     warn_of_rounded_sources();
     warn_of_missing_importances();
+    std::ranges::sort(plan_.in_want_of_importance);
   }
 
   GgufPlan take() { return std::move(plan_); }
@@ -163,6 +165,9 @@ class Planner {
     tensor.shape = is_stacked ? Shape{std::ssize(parts), n, k} : is_vector ? Shape{k} : Shape{n, k};
     tensor.parts = std::move(parts);
     add_importance(tensor);
+    if (is_grid_type(tensor.dtype) && tensor.importance.empty() && !tensor.is_copied() &&
+        needs_imatrix(recipe_, {id, k}, tensor.dtype))
+      plan_.in_want_of_importance.push_back(tensor.name);
     plan_.tensors.push_back(std::move(tensor));
   }
   void add_importance(GgufTensor& tensor) {
@@ -238,6 +243,7 @@ class Planner {
 
   const Checkpoint& checkpoint_;
   const NetworkSources& sources_;
+  const GgufRecipe& recipe_;
   const quantize::ImportanceMatrix* importance_;
   TypeChooser chooser_;
   std::vector<std::string> without_importance_;
@@ -418,6 +424,13 @@ GgufWriter GgufPlan::content() const {
 void write_gguf_plan(const GgufPlan& plan, const std::string& path, ThreadPool& pool,
                      const std::function<void(int64_t)>& done, const CancelFlag* cancel,
                      const GgufSplitLimits& limits) {
+  if (!plan.in_want_of_importance.empty()) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "{}: expected an importance matrix with this tensor, without which types of one to three "
+         "bits with codebooks are worth little, got none ({} tensors in all); qianwen imatrix "
+         "makes one",
+         plan.in_want_of_importance.front(), plan.in_want_of_importance.size());
+  }
   write_split_gguf(path, plan.content(), limits, [&](size_t i, GgufSink sink) {
     write_tensor(plan.tensors[i], pool, sink, done, cancel);
   });

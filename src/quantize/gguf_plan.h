@@ -56,6 +56,8 @@ struct GgufPlan {
   std::vector<GgufTensor> tensors;  // in the order of the file
   /// What a user should know, a sentence each: fallbacks, sources that were rounded before.
   std::vector<std::string> warnings;
+  /// Tensors of a type that is worth little without importances, which they lack.
+  std::vector<std::string> in_want_of_importance;
 
   /// Header and directory of the file that holds it all.
   GgufWriter content() const;
@@ -72,7 +74,8 @@ GgufPlan plan_gguf(const Checkpoint& checkpoint, const ModelConfig& config,
 
 /// Writes the file, or several when `limits` say so (write_split_gguf), which appear under `path`
 /// when all is whole. `done(bytes)` is told as they are written. Errors: io, cancelled,
-/// invalid_argument (values that a type cannot hold, by tensor).
+/// invalid_argument (values that a type cannot hold, by tensor; a tensor in want of importances,
+/// before anything is written).
 void write_gguf_plan(const GgufPlan& plan, const std::string& path, ThreadPool& pool,
                      const std::function<void(int64_t)>& done, const CancelFlag* cancel,
                      const GgufSplitLimits& limits = {});

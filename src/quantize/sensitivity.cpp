@@ -92,6 +92,8 @@ MatrixChoices choices_of(const GgufTensor& tensor, ThreadPool& pool) {
   for (const DType dtype : kTypes) {
     as.dtype = dtype;
     if (tensor.shape.cols() % info(dtype).block_elems != 0) continue;
+    // Without importances (an expert that no token reached) these are worth little.
+    if (is_grid_type(dtype) && tensor.importance.empty() && !as.is_copied()) continue;
     if (can_encode(dtype) || as.is_copied()) add(dtype);
   }
   const bool has_own = std::ranges::any_of(

@@ -19,7 +19,7 @@ void set_scales(DType dtype, int64_t bytes, float scale, std::byte* out) {
     set_block_scale(dtype, f32_to_f16(scale), out + at);
 }
 
-/// Types without an encoder: random codes under a scale found by decoding once with d = 1.
+/// Types whose encoder searches long: random codes under a scale found by decoding once with d = 1.
 void random_blocks(uint64_t seed, uint64_t stream, DType dtype, int64_t cols, double std,
                    std::byte* out, int64_t bytes) {
   for (int64_t i = 0; i < bytes; ++i)
@@ -51,7 +51,7 @@ void RowPool::fill(std::vector<std::byte>& pool, DType dtype, int64_t cols, doub
   for (int64_t r = 0; r < kPoolRows; ++r) {
     ++stream_;
     std::byte* out = pool.data() + r * bytes;
-    if (can_encode(dtype)) {
+    if (!is_grid_type(dtype)) {
       for (size_t i = 0; i < values.size(); ++i)
         values[i] = static_cast<float>(std * random_normal(seed_, stream_, i));
       encode_row(dtype, values.data(), cols, out);
