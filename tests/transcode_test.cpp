@@ -8,6 +8,7 @@
 
 #include "quant/ggml_blocks.h"
 #include "quant/step_rows.h"
+#include "quantize/gguf_recipe.h"
 #include "quantize/kept_types.h"
 #include "quantize/weight_comparison.h"
 #include "support/cli_fixture.h"
@@ -147,6 +148,35 @@ TEST(Transcoded, ComparisonSeesOneWeight) {
     EXPECT_EQ(one.is_exact(), one.name != "model.layers.0.self_attn.o_proj") << one.name;
 }
 
+/// Experts that were left out of quantising: a stack is of one type, which must hold them all.
+TEST(Transcoded, ExpertsOfSeveralKindsAreFloats) {
+  const auto path = find_golden("gptq/moe_int4_g128");
+  if (!path) GTEST_SKIP() << "no golden";
+  const Opened model(*path);
+  NetworkSources mixed = model.sources;
+  LinearSource& one = mixed.layers[0].moe.down[1].parts[0];
+  auto floats = std::make_shared<std::vector<float>>(static_cast<size_t>(one.n * one.k));
+  one.decode_rows(0, one.n, floats->data());
+  one = LinearSource::of_floats(one.name, one.n, one.k, std::move(floats));
+  ThreadPool pool(2);
+  const KeptTypes types = find_kept_types(mixed, std::nullopt, pool, nullptr);
+  EXPECT_EQ(types.of.at("blk.0.ffn_down_exps.weight"), kF32);
+  EXPECT_EQ(types.of.at("blk.0.ffn_up_exps.weight"), kQ4_0);
+  EXPECT_EQ(types.of.at("blk.0.ffn_gate_inp.weight"), kF32);
+}
+
+TEST(Transcoded, FilesGoByTheTypeOfMostWeights) {
+  const auto name = [](const std::map<DType, int64_t>& n_weights) {
+    return std::string(name_of(*recipe_like(n_weights)));
+  };
+  EXPECT_EQ(name({{kQ4_0, 3}, {kF16, 2}}), "Q4_0");
+  EXPECT_EQ(name({{kQ4_0, 2}, {kQ8_0, 3}}), "Q8_0");
+  EXPECT_EQ(name({{kQ2_K, 5}}), "Q2_K");
+  EXPECT_EQ(name({{kQ4_K, 5}, {kQ6_K, 4}}), "Q4_K_S");
+  EXPECT_EQ(name({{kF64, 5}, {kBF16, 1}}), "BF16");  // no recipe is of f64
+  EXPECT_EQ(name({}), "F32");
+}
+
 class CliTranscode : public CliTest {
  protected:
   std::string path(const char* name) const { return (folder_ / name).string(); }
@@ -181,6 +211,74 @@ TEST_F(CliTranscode, GptqKeepsItsCodesInGguf) {
   EXPECT_THAT(again.out, HasSubstr("down_proj"));
   EXPECT_THAT(again.out, HasSubstr("42 matrices  exact"));
   EXPECT_THAT(again.err, ::testing::Not(HasSubstr("second time")));
+}
+
+TEST_F(CliTranscode, IsProvedInSeveralFilesToo) {
+  ran({"quantize", kBundled, "--to", "nf4", "--output", path("nf4")});
+  const std::vector<std::string> split = {
+      "convert",      path("nf4"),           "--to", "gguf", "--type", "same", "--output",
+      path("m.gguf"), "--max-shard-tensors", "30"};
+  const json made = ran(split);
+  EXPECT_EQ(made["weights"]["exact"], true);
+  ASSERT_EQ(made["files"].size(), 3u);
+  for (const json& file : made["files"])
+    EXPECT_TRUE(std::filesystem::exists(file.get<std::string>())) << file;
+  EXPECT_FALSE(std::filesystem::exists(path("m.gguf")));
+  EXPECT_FALSE(std::filesystem::exists(path("m.gguf.unproven")));
+  // The levels of nf4 are no grid: its values are in bf16, as they are decoded.
+  EXPECT_EQ(made["types"]["bf16"]["tensors"], 43);
+  expect_failure(qianwen(split), 2, "m-00001-of-00003.gguf");
+  // What is not proved leaves what was there.
+  std::vector<std::string> narrow = split;
+  narrow[5] = "q4_0";
+  narrow.push_back("--force");
+  expect_failure(qianwen(narrow), 5, "--max-error");
+  const std::string text = write("text.txt", "The capital of Japan is Tokyo.");
+  const json same =
+      ran({"compare", path("nf4"), made["files"][0], "--file", text, "--device", "reference"});
+  EXPECT_EQ(same["kl_max"], 0);
+  EXPECT_FALSE(std::filesystem::exists(path("m.gguf.unproven")));
+  expect_failure(qianwen({"convert", path("nf4"), "--to", "awq", "--output", path("x")}), 5,
+                 "groups of integers");
+}
+
+/// Rounding again, to directories: a figure of what it changes.
+TEST_F(CliTranscode, QuantisingAgainIsMeasured) {
+  ran({"quantize", kBundled, "--to", "gptq-int8", "--calibration-tokens", "512", "--output",
+       path("a")});
+  for (const std::string to : {"nf4", "gptq-int4", "gptq-int8", "awq"}) {
+    std::vector<std::string> args = {"quantize", path("a"), "--to", to, "--output", path("b")};
+    if (to != "nf4") args.insert(args.end(), {"--calibration-tokens", "512"});
+    const json made = ran(args);
+    std::filesystem::remove_all(path("b"));
+    const double error = made["weights"]["relative_error"];
+    EXPECT_GT(error, to == "gptq-int8" ? 0.0001 : 0.03) << to;
+    EXPECT_LT(error, to == "gptq-int8" ? 0.02 : 0.2) << to;
+    ASSERT_EQ(made["warnings"].size(), 2u) << to;
+    EXPECT_THAT(made["warnings"][1].get<std::string>(), HasSubstr("42 of 42 quantised matrices"));
+  }
+  const Ran told = qianwen({"quantize", path("a"), "--to", "nf4", "--output", path("b")});
+  EXPECT_THAT(told.out, HasSubstr("down_proj"));
+  EXPECT_THAT(ran({"quantize", kBundled, "--to", "nf4", "--output", path("c")})["warnings"],
+              json::array());
+}
+
+TEST_F(CliTranscode, ActOrderIsTold) {
+  ran({"quantize", kBundled, "--to", "gptq-int4", "--desc-act", "--calibration-tokens", "512",
+       "--output", path("a")});
+  const std::vector<std::string> same = {"convert", path("a"), "--to",     "gguf",
+                                         "--type",  "same",    "--output", path("m.gguf")};
+  expect_failure(qianwen(same), 5, "within 0.1 %");
+  std::vector<std::string> forced = same;
+  forced.insert(forced.end(), {"--max-error", "0.3"});
+  const json made = ran(forced);
+  ASSERT_EQ(made["warnings"].size(), 2u);
+  EXPECT_THAT(made["warnings"][0].get<std::string>(), HasSubstr("42 matrices"));
+  EXPECT_THAT(made["warnings"][0].get<std::string>(), HasSubstr("act-order"));
+  EXPECT_EQ(made["types"]["q4_0"]["tensors"], 42);
+  // GPTQ keeps the order.
+  EXPECT_EQ(ran({"convert", path("a"), "--to", "gptq", "--output", path("b")})["weights"]["exact"],
+            true);
 }
 
 TEST_F(CliTranscode, WhatDoesNotFitIsMeasuredAndRefused) {

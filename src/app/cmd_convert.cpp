@@ -35,28 +35,30 @@ bool keeps_weights(const Options& options) {
   return options.type == "same" || is_block(*dtype_from_name(options.type));
 }
 
-/// The types of a file that keeps its weights. Errors: invalid_argument (a block type, and nothing
-/// is quantised).
-GgufChoices kept_choices(const Options& options, const NetworkSources& sources, ThreadPool& pool) {
+/// A file that keeps its weights. Errors: invalid_argument (a block type, and nothing is
+/// quantised), those of plan_gguf.
+GgufPlan plan_kept(const Options& options, const GgufModel& model, ThreadPool& pool) {
   const bool is_same = options.type == "same";
   const quantize::KeptTypes types = quantize::find_kept_types(
-      sources, is_same ? std::nullopt : dtype_from_name(options.type), pool, &interrupted());
+      model.sources, is_same ? std::nullopt : dtype_from_name(options.type), pool, &interrupted());
   if (!is_same && types.n_quantised.empty()) {
     fail(ErrorKind::kInvalidArgument, "convert",
          "--type {}: expected weights that are quantised already, got none (quantize --to {} "
          "quantises)",
          options.type, options.type);
   }
-  if (types.n_reordered > 0) {
-    logger().warn(
-        "{} matrices have groups of inputs that are no neighbours (act-order): blocks of 32 "
-        "neighbours are rounded anew",
-        types.n_reordered);
-  }
   GgufChoices choices;
   choices.types = types.of;
   choices.recipe = recipe_like(types.n_quantised.empty() ? types.n_weights : types.n_quantised);
-  return choices;
+  choices.name = options.output.name;
+  GgufPlan plan = model.plan(choices);
+  if (types.n_reordered > 0) {
+    plan.warnings.push_back(
+        fmt::format("{} matrices have groups of inputs that are no neighbours (act-order): blocks "
+                    "of 32 neighbours are rounded anew",
+                    types.n_reordered));
+  }
+  return plan;
 }
 
 void write_gguf(const Options& options) {
@@ -65,15 +67,14 @@ void write_gguf(const Options& options) {
   const GgufModel model = GgufModel::open(model_path(options));
   ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
   GgufOutput output = options.output;
-  GgufChoices choices;
   if (keeps_weights(options)) {
-    choices = kept_choices(options, model.sources, pool);
     output.max_error = options.max_error;
-  } else {
-    choices.recipe = find_gguf_recipe(options.type);
+    return make_gguf(options, output, model, plan_kept(options, model, pool), pool, start);
   }
+  GgufChoices choices;
+  choices.recipe = find_gguf_recipe(options.type);
   choices.name = output.name;
-  make_gguf(options, output, model, choices, pool, start);
+  make_gguf(options, output, model, model.plan(choices), pool, start);
 }
 
 /// A Hugging Face directory.

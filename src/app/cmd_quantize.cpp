@@ -82,7 +82,8 @@ void run(const Options& options) {
     choices.importance = &*importance;
   }
   ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
-  make_gguf(options, options.output, GgufModel::open(model_path(options)), choices, pool, start);
+  const GgufModel model = GgufModel::open(model_path(options));
+  make_gguf(options, options.output, model, model.plan(choices), pool, start);
 }
 
 void remove_all(const std::vector<std::string>& paths) {

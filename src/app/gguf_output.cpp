@@ -216,9 +216,8 @@ void report_gguf(const CommonOptions& options, const GgufOutput& output, const G
 }
 
 void make_gguf(const CommonOptions& options, const GgufOutput& output, const GgufModel& model,
-               const GgufChoices& choices, ThreadPool& pool,
+               const GgufPlan& plan, ThreadPool& pool,
                std::chrono::steady_clock::time_point start) {
-  const GgufPlan plan = model.plan(choices);
   for (const std::string& warning : plan.warnings)
     logger().warn("{}", warning);
   GgufWritten written;

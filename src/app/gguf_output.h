@@ -69,10 +69,9 @@ GgufWritten write_gguf_output(const GgufOutput& output, const GgufPlan& plan,
 void report_gguf(const CommonOptions& options, const GgufOutput& output, const GgufPlan& plan,
                  const GgufWritten& written, double seconds, const nlohmann::ordered_json& more);
 
-/// Plans, writes unless it is a dry run, and reports. `start`: of the command. Errors: those of
-/// plan_gguf and write_gguf_output.
+/// Logs the warnings, writes unless it is a dry run, and reports. `start`: of the command. Errors:
+/// those of write_gguf_output.
 void make_gguf(const CommonOptions& options, const GgufOutput& output, const GgufModel& model,
-               const GgufChoices& choices, ThreadPool& pool,
-               std::chrono::steady_clock::time_point start);
+               const GgufPlan& plan, ThreadPool& pool, std::chrono::steady_clock::time_point start);
 
 }  // namespace qw::app

@@ -130,6 +130,25 @@ TEST(StepRows, ImportancesDoNotMoveWhatFits) {
   EXPECT_EQ(row.before, row.after);
 }
 
+TEST(StepRows, EncodedRowsKeepCodesWhereTheTypeTakesThem) {
+  const LinearSource source = source_of("w", matrix_of(4, 4, 256, 128, [](int64_t) { return 8; }));
+  for (const DType dtype : {DType::kQ4_0, DType::kIQ4_NL, DType::kF16}) {
+    const int64_t bytes_per_row = row_bytes(dtype, 256, "row");
+    std::vector<float> decoded(512), expected(512), got(512);
+    std::vector<std::byte> bytes(static_cast<size_t>(2 * bytes_per_row)), rounded(bytes.size());
+    encode_rows(source, 1, 2, dtype, nullptr, decoded.data(), bytes.data());
+    source.decode_rows(1, 2, expected.data());
+    EXPECT_EQ(decoded, expected);
+    for (int64_t r = 0; r < 2; ++r) {
+      decode_row(dtype, bytes.data() + r * bytes_per_row, 256, got.data() + r * 256);
+      encode_row(dtype, expected.data() + r * 256, 256, rounded.data() + r * bytes_per_row);
+    }
+    // Q4_0 has the codes; encode_row, which searches, does not find them.
+    EXPECT_EQ(got == expected, dtype == DType::kQ4_0) << name_of(dtype);
+    EXPECT_EQ(bytes == rounded, dtype != DType::kQ4_0) << name_of(dtype);
+  }
+}
+
 /// Random blocks of a type, as a file has them, in larger ones.
 TEST(StepRows, BlocksFitLargerOnes) {
   using enum DType;
@@ -160,6 +179,8 @@ TEST(StepRows, BlocksFitLargerOnes) {
 TEST(StepRows, FloatsAndScaledScalesHaveNone) {
   LinearSource source;
   source.data = DenseRows{};
+  EXPECT_FALSE(has_steps(source));
+  source.data = std::shared_ptr<const CodebookBlocks>();
   EXPECT_FALSE(has_steps(source));
   source.data = BlockRows{DType::kQ4_K, nullptr, 0};
   EXPECT_FALSE(has_steps(source));

@@ -70,28 +70,6 @@ void add_row(const float* from, const float* to, int64_t k, WeightDifference& su
   sum.size2 += size2;
 }
 
-/// Row blocks are summed alone and then in their order, whatever the threads.
-WeightDifference compare(const LinearSource& from, const LinearSource& to, ThreadPool& pool) {
-  constexpr int64_t kRows = 16;
-  const int64_t k = from.k, n_blocks = ceil_div(from.n, kRows);
-  std::vector<WeightDifference> sums(static_cast<size_t>(n_blocks));
-  pool.parallel_for(n_blocks, 1, [&](int64_t first, int64_t last, int) {
-    const int64_t row = first * kRows, n = std::min(last * kRows, from.n) - row;
-    std::vector<float> a(static_cast<size_t>(n * k)), b(a.size());
-    from.decode_rows(row, n, a.data());
-    to.decode_rows(row, n, b.data());
-    for (int64_t r = 0; r < n; ++r)
-      add_row(a.data() + r * k, b.data() + r * k, k, sums[static_cast<size_t>(first)]);
-  });
-  WeightDifference out = total_of(sums);
-  out.n_weights = from.n * k;
-  out.from = from.format_name();
-  out.to = to.format_name();
-  const auto* dense = std::get_if<DenseRows>(&from.data);
-  out.was_quantised = dense == nullptr;
-  return out;
-}
-
 }  // namespace
 
 double WeightDifference::relative() const noexcept {
@@ -108,6 +86,28 @@ WeightDifference& WeightDifference::operator+=(const WeightDifference& other) {
   return *this;
 }
 
+/// Row blocks are summed alone and then in their order, whatever the threads.
+WeightDifference compare_matrices(const LinearSource& from, const LinearSource& to,
+                                  const MatrixTeam& team) {
+  constexpr int64_t kRows = 16;
+  const int64_t k = from.k, n_blocks = ceil_div(from.n, kRows);
+  std::vector<WeightDifference> sums(static_cast<size_t>(n_blocks));
+  team.for_each(n_blocks, [&](int64_t block) {
+    const int64_t row = block * kRows, n = std::min(kRows, from.n - row);
+    std::vector<float> a(static_cast<size_t>(n * k)), b(a.size());
+    from.decode_rows(row, n, a.data());
+    to.decode_rows(row, n, b.data());
+    for (int64_t r = 0; r < n; ++r)
+      add_row(a.data() + r * k, b.data() + r * k, k, sums[static_cast<size_t>(block)]);
+  });
+  WeightDifference out = total_of(sums);
+  out.n_weights = from.n * k;
+  out.from = from.format_name();
+  out.to = to.format_name();
+  out.was_quantised = !std::holds_alternative<DenseRows>(from.data);
+  return out;
+}
+
 WeightDifference total_of(const std::vector<WeightDifference>& differences) {
   WeightDifference sum;
   for (const WeightDifference& one : differences)
@@ -119,6 +119,7 @@ std::vector<WeightDifference> compare_weights(const NetworkSources& from, const 
                                               ThreadPool& pool,
                                               const std::function<void(int64_t)>& done,
                                               const CancelFlag* cancel) {
+  const MatrixTeam team{&pool, nullptr};
   const Items before = items_of(from), after = items_of(to);
   const auto refuse = [](const std::string& name, std::string_view expected, std::string_view got) {
     fail(ErrorKind::kInvalidArgument, "compare", "{}: expected {}, got {}", name, expected, got);
@@ -135,7 +136,7 @@ std::vector<WeightDifference> compare_weights(const NetworkSources& from, const 
     if (a.n != b.n || a.k != b.k) {
       refuse(name, fmt::format("{} x {}", a.n, a.k), fmt::format("{} x {}", b.n, b.k));
     }
-    WeightDifference one = compare(a, b, pool);
+    WeightDifference one = compare_matrices(a, b, team);
     one.name = name;
     one.id = item.id;
     done(one.n_weights);

@@ -12,6 +12,7 @@
 #include "base/cancel.h"
 #include "base/thread_pool.h"
 #include "model/sources.h"
+#include "quantize/blocked_matrix.h"
 
 namespace qw::quantize {
 
@@ -30,6 +31,11 @@ struct WeightDifference {
   double relative() const noexcept;
   WeightDifference& operator+=(const WeightDifference& other);
 };
+
+/// One matrix, without a name, decoded in f32; sums do not depend on the number of threads. The
+/// sizes must be the same.
+WeightDifference compare_matrices(const LinearSource& from, const LinearSource& to,
+                                  const MatrixTeam& team);
 
 /// Decodes both, in f32; sums do not depend on the number of threads. `done` is told of weights.
 /// Errors: invalid_argument (networks of different modules or sizes), cancelled.
