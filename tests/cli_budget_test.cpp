@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "support/cli_fixture.h"
+#include "support/golden.h"
 
 namespace qw::test {
 namespace {
@@ -92,6 +93,30 @@ TEST_F(CliBudget, KeepsADivergence) {
   EXPECT_LE(kl["measured_kl"], 0.02);
   EXPECT_GE(kl["measured_kl"], 0.015);
   EXPECT_EQ(kl["tensors"].size(), 43u);
+}
+
+/// Types that hold the codes of a quantised model cost nothing.
+TEST_F(CliBudget, KnowsThatCodesCanBeKept) {
+  const auto blocks = find_golden("gguf/files/nano-q4_0.gguf");
+  if (!blocks) GTEST_SKIP() << "no golden gguf/files/nano-q4_0.gguf";
+  const std::string model = path("gptq");
+  ASSERT_EQ(
+      qianwen({"convert", *blocks, "--to", "gptq", "--max-error", "0.01", "--output", model}).code,
+      0);
+  const Ran ran = qianwen({"quantize", model, "--budget", "5bpw", "--calibration", calibration_,
+                           "--calibration-tokens", "512", "--sensitivity-tokens", "128", "--output",
+                           path("m.gguf"), "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const json said = json::parse(ran.out);
+  int n_kept = 0;
+  for (const json& tensor : said["tensors"])
+    n_kept += tensor["type"] == "q4_0" && tensor["damage"] == 0 ? 1 : 0;
+  EXPECT_GE(n_kept, 14) << said["tensors"];
+  for (const json& tensor : said["weights"]["tensors"]) {
+    if (tensor["from"].get<std::string>().starts_with("int4")) {
+      EXPECT_EQ(tensor["exact"], true) << tensor;
+    }
+  }
 }
 
 TEST_F(CliBudget, SaysWhatItWouldDoAndWhatItCannot) {

@@ -41,25 +41,6 @@ double parse_bits(std::string text) {
   return bits;
 }
 
-/// The recipe whose number a file of these types gets: that of the commonest one.
-const GgufRecipe* recipe_like(const std::map<std::string, DType>& types, const GgufPlan& plan) {
-  std::map<DType, int64_t> weights;
-  for (const GgufTensor& tensor : plan.tensors) {
-    if (const auto found = types.find(tensor.name); found != types.end())
-      weights[found->second] += tensor.shape.n_elems();
-  }
-  const GgufRecipe* best = find_gguf_recipe("F16");
-  int64_t most = 0;
-  for (const std::string_view name : gguf_recipe_names()) {
-    const GgufRecipe* recipe = find_gguf_recipe(name);
-    const auto found = weights.find(base_of(*recipe));
-    if (found == weights.end() || found->second <= most) continue;
-    most = found->second;
-    best = recipe;
-  }
-  return best;
-}
-
 }  // namespace
 
 bool BudgetFlags::is_asked() const {
@@ -211,12 +192,16 @@ void BudgetPlanner::State::choose(int64_t max_bytes) {
   chosen = quantize::choose_within(items, max_bytes);
   GgufChoices wanted;
   wanted.pure = true;
-  wanted.recipe = find_gguf_recipe("F32");
   wanted.name = name;
   wanted.importance = &importance;
-  for (size_t i = 0; i < matrices.size(); ++i)
-    wanted.types[base.tensors[matrices[i]].name] = choices[i].choices[chosen[i]].dtype;
-  wanted.recipe = recipe_like(wanted.types, base);
+  std::map<DType, int64_t> n_weights;
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const GgufTensor& tensor = base.tensors[matrices[i]];
+    const DType dtype = choices[i].choices[chosen[i]].dtype;
+    wanted.types[tensor.name] = dtype;
+    n_weights[dtype] += tensor.shape.n_elems();
+  }
+  wanted.recipe = recipe_like(n_weights);
   plan = plan_of(wanted);
 }
 
@@ -374,8 +359,9 @@ double BudgetPlanner::compare(const std::string& path) const {
       .kl.mean;
 }
 
-void BudgetPlanner::check_readable() const {
-  state_->files.checkpoint->check_readable();
+GgufWritten BudgetPlanner::write(const GgufOutput& output) {
+  State& s = *state_;
+  return write_gguf_output(output, s.plan, *s.files.checkpoint, s.sources, s.pool);
 }
 
 }  // namespace qw::app

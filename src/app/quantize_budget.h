@@ -11,6 +11,7 @@
 
 #include "app/calibration_input.h"
 #include "app/command.h"
+#include "app/gguf_output.h"
 #include "quantize/gguf_plan.h"
 #include "quantize/sensitivity.h"
 
@@ -51,8 +52,8 @@ class BudgetPlanner {
   /// Mean KL divergence of the file at `path` from the model, on the tokens that it was measured
   /// with, by what `compare` does.
   double compare(const std::string& path) const;
-  /// Pages of the model can be read still. Errors: io.
-  void check_readable() const;
+  /// Writes the last plan. Errors: those of write_gguf_output.
+  GgufWritten write(const GgufOutput& output);
 
  private:
   struct State;

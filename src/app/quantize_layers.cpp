@@ -13,6 +13,7 @@
 #include "app/directory_output.h"
 #include "app/open.h"
 #include "app/output_room.h"
+#include "app/weight_report.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
@@ -60,6 +61,9 @@ class Report {
       return;
     }
     layers.push_back({{"layer", index}, {"seconds", seconds}, {"matrices", std::move(matrices)}});
+    for (const quantize::QuantisedModule& module : modules) {
+      if (module.change) changes.push_back(*module.change);
+    }
     busy_ += seconds;
     const int n_done = index + 1 - n_resumed;
     logger().debug("layer {} of {}: {} matrices in {:.1f} s, about {:.0f} s for the rest",
@@ -101,6 +105,7 @@ class Report {
   }
 
   ordered_json layers = ordered_json::array();
+  WeightDifferences changes;  // QuantisedModule::change
   int n_resumed = 0;
 
  private:
@@ -233,6 +238,47 @@ Method nf4_method(const LayerFlags& flags) {
   return method;
 }
 
+/// What is told of a run beside its layers.
+struct Outcome {
+  std::vector<std::string> warnings;
+  WeightDifferences weights;  // of a model that was quantised already
+  double seconds = 0;
+};
+
+/// `output`: "" of a dry run.
+void print_outcome(const CommonOptions& options, const Outcome& outcome, const Method& method,
+                   const quantize::LayerPlan& plan, const quantize::CalibrationSet& calibration,
+                   const Report& report, const std::string& output) {
+  const bool dry_run = output.empty();
+  if (options.json) {
+    ordered_json json = {{"output", dry_run ? ordered_json() : ordered_json(output)},
+                         {"bytes", plan.bytes()},
+                         {"bits_per_weight", plan.bits_per_weight()},
+                         {"matrices", plan.n_matrices}};
+    if (method.is_calibrated) {
+      json["calibration"] = {{"samples", calibration.n_samples},
+                             {"sequences", calibration.sequences.size()},
+                             {"tokens", calibration.n_tokens},
+                             {"tokens_given", calibration.n_tokens_given}};
+    }
+    if (!dry_run) {
+      json["layers"] = report.layers;
+      json["seconds"] = outcome.seconds;
+      if (!outcome.weights.empty()) json["weights"] = weights_json(outcome.weights);
+    }
+    json["warnings"] = outcome.warnings;
+    return print_json(json);
+  }
+  const std::string resumed =
+      report.n_resumed > 0 ? fmt::format(" ({} layers were there already)", report.n_resumed) : "";
+  print_result(fmt::format(
+      "{}{} matrices of {} bits, {} weights, {:.2f} bits per weight; {:.1f} MB in all\n{}",
+      outcome.weights.empty() ? "" : class_lines(outcome.weights), plan.n_matrices, method.bits,
+      plan.n_weights, plan.bits_per_weight(), static_cast<double>(plan.bytes()) / 1e6,
+      dry_run ? "nothing was written\n"
+              : fmt::format("{} written in {:.1f} s{}\n", output, outcome.seconds, resumed)));
+}
+
 /// The options that `add` adds.
 std::vector<const CLI::Option*> added(CLI::App& app, const std::function<void()>& add) {
   const size_t before = app.get_options().size();
@@ -322,8 +368,9 @@ void run_layers(const CommonOptions& options, const LayerFlags& flags, std::stri
     calibration = read_calibration(flags.calibration, model.files, model_path(options));
     logger().info("calibration: {}", calibration.summary());
   }
-  std::vector<std::string> warnings = plan.warnings;
-  for (const std::string& warning : warnings)
+  Outcome outcome;
+  outcome.warnings = plan.warnings;
+  for (const std::string& warning : outcome.warnings)
     logger().warn("{}", warning);
   Report report(model.config.n_layers, plan.source_bytes, is_awq(to));
   if (!dry_run) {
@@ -337,39 +384,19 @@ void run_layers(const CommonOptions& options, const LayerFlags& flags, std::stri
     request.on_quantised = [&](int64_t bytes) { report.quantised(bytes); };
     method.write(model, request, plan, calibration, *backend, pool);
     report.finish();
-    for (const std::string& warning : report.warnings()) {
+    // AWQ moves scales from matrix to matrix: what it wrote cannot be laid beside the source.
+    if (has_quantised(model.sources))
+      outcome.weights = is_awq(to) ? report.changes : read_back(output, model.sources, pool);
+    std::vector<std::string> said = report.warnings();
+    said.push_back(requantised_warning(outcome.weights));
+    for (const std::string& warning : said) {
+      if (warning.empty()) continue;
       logger().warn("{}", warning);
-      warnings.push_back(warning);
+      outcome.warnings.push_back(warning);
     }
   }
-  const double seconds = seconds_since(start);
-  if (options.json) {
-    ordered_json json = {{"output", dry_run ? ordered_json() : ordered_json(output)},
-                         {"bytes", plan.bytes()},
-                         {"bits_per_weight", plan.bits_per_weight()},
-                         {"matrices", plan.n_matrices}};
-    if (method.is_calibrated) {
-      json["calibration"] = {{"samples", calibration.n_samples},
-                             {"sequences", calibration.sequences.size()},
-                             {"tokens", calibration.n_tokens},
-                             {"tokens_given", calibration.n_tokens_given}};
-    }
-    if (!dry_run) {
-      json["layers"] = std::move(report.layers);
-      json["seconds"] = seconds;
-    }
-    json["warnings"] = warnings;
-    return print_json(json);
-  }
-  print_result(fmt::format(
-      "{} matrices of {} bits, {} weights, {:.2f} bits per weight; {:.1f} MB in all\n{}",
-      plan.n_matrices, method.bits, plan.n_weights, plan.bits_per_weight(),
-      static_cast<double>(plan.bytes()) / 1e6,
-      dry_run ? "nothing was written\n"
-              : fmt::format("{} written in {:.1f} s{}\n", output, seconds,
-                            report.n_resumed > 0
-                                ? fmt::format(" ({} layers were there already)", report.n_resumed)
-                                : "")));
+  outcome.seconds = seconds_since(start);
+  print_outcome(options, outcome, method, plan, calibration, report, dry_run ? "" : output);
 }
 
 }  // namespace qw::app

@@ -1,9 +1,6 @@
 #include "base/atomic_directory.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include "base/descriptor.h"
+#include "base/atomic_file.h"
 #include "base/error.h"
 
 namespace qw {
@@ -34,16 +31,8 @@ AtomicDirectory::~AtomicDirectory() {
 }
 
 void AtomicDirectory::commit() {
-  std::error_code error;
-  fs::rename(partial_, path_, error);
-  if (error) {
-    fail(ErrorKind::kIo, "output", "directory: expected to rename {} to {}, got: {}",
-         printable(partial_.string(), 4096), printable(path_.string(), 4096), error.message());
-  }
+  rename_synced(partial_.string(), path_.string());
   is_whole_ = true;
-  const fs::path above = path_.has_parent_path() ? path_.parent_path() : fs::path(".");
-  const Descriptor directory(::open(above.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (directory.get() >= 0) ::fsync(directory.get());
 }
 
 }  // namespace qw

@@ -22,6 +22,19 @@ constexpr int kSealed = -2;
 constexpr int kMaxNames = 10'000;  // tried before giving up
 /// What is this old and was never finished, nobody is writing any more.
 constexpr std::chrono::hours kAbandoned(1);
+/// The directory that `path` is in; false: errno says why not.
+bool sync_directory_of(const std::string& path) {
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  const int directory =
+      ::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (directory < 0) return true;  // may be written but not read: nothing to sync by
+  const int result = ::fsync(directory);
+  const int error = errno;
+  ::close(directory);
+  errno = error;
+  return result == 0 || error == EINVAL;  // EINVAL: cannot sync
+}
+
 }  // namespace
 
 AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path)) {
@@ -127,15 +140,13 @@ void AtomicFile::close_renamed(bool renamed) {
 }
 
 void AtomicFile::sync_directory() const {
-  const std::string parent = std::filesystem::path(path_).parent_path().string();
-  const int directory =
-      ::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (directory < 0) return;  // may be written but not read: nothing to sync by
-  const int result = ::fsync(directory);
-  const int error = errno;
-  ::close(directory);
-  errno = error;
-  if (result != 0 && error != EINVAL) fail_errno("sync the directory of");  // EINVAL: cannot sync
+  if (!sync_directory_of(path_)) fail_errno("sync the directory of");
+}
+
+void rename_synced(const std::string& from, const std::string& to) {
+  if (std::rename(from.c_str(), to.c_str()) == 0 && sync_directory_of(to)) return;
+  fail(ErrorKind::kIo, "output", "file: expected to rename {} to {}, got: {}",
+       printable(from, 4096), printable(to, 4096), std::strerror(errno));
 }
 
 void write_file_atomically(const std::string& path, std::span<const std::byte> bytes) {

@@ -54,6 +54,10 @@ class AtomicFile {
   std::vector<std::byte> buffer_;
 };
 
+/// Renames a file or directory whose content is synced, over a file that may be there, and syncs
+/// the directory that it goes to. Errors: io.
+void rename_synced(const std::string& from, const std::string& to);
+
 /// Writes `bytes` as the whole of the file. Errors: as AtomicFile.
 void write_file_atomically(const std::string& path, std::span<const std::byte> bytes);
 

@@ -47,6 +47,15 @@ TEST_F(AtomicFileTest, ReplacesOrKeeps) {
   EXPECT_EQ(names(), std::vector<std::string>{"old"}) << "a temporary file was left behind";
 }
 
+TEST_F(AtomicFileTest, RenamesOverWhatIsThere) {
+  write(path("new"), "new");
+  write(path("old"), "old");
+  rename_synced(path("new"), path("old"));
+  EXPECT_EQ(read_text_file(path("old")), "new");
+  EXPECT_EQ(names(), std::vector<std::string>{"old"});
+  EXPECT_THROW(rename_synced(path("new"), path("old")), Error);
+}
+
 TEST_F(AtomicFileTest, TheFirstOfSeveralStays) {
   const auto write_unless = [&](const std::string& text) {
     AtomicFile file(path("secret"), 0600);

@@ -159,7 +159,9 @@ class LayerQuantiser {
                               .n_dead = known.factor.n_dead(),
                               .is_damp_raised = known.factor.damp() > rounding_.damp,
                               .is_cold = is_cold,
-                              .ratio = scales.ratio});
+                              .ratio = scales.ratio,
+                              .change = change_of(from.parts[i], from.modules[i], scales.values, {},
+                                                  result.matrix, team_)});
       if (options_.on_done) options_.on_done(from.parts[i].published_bytes());
     }
     return first;

@@ -202,6 +202,7 @@ class Reference {
     module.matrix = awq_publish_rounding(w.data(), n, k, group_size_);
     module.n_tokens = inputs.moments().n_tokens();
     module.ratio = ratios_[hf_name(module.id)];
+    module.change = change_of(source, module.id, scales, divisors, module.matrix, team_);
     module.loss = loss_of(*module.matrix, source, inputs, scales, divisors);
     if (options_.on_done) options_.on_done(source.published_bytes());
   }

@@ -69,11 +69,27 @@ RawTensor f16_tensor(std::string name, const Shape& shape, std::span<const float
   return out;
 }
 
+std::optional<WeightDifference> change_of(const LinearSource& source, const ModuleId& id,
+                                          std::span<const float> scales,
+                                          std::span<const float> divisors,
+                                          std::shared_ptr<const AffineMatrix> matrix,
+                                          const MatrixTeam& team) {
+  if (std::holds_alternative<DenseRows>(source.data)) return std::nullopt;
+  const LinearSource made = source_of(source.name, std::move(matrix));
+  WeightDifference change = compare_matrices(scaled_source(source, scales, divisors), made, team);
+  change.name = hf_name(id);
+  change.id = id;
+  change.from = source.format_name();
+  change.was_quantised = true;
+  return change;
+}
+
 void add_awq_tensors(const QuantisedModule& module, AwqVersion version,
                      std::vector<RawTensor>& out) {
   const std::string name = hf_name(module.id);
   std::shared_ptr<const AffineMatrix> matrix = module.matrix;
-  if (version == AwqVersion::kGemvFast) matrix = with_f16_offsets(*matrix);
+  if (version == AwqVersion::kGemvFast && matrix->form == GroupAffine::Form::kZeroPoint)
+    matrix = with_f16_offsets(*matrix);
   const auto owner = std::make_shared<const AwqFile>(publish_awq(*matrix, version, name));
   const AwqFile::Views views = owner->views(name);
   for (const RawTensor* tensor : {&views.qweight, &views.qzeros, &views.scales}) {

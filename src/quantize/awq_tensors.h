@@ -1,9 +1,11 @@
 // The tensors of a layer in AWQ, and divisors that go into norms and rows.
 //
-// Level 6 (quantize), private to awq_layer.cpp and awq_reference.cpp.
+// Level 6 (quantize), private to awq_layer.cpp, awq_reference.cpp and
+// transcode_directory.cpp.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,6 +33,13 @@ LinearSource published_form(const std::string& name, std::shared_ptr<const Affin
 
 /// A matrix of f16 as a file has it.
 RawTensor f16_tensor(std::string name, const Shape& shape, std::span<const float> values);
+
+/// QuantisedModule::change of W diag(scales), rows divided; none: `source` is of floats.
+std::optional<WeightDifference> change_of(const LinearSource& source, const ModuleId& id,
+                                          std::span<const float> scales,
+                                          std::span<const float> divisors,
+                                          std::shared_ptr<const AffineMatrix> matrix,
+                                          const MatrixTeam& team);
 
 /// A finished matrix's tensors.
 void add_awq_tensors(const QuantisedModule& module, AwqVersion version,

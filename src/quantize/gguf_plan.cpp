@@ -5,8 +5,10 @@
 #include <regex>
 #include <set>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "quant/ggml_blocks.h"
+#include "quant/step_rows.h"
 
 namespace qw {
 
@@ -213,12 +215,14 @@ class Planner {
       }
     }
   }
-  /// Rounding what was rounded before adds to its error.
+  /// Rounding what was rounded before adds to its error; where codes can go over as they are, only
+  /// the file tells.
   void warn_of_rounded_sources() {
     std::set<std::string> formats;
     for (const GgufTensor& tensor : plan_.tensors) {
       if (tensor.parts.empty() || tensor.is_copied() || !is_quantised(tensor.dtype)) continue;
       const LinearSource& source = tensor.parts.front();
+      if (takes_steps(tensor.dtype) && has_steps(source)) continue;
       if (!std::holds_alternative<DenseRows>(source.data)) formats.insert(source.format_name());
     }
     for (const std::string& format : formats) {
@@ -291,26 +295,19 @@ void add_importance_entries(const quantize::ImportanceMatrix& importance, GgufEn
 
 // ---- writing -----------------------------------------------------------------------------------
 
-/// Pushes rows [begin, begin + n) of a part, decoded and encoded on all threads.
+/// Rows [begin, begin + n) of a part in the type that is wanted, on all threads.
 void write_rows(const GgufTensor& tensor, size_t index, int64_t begin, int64_t n, ThreadPool& pool,
                 std::vector<std::byte>& bytes) {
+  constexpr int64_t kRows = 16;  // columns of GPTQ and AWQ files are read together
   const LinearSource& part = tensor.parts[index];
   const float* importance = tensor.importance.empty() ? nullptr : tensor.importance[index].data();
   const int64_t bytes_per_row = row_bytes(tensor.dtype, part.k, tensor.name);
   bytes.resize(static_cast<size_t>(n * bytes_per_row));
-  pool.parallel_for(n, 1, [&](int64_t first, int64_t last, int) {
-    std::vector<float> row(static_cast<size_t>(part.k));
-    for (int64_t r = first; r < last; ++r) {
-      part.decode_rows(begin + r, 1, row.data());
-      try {
-        std::byte* out = bytes.data() + r * bytes_per_row;
-        importance == nullptr ? encode_row(tensor.dtype, row.data(), part.k, out)
-                              : encode_row(tensor.dtype, row.data(), importance, part.k, out);
-      } catch (const Error& error) {
-        throw Error(error.kind(), fmt::format("{} (row {} of {})", error.message(), begin + r,
-                                              printable(part.name)));
-      }
-    }
+  pool.parallel_for(ceil_div(n, kRows), 1, [&](int64_t first, int64_t last, int) {
+    const int64_t row = first * kRows, n_rows = std::min(last * kRows, n) - row;
+    std::vector<float> decoded(static_cast<size_t>(n_rows * part.k));
+    encode_rows(part, begin + row, n_rows, tensor.dtype, importance, decoded.data(),
+                bytes.data() + row * bytes_per_row);
   });
 }
 

@@ -335,6 +335,21 @@ DType base_of(const GgufRecipe& recipe) {
   return recipe.base;
 }
 
+const GgufRecipe* recipe_like(const std::map<DType, int64_t>& n_weights) {
+  const GgufRecipe* best = find_gguf_recipe("F32");
+  int64_t most = 0;
+  for (const auto& [dtype, n] : n_weights) {
+    if (n <= most) continue;
+    const GgufRecipe* like = find_gguf_recipe(name_of(dtype));
+    const auto based = std::ranges::find(recipes(), dtype, &GgufRecipe::base);
+    if (like == nullptr && based != recipes().end()) like = &*based;
+    if (like == nullptr) continue;
+    most = n;
+    best = like;
+  }
+  return best;
+}
+
 uint32_t file_type_of(const GgufRecipe& recipe) {
   return recipe.file_type;
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -39,6 +40,9 @@ std::vector<std::string_view> gguf_recipe_names();
 std::string_view name_of(const GgufRecipe& recipe);
 /// The type of most matrices.
 DType base_of(const GgufRecipe& recipe);
+/// The recipe that a file goes by whose types were not chosen by one: that of the type which most
+/// weights have, of the types that name or begin a recipe; F32 where there is none.
+const GgufRecipe* recipe_like(const std::map<DType, int64_t>& n_weights);
 /// The number that general.file_type holds.
 uint32_t file_type_of(const GgufRecipe& recipe);
 

@@ -54,8 +54,9 @@ std::string job_of(const GptqRequest& request) {
   return job.dump();
 }
 
-/// A finished matrix's tensors. Those without a bias have one of zeros, as AutoGPTQ writes it.
-void add_tensors(const QuantisedModule& module, bool v2_zeros, std::vector<RawTensor>& out) {
+}  // namespace
+
+void add_gptq_tensors(const QuantisedModule& module, bool v2_zeros, std::vector<RawTensor>& out) {
   struct Owner {
     GptqFile file;
     std::vector<uint16_t> zeros;
@@ -79,21 +80,18 @@ void add_tensors(const QuantisedModule& module, bool v2_zeros, std::vector<RawTe
   bias.owner = owner;
 }
 
-}  // namespace
-
 LayerPlan plan_gptq(const LayerSource& source, const TokenizerSpec* tokenizer,
                     const GptqRequest& request) {
   check_options(request.gptq);
   const Json quantization = quantization_config(request);
   const int64_t group_size = request.gptq.group_size;
   std::string uneven;
-  LayerPlan plan = plan_layers(source, tokenizer, request, quantization.dump(),
-                               [&](const LinearSource& matrix) {
-                                 check_sizes(matrix, request.gptq);
-                                 if (group_size > 0 && matrix.k % std::min(group_size, matrix.k))
-                                   uneven = matrix.name;
-                                 return bytes_of(matrix.n, matrix.k, request.gptq);
-                               });
+  LayerPlan plan =
+      plan_layers(source, tokenizer, request, quantization.dump(), [&](const LinearSource& matrix) {
+        check_sizes(matrix, request.gptq);
+        if (group_size > 0 && matrix.k % std::min(group_size, matrix.k)) uneven = matrix.name;
+        return bytes_of(matrix.n, matrix.k, request.gptq);
+      });
   plan.kept.texts.emplace_back("quantize_config.json", quantization.dump(2) + "\n");
   if (!uneven.empty()) {
     plan.warnings.insert(
@@ -112,7 +110,7 @@ void write_gptq(const LayerSource& source, const LayerPlan& plan, const Calibrat
     QuantisedLayer out;
     out.modules = gptq_layer(layer, source.config, options, backend, team, pass);
     for (const QuantisedModule& module : out.modules)
-      add_tensors(module, request.gptq.zero_from_0, out.tensors);
+      add_gptq_tensors(module, request.gptq.zero_from_0, out.tensors);
     return out;
   };
   write_layers(source, plan, calibration, backend, pool, request, {job_of(request), quantise});

@@ -81,7 +81,8 @@ class LayerQuantiser {
                           .n_dead = factor.n_dead(),
                           .is_damp_raised = factor.damp() > options_.gptq.damp,
                           .is_cold = is_cold,
-                          .ratio = std::nullopt});
+                          .ratio = std::nullopt,
+                          .change = std::nullopt});
       to.parts[i] = std::move(result.source);
       if (options_.on_done) options_.on_done(from.parts[i].published_bytes());
     }

@@ -19,17 +19,22 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-/// All that the bits of the result depend on.
-std::string job_text(const Checkpoint& checkpoint, const CalibrationSet& calibration,
-                     const Backend& backend, const std::string& method) {
+/// The weight files by name, size and time.
+Json files_of(const Checkpoint& checkpoint) {
   Json files = Json::array();
   for (const std::string& path : checkpoint.weight_files) {
     std::error_code error;
     const auto time = fs::last_write_time(path, error).time_since_epoch().count();
     files.push_back({fs::path(path).filename().string(), fs::file_size(path, error), time});
   }
+  return files;
+}
+
+/// All that the bits of the result depend on.
+std::string job_text(const Checkpoint& checkpoint, const CalibrationSet& calibration,
+                     const Backend& backend, const std::string& method) {
   const Json job = {{"config", checkpoint.config_json.value_or("")},
-                    {"files", std::move(files)},
+                    {"files", files_of(checkpoint)},
                     {"method", parse_json_object(method, "job")},
                     {"calibration", calibration_name(calibration)},
                     {"numerics", backend.numerics()}};
@@ -63,6 +68,24 @@ void write_output(const LayerPlan& plan, const LayerRequest& request, ThreadPool
   for (const auto& file : files)
     file->check_readable();
   work.remove();
+}
+
+void check_new(const LayerRequest& request) {
+  std::error_code error;
+  if (!fs::exists(request.output, error)) return;
+  fail(ErrorKind::kInvalidArgument, "quantize",
+       "--output: expected a directory that is not there yet, got {}",
+       printable(request.output, 4096));
+}
+
+void finish_layer(const Checkpoint& checkpoint, const LayerSources& layer,
+                  const std::vector<RawTensor>& made, const std::vector<float>& hidden,
+                  WorkDirectory& work) {
+  std::vector<WorkDirectory::Tensor> tensors;
+  for (const RawTensor& tensor : made)
+    tensors.push_back({{tensor.name, tensor.dtype, tensor.shape}, tensor.bytes});
+  work.finish_layer(tensors, hidden);
+  for_each_quantised(layer, [&](const LinearParts& parts) { drop_pages(checkpoint, parts); });
 }
 
 }  // namespace
@@ -140,12 +163,7 @@ void write_layers(const LayerSource& source, const LayerPlan& plan,
                   const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
                   const LayerRequest& request, const LayerMethod& method) {
   const auto& [checkpoint, config, sources] = source;
-  std::error_code error;
-  if (fs::exists(request.output, error)) {
-    fail(ErrorKind::kInvalidArgument, "quantize",
-         "--output: expected a directory that is not there yet, got {}",
-         printable(request.output, 4096));
-  }
+  check_new(request);
   WorkDirectory work(request.output + ".work",
                      job_text(checkpoint, calibration, backend, method.job));
   LayerPass pass(backend, config, calibration.sequences, request.cancel);
@@ -161,15 +179,31 @@ void write_layers(const LayerSource& source, const LayerPlan& plan,
     const LayerSources& layer = sources.layers[static_cast<size_t>(l)];
     const QuantisedLayer quantised = method.quantise(layer, team, pass);
     checkpoint.check_readable();
-    std::vector<WorkDirectory::Tensor> tensors;
-    for (const RawTensor& tensor : quantised.tensors)
-      tensors.push_back({{tensor.name, tensor.dtype, tensor.shape}, tensor.bytes});
-    work.finish_layer(tensors, pass.hidden());
-    for_each_quantised(layer, [&](const LinearParts& parts) { drop_pages(checkpoint, parts); });
+    finish_layer(checkpoint, layer, quantised.tensors, pass.hidden(), work);
     if (request.on_layer) request.on_layer(l, quantised.modules);
   }
   write_output(plan, request, pool, work);
   checkpoint.check_readable();
+}
+
+void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadPool& pool,
+                       const LayerRequest& request,
+                       const std::function<std::vector<RawTensor>(const LayerSources&)>& make) {
+  check_new(request);
+  Json job = {{"files", files_of(source.checkpoint)}};
+  for (const auto& [name, text] : plan.kept.texts) {
+    if (name == "config.json") job["made"] = text;
+  }
+  WorkDirectory work(request.output + ".work", job.dump(1) + "\n");
+  for (size_t l = static_cast<size_t>(work.n_finished()); l < source.sources.layers.size(); ++l) {
+    if (request.cancel != nullptr) request.cancel->check("writing " + request.output);
+    const LayerSources& layer = source.sources.layers[l];
+    const std::vector<RawTensor> tensors = make(layer);
+    source.checkpoint.check_readable();
+    finish_layer(source.checkpoint, layer, tensors, {}, work);
+  }
+  write_output(plan, request, pool, work);
+  source.checkpoint.check_readable();
 }
 
 }  // namespace qw::quantize

@@ -73,6 +73,13 @@ LayerPlan plan_layers(const LayerSource& source, const TokenizerSpec* tokenizer,
                       const LayerRequest& request, const std::string& quantization_config,
                       const std::function<int64_t(const LinearSource&)>& bytes_of);
 
+/// Writes a directory of layers that need no calibration: `make` gives a layer's tensors, which
+/// depend on the checkpoint and the config.json of `plan` alone. Interruptions and errors: as for
+/// write_layers.
+void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadPool& pool,
+                       const LayerRequest& request,
+                       const std::function<std::vector<RawTensor>(const LayerSources&)>& make);
+
 /// How a format quantises.
 struct LayerMethod {
   /// A JSON object: all that the bits of the result depend on, beside checkpoint, calibration and

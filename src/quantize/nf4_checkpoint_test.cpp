@@ -142,7 +142,9 @@ TEST(Nf4Checkpoint, ComputesWithWhatItHolds) {
       }
     }
   }
-  const auto cpu = make_cpu_backend({.activations = ActivationMode::kF32});
+  BackendOptions options;
+  options.activations = ActivationMode::kF32;
+  const auto cpu = make_cpu_backend(options);
   const auto reference = make_reference_backend({});
   for (Backend* backend : {cpu.get(), reference.get()}) {
     EXPECT_EQ(outputs(sources, config, *backend), outputs(dense, config, *backend));

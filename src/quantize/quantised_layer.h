@@ -10,6 +10,7 @@
 
 #include "model/tensor_names.h"
 #include "quant/affine_matrix.h"
+#include "quantize/weight_comparison.h"
 #include "tensor/raw_tensor.h"
 
 namespace qw::quantize {
@@ -23,8 +24,11 @@ struct QuantisedModule {
   int64_t n_tokens = 0;  // that its inputs were taken from
   int64_t n_dead = 0;    // inputs that were always 0
   bool is_damp_raised = false;
-  bool is_cold = false;  // an expert that was routed to too rarely
+  bool is_cold = false;         // an expert that was routed to too rarely
   std::optional<double> ratio;  // AWQ: of the scales of its inputs, see awq_scales; none: 1
+  /// AWQ of a matrix that was quantised already: what rounding changes beside the matrix with its
+  /// scales and divisors, with which weights cannot be compared with the source's.
+  std::optional<WeightDifference> change;
 };
 
 struct QuantisedLayer {

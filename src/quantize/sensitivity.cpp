@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "quant/ggml_blocks.h"
+#include "quant/step_rows.h"
 
 namespace qw::quantize {
 
@@ -50,10 +51,8 @@ std::optional<double> relative_error(const GgufTensor& tensor, ThreadPool& pool)
       std::vector<float> w(static_cast<size_t>(k)), q(static_cast<size_t>(k));
       std::vector<std::byte> bytes(static_cast<size_t>(row_bytes(tensor.dtype, k, tensor.name)));
       for (int64_t r = begin; r < end; ++r) {
-        source.decode_rows(r * source.n / n, 1, w.data());
         try {
-          h == nullptr ? encode_row(tensor.dtype, w.data(), k, bytes.data())
-                       : encode_row(tensor.dtype, w.data(), h, k, bytes.data());
+          encode_rows(source, r * source.n / n, 1, tensor.dtype, h, w.data(), bytes.data());
         } catch (const Error&) {
           fits[static_cast<size_t>(r)] = 0;
           continue;

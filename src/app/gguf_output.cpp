@@ -1,0 +1,230 @@
+#include "app/gguf_output.h"
+
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "app/output_room.h"
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "text/tokenizer_files.h"
+
+namespace qw::app {
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+using Paths = std::vector<std::string>;
+
+/// Errors: invalid_argument, where a file would be lost or could not be written whole.
+void check_output(const GgufOutput& output, const Paths& paths, int64_t n_bytes) {
+  for (const std::string& path : paths) {
+    std::error_code error;
+    if (fs::is_directory(path, error)) {
+      fail(ErrorKind::kInvalidArgument, "quantize",
+           "--output: expected a file, got a directory ({})", printable(path));
+    }
+    if (fs::exists(path, error) && !output.force) {
+      fail(ErrorKind::kInvalidArgument, "quantize",
+           "--output: expected a file that is not there yet (or --force), got {}", printable(path));
+    }
+  }
+  check_room("quantize", output.path, n_bytes);
+}
+
+void write_files(const GgufOutput& output, const GgufPlan& plan, const std::string& path,
+                 const Checkpoint& checkpoint, ThreadPool& pool) {
+  {
+    Progress progress("writing " + output.path, plan.bytes(), Progress::Unit::kBytes);
+    write_gguf_plan(
+        plan, path, pool, [&](int64_t n) { progress.add(n); }, &interrupted(), output.split);
+  }
+  checkpoint.check_readable();
+}
+
+/// The first file of a model comes last: without it the others cannot be opened.
+void give_names(const Paths& hidden, const Paths& paths) {
+  std::error_code ignored;
+  if (paths.size() > 1) fs::remove(paths.front(), ignored);
+  for (size_t i = paths.size(); i-- > 0;)
+    rename_synced(hidden[i], paths[i]);
+}
+
+/// Writes into a folder beside the output, out of which the files come when they are proved.
+WeightDifferences write_proved(const GgufOutput& output, const GgufPlan& plan,
+                               const Checkpoint& checkpoint, const NetworkSources& sources,
+                               ThreadPool& pool) {
+  const fs::path folder = output.path + ".unproven";
+  GgufOutput hidden = output;
+  hidden.path = (folder / fs::path(output.path).filename()).string();
+  std::error_code error;
+  fs::remove_all(folder, error);  // of a run that was killed
+  if (!fs::create_directory(folder, error)) {
+    fail(ErrorKind::kIo, "convert", "output: expected to make {}, got: {}",
+         printable(folder.string(), 4096), error.message());
+  }
+  try {
+    write_files(output, plan, hidden.path, checkpoint, pool);
+    const Paths files = gguf_output_paths(hidden, plan);
+    WeightDifferences weights = read_back(files.front(), sources, pool);
+    check_errors(weights, *output.max_error);
+    give_names(files, gguf_output_paths(output, plan));
+    fs::remove_all(folder, error);
+    return weights;
+  } catch (...) {
+    fs::remove_all(folder, error);
+    throw;
+  }
+}
+
+/// Matrices, weights and bytes of a type.
+struct TypeShare {
+  int64_t n_tensors = 0, n_weights = 0, n_bytes = 0;
+};
+
+std::map<std::string, TypeShare> shares_of(const GgufPlan& plan) {
+  std::map<std::string, TypeShare> shares;
+  for (const GgufTensor& tensor : plan.tensors) {
+    TypeShare& share = shares[std::string(name_of(tensor.dtype))];
+    ++share.n_tensors;
+    share.n_weights += tensor.shape.n_elems();
+    share.n_bytes += tensor.bytes();
+  }
+  return shares;
+}
+
+std::string output_words(const Paths& paths) {
+  return paths.size() == 1 ? paths.front()
+                           : fmt::format("{} and {} more files", paths.front(), paths.size() - 1);
+}
+
+ordered_json to_json(const GgufOutput& output, const GgufPlan& plan, const GgufWritten& written,
+                     double seconds) {
+  ordered_json types = ordered_json::object();
+  for (const auto& [name, share] : shares_of(plan)) {
+    types[name] = {
+        {"tensors", share.n_tensors}, {"weights", share.n_weights}, {"bytes", share.n_bytes}};
+  }
+  ordered_json json = {{"output", output.dry_run ? ordered_json() : ordered_json(output.path)},
+                       {"bytes", plan.bytes()},
+                       {"bits_per_weight", plan.bits_per_weight()},
+                       {"types", std::move(types)}};
+  if (const Paths paths = gguf_output_paths(output, plan); paths.size() > 1) json["files"] = paths;
+  if (output.dry_run) {
+    ordered_json tensors = ordered_json::object();
+    for (const GgufTensor& tensor : plan.tensors)
+      tensors[tensor.name] = name_of(tensor.dtype);
+    json["tensors"] = std::move(tensors);
+  } else {
+    json["seconds"] = seconds;
+    if (!written.weights.empty()) json["weights"] = weights_json(written.weights);
+  }
+  std::vector<std::string> warnings = plan.warnings;
+  warnings.insert(warnings.end(), written.warnings.begin(), written.warnings.end());
+  json["warnings"] = warnings;
+  return json;
+}
+
+}  // namespace
+
+void add_gguf_output_flags(CLI::App& app, GgufOutput& output) {
+  app.add_option("--output", output.path, "The file to write");
+  app.add_option("--name", output.name, "What the file calls the model (default: from MODEL)");
+  app.add_flag("--force", output.force, "Replace the file that is there");
+  app.add_flag("--dry-run", output.dry_run, "Say what would be written, tensor by tensor");
+  app.add_option("--max-shard-tensors", output.split.max_tensors, "Tensors of a GGUF file")
+      ->check(integer_from(1));
+}
+
+void take_shard_bytes(const CLI::App& app, GgufOutput& output, int64_t shard_bytes) {
+  if (app.count("--max-shard-size") > 0) output.split.max_bytes = shard_bytes;
+}
+
+void need_output(const GgufOutput& output) {
+  if (!output.path.empty() || output.dry_run) return;
+  fail(ErrorKind::kInvalidArgument, "quantize",
+       "--output: expected a path (or --dry-run), got none");
+}
+
+GgufModel GgufModel::open(const std::string& path) {
+  GgufModel model;
+  model.checkpoint = Checkpoint::open(path);
+  model.config = ModelConfig::from_checkpoint(*model.checkpoint);
+  model.sources = open_network(*model.checkpoint, model.config);
+  if (!model.checkpoint->gguf)
+    model.tokenizer = read_tokenizer_directory(model.checkpoint->directory);
+  return model;
+}
+
+GgufPlan GgufModel::plan(const GgufChoices& choices) const {
+  return plan_gguf(*checkpoint, config, sources, tokenizer ? &*tokenizer : nullptr, choices);
+}
+
+std::vector<std::string> gguf_output_paths(const GgufOutput& output, const GgufPlan& plan) {
+  return gguf_split_paths(output.path, split_gguf(plan.content().tensors, output.split).size());
+}
+
+GgufWritten write_gguf_output(const GgufOutput& output, const GgufPlan& plan,
+                              const Checkpoint& checkpoint, const NetworkSources& sources,
+                              ThreadPool& pool) {
+  const Paths paths = gguf_output_paths(output, plan);
+  check_output(output, paths, plan.bytes());
+  GgufWritten written;
+  if (output.max_error) {
+    written.weights = write_proved(output, plan, checkpoint, sources, pool);
+  } else {
+    write_files(output, plan, output.path, checkpoint, pool);
+    if (has_quantised(sources)) written.weights = read_back(paths.front(), sources, pool);
+  }
+  if (const std::string warning = requantised_warning(written.weights); !warning.empty()) {
+    logger().warn("{}", warning);
+    written.warnings.push_back(warning);
+  }
+  return written;
+}
+
+void report_gguf(const CommonOptions& options, const GgufOutput& output, const GgufPlan& plan,
+                 const GgufWritten& written, double seconds, const ordered_json& more) {
+  if (options.json) {
+    ordered_json json = to_json(output, plan, written, seconds);
+    if (!more.is_null()) json.update(more);
+    return print_json(json);
+  }
+  std::string text;
+  if (!written.weights.empty())
+    text = output.max_error ? tensor_lines(written.weights) : class_lines(written.weights);
+  if (output.dry_run && more.is_null()) {
+    for (const GgufTensor& tensor : plan.tensors)
+      text +=
+          fmt::format("{:<40} {:<8} {}\n", tensor.name, name_of(tensor.dtype), tensor.shape.str());
+  }
+  for (const auto& [name, share] : shares_of(plan)) {
+    text += fmt::format("{:<8} {:>5} tensors {:>14} weights {:>10.1f} MB\n", name, share.n_tensors,
+                        share.n_weights, static_cast<double>(share.n_bytes) / 1e6);
+  }
+  text += fmt::format("{:.1f} MB of tensors, {:.2f} bits per weight",
+                      static_cast<double>(plan.bytes()) / 1e6, plan.bits_per_weight());
+  text += output.dry_run ? "; nothing was written\n"
+                         : fmt::format("; {} written in {:.1f} s\n",
+                                       output_words(gguf_output_paths(output, plan)), seconds);
+  print_result(text);
+}
+
+void make_gguf(const CommonOptions& options, const GgufOutput& output, const GgufModel& model,
+               const GgufPlan& plan, ThreadPool& pool,
+               std::chrono::steady_clock::time_point start) {
+  for (const std::string& warning : plan.warnings)
+    logger().warn("{}", warning);
+  GgufWritten written;
+  if (!output.dry_run)
+    written = write_gguf_output(output, plan, *model.checkpoint, model.sources, pool);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  report_gguf(options, output, plan, written, seconds.count(), {});
+}
+
+}  // namespace qw::app
