@@ -130,7 +130,7 @@ TEST_F(CliQuantize, MakesDirectoriesOfFilesAndMergesAdapters) {
               HasSubstr("not there yet"));
   EXPECT_THAT(
       qianwen({"convert", kBundled, "--to", "safetensors", "--output", path("x"), "--force"}).err,
-      HasSubstr("--to gguf only"));
+      HasSubstr("--force: expected it with --to gguf, got it with safetensors"));
 
   EXPECT_THAT(qianwen({"merge", kBundled, "--output", path("merged")}).err,
               HasSubstr("--adapter: expected one at least"));
