@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/engine.h"
 #include "engine/grammar/grammar_cache.h"
 #include "server/fields.h"
 #include "text/tools/tool_format.h"
@@ -55,6 +56,11 @@ struct AnswerForm {
 std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,
                                       const std::optional<AnswerForm>& form);
 
+/// An object of those members of a JSON object that was cut off which are certainly whole, with
+/// nothing of the last one where that could have gone on: {"a": 1, "b": 2 is {"a": 1}. "{}": there
+/// are none.
+std::string whole_members(const std::string& cut_object);
+
 /// Reads the calls out of the answers of one request. One thread.
 class ToolStreams {
  public:
@@ -63,8 +69,11 @@ class ToolStreams {
   /// The parser of a choice takes text, or learns that the text has ended.
   std::vector<ToolEvent> push(int choice, std::string_view text);
   std::vector<ToolEvent> finish(int choice, bool truncated);
-  /// Whether the answer has called a tool.
-  bool has_called(int choice) const;
+  /// Whether an answer that ended so may have ended within a call: at its length, or at a stop
+  /// string that is none of the format's.
+  bool is_cut(FinishReason reason, std::string_view stop_string) const;
+  /// Whether the answer has calls, and every one all of its arguments.
+  bool has_whole_calls(int choice) const;
   /// The id of a call, "call_" and 24 hexadecimal digits: of (seed, choice, call), so that an
   /// answer streamed and the same answer whole say the same.
   std::string call_id(int choice, size_t call) const;
@@ -77,8 +86,9 @@ class ToolStreams {
   uint64_t seed_;
   struct Stream {
     std::unique_ptr<ToolCallParser> parser;
-    bool called = false;
+    bool has_called = false, has_broken = false;
   };
+  static void note(Stream& stream, const std::vector<ToolEvent>& events);
   std::map<int, Stream> streams_;
 };
 

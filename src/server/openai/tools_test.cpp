@@ -1,4 +1,6 @@
 // Tools and constrained answers over OpenAI's dialect, with the bundled model.
+#include "server/generation/tools.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -103,6 +105,46 @@ TEST_F(OpenAiTools, StreamsTheVeryCallsThatItGivesWhole) {
       EXPECT_EQ(name, "");
     }
   }
+}
+
+// Clients make the calls of an answer that ends with "tool_calls".
+TEST_F(OpenAiTools, SaysOfACallThatItWasCut) {
+  ordered_json body = ask("What is the weather in Paris?");
+  const ordered_json full = answer(body)["choices"][0]["message"]["tool_calls"][0]["function"];
+  const std::string whole = full["arguments"];
+  for (const bool by_string : {false, true}) {
+    body["stream"] = false;
+    if (by_string) body["stop"] = {"Par"};
+    body["max_tokens"] = by_string ? 100 : 11;
+    const std::string reason = by_string ? "stop" : "length";
+    const ordered_json choice = answer(body)["choices"][0];
+    EXPECT_EQ(choice["finish_reason"], reason);
+    const ordered_json call = choice["message"]["tool_calls"].at(0)["function"];
+    EXPECT_EQ(call["name"], "get_weather");
+    const std::string arguments = call["arguments"];
+    EXPECT_EQ(arguments, R"({"city": ")");
+    EXPECT_TRUE(whole.starts_with(arguments)) << whole;
+    body["stream"] = true;
+    std::string streamed, ending;
+    for (const ordered_json& event : running_->stream("/v1/chat/completions", body)) {
+      const ordered_json& last = event["choices"][0];
+      if (last["finish_reason"].is_string()) ending = last["finish_reason"];
+      if (last["delta"].contains("tool_calls"))
+        streamed += last["delta"]["tool_calls"][0]["function"].value("arguments", "");
+    }
+    EXPECT_EQ(ending, reason);
+    EXPECT_EQ(streamed, arguments);
+  }
+}
+
+TEST(ToolCalls, OfCutArgumentsTheWholeMembersStay) {
+  EXPECT_EQ(whole_members(R"({"a": 1, "b": 2)"), R"({"a": 1})");
+  EXPECT_EQ(whole_members(R"({"a": 1, "b": "x")"), R"({"a": 1, "b": "x"})");
+  EXPECT_EQ(whole_members(R"({"a": [1, 2], "b": {"c": 3})"), R"({"a": [1, 2], "b": {"c": 3}})");
+  EXPECT_EQ(whole_members(R"({"a": "1, 2", "b": {"c": 3, "d)"), R"({"a": "1, 2"})");
+  EXPECT_EQ(whole_members(R"({"a": "\\", "b": "y\")"), R"({"a": "\\"})");
+  for (const char* nothing : {"", "{", R"({"a)", R"({"a")", R"({"a": tr)", R"({"a": 12)", "[1, 2"})
+    EXPECT_EQ(whole_members(nothing), "{}") << nothing;
 }
 
 TEST_F(OpenAiTools, CallsWhatItMustWithArgumentsThatFit) {
@@ -301,6 +343,34 @@ TEST_F(OpenAiTools, ResponsesAnswerCallAndGoOn) {
   int status = 0;
   running_->post("/v1/responses", {{"input", "Hi"}, {"previous_response_id", "resp_1"}}, &status);
   EXPECT_EQ(status, 400);
+}
+
+TEST_F(OpenAiTools, ResponsesSayWhichItemWasCut) {
+  ordered_json body = {{"input", "What is the weather in Paris?"},
+                       {"temperature", 0},
+                       {"max_output_tokens", 11},
+                       {"tools", {response_tool()}}};
+  for (const bool has_tools : {true, false}) {
+    if (!has_tools) body.erase("tools");
+    body["stream"] = false;
+    const ordered_json whole = running_->post("/v1/responses", body);
+    EXPECT_EQ(whole["status"], "incomplete");
+    const ordered_json item = whole["output"].at(0);
+    EXPECT_EQ(item["type"], has_tools ? "function_call" : "message");
+    EXPECT_EQ(item["status"], "incomplete") << whole;
+    if (has_tools) {
+      EXPECT_EQ(item["arguments"], R"({"city": ")");
+    }
+    body["stream"] = true;
+    ordered_json last, done;
+    for (const ordered_json& event : running_->stream("/v1/responses", body)) {
+      if (event["type"] == "response.output_item.done") done = event["item"];
+      last = event;
+    }
+    EXPECT_EQ(done["status"], "incomplete");
+    EXPECT_EQ(last["type"], "response.incomplete");
+    EXPECT_EQ(last["response"]["output"], ordered_json::array({done}));
+  }
 }
 
 TEST_F(OpenAiTools, ResponsesStreamItemsThatAddUpToTheWhole) {
