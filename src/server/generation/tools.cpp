@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <random>
 
 #include "base/rng.h"
 #include "engine/grammar/tool_grammar.h"
@@ -155,8 +156,11 @@ std::string whole_members(const std::string& cut_object) {
   return Json::accept(before) ? before : "{}";
 }
 
-ToolStreams::ToolStreams(const ToolFormat& format, ToolPrompt prompt, uint64_t seed)
-    : format_(format), prompt_(std::move(prompt)), seed_(seed) {}
+ToolStreams::ToolStreams(const ToolFormat& format, ToolPrompt prompt)
+    : format_(format), prompt_(std::move(prompt)) {
+  std::random_device device;
+  request_ = uint64_t{device()} << 32 | device();
+}
 
 std::vector<ToolEvent> ToolStreams::push(int choice, std::string_view text) {
   Stream& stream = streams_[choice];
@@ -195,8 +199,8 @@ bool ToolStreams::is_cut(FinishReason reason, std::string_view stop_string) cons
 
 std::string ToolStreams::call_id(int choice, size_t call) const {
   const uint64_t stream = static_cast<uint64_t>(choice) << 32 | call;
-  return fmt::format("call_{:016x}{:08x}", random_bits(seed_, stream, 0),
-                     random_bits(seed_, stream, 1) >> 32);
+  return fmt::format("call_{:016x}{:08x}", random_bits(request_, stream, 0),
+                     random_bits(request_, stream, 1) >> 32);
 }
 
 ToolAnswer ToolStreams::parse(std::string_view text, bool truncated) const {

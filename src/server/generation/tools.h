@@ -64,7 +64,7 @@ std::string whole_members(const std::string& cut_object);
 /// Reads the calls out of the answers of one request. One thread.
 class ToolStreams {
  public:
-  ToolStreams(const ToolFormat& format, ToolPrompt prompt, uint64_t seed);
+  ToolStreams(const ToolFormat& format, ToolPrompt prompt);
 
   /// The parser of a choice takes text, or learns that the text has ended.
   std::vector<ToolEvent> push(int choice, std::string_view text);
@@ -74,8 +74,8 @@ class ToolStreams {
   bool is_cut(FinishReason reason, std::string_view stop_string) const;
   /// Whether the answer has calls, and every one all of its arguments.
   bool has_whole_calls(int choice) const;
-  /// The id of a call, "call_" and 24 hexadecimal digits: of (seed, choice, call), so that an
-  /// answer streamed and the same answer whole say the same.
+  /// The id of a call, "call_" and 24 hexadecimal digits. No other call has it: results find their
+  /// calls by ids over all turns of a conversation, whose requests may all have the same seed.
   std::string call_id(int choice, size_t call) const;
   /// A whole answer.
   ToolAnswer parse(std::string_view text, bool truncated) const;
@@ -83,7 +83,7 @@ class ToolStreams {
  private:
   const ToolFormat& format_;
   ToolPrompt prompt_;
-  uint64_t seed_;
+  uint64_t request_;  // a random number
   struct Stream {
     std::unique_ptr<ToolCallParser> parser;
     bool has_called = false, has_broken = false;

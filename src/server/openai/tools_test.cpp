@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <regex>
+#include <set>
 
 #include "support/running_service.h"
 
@@ -97,7 +98,7 @@ TEST_F(OpenAiTools, StreamsTheVeryCallsThatItGivesWhole) {
     EXPECT_EQ(reason, whole["finish_reason"]);
     if (whole["message"].contains("tool_calls")) {
       const ordered_json& call = whole["message"]["tool_calls"][0];
-      EXPECT_EQ(id, call["id"]);
+      EXPECT_THAT(id, ::testing::MatchesRegex("call_[0-9a-f]{24}"));
       EXPECT_EQ(name, call["function"]["name"]);
       EXPECT_EQ(arguments, call["function"]["arguments"]);
     } else {
@@ -105,6 +106,27 @@ TEST_F(OpenAiTools, StreamsTheVeryCallsThatItGivesWhole) {
       EXPECT_EQ(name, "");
     }
   }
+}
+
+// Results find their calls by ids, also where every turn of a conversation has the same seed.
+TEST_F(OpenAiTools, EveryCallHasAnIdOfItsOwn) {
+  ordered_json body = ask("What is the weather in Paris?");
+  body["temperature"] = 0.1;
+  body["seed"] = 5;
+  body["n"] = 2;
+  body["tool_choice"] = "required";
+  std::set<std::string> ids;
+  size_t n_calls = 0;
+  for (int turn = 0; turn < 2; ++turn) {
+    for (const ordered_json& choice : answer(body)["choices"]) {
+      for (const ordered_json& call : choice["message"]["tool_calls"]) {
+        ids.insert(call["id"].get<std::string>());
+        ++n_calls;
+      }
+    }
+  }
+  EXPECT_GE(n_calls, 4u);
+  EXPECT_EQ(ids.size(), n_calls);
 }
 
 // Clients make the calls of an answer that ends with "tool_calls".
