@@ -272,6 +272,23 @@ TEST_F(Anthropic, ForcesToolsAndFormats) {
   EXPECT_EQ(running_->post("/v1/messages", body)["content"][0]["text"], "7");
 }
 
+TEST_F(Anthropic, RefusesAChoiceAmongNoTools) {
+  ordered_json body = body_of("Hi");
+  body["max_tokens"] = 1;
+  for (const ordered_json& choice :
+       {ordered_json{{"type", "any"}}, ordered_json{{"type", "tool"}, {"name", "get_weather"}}}) {
+    body["tool_choice"] = choice;
+    EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("tool_choice"));
+  }
+  for (const char* harmless : {"auto", "none"}) {
+    body["tool_choice"] = {{"type", harmless}};
+    EXPECT_FALSE(running_->post("/v1/messages", body).contains("warnings"));
+  }
+  body["tool_choice"]["disable_parallel_tool_use"] = true;
+  EXPECT_THAT(running_->post("/v1/messages", body)["warnings"].at(0),
+              HasSubstr("disable_parallel_tool_use"));
+}
+
 TEST_F(Anthropic, NamesTheFieldThatIsWrong) {
   ordered_json body = body_of("Hi");
   body.erase("max_tokens");

@@ -67,8 +67,12 @@ ToolCallStructure structure_of_json(const Json& json) {
   return out;
 }
 
+bool has_tools(const ToolTask& task) {
+  return task.tools.is_array() && !task.tools.empty();
+}
+
 bool needs_tool_format(const ToolTask& task) {
-  if (task.tools.is_array() && !task.tools.empty()) return true;
+  if (has_tools(task)) return true;
   for (const Json& message : task.messages) {
     if (message.value("role", Json()) == "tool" || message.contains("tool_calls")) return true;
   }
@@ -90,6 +94,17 @@ ToolChoice read_tool_choice(const std::string& field, const Json& value) {
     refuse_field(field, "expected auto, none, required or a function, got {}", shown(value));
   }
   return choice;
+}
+
+void check_tool_choice(const ToolTask& task) {
+  using Mode = ToolChoice::Mode;
+  const bool wants_call = task.choice.mode == Mode::kRequired || task.choice.mode == Mode::kNamed;
+  if (wants_call && !has_tools(task))
+    refuse_field("tool_choice", "expected tools, which it is only allowed with, got none");
+}
+
+std::string parallel_without_tools(const std::string& field) {
+  return field + ": ignored (there are no tools)";
 }
 
 Json tool_choice_schema() {

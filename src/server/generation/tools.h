@@ -27,6 +27,7 @@ struct ToolTask {
   bool add_generation_prompt = true, continue_final_message = false;
 };
 
+bool has_tools(const ToolTask& task);
 /// Whether a conversation needs a tool format: there are tools, or calls and results in it.
 bool needs_tool_format(const ToolTask& task);
 
@@ -35,6 +36,11 @@ ToolChoice read_tool_choice(const std::string& field, const Json& value);
 
 /// What that may be.
 Json tool_choice_schema();
+
+/// Refuses a choice that only tools could fulfil where there are none. Errors: RequestError.
+void check_tool_choice(const ToolTask& task);
+/// What is said of parallel_tool_calls (as the client calls it) where there are no tools.
+std::string parallel_without_tools(const std::string& field);
 
 /// A structure as JSON and back, for receipts. Errors: RequestError (a member of another type).
 Json structure_json(const ToolCallStructure& structure);

@@ -357,6 +357,9 @@ void choose_length(ChatTask& task) {
 
 void check(const ChatTask& task) {
   if (task.messages.is_null()) refuse_field("messages", "expected a list of messages, got none");
+  check_tool_choice(task.tool_task);
+  if (task.tool_task.parallel_tool_calls && !has_tools(task.tool_task))
+    refuse_field("parallel_tool_calls", "expected tools, which it is only allowed with, got none");
   if (task.top_logprobs && !task.logprobs)
     refuse_field("top_logprobs", "expected logprobs: true with it, got none");
   if (task.stream.stream && task.best_of.value_or(task.n) > task.n)

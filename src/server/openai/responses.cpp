@@ -402,6 +402,10 @@ void respond(const std::shared_ptr<Call>& call) {
   ResponsesTask task;
   call->read(fields(), task);
   if (task.input.is_null()) refuse_field("input", "expected a text or a list of items, got none");
+  check_tool_choice(task.tool_task);
+  // Of what OpenAI's newer form has by default a client may say that it is so.
+  if (task.tool_task.parallel_tool_calls && !has_tools(task.tool_task))
+    task.warnings.push_back(parallel_without_tools("parallel_tool_calls"));
   task.set_chat(chat_messages(task), task.tool_task);
   generate(call, task, [call, task](const Prepared& p) -> std::shared_ptr<GenerationListener> {
     if (task.stream) return std::make_shared<StreamedResponse>(call, task, p);

@@ -201,6 +201,39 @@ TEST_F(OpenAiTools, CallsWhatItMustWithArgumentsThatFit) {
   EXPECT_FALSE(answer(body)["choices"][0]["message"].contains("tool_calls"));
 }
 
+TEST_F(OpenAiTools, RefusesAChoiceAmongNoTools) {
+  ordered_json body = ask("Hi");
+  body["max_tokens"] = 1;
+  const ordered_json named = {{"type", "function"}, {"function", {{"name", "get_weather"}}}};
+  for (const bool is_empty : {true, false}) {
+    if (is_empty) {
+      body["tools"] = ordered_json::array();
+    } else {
+      body.erase("tools");
+    }
+    for (const ordered_json& choice : {ordered_json("required"), named}) {
+      body["tool_choice"] = choice;
+      EXPECT_EQ(answer(body, 400)["error"]["param"], "tool_choice");
+    }
+    for (const char* harmless : {"none", "auto"}) {
+      body["tool_choice"] = harmless;
+      EXPECT_FALSE(answer(body).contains("warnings"));
+    }
+    body.erase("tool_choice");
+    body["parallel_tool_calls"] = true;
+    EXPECT_EQ(answer(body, 400)["error"]["param"], "parallel_tool_calls");
+    body.erase("parallel_tool_calls");
+  }
+  int status = 0;
+  ordered_json newer = {{"input", "Hi"}, {"max_output_tokens", 1}, {"tool_choice", "required"}};
+  EXPECT_EQ(running_->post("/v1/responses", newer, &status)["error"]["param"], "tool_choice");
+  EXPECT_EQ(status, 400);
+  newer["tool_choice"] = "auto";
+  newer["parallel_tool_calls"] = true;
+  EXPECT_THAT(running_->post("/v1/responses", newer)["warnings"].at(0),
+              HasSubstr("parallel_tool_calls"));
+}
+
 TEST_F(OpenAiTools, KnowsTheOtherFormats) {
   for (const char* format : {"react", "hermes"}) {
     ordered_json body = ask("What is the weather in Paris?");
