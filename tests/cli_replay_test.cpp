@@ -75,6 +75,48 @@ TEST_F(CliReplay, SaysThatTheTokensAreTheSame) {
   EXPECT_EQ(machine["answers"], 4);
 }
 
+// In every form that a server gives one.
+TEST_F(CliReplay, FindsTheReceiptOfAnyReply) {
+  const qw::testing::RunningService running;
+  std::vector<ordered_json> replies = {
+      running.post("/completion",
+                   {{"prompt", {"One", "Two"}}, {"n_predict", 3}, {"receipt", true}}),
+      running.post("/generate", {{"text", {"One", "Two"}},
+                                 {"sampling_params", {{"max_new_tokens", 3}}},
+                                 {"receipt", true}}),
+      running.post(
+          "/generate",
+          {{"text", "One"}, {"sampling_params", {{"max_new_tokens", 3}}}, {"receipt", true}}),
+      running.post("/api/generate", {{"prompt", "One"},
+                                     {"options", {{"num_predict", 3}}},
+                                     {"stream", false},
+                                     {"receipt", true}})};
+  EXPECT_TRUE(replies[0].is_array());
+  EXPECT_TRUE(replies[1].is_array());
+  const ordered_json messages = {{{"role", "user"}, {"content", "Hi"}}};
+  for (const bool stream : {false, true}) {
+    const auto last = [&](const std::string& target, ordered_json body) {
+      body["receipt"] = true;
+      body["stream"] = stream;
+      return stream ? running.stream(target, body).back() : running.post(target, body);
+    };
+    replies.push_back(last("/v1/responses", {{"input", "Hi"}, {"max_output_tokens", 3}}));
+    replies.push_back(last("/v1/messages", {{"messages", messages}, {"max_tokens", 3}}));
+    replies.push_back(last("/v1/chat/completions", {{"messages", messages}, {"max_tokens", 3}}));
+    replies.push_back(last("/v1/completions", {{"prompt", "One"}, {"max_tokens", 3}}));
+    replies.push_back(last("/completion", {{"prompt", "One"}, {"n_predict", 3}}));
+    replies.push_back(
+        last("/generate", {{"text", "One"}, {"sampling_params", {{"max_new_tokens", 3}}}}));
+  }
+  for (const ordered_json& reply : replies) {
+    const Ran ran = replay(reply);
+    EXPECT_EQ(ran.code, 0) << reply << ran.err;
+    EXPECT_THAT(ran.out, HasSubstr("same: "));
+  }
+  EXPECT_EQ(replay(ordered_json::array()).code, 2);
+  EXPECT_EQ(replay({{"response", 1}}).code, 2);
+}
+
 TEST_F(CliReplay, NamesTheFirstDifference) {
   ordered_json changed = receipt();
   ordered_json& ids = changed["requests"][1]["answers"][1]["ids"];

@@ -28,13 +28,25 @@ struct Options : CommonOptions {
   std::string receipt;
 };
 
+/// The receipt in a reply: a member of it; of a list of answers, of the last; of the event that
+/// ends a stream of /v1/responses, of its response. What is no reply is given back.
+const ordered_json& receipt_in(const ordered_json& reply) {
+  const ordered_json* json = &reply;
+  if (json->is_array() && !json->empty()) json = &json->back();
+  for (const char* name : {"response", "receipt"}) {
+    if (!json->is_object()) break;
+    const auto member = json->find(name);
+    if (member != json->end() && member->is_object()) json = &*member;
+  }
+  return *json;
+}
+
 /// A whole reply with a receipt in it will do as well.
 ordered_json read_receipt(const std::string& path) {
-  ordered_json json = parse_user_json(read_input(path), path);
-  if (json.is_object() && json.contains("receipt") && json["receipt"].is_object())
-    json = ordered_json(json["receipt"]);
-  server::check_receipt(json);
-  return json;
+  const ordered_json json = parse_user_json(read_input(path), path);
+  const ordered_json& receipt = receipt_in(json);
+  server::check_receipt(receipt);
+  return receipt;
 }
 
 /// What the receipt says of how the model was computed, where no flag says otherwise.

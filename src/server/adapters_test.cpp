@@ -28,12 +28,12 @@ using ::testing::HasSubstr;
 constexpr int64_t kHidden = 256, kVocab = 6016;  // of the bundled model
 
 /// The folder that adapters may be loaded from: "plain" (deltas), "whole" (an embedding and a head
-/// of its own, as modules_to_save gives), "small" (of a narrower model), and "out", a link that
-/// leads out of it.
+/// of its own, as modules_to_save gives), "small" (of a narrower model), "loud" (with which numbers
+/// become infinite), and "out", a link that leads out of it.
 class Folder {
  public:
   Folder() {
-    test::Adapter plain, whole, small;
+    test::Adapter plain, whole, small, loud;
     for (const std::string layer : {"model.layers.0.", "model.layers.5."}) {
       plain.add(layer + "self_attn.q_proj.lora_A.weight", {3, kHidden});
       plain.add(layer + "self_attn.q_proj.lora_B.weight", {kHidden, 3});
@@ -46,8 +46,14 @@ class Folder {
     whole.add("model.layers.1.self_attn.v_proj.lora_B.weight", {kHidden, 3});
     small.add("model.layers.0.self_attn.q_proj.lora_A.weight", {3, 16});
     small.add("model.layers.0.self_attn.q_proj.lora_B.weight", {16, 3});
-    for (auto& [name, adapter] :
-         {std::pair{"plain", &plain}, std::pair{"whole", &whole}, std::pair{"small", &small}})
+    for (const auto& [name, shape] :
+         {std::pair{"lora_A", std::vector<int64_t>{3, 768}}, {"lora_B", {kHidden, 3}}}) {
+      for (float& value :
+           loud.add(fmt::format("model.layers.0.mlp.down_proj.{}.weight", name), shape).values)
+        value *= 1e25F;
+    }
+    for (auto& [name, adapter] : {std::pair{"plain", &plain}, std::pair{"whole", &whole},
+                                  std::pair{"small", &small}, std::pair{"loud", &loud}})
       fs::copy(adapter->write_peft(), *this / name, fs::copy_options::recursive);
     fs::create_directory_symlink("/", *this / "out");
   }
@@ -376,6 +382,31 @@ TEST_F(Adapters, HaveNumbersAndScalesForClientsOfLlamaServer) {
   EXPECT_EQ(bits({}), half);
   EXPECT_EQ(set("[]"), 200);
   EXPECT_EQ(bits({}), base);
+}
+
+// The client's fault, not the server's.
+TEST_F(Adapters, ScalesThatLeaveNoFiniteNumberAreRefused) {
+  const auto post = [](int64_t id, double scale, bool stream = false) {
+    const ordered_json body = {{"prompt", "One"},
+                               {"n_predict", 4},
+                               {"ignore_eos", true},
+                               {"stream", stream},
+                               {"lora", {{{"id", id}, {"scale", scale}}}}};
+    return running_->client().post("/completion", body.dump());
+  };
+  for (const double scale : {1e30, -1e30, 1000.5}) {
+    const HttpAnswer answer = post(0, scale);
+    EXPECT_EQ(answer.status, 400);
+    EXPECT_THAT(answer.body, HasSubstr("lora.scale: expected a number from -1000 to 1000"));
+  }
+  EXPECT_EQ(running_->client().post("/lora-adapters", R"([{"id": 0, "scale": 1e30}])").status, 400);
+  EXPECT_EQ(post(0, -1000).status, 200);
+  ASSERT_EQ(load("again", folder() / "loud").status, 200);
+  const int64_t id = running_->get("/lora-adapters").back()["id"];
+  const HttpAnswer answer = post(id, 0.5);
+  EXPECT_EQ(answer.status, 400) << answer.body;
+  EXPECT_THAT(answer.body, HasSubstr("lora: expected scales with which"));
+  EXPECT_THAT(post(id, 0.5, true).body, HasSubstr("lora: expected scales with which"));
 }
 
 TEST_F(Adapters, AreNamedByRequestsOfSglangsClients) {

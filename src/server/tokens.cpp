@@ -180,7 +180,12 @@ void detokenize(const std::shared_ptr<Call>& call) {
   call->read(detokenize_fields(), task);
   if (!task.tokens) refuse_field("tokens", "expected a list of ids, got none");
   with_model(call, task.model, [call, task](const std::shared_ptr<ServedModel>& model) {
-    const std::string text = model->tokenizer().decode(*task.tokens, task.skip_special_tokens);
+    const Tokenizer& tokenizer = model->tokenizer();
+    for (const int32_t id : *task.tokens) {
+      if (id >= tokenizer.size())
+        refuse_field("tokens", "expected ids from 0 to {}, got {}", tokenizer.size() - 1, id);
+    }
+    const std::string text = tokenizer.decode(*task.tokens, task.skip_special_tokens);
     // vLLM's name, llama.cpp's and SGLang's.
     call->respond({{"prompt", text}, {"content", text}, {"text", text}});
   });

@@ -46,5 +46,22 @@ TEST(Tokens, UnderstandsEverySystemsForm) {
   EXPECT_EQ(error["error"]["code"], 400);
 }
 
+TEST(Tokens, UnknownIdsAreNoText) {
+  RunningService running;
+  const std::string range = "0 to 6002";
+  for (const int64_t id : {int64_t{6003}, int64_t{2147483647}, int64_t{1} << 40, int64_t{-1}}) {
+    int status = 0;
+    const ordered_json answer = running.post("/detokenize", {{"tokens", {1, id}}}, &status);
+    EXPECT_EQ(status, 400) << answer;
+    EXPECT_EQ(answer["error"]["param"], "tokens");
+    if (id == 6003) {
+      EXPECT_THAT(answer["error"]["message"], ::testing::HasSubstr(range));
+    }
+  }
+  int status = 0;
+  running.post("/detokenize", {{"tokens", {6002}}}, &status);
+  EXPECT_EQ(status, 200);
+}
+
 }  // namespace
 }  // namespace qw::server

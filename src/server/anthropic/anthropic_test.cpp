@@ -210,6 +210,35 @@ TEST_F(Anthropic, CallsToolsAndReadsTheirResults) {
                 second["usage"]["cache_read_input_tokens"].get<int>());
 }
 
+// As Anthropic's: what was whole of the input, nothing that was never said.
+TEST_F(Anthropic, SaysOfACallThatItWasCut) {
+  ordered_json body = body_of("What is the weather in Paris?");
+  body["temperature"] = 0;
+  body["tools"] = weather_tools();
+  body["max_tokens"] = 11;
+  const ordered_json whole = running_->post("/v1/messages", body);
+  EXPECT_EQ(whole["stop_reason"], "max_tokens");
+  EXPECT_EQ(whole["content"].back()["type"], "tool_use");
+  EXPECT_EQ(whole["content"].back()["input"], ordered_json::object());
+  EXPECT_THAT(whole["warnings"].at(0), HasSubstr("get_weather"));
+  body["max_tokens"] = 100;
+  body["stop_sequences"] = {"Par"};
+  const ordered_json stopped = running_->post("/v1/messages", body);
+  EXPECT_EQ(stopped["stop_reason"], "stop_sequence");
+  EXPECT_EQ(stopped["stop_sequence"], "Par");
+  EXPECT_EQ(stopped["content"].back()["input"], ordered_json::object());
+  body.erase("stop_sequences");
+  body["max_tokens"] = 11;
+  body["stream"] = true;
+  std::string json, reason;
+  for (const ordered_json& event : running_->stream("/v1/messages", body)) {
+    if (event["type"] == "content_block_delta") json += event["delta"].value("partial_json", "");
+    if (event["type"] == "message_delta") reason = event["delta"]["stop_reason"];
+  }
+  EXPECT_EQ(reason, "max_tokens");
+  EXPECT_EQ(json, R"({"city": ")");
+}
+
 // LangChain's client sent -1 for what it leaves open.
 TEST_F(Anthropic, MinusOneIsNothing) {
   ordered_json body = body_of("Tell me a story.");
@@ -241,6 +270,23 @@ TEST_F(Anthropic, ForcesToolsAndFormats) {
   body["output_format"] = {{"type", "json_schema"},
                            {"schema", {{"enum", ordered_json::array({7})}}}};
   EXPECT_EQ(running_->post("/v1/messages", body)["content"][0]["text"], "7");
+}
+
+TEST_F(Anthropic, RefusesAChoiceAmongNoTools) {
+  ordered_json body = body_of("Hi");
+  body["max_tokens"] = 1;
+  for (const ordered_json& choice :
+       {ordered_json{{"type", "any"}}, ordered_json{{"type", "tool"}, {"name", "get_weather"}}}) {
+    body["tool_choice"] = choice;
+    EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("tool_choice"));
+  }
+  for (const char* harmless : {"auto", "none"}) {
+    body["tool_choice"] = {{"type", harmless}};
+    EXPECT_FALSE(running_->post("/v1/messages", body).contains("warnings"));
+  }
+  body["tool_choice"]["disable_parallel_tool_use"] = true;
+  EXPECT_THAT(running_->post("/v1/messages", body)["warnings"].at(0),
+              HasSubstr("disable_parallel_tool_use"));
 }
 
 TEST_F(Anthropic, NamesTheFieldThatIsWrong) {

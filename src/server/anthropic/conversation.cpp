@@ -224,6 +224,9 @@ void set_conversation(const Conversation& conversation, GenerationTask& task) {
   tools.tools = conversation.offered;
   tools.choice = conversation.tool_choice;
   tools.parallel_tool_calls = conversation.parallel_tool_calls;
+  check_tool_choice(tools);
+  if (tools.parallel_tool_calls && !has_tools(tools))
+    task.warnings.push_back(parallel_without_tools("tool_choice.disable_parallel_tool_use"));
   tools.continue_final_message = last["role"] == "assistant" && !last.contains("tool_calls");
   tools.add_generation_prompt = !tools.continue_final_message;
   task.set_chat(messages, tools);

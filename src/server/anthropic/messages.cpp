@@ -154,13 +154,13 @@ class Answer : public GenerationListener {
   }
   /// {"stop_reason", "stop_sequence"}. A tool format has stop strings of its own, which are none of
   /// the client's affair.
-  Json ending(const Completion& completion, bool has_called) const {
+  Json ending(const Completion& completion, bool has_whole_calls) const {
     std::string_view reason = "end_turn";
     Json sequence = nullptr;
-    if (has_called) {
-      reason = "tool_use";
-    } else if (completion.finish_reason == FinishReason::kLength) {
+    if (completion.finish_reason == FinishReason::kLength) {
       reason = "max_tokens";
+    } else if (has_whole_calls) {
+      reason = "tool_use";
     } else if (completion.finish_reason == FinishReason::kStop &&
                std::ranges::find(stop_sequences_, completion.stop_string) !=
                    stop_sequences_.end()) {
@@ -168,9 +168,6 @@ class Answer : public GenerationListener {
       sequence = completion.stop_string;
     }
     return {{"stop_reason", reason}, {"stop_sequence", std::move(sequence)}};
-  }
-  static bool is_cut(const Completion& completion) {
-    return completion.finish_reason == FinishReason::kLength;
   }
 
   std::shared_ptr<Call> call_;
@@ -189,26 +186,35 @@ class WholeAnswer : public Answer {
     const Completion& completion = prompt.completions[0];
     ToolAnswer answer;
     answer.text = completion.text;
-    if (tools_) answer = tools_->parse(completion.text, is_cut(completion));
+    if (tools_) {
+      answer = tools_->parse(completion.text,
+                             tools_->is_cut(completion.finish_reason, completion.stop_string));
+    }
     const std::string text = answer.thought + answer.text;
     Json content = Json::array();
     if (!text.empty() || answer.calls.empty()) content.push_back(text_block(text));
     for (size_t i = 0; i < answer.calls.size(); ++i) {
       const ToolAnswer::Call& call = answer.calls[i];
       content.push_back(tool_block(i, call.name, input_of(call)));
+      if (!call.valid) {
+        call_->warn(
+            fmt::format("content: the call of {} was cut off; its input has the members "
+                        "that were whole",
+                        call.name));
+      }
     }
     Json json = message(std::move(content));
-    json.update(ending(completion, !answer.calls.empty()));
+    json.update(ending(completion, answer.has_whole_calls()));
     json["usage"] = usage(prompt);
     if (!result.receipt.is_null()) json["receipt"] = result.receipt;
     call_->respond(std::move(json));
   }
 
  private:
-  /// The arguments; where they are no JSON object (an answer that was cut), as they stand.
+  /// The arguments; of those that were cut off the members that are whole, as Anthropic gives
+  /// them.
   static Json input_of(const ToolAnswer::Call& call) {
-    Json input = Json::parse(call.arguments, nullptr, false);
-    return input.is_object() ? input : Json{{"arguments", call.arguments}};
+    return Json::parse(call.valid ? call.arguments : whole_members(call.arguments));
   }
 };
 
@@ -228,7 +234,7 @@ class StreamedAnswer : public Answer {
   }
   void on_choice_end(int choice, const Event& end) override {
     begin(end.n_cached);
-    if (tools_) take(tools_->finish(choice, end.finish_reason == FinishReason::kLength));
+    if (tools_) take(tools_->finish(choice, tools_->is_cut(end.finish_reason, end.stop_string)));
   }
   void on_end(const GenerationResult& result) override {
     const RequestResult& prompt = *result.prompts[0];
@@ -236,7 +242,7 @@ class StreamedAnswer : public Answer {
     if (n_blocks_ == 0) open(Block::kText, text_block(""));  // as in the whole answer
     close();
     send("message_delta",
-         {{"delta", ending(prompt.completions[0], tools_ && tools_->has_called(0))},
+         {{"delta", ending(prompt.completions[0], tools_ && tools_->has_whole_calls(0))},
           {"usage", usage(prompt)}});
     Json last = Json::object();
     if (!result.receipt.is_null()) last["receipt"] = result.receipt;

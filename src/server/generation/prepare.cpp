@@ -378,8 +378,7 @@ std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<Serv
       if (task.grammar && task.grammar_forbids_calls) setup.prompt.functions.clear();
       by_grammar = by_grammar && setup.prompt.functions.empty();
       tools = constrain_by_tools(setup, task, base, grammars, out.warnings);
-      out.tools =
-          std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt), base.config.seed);
+      out.tools = std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt));
     }
   }
   const auto matcher = by_grammar ? own_grammar(task, grammars) : nullptr;

@@ -1,5 +1,9 @@
 #include "server/generation/tools.h"
 
+#include <algorithm>
+#include <iterator>
+#include <random>
+
 #include "base/rng.h"
 #include "engine/grammar/tool_grammar.h"
 
@@ -63,8 +67,12 @@ ToolCallStructure structure_of_json(const Json& json) {
   return out;
 }
 
+bool has_tools(const ToolTask& task) {
+  return task.tools.is_array() && !task.tools.empty();
+}
+
 bool needs_tool_format(const ToolTask& task) {
-  if (task.tools.is_array() && !task.tools.empty()) return true;
+  if (has_tools(task)) return true;
   for (const Json& message : task.messages) {
     if (message.value("role", Json()) == "tool" || message.contains("tool_calls")) return true;
   }
@@ -86,6 +94,17 @@ ToolChoice read_tool_choice(const std::string& field, const Json& value) {
     refuse_field(field, "expected auto, none, required or a function, got {}", shown(value));
   }
   return choice;
+}
+
+void check_tool_choice(const ToolTask& task) {
+  using Mode = ToolChoice::Mode;
+  const bool wants_call = task.choice.mode == Mode::kRequired || task.choice.mode == Mode::kNamed;
+  if (wants_call && !has_tools(task))
+    refuse_field("tool_choice", "expected tools, which it is only allowed with, got none");
+}
+
+std::string parallel_without_tools(const std::string& field) {
+  return field + ": ignored (there are no tools)";
 }
 
 Json tool_choice_schema() {
@@ -125,37 +144,78 @@ std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,
   return ToolGrammar{std::move(key), [structure, form] { return build_grammar(structure, form); }};
 }
 
-ToolStreams::ToolStreams(const ToolFormat& format, ToolPrompt prompt, uint64_t seed)
-    : format_(format), prompt_(std::move(prompt)), seed_(seed) {}
+std::string whole_members(const std::string& cut_object) {
+  size_t comma = 0;  // the last one between members
+  int depth = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < cut_object.size(); ++i) {
+    const char c = cut_object[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      in_string = c != '"';
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '{' || c == '[') {
+      ++depth;
+    } else if (c == '}' || c == ']') {
+      --depth;
+    } else if (c == ',' && depth == 1) {
+      comma = i;
+    }
+  }
+  // A string, a list and an object tell their own end; of 12 nobody knows whether it was to be 123.
+  std::string last = cut_object;
+  const bool may_be_whole = last.ends_with('"') || last.ends_with('}') || last.ends_with(']');
+  if (may_be_whole && Json::accept(last += '}')) return last;
+  const std::string before = cut_object.substr(0, comma) + '}';
+  return Json::accept(before) ? before : "{}";
+}
+
+ToolStreams::ToolStreams(const ToolFormat& format, ToolPrompt prompt)
+    : format_(format), prompt_(std::move(prompt)) {
+  std::random_device device;
+  request_ = uint64_t{device()} << 32 | device();
+}
 
 std::vector<ToolEvent> ToolStreams::push(int choice, std::string_view text) {
   Stream& stream = streams_[choice];
   if (!stream.parser) stream.parser = format_.parser(prompt_);
   std::vector<ToolEvent> events = stream.parser->push(text);
-  for (const ToolEvent& event : events)
-    stream.called = stream.called || event.kind == ToolEvent::Kind::kCallBegin;
+  note(stream, events);
   return events;
 }
 
 std::vector<ToolEvent> ToolStreams::finish(int choice, bool truncated) {
   std::vector<ToolEvent> events = push(choice, "");
   Stream& stream = streams_[choice];
-  for (ToolEvent& event : stream.parser->finish(truncated)) {
-    stream.called = stream.called || event.kind == ToolEvent::Kind::kCallBegin;
-    events.push_back(std::move(event));
-  }
+  std::vector<ToolEvent> last = stream.parser->finish(truncated);
+  note(stream, last);
+  std::ranges::move(last, std::back_inserter(events));
   return events;
 }
 
-bool ToolStreams::has_called(int choice) const {
+void ToolStreams::note(Stream& stream, const std::vector<ToolEvent>& events) {
+  for (const ToolEvent& event : events) {
+    stream.has_called = stream.has_called || event.kind == ToolEvent::Kind::kCallBegin;
+    const bool is_broken = event.kind == ToolEvent::Kind::kCallEnd && !event.valid;
+    stream.has_broken = stream.has_broken || is_broken;
+  }
+}
+
+bool ToolStreams::has_whole_calls(int choice) const {
   const auto it = streams_.find(choice);
-  return it != streams_.end() && it->second.called;
+  return it != streams_.end() && it->second.has_called && !it->second.has_broken;
+}
+
+bool ToolStreams::is_cut(FinishReason reason, std::string_view stop_string) const {
+  if (reason != FinishReason::kStop) return reason == FinishReason::kLength;
+  return std::ranges::count(format_.stop_strings(), stop_string) == 0;
 }
 
 std::string ToolStreams::call_id(int choice, size_t call) const {
   const uint64_t stream = static_cast<uint64_t>(choice) << 32 | call;
-  return fmt::format("call_{:016x}{:08x}", random_bits(seed_, stream, 0),
-                     random_bits(seed_, stream, 1) >> 32);
+  return fmt::format("call_{:016x}{:08x}", random_bits(request_, stream, 0),
+                     random_bits(request_, stream, 1) >> 32);
 }
 
 ToolAnswer ToolStreams::parse(std::string_view text, bool truncated) const {

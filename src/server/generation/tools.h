@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/engine.h"
 #include "engine/grammar/grammar_cache.h"
 #include "server/fields.h"
 #include "text/tools/tool_format.h"
@@ -26,6 +27,7 @@ struct ToolTask {
   bool add_generation_prompt = true, continue_final_message = false;
 };
 
+bool has_tools(const ToolTask& task);
 /// Whether a conversation needs a tool format: there are tools, or calls and results in it.
 bool needs_tool_format(const ToolTask& task);
 
@@ -34,6 +36,11 @@ ToolChoice read_tool_choice(const std::string& field, const Json& value);
 
 /// What that may be.
 Json tool_choice_schema();
+
+/// Refuses a choice that only tools could fulfil where there are none. Errors: RequestError.
+void check_tool_choice(const ToolTask& task);
+/// What is said of parallel_tool_calls (as the client calls it) where there are no tools.
+std::string parallel_without_tools(const std::string& field);
 
 /// A structure as JSON and back, for receipts. Errors: RequestError (a member of another type).
 Json structure_json(const ToolCallStructure& structure);
@@ -55,18 +62,26 @@ struct AnswerForm {
 std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,
                                       const std::optional<AnswerForm>& form);
 
+/// An object of those members of a JSON object that was cut off which are certainly whole, with
+/// nothing of the last one where that could have gone on: {"a": 1, "b": 2 is {"a": 1}. "{}": there
+/// are none.
+std::string whole_members(const std::string& cut_object);
+
 /// Reads the calls out of the answers of one request. One thread.
 class ToolStreams {
  public:
-  ToolStreams(const ToolFormat& format, ToolPrompt prompt, uint64_t seed);
+  ToolStreams(const ToolFormat& format, ToolPrompt prompt);
 
   /// The parser of a choice takes text, or learns that the text has ended.
   std::vector<ToolEvent> push(int choice, std::string_view text);
   std::vector<ToolEvent> finish(int choice, bool truncated);
-  /// Whether the answer has called a tool.
-  bool has_called(int choice) const;
-  /// The id of a call, "call_" and 24 hexadecimal digits: of (seed, choice, call), so that an
-  /// answer streamed and the same answer whole say the same.
+  /// Whether an answer that ended so may have ended within a call: at its length, or at a stop
+  /// string that is none of the format's.
+  bool is_cut(FinishReason reason, std::string_view stop_string) const;
+  /// Whether the answer has calls, and every one all of its arguments.
+  bool has_whole_calls(int choice) const;
+  /// The id of a call, "call_" and 24 hexadecimal digits. No other call has it: results find their
+  /// calls by ids over all turns of a conversation, whose requests may all have the same seed.
   std::string call_id(int choice, size_t call) const;
   /// A whole answer.
   ToolAnswer parse(std::string_view text, bool truncated) const;
@@ -74,11 +89,12 @@ class ToolStreams {
  private:
   const ToolFormat& format_;
   ToolPrompt prompt_;
-  uint64_t seed_;
+  uint64_t request_;  // a random number
   struct Stream {
     std::unique_ptr<ToolCallParser> parser;
-    bool called = false;
+    bool has_called = false, has_broken = false;
   };
+  static void note(Stream& stream, const std::vector<ToolEvent>& events);
   std::map<int, Stream> streams_;
 };
 

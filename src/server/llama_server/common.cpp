@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "server/llama_server/llama_server.h"
 #include "server/shape.h"
@@ -69,6 +70,14 @@ ShapePtr lora_shape() {
   return made;
 }
 
+namespace {
+
+/// Far more than any adapter is used with, the rank of those without a scale of their own included;
+/// much more makes numbers that are too large for a type.
+constexpr double kMaxLoraScale = 1000;
+
+}  // namespace
+
 std::vector<AdapterScale> read_lora(const std::string& where, const Json& value) {
   std::vector<AdapterScale> out;
   for (const Json& item : to_array(where, value)) {
@@ -76,6 +85,10 @@ std::vector<AdapterScale> read_lora(const std::string& where, const Json& value)
     AdapterScale scale;
     scale.id = to_integer(where + ".id", entry.value("id", Json()), 0);
     scale.scale = to_number(where + ".scale", entry.value("scale", Json(0.0)));
+    if (!(std::abs(scale.scale) <= kMaxLoraScale)) {
+      refuse_field(where + ".scale", "expected a number from {} to {}, got {}", -kMaxLoraScale,
+                   kMaxLoraScale, scale.scale);
+    }
     if (std::ranges::find(out, scale.id, &AdapterScale::id) != out.end())
       refuse_field(where, "expected every id once, got {} twice", scale.id);
     out.push_back(scale);

@@ -1,6 +1,7 @@
 // POST /completion (and /completions), as llama.cpp's server has it.
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "server/generation/grammar_fields.h"
@@ -166,7 +167,7 @@ void add_other_fields(FieldTable<CompletionTask>& table) {
   table.push_back(
       honoured<Task>(
           "lora", [](const Json& value, Task& task) { task.adapters = read_lora("lora", value); },
-          "[{\"id\", \"scale\"}, ...]: these adapters and no others")
+          "[{\"id\", \"scale\"}, ...]: these adapters and no others; scales from -1000 to 1000")
           .as(types::list(types::object({"id", "scale"})))
           .with(lora_shape()));
   for (const char* name :
@@ -344,7 +345,8 @@ class CompletionAnswer : public GenerationListener {
       ++n_predicted_[static_cast<size_t>(choice)];
       piece.ids.push_back(event.token);
       if (task_.n_probs > 0 && event.logprobs)
-        piece.probs.push_back(logprobs_json(*event.logprobs, model_->tokenizer(), {.with_ids = true}));
+        piece.probs.push_back(
+            logprobs_json(*event.logprobs, model_->tokenizer(), {.with_ids = true}));
     }
     if (event.text.empty()) return;  // the rest of a character, or of a stop string, is to come
     Json json = {{"index", choice},
@@ -382,12 +384,29 @@ class CompletionAnswer : public GenerationListener {
   }
 
   void on_error(const Error& error) override {
+    if (const std::optional<RequestError> own = fault_of_lora(error)) return tell(*own);
+    tell(error);
+  }
+
+ private:
+  void tell(const Error& error) {
     if (!call_->streaming()) return call_->fail(error);
     call_->write(sse(error_body(error, http_status(error))));
     call_->end_stream();
   }
+  /// Numbers that are not finite are a fault of the model, unless the client changed it.
+  std::optional<RequestError> fault_of_lora(const Error& error) const {
+    const bool is_changed = task_.adapters && !task_.adapters->empty();
+    const bool is_numeric = error.kind() == ErrorKind::kCorrupt &&
+                            error.message().find("expected finite") != std::string::npos;
+    if (!is_changed || !is_numeric) return std::nullopt;
+    return RequestError(ErrorKind::kInvalidArgument,
+                        fmt::format("[request] lora: expected scales with which all numbers of the "
+                                    "model stay finite, got others ({})",
+                                    error.message()),
+                        "lora");
+  }
 
- private:
   /// What applied, which is not always what was asked for.
   void set_settings(const GenerationConfig& config) {
     settings_ = settings_json(config);
@@ -468,7 +487,9 @@ class CompletionAnswer : public GenerationListener {
                  {"timings", timings_json(result.timings)}};
     if (task_.n_probs > 0 && task_.wants_tokens) {
       json["completion_probabilities"] =
-          task_.stream ? rest.probs : logprobs_json(completion.logprobs, model_->tokenizer(), {.with_ids = true});
+          task_.stream
+              ? rest.probs
+              : logprobs_json(completion.logprobs, model_->tokenizer(), {.with_ids = true});
     }
     return only(json, fields);
   }

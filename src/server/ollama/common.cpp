@@ -159,20 +159,26 @@ void AnswerListener::on_token(int choice, const Event& event) {
 
 void AnswerListener::on_choice_end(int choice, const Event& end) {
   if (task_.stream && tools_)
-    take(tools_->finish(choice, end.finish_reason == FinishReason::kLength));
+    take(tools_->finish(choice, tools_->is_cut(end.finish_reason, end.stop_string)));
 }
 
 namespace {
 
-/// {"function": {"name", "arguments"}}; arguments that are no JSON object (an answer that was cut)
-/// stay a string.
+/// {"function": {"name", "arguments"}}.
 Json call_json(const ToolAnswer::Call& call, const std::string& id) {
-  Json arguments = Json::parse(call.arguments, nullptr, false);
-  if (!arguments.is_object()) arguments = call.arguments;
-  return {{"id", id}, {"function", {{"name", call.name}, {"arguments", std::move(arguments)}}}};
+  return {{"id", id},
+          {"function", {{"name", call.name}, {"arguments", Json::parse(call.arguments)}}}};
 }
 
 }  // namespace
+
+/// Clients make every call that they are given, whatever the answer's done_reason.
+void AnswerListener::leave_out(const ToolAnswer::Call& call) const {
+  call_->warn(
+      fmt::format("tool_calls: a call of {} was cut off and is left out (its arguments as "
+                  "far as they came: {})",
+                  call.name, shown(Json(call.arguments))));
+}
 
 void AnswerListener::take(const std::vector<ToolEvent>& events) {
   for (const ToolEvent& event : events) {
@@ -188,7 +194,11 @@ void AnswerListener::take(const std::vector<ToolEvent>& events) {
         open_call_.arguments += event.text;
         break;
       case ToolEvent::Kind::kCallEnd:
-        send("", Json::array({call_json(open_call_, tools_->call_id(0, event.call))}));
+        if (event.valid) {
+          send("", Json::array({call_json(open_call_, tools_->call_id(0, event.call))}));
+        } else {
+          leave_out(open_call_);
+        }
         break;
     }
   }
@@ -213,11 +223,16 @@ void AnswerListener::on_end(const GenerationResult& result) {
   } else if (!tools_) {
     put_text(line, completion.text, nullptr);
   } else {
-    const ToolAnswer answer =
-        tools_->parse(completion.text, completion.finish_reason == FinishReason::kLength);
+    const ToolAnswer answer = tools_->parse(
+        completion.text, tools_->is_cut(completion.finish_reason, completion.stop_string));
     Json calls = nullptr;
-    for (size_t i = 0; i < answer.calls.size(); ++i)
-      calls.push_back(call_json(answer.calls[i], tools_->call_id(0, i)));
+    for (size_t i = 0; i < answer.calls.size(); ++i) {
+      if (answer.calls[i].valid) {
+        calls.push_back(call_json(answer.calls[i], tools_->call_id(0, i)));
+      } else {
+        leave_out(answer.calls[i]);
+      }
+    }
     put_text(line, answer.thought + answer.text, std::move(calls));
   }
   line["done"] = true;

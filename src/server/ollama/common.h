@@ -76,6 +76,7 @@ class AnswerListener : public GenerationListener {
   Json head() const;
   void take(const std::vector<ToolEvent>& events);
   void send(const std::string& text, Json tool_calls);
+  void leave_out(const ToolAnswer::Call& call) const;
 
   std::shared_ptr<Call> call_;
   AnswerTask task_;

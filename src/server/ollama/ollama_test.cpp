@@ -282,6 +282,31 @@ TEST_F(Ollama, CallsToolsAndReadsTheirResults) {
               HasSubstr("21"));
 }
 
+// Ollama's clients make every call that they get, and take its arguments for an object.
+TEST_F(Ollama, LeavesOutACallThatWasCut) {
+  ordered_json body = chat_body("What is the weather in Paris?");
+  body["options"] = {{"temperature", 0}, {"num_predict", 11}};
+  body["tools"] = ordered_json::array({{{"type", "function"},
+                                        {"function",
+                                         {{"name", "get_weather"},
+                                          {"description", "Get the weather of a city"},
+                                          {"parameters",
+                                           {{"type", "object"},
+                                            {"properties", {{"city", {{"type", "string"}}}}},
+                                            {"required", ordered_json::array({"city"})}}}}}}});
+  const std::vector<ordered_json> streamed = lines("/api/chat", body);
+  body["stream"] = false;
+  const ordered_json whole = running_->post("/api/chat", body);
+  for (const ordered_json& line : streamed)
+    EXPECT_FALSE(line["message"].contains("tool_calls")) << line;
+  EXPECT_FALSE(whole["message"].contains("tool_calls"));
+  for (const ordered_json& last : {whole, streamed.back()}) {
+    EXPECT_EQ(last["done_reason"], "length");
+    EXPECT_THAT(last["warnings"].at(0), HasSubstr("get_weather"));
+    EXPECT_THAT(last["warnings"].at(0), HasSubstr("city"));
+  }
+}
+
 // A format holds every answer, as in Ollama: the model hears of the tools and cannot call them.
 TEST_F(Ollama, AFormatGoesBeforeTools) {
   ordered_json body = chat_body("What is the weather in Paris?");

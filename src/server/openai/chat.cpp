@@ -141,6 +141,10 @@ class ChatListener : public GenerationListener {
   Json prompt_logprobs_of(std::span<const TokenLogprobs> entries) const {
     return prompt_logprobs(entries, model_->files().tokenizer.get());
   }
+  /// Whether an answer ends with its calls, and not where it was cut off.
+  static bool ends_in_calls(FinishReason reason, bool has_whole_calls) {
+    return has_whole_calls && reason != FinishReason::kLength;
+  }
   std::string echoed() const {
     if (!task_.echo || !task_.tool_task.continue_final_message) return "";
     return task_.messages.back()["content"].get<std::string>();
@@ -173,19 +177,15 @@ class WholeChat : public ChatListener {
   }
 
  private:
-  Json message_of(const Completion& completion) const {
-    Json message = {{"role", "assistant"}, {"content", echoed() + completion.text}};
-    if (!tools_) return message;
-    const ToolAnswer answer =
-        tools_->parse(completion.text, completion.finish_reason == FinishReason::kLength);
-    message["content"] = echoed() + answer.text;
+  Json message_of(const ToolAnswer& answer, int index) const {
+    Json message = {{"role", "assistant"}, {"content", echoed() + answer.text}};
     if (!answer.thought.empty()) message["reasoning_content"] = answer.thought;
     if (answer.calls.empty()) return message;
     if (answer.text.empty()) message["content"] = nullptr;
     Json calls = Json::array();
     for (size_t i = 0; i < answer.calls.size(); ++i) {
       calls.push_back(
-          {{"id", tools_->call_id(completion.index, i)},
+          {{"id", tools_->call_id(index, i)},
            {"type", "function"},
            {"function",
             {{"name", answer.calls[i].name}, {"arguments", answer.calls[i].arguments}}}});
@@ -198,10 +198,15 @@ class WholeChat : public ChatListener {
     Json logprobs = nullptr;
     if (task_.logprobs)
       logprobs = chat_logprobs(completion.logprobs, model_->tokenizer(), task_.names_are_ids);
-    Json message = message_of(completion);
-    const bool calls = message.contains("tool_calls");
+    ToolAnswer answer;
+    answer.text = completion.text;
+    if (tools_) {
+      answer = tools_->parse(completion.text,
+                             tools_->is_cut(completion.finish_reason, completion.stop_string));
+    }
+    const bool calls = ends_in_calls(completion.finish_reason, answer.has_whole_calls());
     Json out = {{"index", index},
-                {"message", std::move(message)},
+                {"message", message_of(answer, completion.index)},
                 {"logprobs", std::move(logprobs)},
                 {"finish_reason",
                  calls ? std::string_view("tool_calls") : finish_reason(completion.finish_reason)}};
@@ -232,8 +237,7 @@ class StreamedChat : public ChatListener {
     n_generated_ += event.token >= 0 ? 1 : 0;
     Json logprobs = nullptr;
     if (task_.logprobs && event.logprobs)
-      logprobs =
-          chat_logprobs({&*event.logprobs, 1}, model_->tokenizer(), task_.names_are_ids);
+      logprobs = chat_logprobs({&*event.logprobs, 1}, model_->tokenizer(), task_.names_are_ids);
     if (tools_) {
       send_events(choice, tools_->push(choice, event.text), std::move(logprobs));
     } else if (!event.text.empty() || !logprobs.is_null()) {
@@ -244,8 +248,8 @@ class StreamedChat : public ChatListener {
   void on_choice_end(int choice, const Event& end) override {
     const FinishReason reason = end.finish_reason;
     if (tools_)
-      send_events(choice, tools_->finish(choice, reason == FinishReason::kLength), nullptr);
-    if (tools_ && tools_->has_called(choice))
+      send_events(choice, tools_->finish(choice, tools_->is_cut(reason, end.stop_string)), nullptr);
+    if (tools_ && ends_in_calls(reason, tools_->has_whole_calls(choice)))
       return send(choice, Json::object(), nullptr, "tool_calls");
     Json stop = nullptr;
     if (reason == FinishReason::kStop) stop = end.stop_string;
@@ -353,6 +357,9 @@ void choose_length(ChatTask& task) {
 
 void check(const ChatTask& task) {
   if (task.messages.is_null()) refuse_field("messages", "expected a list of messages, got none");
+  check_tool_choice(task.tool_task);
+  if (task.tool_task.parallel_tool_calls && !has_tools(task.tool_task))
+    refuse_field("parallel_tool_calls", "expected tools, which it is only allowed with, got none");
   if (task.top_logprobs && !task.logprobs)
     refuse_field("top_logprobs", "expected logprobs: true with it, got none");
   if (task.stream.stream && task.best_of.value_or(task.n) > task.n)

@@ -199,6 +199,8 @@ class ResponsesListener : public GenerationListener {
   void on_error(const Error& error) override { call_->fail(error); }
 
  protected:
+  /// Of an item that has ended.
+  static const char* status_of(bool is_whole) { return is_whole ? "completed" : "incomplete"; }
   Json text_part(const std::string& text) const {
     return {{"type", "output_text"}, {"text", text}, {"annotations", Json::array()}};
   }
@@ -261,15 +263,19 @@ class WholeResponse : public ResponsesListener {
 
   void on_end(const GenerationResult& result) override {
     const Completion& completion = result.prompts[0]->completions[0];
+    const bool is_cut = completion.finish_reason == FinishReason::kLength;
     ToolAnswer answer;
     answer.text = completion.text;
-    if (tools_)
-      answer = tools_->parse(completion.text, completion.finish_reason == FinishReason::kLength);
+    if (tools_) answer = tools_->parse(completion.text, is_cut);
     Json output = Json::array();
-    if (!answer.text.empty() || answer.calls.empty())
-      output.push_back(message_item(0, "completed", Json::array({text_part(answer.text)})));
-    for (size_t i = 0; i < answer.calls.size(); ++i)
-      output.push_back(call_item(i, "completed", answer.calls[i].name, answer.calls[i].arguments));
+    if (!answer.text.empty() || answer.calls.empty()) {
+      output.push_back(message_item(0, status_of(!is_cut || !answer.calls.empty()),
+                                    Json::array({text_part(answer.text)})));
+    }
+    for (size_t i = 0; i < answer.calls.size(); ++i) {
+      const ToolAnswer::Call& call = answer.calls[i];
+      output.push_back(call_item(i, status_of(call.valid), call.name, call.arguments));
+    }
     call_->respond(finished(std::move(output), result));
   }
 };
@@ -292,8 +298,10 @@ class StreamedResponse : public ResponsesListener {
     take(tools_->push(choice, event.text));
   }
   void on_choice_end(int choice, const Event& end) override {
-    if (tools_) take(tools_->finish(choice, end.finish_reason == FinishReason::kLength));
+    const bool is_cut = end.finish_reason == FinishReason::kLength;
+    if (tools_) take(tools_->finish(choice, is_cut));
     if (output_.empty() && open_ == Open::kNone) begin_text();
+    if (open_ == Open::kText) is_whole_ = !is_cut;
     end_item();
   }
   void on_end(const GenerationResult& result) override {
@@ -357,8 +365,10 @@ class StreamedResponse : public ResponsesListener {
           text_ += event.text;
           send_item("response.function_call_arguments.delta", {{"delta", event.text}});
           break;
-        case ToolEvent::Kind::kThought:
         case ToolEvent::Kind::kCallEnd:
+          is_whole_ = event.valid;
+          break;
+        case ToolEvent::Kind::kThought:
           break;
       }
     }
@@ -373,7 +383,7 @@ class StreamedResponse : public ResponsesListener {
       send_item("response.function_call_arguments.done", {{"arguments", text_}});
       item_["arguments"] = text_;
     }
-    item_["status"] = "completed";
+    item_["status"] = status_of(std::exchange(is_whole_, true));
     send("response.output_item.done", {{"output_index", output_.size()}, {"item", item_}});
     output_.push_back(std::move(item_));
     text_.clear();
@@ -384,6 +394,7 @@ class StreamedResponse : public ResponsesListener {
   Json item_;                    // under way
   std::string text_;             // its text or arguments so far
   Open open_ = Open::kNone;
+  bool is_whole_ = true;  // what is open, once it ends
   int64_t sequence_ = 0;
 };
 
@@ -391,6 +402,10 @@ void respond(const std::shared_ptr<Call>& call) {
   ResponsesTask task;
   call->read(fields(), task);
   if (task.input.is_null()) refuse_field("input", "expected a text or a list of items, got none");
+  check_tool_choice(task.tool_task);
+  // Of what OpenAI's newer form has by default a client may say that it is so.
+  if (task.tool_task.parallel_tool_calls && !has_tools(task.tool_task))
+    task.warnings.push_back(parallel_without_tools("parallel_tool_calls"));
   task.set_chat(chat_messages(task), task.tool_task);
   generate(call, task, [call, task](const Prepared& p) -> std::shared_ptr<GenerationListener> {
     if (task.stream) return std::make_shared<StreamedResponse>(call, task, p);

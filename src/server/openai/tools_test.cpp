@@ -1,8 +1,11 @@
 // Tools and constrained answers over OpenAI's dialect, with the bundled model.
+#include "server/generation/tools.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <regex>
+#include <set>
 
 #include "support/running_service.h"
 
@@ -95,7 +98,7 @@ TEST_F(OpenAiTools, StreamsTheVeryCallsThatItGivesWhole) {
     EXPECT_EQ(reason, whole["finish_reason"]);
     if (whole["message"].contains("tool_calls")) {
       const ordered_json& call = whole["message"]["tool_calls"][0];
-      EXPECT_EQ(id, call["id"]);
+      EXPECT_THAT(id, ::testing::MatchesRegex("call_[0-9a-f]{24}"));
       EXPECT_EQ(name, call["function"]["name"]);
       EXPECT_EQ(arguments, call["function"]["arguments"]);
     } else {
@@ -103,6 +106,67 @@ TEST_F(OpenAiTools, StreamsTheVeryCallsThatItGivesWhole) {
       EXPECT_EQ(name, "");
     }
   }
+}
+
+// Results find their calls by ids, also where every turn of a conversation has the same seed.
+TEST_F(OpenAiTools, EveryCallHasAnIdOfItsOwn) {
+  ordered_json body = ask("What is the weather in Paris?");
+  body["temperature"] = 0.1;
+  body["seed"] = 5;
+  body["n"] = 2;
+  body["tool_choice"] = "required";
+  std::set<std::string> ids;
+  size_t n_calls = 0;
+  for (int turn = 0; turn < 2; ++turn) {
+    for (const ordered_json& choice : answer(body)["choices"]) {
+      for (const ordered_json& call : choice["message"]["tool_calls"]) {
+        ids.insert(call["id"].get<std::string>());
+        ++n_calls;
+      }
+    }
+  }
+  EXPECT_GE(n_calls, 4u);
+  EXPECT_EQ(ids.size(), n_calls);
+}
+
+// Clients make the calls of an answer that ends with "tool_calls".
+TEST_F(OpenAiTools, SaysOfACallThatItWasCut) {
+  ordered_json body = ask("What is the weather in Paris?");
+  const ordered_json full = answer(body)["choices"][0]["message"]["tool_calls"][0]["function"];
+  const std::string whole = full["arguments"];
+  for (const bool by_string : {false, true}) {
+    body["stream"] = false;
+    if (by_string) body["stop"] = {"Par"};
+    body["max_tokens"] = by_string ? 100 : 11;
+    const std::string reason = by_string ? "stop" : "length";
+    const ordered_json choice = answer(body)["choices"][0];
+    EXPECT_EQ(choice["finish_reason"], reason);
+    const ordered_json call = choice["message"]["tool_calls"].at(0)["function"];
+    EXPECT_EQ(call["name"], "get_weather");
+    const std::string arguments = call["arguments"];
+    EXPECT_EQ(arguments, R"({"city": ")");
+    EXPECT_TRUE(whole.starts_with(arguments)) << whole;
+    body["stream"] = true;
+    std::string streamed, ending;
+    for (const ordered_json& event : running_->stream("/v1/chat/completions", body)) {
+      const ordered_json& last = event["choices"][0];
+      if (last["finish_reason"].is_string()) ending = last["finish_reason"];
+      if (last["delta"].contains("tool_calls"))
+        streamed += last["delta"]["tool_calls"][0]["function"].value("arguments", "");
+    }
+    EXPECT_EQ(ending, reason);
+    EXPECT_EQ(streamed, arguments);
+  }
+}
+
+TEST(ToolCalls, OfCutArgumentsTheWholeMembersStay) {
+  EXPECT_EQ(whole_members(R"({"a": 1, "b": 2)"), R"({"a": 1})");
+  EXPECT_EQ(whole_members(R"({"a": 1, "b": "x")"), R"({"a": 1, "b": "x"})");
+  EXPECT_EQ(whole_members(R"({"a": [1, 2], "b": {"c": 3})"), R"({"a": [1, 2], "b": {"c": 3}})");
+  EXPECT_EQ(whole_members(R"({"a": "1, 2", "b": {"c": 3, "d)"), R"({"a": "1, 2"})");
+  EXPECT_EQ(whole_members(R"({"a": "\\", "b": "y\")"), R"({"a": "\\"})");
+  for (const char* nothing : {"", "{", R"({"a)", R"({"a")", R"({"a": tr)", R"({"a": 12)", "[1, 2"})
+    EXPECT_EQ(whole_members(nothing), "{}") << nothing;
 }
 
 TEST_F(OpenAiTools, CallsWhatItMustWithArgumentsThatFit) {
@@ -135,6 +199,39 @@ TEST_F(OpenAiTools, CallsWhatItMustWithArgumentsThatFit) {
   body["tool_choice"] = "none";
   body["temperature"] = 0;
   EXPECT_FALSE(answer(body)["choices"][0]["message"].contains("tool_calls"));
+}
+
+TEST_F(OpenAiTools, RefusesAChoiceAmongNoTools) {
+  ordered_json body = ask("Hi");
+  body["max_tokens"] = 1;
+  const ordered_json named = {{"type", "function"}, {"function", {{"name", "get_weather"}}}};
+  for (const bool is_empty : {true, false}) {
+    if (is_empty) {
+      body["tools"] = ordered_json::array();
+    } else {
+      body.erase("tools");
+    }
+    for (const ordered_json& choice : {ordered_json("required"), named}) {
+      body["tool_choice"] = choice;
+      EXPECT_EQ(answer(body, 400)["error"]["param"], "tool_choice");
+    }
+    for (const char* harmless : {"none", "auto"}) {
+      body["tool_choice"] = harmless;
+      EXPECT_FALSE(answer(body).contains("warnings"));
+    }
+    body.erase("tool_choice");
+    body["parallel_tool_calls"] = true;
+    EXPECT_EQ(answer(body, 400)["error"]["param"], "parallel_tool_calls");
+    body.erase("parallel_tool_calls");
+  }
+  int status = 0;
+  ordered_json newer = {{"input", "Hi"}, {"max_output_tokens", 1}, {"tool_choice", "required"}};
+  EXPECT_EQ(running_->post("/v1/responses", newer, &status)["error"]["param"], "tool_choice");
+  EXPECT_EQ(status, 400);
+  newer["tool_choice"] = "auto";
+  newer["parallel_tool_calls"] = true;
+  EXPECT_THAT(running_->post("/v1/responses", newer)["warnings"].at(0),
+              HasSubstr("parallel_tool_calls"));
 }
 
 TEST_F(OpenAiTools, KnowsTheOtherFormats) {
@@ -301,6 +398,34 @@ TEST_F(OpenAiTools, ResponsesAnswerCallAndGoOn) {
   int status = 0;
   running_->post("/v1/responses", {{"input", "Hi"}, {"previous_response_id", "resp_1"}}, &status);
   EXPECT_EQ(status, 400);
+}
+
+TEST_F(OpenAiTools, ResponsesSayWhichItemWasCut) {
+  ordered_json body = {{"input", "What is the weather in Paris?"},
+                       {"temperature", 0},
+                       {"max_output_tokens", 11},
+                       {"tools", {response_tool()}}};
+  for (const bool has_tools : {true, false}) {
+    if (!has_tools) body.erase("tools");
+    body["stream"] = false;
+    const ordered_json whole = running_->post("/v1/responses", body);
+    EXPECT_EQ(whole["status"], "incomplete");
+    const ordered_json item = whole["output"].at(0);
+    EXPECT_EQ(item["type"], has_tools ? "function_call" : "message");
+    EXPECT_EQ(item["status"], "incomplete") << whole;
+    if (has_tools) {
+      EXPECT_EQ(item["arguments"], R"({"city": ")");
+    }
+    body["stream"] = true;
+    ordered_json last, done;
+    for (const ordered_json& event : running_->stream("/v1/responses", body)) {
+      if (event["type"] == "response.output_item.done") done = event["item"];
+      last = event;
+    }
+    EXPECT_EQ(done["status"], "incomplete");
+    EXPECT_EQ(last["type"], "response.incomplete");
+    EXPECT_EQ(last["response"]["output"], ordered_json::array({done}));
+  }
 }
 
 TEST_F(OpenAiTools, ResponsesStreamItemsThatAddUpToTheWhole) {

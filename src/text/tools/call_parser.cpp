@@ -144,6 +144,7 @@ CallParser::Name CallParser::read_name(std::span<const std::string_view> markers
 
 CallParser::Arguments CallParser::read_arguments(std::span<const std::string_view> markers) {
   using Kind = Arguments::Kind;
+  cut_ = ending_ && truncated_;  // unless their end is found
   if (place_ == Place::kBefore) {
     take(leading_space(rest()));
     if (kFence.starts_with(rest()) && !rest().starts_with(kFence) && !ending_) {
@@ -158,7 +159,10 @@ CallParser::Arguments CallParser::read_arguments(std::span<const std::string_vie
     const size_t n = json_.read(rest());
     add_arguments(rest().substr(0, n));
     take(n);
-    if (json_.state() == JsonSpan::State::kClosed) return {Kind::kClosed};
+    if (json_.state() == JsonSpan::State::kClosed) {
+      cut_ = false;
+      return {Kind::kClosed};
+    }
     if (json_.state() == JsonSpan::State::kOpen) return {ending_ ? Kind::kEnd : Kind::kNeedsText};
     place_ = Place::kRaw;
   }
@@ -167,10 +171,12 @@ CallParser::Arguments CallParser::read_arguments(std::span<const std::string_vie
   if (fenced && found.marker >= 0) {
     add_arguments(rest().substr(0, found.at + found.length));
     take(found.at + found.length);
+    cut_ = false;
     return {Kind::kClosed};
   }
   add_arguments(rest().substr(0, found.space));
   if (found.marker >= 0) {
+    cut_ = false;
     take(found.at + found.length);
     return {Kind::kMarker, found.marker};
   }
@@ -183,6 +189,7 @@ void CallParser::begin_call(std::string_view name, bool hold) {
   hold_ = hold;
   emit(ToolEvent::Kind::kCallBegin, name);
   arguments_.clear();
+  cut_ = false;
   begin_arguments();
 }
 
@@ -193,7 +200,7 @@ void CallParser::add_arguments(std::string_view text) {
 
 void CallParser::end_call() {
   if (hold_) arguments_ = held_arguments(arguments_);
-  if (arguments_.empty()) {
+  if (arguments_.empty() && !cut_) {
     arguments_ = "{}";
     hold_ = true;  // not shown yet
   }

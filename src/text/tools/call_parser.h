@@ -84,7 +84,7 @@ class CallParser : public ToolCallParser {
   void begin_call(std::string_view name, bool hold = false);
   virtual std::string held_arguments(const std::string& text) const { return text; }
   void add_arguments(std::string_view text);
-  /// {} if there were none.
+  /// {} if there were none, unless they were cut off before they began.
   void end_call();
   bool has_functions() const noexcept { return !names_.empty(); }
   bool may_call() const noexcept { return may_repeat_ || n_calls_ == 0; }
@@ -105,6 +105,7 @@ class CallParser : public ToolCallParser {
   size_t n_calls_ = 0;
   std::string arguments_;  // of the call that is open
   bool hold_ = false;
+  bool cut_ = false;  // they ended where generation was cut off
   Place place_ = Place::kBefore;
   JsonSpan json_;
 };

@@ -203,6 +203,15 @@ TEST(QwenParser, ShowsTextAsSoonAsItCannotBeAMarker) {
             (std::vector<ToolEvent>{{Kind::kText, 0, "✿FUNCTION✿: go", false}}));
 }
 
+TEST(QwenParser, InventsNoArgumentsForACallThatWasCut) {
+  const std::string begun = "✿FUNCTION✿: get\n✿ARGS✿:";
+  EXPECT_EQ(read("qwen", begun, false, true), answer_of("", {{"get", "", false}}));
+  EXPECT_EQ(read("qwen", begun + " {\"a", false, true), answer_of("", {{"get", "{\"a", false}}));
+  EXPECT_EQ(read("qwen", begun + " {}", false, true), answer_of("", {{"get", "{}", true}}));
+  EXPECT_EQ(read("qwen", begun + "\n✿RESULT✿", false, true), answer_of("", {{"get", "{}", true}}));
+  EXPECT_EQ(read("qwen", begun), answer_of("", {{"get", "{}", true}}));
+}
+
 TEST(QwenParser, CodeIsAnObjectToClients) {
   const auto code = [](const std::string& text) {
     return read("qwen", prompt_of({"code_interpreter", "get"}),

@@ -131,4 +131,8 @@ void ToolAnswer::add(const std::vector<ToolEvent>& events) {
   }
 }
 
+bool ToolAnswer::has_whole_calls() const noexcept {
+  return !calls.empty() && std::ranges::all_of(calls, &Call::valid);
+}
+
 }  // namespace qw

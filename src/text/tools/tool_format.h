@@ -105,7 +105,7 @@ struct ToolEvent {
 /// What may still become a marker is held back. However the text is cut, the events joined are the
 /// same. Nothing is lost: what is not well formed is text, or arguments, as it stands:
 ///   - a call of a name that is no tool's: text, markers included;
-///   - a call without arguments: arguments {};
+///   - a call without arguments: arguments {}; none if they were cut off before they began;
 ///   - arguments that are no JSON object: as they stand, without outer white space; `valid` false;
 ///   - markers inside JSON strings and blocks of code: part of them.
 /// The code that Qwen's code_interpreter takes is an object with one string to clients:
@@ -117,8 +117,8 @@ class ToolCallParser {
 
   /// Takes generated text, whole characters.
   virtual std::vector<ToolEvent> push(std::string_view text) = 0;
-  /// The end of generation. truncated: it was cut off; a call whose arguments had not begun is
-  /// text then, for the model may have meant to give some.
+  /// The end of generation. truncated: it was cut off; a call whose arguments were not even
+  /// announced is text then, for the model may have meant to give some.
   virtual std::vector<ToolEvent> finish(bool truncated = false) = 0;
   /// Whether the answer is over by its format (the place of a result, one call of one allowed):
   /// generation may stop, and what is pushed from now on is not looked at.
@@ -183,6 +183,8 @@ struct ToolAnswer {
   bool operator==(const ToolAnswer&) const = default;
 
   void add(const std::vector<ToolEvent>& events);
+  /// Whether there are calls, and every one has all of its arguments: they may be made.
+  bool has_whole_calls() const noexcept;
 };
 
 }  // namespace qw
