@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <ctime>
 #include <random>
@@ -224,6 +225,21 @@ bool Call::is_strict() const {
   return services_.options.strict;
 }
 
+void Call::check_query() {
+  for (const auto& [name, value] : request().query) {
+    if (std::ranges::find(endpoint_.notes.query, name) != endpoint_.notes.query.end()) continue;
+    const std::string shown_name = printable(name);
+    if (is_strict() && endpoint_.needs_key) {
+      refuse_field(
+          shown_name,
+          "expected a known parameter of the query, got this one (/openapi.json lists them)");
+    }
+    warn(fmt::format(
+        "{}: ignored (unknown parameter of the query; /openapi.json lists those that are known)",
+        shown_name));
+  }
+}
+
 void Call::check(const std::string& name, const Json& part, const Shape& shape) {
   add_warnings(check_members(name, part, shape, is_strict()));
 }
@@ -321,7 +337,7 @@ void Call::on_close(std::function<void()> callback) {
 
 RequestError still_loading() {
   constexpr int64_t kRetryAfter = 2;  // seconds: a probe's usual distance
-  return {ErrorKind::kUnsupported,
+  return {ErrorKind::kCancelled,      // nobody's fault, so nothing that a log should tell
           "[server] requests: expected the default model to be loaded, got it still loading; try "
           "again later",
           "", 503, kRetryAfter};

@@ -77,6 +77,9 @@ class Call : public std::enable_shared_from_this<Call> {
   void read(const FieldTable<Task>& table, Task& task) {
     add_warnings(read_fields(body(), table, task, is_strict()));
   }
+  /// What the endpoint does not know of the query, likewise; addresses that answer everybody the
+  /// same refuse nothing.
+  void check_query();
   /// The same for the members of a part of the body that no table reads.
   void check(const std::string& name, const Json& part, const Shape& shape);
   /// One sentence for each thing that the client asked for and does not get.
@@ -129,9 +132,9 @@ class Call : public std::enable_shared_from_this<Call> {
   bool streaming_ = false;
   std::string ping_;                                 // "": none
   std::chrono::steady_clock::time_point last_said_;  // in the stream
-  std::atomic<bool> expired_ = false;  // set on the HTTP server's thread
-  CancelFlag cancel_;                  // likewise
-  double time_s_ = 0;                  // the shortest limit; 0: none
+  std::atomic<bool> expired_ = false;                // set on the HTTP server's thread
+  CancelFlag cancel_;                                // likewise
+  double time_s_ = 0;                                // the shortest limit; 0: none
   std::function<void(const Error&)> on_expire_;
   int64_t n_prompt_tokens_ = 0, n_generated_tokens_ = 0;
 };

@@ -31,6 +31,7 @@ struct EndpointNotes {
   std::string answer_type = "application/json";  // its content type
   std::string stream_type = {};                  // of an answer in pieces; "": there is none
   bool generates = false;                        // waits for a place, takes time
+  bool may_be_unready = false;                   // 503 while no requests are taken
   bool needs_setup = false;             // its example is not answered by the bundled model as it is
   bool always_refused = false;          // there is no other answer than an error
   std::vector<std::string> query = {};  // names of the query's parameters

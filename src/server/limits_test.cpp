@@ -138,10 +138,85 @@ TEST_F(RequestLimits, RefusalsHaveANumberAndAreCounted) {
   EXPECT_EQ(nowhere.headers.at("x-request-id").size(), 32u);
   const HttpAnswer method = running_->client().get("/v1/chat/completions");
   EXPECT_EQ(method.status, 405);
-  EXPECT_EQ(method.headers.at("allow"), "POST");
+  EXPECT_EQ(method.headers.at("allow"), "POST, OPTIONS");
   EXPECT_THAT(running_->client().get("/metrics").body,
               ::testing::AllOf(HasSubstr("path=\"-\",status=\"404\"}"),
                                HasSubstr("path=\"-\",status=\"405\"}")));
+}
+
+TEST_F(RequestLimits, AreToldInTheClientsWords) {
+  const auto error_of = [](const std::string& target, const ordered_json& body) {
+    int status = 0;
+    ordered_json error = running_->post(target, body, &status)["error"];
+    EXPECT_EQ(status, 400) << error;
+    return error;
+  };
+  ordered_json error = error_of("/v1/completions", {{"prompt", {1, 6016}}, {"max_tokens", 1}});
+  EXPECT_EQ(error["param"], "prompt");
+  EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("0 to 6015"));
+  error = error_of("/v1/embeddings", {{"input", {1, 6016}}});
+  EXPECT_EQ(error["param"], "input");
+  error = error_of("/v1/completions", {{"prompt", "a"}, {"logit_bias", {{"6016", 1}}}});
+  EXPECT_EQ(error["param"], "logit_bias");
+  error = error_of("/v1/completions", {{"prompt", "a"}, {"stop_token_ids", {6016}}});
+  EXPECT_EQ(error["param"], "stop_token_ids");
+  error = error_of("/v1/completions", {{"prompt", "a"}, {"max_tokens", 2}, {"min_tokens", 3}});
+  EXPECT_EQ(error["param"], "min_tokens");
+  EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("min_tokens: expected 0 to 2"));
+  error = error_of("/v1/completions", {{"prompt", "a"}, {"max_tokens", -2}});
+  EXPECT_EQ(error["param"], "max_tokens");
+  EXPECT_THAT(error["message"].get<std::string>(), ::testing::Not(HasSubstr("max_new_tokens")));
+  error = error_of("/v1/responses", {{"input", ordered_json::array()}});
+  EXPECT_EQ(error["param"], "input");
+  error = error_of("/generate", {{"text", "a"}, {"input_ids", {1}}});
+  EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("input_ids"));
+  error = error_of("/v1/embeddings", {{"input", std::vector<int>(2048, 1)}});
+  EXPECT_EQ(error["param"], "input");
+  EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("at most 2047 tokens"));
+  int status = 0;
+  running_->post("/v1/embeddings", {{"input", std::vector<int>(2047, 1)}}, &status);
+  EXPECT_EQ(status, 200);
+}
+
+TEST_F(RequestLimits, APromptIsCutToWhatFits) {
+  ordered_json body = {{"prompt", std::vector<int>(3000, 7)}, {"max_tokens", 8}};
+  body["truncate_prompt_tokens"] = -1;
+  body["ignore_eos"] = true;
+  const ordered_json usage = running_->post("/v1/completions", body)["usage"];
+  EXPECT_EQ(usage["prompt_tokens"], 2040);
+  EXPECT_EQ(usage["completion_tokens"], 8);
+  const ordered_json embedded =
+      running_->post("/v1/embeddings", {{"input", body["prompt"]}, {"truncate_prompt_tokens", -1}});
+  EXPECT_EQ(embedded["usage"]["prompt_tokens"], 2047);
+  body["truncate_prompt_tokens"] = 0;
+  int status = 0;
+  EXPECT_EQ(running_->post("/v1/completions", body, &status)["error"]["param"],
+            "truncate_prompt_tokens");
+  EXPECT_EQ(status, 400);
+}
+
+TEST_F(RequestLimits, WhatAQueryAsksForIsKnownOrTold) {
+  const HttpAnswer told = running_->client().get("/v1/models?page=2");
+  EXPECT_EQ(told.status, 200);
+  EXPECT_THAT(ordered_json::parse(told.body)["warnings"].at(0).get<std::string>(),
+              HasSubstr("page: ignored"));
+  EXPECT_EQ(running_->client().get("/props?model=").headers.count("x-qianwen-warnings"), 0u);
+  ServiceOptions options = qw::testing::service_options();
+  options.strict = true;
+  RunningService strict(options);
+  EXPECT_EQ(strict.client().get("/v1/models?page=2").status, 400);
+  EXPECT_EQ(strict.client().get("/health?page=2").status, 200);
+}
+
+TEST_F(RequestLimits, EveryAddressSaysItsMethods) {
+  const auto allowed = [](const std::string& path) {
+    qw::testing::HttpClient client = running_->client();
+    client.send("OPTIONS " + path + " HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    return client.read().headers.at("allow");
+  };
+  EXPECT_EQ(allowed("/v1/completions"), "POST, OPTIONS");
+  EXPECT_EQ(allowed("/v1/models"), "GET, HEAD, OPTIONS");
+  EXPECT_EQ(allowed("/nowhere"), "OPTIONS");
 }
 
 // Where nobody works, what is answered at once is answered all the same.
@@ -247,7 +322,10 @@ TEST(Limits, NobodyIsReadyBeforeTheModelIsLoaded) {
     return HttpClient(service.port()).get(target).status;
   };
   EXPECT_EQ(status_of("/health"), 200);
+  testing::internal::CaptureStderr();
   EXPECT_EQ(status_of("/ready"), 503);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), ::testing::Not(HasSubstr("error")))
+      << "that a probe comes early is no fault";
   const HttpAnswer early =
       HttpClient(service.port()).post("/v1/completions", R"({"prompt": "a", "max_tokens": 1})");
   EXPECT_EQ(early.status, 503);
@@ -322,9 +400,8 @@ TEST(Compilers, EndWithTheirClientsAndWithTheServer) {
 
 TEST(Compilers, RefuseWhatTakesTooManySteps) {
   const RunningService running;
-  const HttpAnswer answer =
-      HttpClient(running.service.port(), std::chrono::seconds(120))
-          .post("/v1/completions", optional_properties(6000));
+  const HttpAnswer answer = HttpClient(running.service.port(), std::chrono::seconds(120))
+                                .post("/v1/completions", optional_properties(6000));
   EXPECT_EQ(answer.status, 400);
   EXPECT_THAT(answer.body, HasSubstr("expected to be compiled in at most"));
   EXPECT_THAT(answer.body, HasSubstr("guided_json"));
@@ -339,8 +416,7 @@ TEST(Workers, EndATextWhoseTimeIsOver) {
     for (size_t i = 0; i < (size_t{12} << 20); ++i)
       text += static_cast<char>('a' + (i * i / 7 + i) % 26);
     const std::string body = nlohmann::ordered_json{{"prompt", text}}.dump();
-    const HttpAnswer late =
-        running.client().post("/tokenize", body, "x-request-timeout: 0.5\r\n");
+    const HttpAnswer late = running.client().post("/tokenize", body, "x-request-timeout: 0.5\r\n");
     EXPECT_EQ(late.status, 504);
   }
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(4));

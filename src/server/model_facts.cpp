@@ -22,7 +22,30 @@ std::string size_text(int64_t n) {
   return fmt::format("{:.1f}K", static_cast<double>(n) * 1e-3);
 }
 
+/// What llama.cpp calls the numbers of general.file_type (enum llama_ftype).
+constexpr std::pair<uint64_t, std::string_view> kFileTypes[] = {
+    {0, "F32"},      {1, "F16"},      {2, "Q4_0"},    {3, "Q4_1"},    {7, "Q8_0"},
+    {8, "Q5_0"},     {9, "Q5_1"},     {10, "Q2_K"},   {11, "Q3_K_S"}, {12, "Q3_K_M"},
+    {13, "Q3_K_L"},  {14, "Q4_K_S"},  {15, "Q4_K_M"}, {16, "Q5_K_S"}, {17, "Q5_K_M"},
+    {18, "Q6_K"},    {19, "IQ2_XXS"}, {20, "IQ2_XS"}, {21, "Q2_K_S"}, {22, "IQ3_XS"},
+    {23, "IQ3_XXS"}, {24, "IQ1_S"},   {25, "IQ4_NL"}, {26, "IQ3_S"},  {27, "IQ3_M"},
+    {28, "IQ2_S"},   {29, "IQ2_M"},   {30, "IQ4_XS"}, {31, "IQ1_M"},  {32, "BF16"},
+    {36, "TQ1_0"},   {37, "TQ2_0"},   {40, "Q1_0"},   {41, "Q2_0"}};
+
+/// Of the file's own mixture of types; "": it does not say.
+std::string_view file_type_of(const Checkpoint& checkpoint) {
+  constexpr std::string_view kKey = "general.file_type";
+  const GgufValue* value = checkpoint.gguf ? checkpoint.gguf->find(kKey) : nullptr;
+  const auto* number = value == nullptr ? nullptr : std::get_if<uint64_t>(&value->value);
+  if (number == nullptr) return "";
+  const auto* known =
+      std::ranges::find(kFileTypes, *number, &std::pair<uint64_t, std::string_view>::first);
+  return known == std::end(kFileTypes) ? "" : known->second;
+}
+
 std::string quantization_of(const Checkpoint& checkpoint, const QuantizationConfig& config) {
+  if (const std::string_view name = file_type_of(checkpoint); !name.empty())
+    return std::string(name);
   std::string name = config.method;
   if (name.empty()) {
     std::map<std::string_view, size_t> bytes;

@@ -15,7 +15,9 @@ struct ModelFacts {
   std::string family;          // "qwen2", "qwen2_moe"
   std::string format;          // "gguf", "safetensors"
   std::string parameter_size;  // "6.7M", "1.8B"
-  std::string quantization;    // the type of most bytes, as in "BF16", "Q4_K"; or "GPTQ 4 bits"
+  /// What a GGUF file calls its mixture ("Q4_K_M"); else the type of most bytes ("BF16"), or the
+  /// method ("GPTQ 4 bits").
+  std::string quantization;
   int64_t file_bytes = 0;
   int64_t modified = 0;  // seconds since 1970
   /// SHA-256 of the names, sizes and times of the weight files: tells versions apart without

@@ -268,6 +268,11 @@ class DocumentWriter {
            endpoint.path.find("{model") != std::string::npos;
   }
 
+  static Json retry_after() {
+    return {{"Retry-After",
+             {{"description", "Seconds after which to try again"}, {"schema", types::integer(1)}}}};
+  }
+
   Json responses_of(const Endpoint& endpoint) {
     const EndpointNotes& notes = endpoint.notes;
     Json out = Json::object();
@@ -286,13 +291,15 @@ class DocumentWriter {
     }
     if (endpoint.needs_key) {
       out["429"] = error(endpoint, "Beyond the key's quota, or too many requests wait");
-      out["429"]["headers"] = {
-          {"Retry-After",
-           {{"description", "Seconds after which to try again"}, {"schema", types::integer(1)}}}};
+      out["429"]["headers"] = retry_after();
     }
     if (notes.generates) {
       out["503"] = error(endpoint, "The server ends, or lacks the memory to load the model");
       out["504"] = error(endpoint, "The answer was not there in time");
+    }
+    if (notes.may_be_unready) {
+      out["503"] = error(endpoint, "The model is being loaded, or the server ends");
+      out["503"]["headers"] = retry_after();
     }
     out["default"] = error(endpoint, "Any other error");
     return out;

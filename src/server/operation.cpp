@@ -26,7 +26,7 @@ void health(const std::shared_ptr<Call>& call) {
 /// loaded by the next one who does: a probe must not keep that one away.
 void ready(const std::shared_ptr<Call>& call) {
   if (call->services().draining) {
-    throw RequestError(ErrorKind::kUnsupported,
+    throw RequestError(ErrorKind::kCancelled,
                        "[server] requests: expected to take new ones, got the server's end", "",
                        503);
   }
@@ -89,7 +89,15 @@ void metrics(const std::shared_ptr<Call>& call) {
 std::vector<Endpoint> operation_endpoints() {
   std::vector<Endpoint> all = {
       {"GET", "/health", &kOperation, "Whether the process answers", health, {}, false},
-      {"GET", "/ready", &kOperation, "Whether new requests are taken", ready, {}, false},
+      {"GET",
+       "/ready",
+       &kOperation,
+       "Whether new requests are taken",
+       ready,
+       {},
+       false,
+       {.may_be_unready = true}},
+      {"GET", "/v1/health", &kOperation, "The same as /health", health, {}, false},
       {"GET", "/ping", &kOperation, "The same as /health", health, {}, false},
       {"GET", "/version", &kOperation, "The program's version", version, {}, false},
       {"GET",

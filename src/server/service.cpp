@@ -239,9 +239,16 @@ void Service::route(const std::shared_ptr<http::Exchange>& exchange) {
   }
 }
 
-/// Errors of an address that nobody has are written as its neighbours write theirs; "/v1" is
-/// OpenAI's first of all.
-const Dialect& Service::dialect_of(const std::string& path) const {
+/// Errors are written as the address's others are, whatever the method; those of an address that
+/// nobody has as its neighbours', where "/v1" is OpenAI's first of all.
+const Dialect& Service::dialect_of(const http::Request& request) const {
+  const std::string& path = request.path;
+  PathParameters ignored;
+  for (const Endpoint& endpoint : services_.endpoints) {
+    if (!match_path(endpoint.path, path, ignored)) continue;
+    if (endpoint.header.empty() || request.header(endpoint.header) != nullptr)
+      return *endpoint.dialect;
+  }
   const std::string_view first = std::string_view(path).substr(0, path.find('/', 1));
   for (const Endpoint& endpoint : services_.endpoints) {
     if (!endpoint.path.starts_with(first)) continue;
@@ -254,14 +261,15 @@ std::string Service::allowed_methods(const std::string& path) const {
   std::string list;
   PathParameters ignored;
   for (const Endpoint& endpoint : services_.endpoints) {
-    if (match_path(endpoint.path, path, ignored) && list.find(endpoint.method) == std::string::npos)
-      list += (list.empty() ? "" : ", ") + endpoint.method;
+    if (!match_path(endpoint.path, path, ignored)) continue;
+    const std::string method = endpoint.method == "GET" ? "GET, HEAD" : endpoint.method;
+    if (list.find(method) == std::string::npos) list += method + ", ";
   }
-  return list;
+  return list + "OPTIONS";
 }
 
 http::Response Service::refusal(const http::Request& request, const Error& error) {
-  const Dialect& dialect = dialect_of(request.path);
+  const Dialect& dialect = dialect_of(request);
   http::Response response;
   response.status = http_status(error);
   response.body = dialect.error_body(error, response.status).dump();
@@ -282,7 +290,7 @@ bool Service::answer_preflight(const std::shared_ptr<http::Exchange>& exchange) 
   response.status = 204;
   response.content_type.clear();
   response.headers = services_.options.origins.headers(exchange->request());
-  response.headers.push_back({"Allow", "GET, POST, DELETE, OPTIONS"});
+  response.headers.push_back({"Allow", allowed_methods(exchange->request().path)});
   exchange->respond(std::move(response));
   return true;
 }
@@ -292,6 +300,11 @@ void Service::dispatch(std::shared_ptr<http::Exchange> exchange, const Endpoint&
   auto call = std::make_shared<Call>(services_, std::move(exchange), endpoint,
                                      std::move(parameters), std::move(client));
   call->watch();
+  try {
+    call->check_query();
+  } catch (const Error& error) {
+    return call->fail(error);
+  }
   const auto handle = [call] { guarded(call, [&call] { call->endpoint().handle(call); }); };
   if (endpoint.at_once) return handle();
   try {

@@ -35,7 +35,8 @@ struct ServiceOptions {
   int64_t max_queue = 512;
   std::optional<std::chrono::seconds> request_timeout;  // of a generation, queueing included
   std::chrono::seconds drain_timeout{30};
-  std::chrono::milliseconds ping_after{5'000};  // of silence, in streams of dialects that have pings
+  std::chrono::milliseconds ping_after{
+      5'000};  // of silence, in streams of dialects that have pings
   bool access_log = true;
   bool web_page = true;                          // the chat page at "/"
   int64_t slot_piece_bytes = int64_t{16} << 20;  // of slots: copied at a time, a page at least
@@ -112,7 +113,7 @@ class Service {
   bool answer_preflight(const std::shared_ptr<http::Exchange>& exchange) const;
   /// The answer to a request that no call is made of; counted and logged as others are.
   http::Response refusal(const http::Request& request, const Error& error);
-  const Dialect& dialect_of(const std::string& path) const;
+  const Dialect& dialect_of(const http::Request& request) const;
   /// "GET, POST": those that an address takes.
   std::string allowed_methods(const std::string& path) const;
   void tick();

@@ -5,6 +5,7 @@
 #include "base/utf8.h"
 #include "server/call.h"
 #include "server/generation/messages.h"
+#include "server/generation/task.h"
 #include "server/service.h"
 #include "text/tokenizer.h"
 
@@ -30,16 +31,21 @@ const Dialect kTokens{"tokens", error_body};
 struct TemplateTask {
   std::string model;
   Json messages, template_variables;
+  Json tools = Json::array();
   bool add_generation_prompt = true, continue_final_message = false;
 
-  ChatInput input(const CancelFlag* cancel) const {
-    ChatInput out;
-    out.cancel = cancel;
-    out.messages = std::make_shared<const Json>(messages);
+  /// As a chat of it would be.
+  ChatInput input(const ServedModel& model, const CancelFlag* cancel) const {
+    ToolTask with;
+    with.tools = tools;
+    with.continue_final_message = continue_final_message;
+    with.add_generation_prompt = add_generation_prompt && !continue_final_message;
+    GenerationTask task;
+    task.set_chat(messages, with);
     if (!template_variables.is_null())
-      out.variables = std::make_shared<const Json>(template_variables);
-    out.continue_final_message = continue_final_message;
-    out.add_generation_prompt = add_generation_prompt && !continue_final_message;
+      task.chat->variables = std::make_shared<const Json>(template_variables);
+    ChatInput out = chat_of(task, model);
+    out.cancel = cancel;
     return out;
   }
 };
@@ -55,6 +61,7 @@ void add_template_fields(FieldTable<Task>& table) {
   table.push_back(flag_field<Task>("add_generation_prompt", &Task::add_generation_prompt));
   table.push_back(flag_field<Task>("continue_final_message", &Task::continue_final_message));
   table.push_back(object_field<Task>("chat_template_kwargs", &Task::template_variables));
+  table.push_back(list_field<Task>("tools", &Task::tools, "with messages").with(tools_shape()));
 }
 
 // ---- /tokenize ---------------------------------------------------------------------------------
@@ -127,7 +134,7 @@ Json tokens_json(const TokenizeTask& task, const ServedModel& model) {
     for (const std::string& prompt : *task.prompts)
       add(model.tokenizer().encode(prompt, task.options));
   } else {
-    add(model.files().encode_chat(task.input(task.options.cancel)).ids);
+    add(model.files().encode_chat(task.input(model, task.options.cancel)).ids);
   }
   Json answer = {{"count", task.is_list ? counts : counts[0]},
                  {"max_model_len", model.context()},
@@ -207,7 +214,7 @@ void apply_template(const std::shared_ptr<Call>& call) {
   call->read(template_fields(), task);
   if (task.messages.is_null()) refuse_field("messages", "expected a list of messages, got none");
   with_model(call, task.model, [call, task](const std::shared_ptr<ServedModel>& model) {
-    const ChatInput input = task.input(&call->cancel_flag());
+    const ChatInput input = task.input(*model, &call->cancel_flag());
     call->respond({{"prompt", model->files().encode_chat(input).text}});
   });
 }

@@ -46,6 +46,26 @@ TEST(Tokens, UnderstandsEverySystemsForm) {
   EXPECT_EQ(error["error"]["code"], 400);
 }
 
+TEST(Tokens, ShowWhatAModelHearsOfTools) {
+  RunningService running;
+  const ordered_json body = {
+      {"messages", {{{"role", "user"}, {"content", "Hi"}}}},
+      {"tools", {{{"type", "function"}, {"function", {{"name", "get_weather"}}}}}}};
+  const std::string prompt = running.post("/apply-template", body)["prompt"];
+  EXPECT_THAT(prompt, ::testing::HasSubstr("### get_weather"));
+  const ordered_json tokens = running.post("/tokenize", body)["tokens"];
+  EXPECT_EQ(running.post("/tokenize", {{"content", prompt}})["tokens"], tokens);
+  ordered_json chat = body;
+  chat["max_tokens"] = 1;
+  EXPECT_EQ(running.post("/v1/chat/completions", chat)["usage"]["prompt_tokens"], tokens.size());
+  ordered_json wrong = body;
+  wrong["tools"][0]["function"].erase("name");
+  int status = 0;
+  EXPECT_EQ(running.post("/apply-template", wrong, &status)["error"]["param"],
+            "tools[0].function.name");
+  EXPECT_EQ(status, 400);
+}
+
 TEST(Tokens, UnknownIdsAreNoText) {
   RunningService running;
   const std::string range = "0 to 6002";

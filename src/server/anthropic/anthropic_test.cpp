@@ -308,6 +308,12 @@ TEST_F(Anthropic, NamesTheFieldThatIsWrong) {
   EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("2048"));
 }
 
+TEST_F(Anthropic, RefusesOtherMethodsInItsForm) {
+  int status = 0;
+  EXPECT_EQ(running_->get("/v1/messages", &status)["type"], "error");
+  EXPECT_EQ(status, 405);
+}
+
 TEST_F(Anthropic, ListsWhatItIgnores) {
   ordered_json body = body_of("Hi");
   body["metadata"] = {{"user_id", "somebody"}};  // tells clients apart

@@ -375,7 +375,8 @@ std::vector<Endpoint> message_endpoints() {
                 R"({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})"),
             .answer = types::object({"id", "type", "role", "model", "content", "usage"}),
             .stream_type = "text/event-stream",
-            .generates = true}},
+            .generates = true,
+            .query = {"beta"}}},
           {"POST",
            "/v1/messages/count_tokens",
            &kAnthropic,
@@ -384,7 +385,8 @@ std::vector<Endpoint> message_endpoints() {
            infos_of(count_fields()),
            true,
            {.example = Json::parse(R"({"messages": [{"role": "user", "content": "Hi"}]})"),
-            .answer = types::object({"input_tokens"})}}};
+            .answer = types::object({"input_tokens"}),
+            .query = {"beta"}}}};
 }
 
 }  // namespace qw::server::anthropic

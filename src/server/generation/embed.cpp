@@ -19,8 +19,10 @@ class EmbeddingListener : public GenerationListener {
 
   void on_end(const GenerationResult& result) override {
     out_.n_tokens = result.n_prompt_tokens();
-    for (const auto& prompt : result.prompts)
+    for (const auto& prompt : result.prompts) {
       out_.vectors.push_back(shaped(prompt->embedding));
+      out_.n_input_tokens.push_back(prompt->timings.n_prompt);
+    }
     try {
       done_(out_);
     } catch (const Error& error) {
@@ -70,7 +72,7 @@ std::vector<PromptInput> to_prompts(const std::string& field, const Json& value)
 
 void embed(const std::shared_ptr<Call>& call, EmbeddingTask task,
            std::function<void(const Embeddings&)> done) {
-  if (task.inputs.empty()) refuse_field("input", "expected at least one text, got none");
+  if (task.inputs.empty()) refuse_field(task.field, "expected at least one text, got none");
   GenerationTask generation;
   generation.model = task.model;
   generation.prompts = task.inputs;
@@ -81,7 +83,8 @@ void embed(const std::shared_ptr<Call>& call, EmbeddingTask task,
   generation.user = task.user;
   generation.cache_salt = task.cache_salt;
   generation.timeout_s = task.timeout_s;
-  generation.set("input", "max_new_tokens", 1);
+  generation.prompt_field = task.field;
+  generation.set(task.field, "max_new_tokens", 1);
   generate(call, std::move(generation),
            [call, task = std::move(task), done = std::move(done)](
                const std::shared_ptr<ServedModel>& model, const std::vector<Request>&) {

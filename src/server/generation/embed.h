@@ -16,6 +16,7 @@ namespace qw::server {
 struct EmbeddingTask {
   std::string model;
   std::vector<PromptInput> inputs;
+  std::string field = "input";  // the client's name for them
   bool add_special_tokens = true;
   std::optional<int64_t> truncate_prompt_tokens;
   std::optional<int64_t> dimensions;  // keep the first so many
@@ -29,7 +30,8 @@ struct EmbeddingTask {
 struct Embeddings {
   std::string model;
   std::vector<std::vector<float>> vectors;  // of the inputs, in order
-  int64_t n_tokens = 0;
+  std::vector<int64_t> n_input_tokens;      // of each input
+  int64_t n_tokens = 0;                     // of all
 };
 
 /// Computes the vectors and gives them to `done`, on the server's thread. What goes wrong is the

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cctype>
 #include <random>
 #include <set>
 
@@ -42,12 +43,48 @@ GenerationConfig base_config(const GenerationTask& task, const ServedModel& mode
   return config;
 }
 
+/// Where `word` stands in a text, not as a part of a longer one; npos: nowhere from `begin` on.
+size_t find_word(std::string_view text, std::string_view word, size_t begin) {
+  const auto is_part = [&](size_t i) {
+    return i < text.size() && (std::isalnum(static_cast<unsigned char>(text[i])) != 0 ||
+                               text[i] == '_' || text[i] == '.');
+  };
+  for (size_t at = text.find(word, begin); at != std::string_view::npos;
+       at = text.find(word, at + 1)) {
+    if (!is_part(at - 1) && !is_part(at + word.size())) return at;
+  }
+  return std::string_view::npos;
+}
+
+/// What "[component] what: ..." is about.
+std::string_view subject_of(std::string_view message) {
+  const size_t begin = message.find("] ");
+  if (!message.starts_with('[') || begin == std::string_view::npos) return "";
+  message.remove_prefix(begin + 2);
+  return message.substr(0, message.find(':'));
+}
+
+/// What is wrong with parameters, in the client's words: the field at fault, and every parameter by
+/// the name that the client gave it by.
+RequestError in_clients_words(const GenerationTask& task, const Error& error) {
+  std::string message = error.message(), field;
+  const std::string subject(subject_of(message));
+  for (const GenerationTask::Parameter& parameter : task.parameters) {
+    if (field.empty() && find_word(subject, parameter.name, 0) == 0) field = parameter.field;
+    if (parameter.name == parameter.field) continue;
+    for (size_t at = find_word(message, parameter.name, 0); at != std::string::npos;
+         at = find_word(message, parameter.name, at + parameter.field.size()))
+      message.replace(at, parameter.name.size(), parameter.field);
+  }
+  return {error.kind(), std::move(message), std::move(field)};
+}
+
 void apply_parameters(const GenerationTask& task, GenerationConfig& config) {
   for (const GenerationTask::Parameter& parameter : task.parameters) {
     try {
       config.set(parameter.name, parameter.value, ParameterSource::kUser);
     } catch (const Error& error) {
-      throw RequestError(error.kind(), error.message(), parameter.field);
+      throw RequestError(error.kind(), in_clients_words(task, error).message(), parameter.field);
     }
   }
   // Who names a temperature wants to sample with it (0: greedy), whatever the checkpoint says.
@@ -108,29 +145,67 @@ void check_logprobs(const GenerationTask& task, const GenerationConfig& config,
   }
 }
 
+std::string prompt_field_of(const GenerationTask& task) {
+  if (!task.prompt_field.empty()) return task.prompt_field;
+  return task.chat ? "messages" : "prompt";
+}
+
+void check_ids(const std::string& field, const std::vector<int32_t>& ids,
+               const ServedModel& model) {
+  const int64_t vocab = model.files().config().vocab;
+  for (const int32_t id : ids) {
+    if (id < 0 || id >= vocab)
+      refuse_field(field, "expected token ids from 0 to {}, got {}", vocab - 1, id);
+  }
+}
+
 /// Refuses a text that cannot fit, before the work of cutting it into tokens.
 void check_text(const GenerationTask& task, const ServedModel& model, size_t n_bytes) {
   if (task.truncate_prompt_tokens) return;
+  const std::string field = prompt_field_of(task);
   const auto most = static_cast<size_t>(model.context()) * model.longest_token_bytes();
   if (n_bytes <= most) return;
-  throw RequestError(ErrorKind::kInvalidArgument,
-                     fmt::format("[request] prompt: expected at most {} bytes (the context of {} "
-                                 "tokens of up to {} bytes), got {}",
-                                 most, model.context(), model.longest_token_bytes(), n_bytes),
-                     task.chat ? "messages" : "prompt")
+  throw RequestError(
+      ErrorKind::kInvalidArgument,
+      fmt::format("[request] {}: expected at most {} bytes (the context of {} "
+                  "tokens of up to {} bytes), got {}",
+                  field, most, model.context(), model.longest_token_bytes(), n_bytes),
+      field)
       .with_code(kContextExceeded);
+}
+
+/// Tokens of an answer for which there must be room: those asked for, or one.
+int64_t n_answer_of(const GenerationConfig& config) {
+  const bool is_asked =
+      config.max_new_tokens && config.source_of("max_new_tokens") == ParameterSource::kUser;
+  return is_asked ? *config.max_new_tokens : 1;
+}
+
+/// Leaves the end of a prompt, as many tokens as the task says.
+void truncate(const GenerationTask& task, const GenerationConfig& config, const ServedModel& model,
+              std::vector<int32_t>& ids) {
+  if (!task.truncate_prompt_tokens) return;
+  int64_t n_kept = *task.truncate_prompt_tokens;
+  if (n_kept < 0) n_kept = std::max<int64_t>(model.context() - n_answer_of(config), 1);
+  if (std::ssize(ids) > n_kept) ids.erase(ids.begin(), ids.end() - n_kept);
 }
 
 /// Refuses what does not fit the context, in the client's words; the engine would in its own.
 void check_context(const GenerationTask& task, const GenerationConfig& config,
                    const ServedModel& model, int64_t n_prompt) {
   const int64_t ctx = model.context();
-  const bool is_asked =
-      config.max_new_tokens && config.source_of("max_new_tokens") == ParameterSource::kUser;
-  const int64_t n_answer = is_asked ? *config.max_new_tokens : 1;
+  const int64_t n_answer = n_answer_of(config);
   if (n_prompt <= ctx - std::min(n_answer, ctx)) return;
+  const std::string prompt = prompt_field_of(task);
+  if (task.pooling != Pooling::kNone) {
+    throw RequestError(ErrorKind::kInvalidArgument,
+                       fmt::format("[request] {}: expected at most {} tokens (the context of {} "
+                                   "but one), got {}",
+                                   prompt, ctx - 1, ctx, n_prompt),
+                       prompt)
+        .with_code(kContextExceeded);
+  }
   const bool is_prompt = n_prompt >= ctx;
-  const std::string prompt = task.chat ? "messages" : "prompt";
   const std::string field = is_prompt ? prompt : field_of(task, "max_new_tokens");
   throw RequestError(
       ErrorKind::kInvalidArgument,
@@ -160,7 +235,10 @@ uint64_t random_seed() {
 
 std::vector<int32_t> encode_prompt(const PromptInput& prompt, const GenerationTask& task,
                                    const ServedModel& model, const CancelFlag* cancel) {
-  if (prompt.is_ids) return prompt.ids;
+  if (prompt.is_ids) {
+    check_ids(prompt_field_of(task), prompt.ids, model);
+    return prompt.ids;
+  }
   check_text(task, model, prompt.text.size());
   EncodeOptions options;
   options.add_special_tokens = task.add_special_tokens;
@@ -205,7 +283,13 @@ ToolSetup set_up_tools(const ToolTask& task, const ServedModel& model, ChatInput
   in.add_generation_prompt = task.add_generation_prompt;
   in.continue_final_message = task.continue_final_message;
   in.template_renders_tools = template_renders_tools(source);
-  setup.prompt = setup.format->prompt(in);
+  try {
+    setup.prompt = setup.format->prompt(in);
+  } catch (const Error& error) {
+    const std::string_view subject = subject_of(error.message());
+    const bool is_field = subject.find(' ') == std::string_view::npos;
+    throw RequestError(error.kind(), error.message(), is_field ? std::string(subject) : "");
+  }
   chat.messages = setup.prompt.messages;
   chat.tools = setup.prompt.tools;
   chat.add_generation_prompt = setup.prompt.add_generation_prompt;
@@ -295,7 +379,13 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
   for (const int32_t id : task.stop_token_ids) {
     if (!config.is_eos(id)) config.eos_token_id.push_back(id);
   }
+  check_ids("stop_token_ids", task.stop_token_ids, model);
   n_copies = set_answers(task, config);
+  try {
+    config.validate(model.files().config().vocab);
+  } catch (const Error& error) {
+    throw in_clients_words(task, error);
+  }
   if (!task.bad_words.empty()) {
     for (auto& ids : encode_words(task.bad_words, model.tokenizer()))
       config.bad_words_ids.push_back(std::move(ids));
@@ -358,6 +448,12 @@ void share_stop_strings(Request& base) {
 
 }  // namespace
 
+ChatInput chat_of(const GenerationTask& task, const ServedModel& model) {
+  ChatInput chat = *task.chat;
+  if (task.tools && needs_tool_format(*task.tools)) set_up_tools(*task.tools, model, chat);
+  return chat;
+}
+
 std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<ServedModel> served,
                                 const PrepareOptions& options) {
   Prepared out;
@@ -392,8 +488,7 @@ std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<Serv
   share_stop_strings(base);
   int64_t n_prompt_tokens = 0;
   for (std::vector<int32_t>& ids : prompts) {
-    if (task.truncate_prompt_tokens && std::ssize(ids) > *task.truncate_prompt_tokens)
-      ids.erase(ids.begin(), ids.end() - *task.truncate_prompt_tokens);
+    truncate(task, base.config, model, ids);
     check_context(task, base.config, model, std::ssize(ids));
     n_prompt_tokens += std::ssize(ids);
     check_logprobs(task, base.config, n_prompt_tokens);

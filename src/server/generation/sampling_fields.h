@@ -70,6 +70,19 @@ Field<Task> penalty_window_field(std::string name) {
       .as(types::integer(-1));
 }
 
+/// How much of a prompt is kept (vLLM's name).
+template <typename Task>
+Field<Task> truncate_field() {
+  const auto read = [](const Json& value, Task& task) {
+    const int64_t n_kept = to_integer("truncate_prompt_tokens", value, -1);
+    if (n_kept == 0) refuse_field("truncate_prompt_tokens", "expected -1 or at least 1, got 0");
+    task.truncate_prompt_tokens = n_kept;
+  };
+  return honoured<Task>("truncate_prompt_tokens", read,
+                        "the last so many are kept; -1: as many as fit the context")
+      .as({{"type", "integer"}, {"minimum", -1}, {"not", {{"const", 0}}}});
+}
+
 /// Whose prompts a request may share (vLLM's name).
 template <typename Task>
 Field<Task> salt_field() {
@@ -157,7 +170,7 @@ void add_extra_sampling_fields(FieldTable<Task>& table) {
   table.push_back(ids_field<Task>("allowed_token_ids", &Task::allowed_token_ids));
   table.push_back(strings_field<Task>("bad_words", &Task::bad_words));
   table.push_back(flag_field<Task>("skip_special_tokens", &Task::skip_special_tokens));
-  table.push_back(integer_field<Task>("truncate_prompt_tokens", &Task::truncate_prompt_tokens, 1));
+  table.push_back(truncate_field<Task>());
   table.push_back(integer_field<Task>("best_of", &Task::best_of, 1, 128,
                                       "so many answers, of which the n likeliest are returned"));
   table.push_back(flag_field<Task>("use_beam_search", &Task::use_beam_search,

@@ -35,8 +35,9 @@ struct GenerationTask {
   std::optional<ChatInput> chat;
   std::optional<ToolTask> tools;  // with chat, whose messages are these
   std::vector<PromptInput> prompts;
+  std::string prompt_field;  // the client's name for what it goes on with; "": prompt, messages
   bool add_special_tokens = true;                 // to prompts of text
-  std::optional<int64_t> truncate_prompt_tokens;  // keep the last so many
+  std::optional<int64_t> truncate_prompt_tokens;  // keep the last so many; -1: as many as fit
 
   /// What the answers may be, but for calls of tools; and the field that says so.
   std::optional<GrammarSource> grammar;
@@ -98,6 +99,10 @@ struct Prepared {
   Json receipt;  // what is known of it now; null: none is wanted
   std::vector<std::string> warnings;
 };
+
+/// The conversation of a task that has one as the model's tool format writes it, ready to be
+/// rendered. Errors: RequestError naming the tool or message.
+ChatInput chat_of(const GenerationTask& task, const ServedModel& model);
 
 /// What preparing may do.
 struct PrepareOptions {

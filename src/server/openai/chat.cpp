@@ -39,7 +39,7 @@ void add_request_fields(FieldTable<ChatTask>& table) {
   add_stream_fields(table);
   table.push_back(flag_field<ChatTask>("logprobs", &ChatTask::logprobs));
   table.push_back(integer_field<ChatTask>("top_logprobs", &ChatTask::top_logprobs, 0,
-                                          "with logprobs; no limit but the vocabulary"));
+                                          "with logprobs; at most 256"));
   table.push_back(token_names_field(&ChatTask::names_are_ids));
 }
 

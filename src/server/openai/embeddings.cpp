@@ -16,7 +16,7 @@ namespace {
 template <typename Task>
 void add_common_fields(FieldTable<Task>& table) {
   table.push_back(string_field<Task>("model", &Task::model));
-  table.push_back(integer_field<Task>("truncate_prompt_tokens", &Task::truncate_prompt_tokens, 1));
+  table.push_back(truncate_field<Task>());
   table.push_back(flag_field<Task>("add_special_tokens", &Task::add_special_tokens));
   table.push_back(user_field<Task>("user"));
   table.push_back(timeout_field<Task>());

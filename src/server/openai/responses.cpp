@@ -402,6 +402,9 @@ void respond(const std::shared_ptr<Call>& call) {
   ResponsesTask task;
   call->read(fields(), task);
   if (task.input.is_null()) refuse_field("input", "expected a text or a list of items, got none");
+  if (task.input.is_array() && task.input.empty())
+    refuse_field("input", "expected at least one item, got none");
+  task.prompt_field = "input";
   check_tool_choice(task.tool_task);
   // Of what OpenAI's newer form has by default a client may say that it is so.
   if (task.tool_task.parallel_tool_calls && !has_tools(task.tool_task))

@@ -201,6 +201,32 @@ TEST_F(OpenAiTools, CallsWhatItMustWithArgumentsThatFit) {
   EXPECT_FALSE(answer(body)["choices"][0]["message"].contains("tool_calls"));
 }
 
+TEST_F(OpenAiTools, AFunctionWithoutParametersTakesNone) {
+  ordered_json body = ask("What is the weather in Paris?");
+  body["tools"][0]["function"].erase("parameters");
+  body["tool_choice"] = "required";
+  for (const char* format : {"qwen", "react", "hermes"}) {
+    body["tool_format"] = format;
+    const ordered_json call = answer(body)["choices"][0]["message"]["tool_calls"].at(0);
+    EXPECT_EQ(ordered_json::parse(call["function"]["arguments"].get<std::string>()),
+              ordered_json::object())
+        << format << call;
+  }
+  body["tools"][0]["function"]["parameters"] = {{"type", "object"},
+                                                {"properties", ordered_json::object()}};
+  body["tool_format"] = "qwen";
+  EXPECT_FALSE(answer(body).contains("warnings")) << "any object, as the schema says";
+}
+
+TEST_F(OpenAiTools, NamesTheToolThatIsWrong) {
+  ordered_json body = ask("Hi");
+  body["tools"][0]["function"]["name"] = "no name";
+  EXPECT_EQ(answer(body, 400)["error"]["param"], "tools[0].function.name");
+  body = ask("Hi");
+  body["tool_choice"] = {{"type", "function"}, {"function", {{"name", "other"}}}};
+  EXPECT_EQ(answer(body, 400)["error"]["param"], "tool_choice");
+}
+
 TEST_F(OpenAiTools, RefusesAChoiceAmongNoTools) {
   ordered_json body = ask("Hi");
   body["max_tokens"] = 1;

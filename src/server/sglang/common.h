@@ -15,6 +15,7 @@ extern const Dialect kSglang;
 Json error_body(const Error& error, int status);
 
 std::vector<Endpoint> generate_endpoints();
+std::vector<Endpoint> encode_endpoints();
 std::vector<Endpoint> info_endpoints();
 
 }  // namespace qw::server::sglang

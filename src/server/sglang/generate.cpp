@@ -321,9 +321,13 @@ class GenerateAnswer : public GenerationListener {
 /// Readies a task whose fields were read.
 void finish(GenerateTask& task) {
   if (task.prompts.empty()) refuse_field("text", "expected a text or input_ids, got none");
+  if (std::ranges::any_of(task.prompts, &PromptInput::is_ids) &&
+      !std::ranges::all_of(task.prompts, &PromptInput::is_ids))
+    refuse_field("input_ids", "expected one of text and input_ids, got both");
   if (!task.rids.empty() && task.rids.size() != task.prompts.size())
     refuse_field("rid", "expected one for each prompt ({}), got {}", task.prompts.size(),
                  task.rids.size());
+  task.prompt_field = task.prompts[0].is_ids ? "input_ids" : "text";
   // The engine computes a prompt to choose a token, which is not told where none was asked for.
   task.set("sampling_params.max_new_tokens", "max_new_tokens",
            std::max<int64_t>(task.max_new_tokens, 1));

@@ -10,8 +10,10 @@ const Dialect kSglang{"sglang", error_body};
 
 std::vector<Endpoint> endpoints() {
   std::vector<Endpoint> all = generate_endpoints();
-  for (Endpoint& endpoint : info_endpoints())
-    all.push_back(std::move(endpoint));
+  for (auto make : {encode_endpoints, info_endpoints}) {
+    for (Endpoint& endpoint : make())
+      all.push_back(std::move(endpoint));
+  }
   return all;
 }
 

@@ -53,6 +53,27 @@ TEST_F(Sglang, GeneratesWhole) {
             answer["text"]);
 }
 
+TEST_F(Sglang, Encodes) {
+  const ordered_json one = running_->post("/encode", {{"text", "Hello"}, {"rid", "mine"}});
+  EXPECT_EQ(one["meta_info"]["id"], "mine");
+  EXPECT_EQ(one["meta_info"]["prompt_tokens"], 1);
+  const ordered_json openai = running_->post("/v1/embeddings", {{"input", "Hello"}});
+  EXPECT_EQ(one["embedding"], openai["data"][0]["embedding"]);
+  const ordered_json two = running_->post("/encode", {{"text", {"Hello", "One two"}}});
+  ASSERT_EQ(two.size(), 2u);
+  EXPECT_EQ(two[0]["embedding"], one["embedding"]);
+  EXPECT_GT(two[1]["meta_info"]["prompt_tokens"].get<int>(), 1);
+  const ordered_json ids = running_->post("/tokenize", {{"prompt", "Hello"}})["tokens"];
+  EXPECT_EQ(running_->post("/encode", {{"input_ids", ids}})["embedding"], one["embedding"]);
+  for (const ordered_json& wrong :
+       {ordered_json{{"text", "a"}, {"input_ids", {1}}}, ordered_json{{"input_ids", {6016}}},
+        ordered_json::object(), ordered_json{{"input_ids", ordered_json::array()}}}) {
+    int status = 0;
+    running_->post("/encode", wrong, &status);
+    EXPECT_EQ(status, 400) << wrong;
+  }
+}
+
 TEST_F(Sglang, StreamsTheWholeTextSoFar) {
   ordered_json body = {
       {"text", "One two three"},

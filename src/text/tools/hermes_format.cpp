@@ -308,7 +308,7 @@ class HermesFormat final : public ToolFormat {
   ToolCallStructure structure(const ToolPrompt& prompt) const override {
     ToolCallStructure out;
     for (const ToolFunction& function : prompt.functions)
-      out.functions.push_back({function.name, function.parameters, {}});
+      out.functions.push_back({function.name, argument_schema(function), {}});
     out.must_call = prompt.must_call;
     out.text_first = !prompt.must_call;
     out.may_repeat = prompt.may_repeat;

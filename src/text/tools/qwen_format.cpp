@@ -324,7 +324,7 @@ class QwenFormat final : public ToolFormat {
     using Arguments = ToolCallStructure::Arguments;
     for (const ToolFunction& function : prompt.functions) {
       out.functions.push_back(
-          {function.name, function.parameters,
+          {function.name, argument_schema(function),
            function.name == kCodeInterpreter ? Arguments::kCodeBlock : Arguments::kJson});
     }
     out.must_call = prompt.must_call;

@@ -231,7 +231,7 @@ class ReactFormat final : public ToolFormat {
   ToolCallStructure structure(const ToolPrompt& prompt) const override {
     ToolCallStructure out;
     for (const ToolFunction& function : prompt.functions)
-      out.functions.push_back({function.name, function.parameters, {}});
+      out.functions.push_back({function.name, argument_schema(function), {}});
     out.must_call = prompt.must_call;  // after a thought
     out.trigger = "\nAction:";
     out.open = "\nAction: ";

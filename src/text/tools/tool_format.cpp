@@ -68,6 +68,14 @@ bool is_function_name(std::string_view name) {
          name.find(tools::kFlower) == std::string_view::npos;
 }
 
+std::shared_ptr<const Json> tools::argument_schema(const ToolFunction& function) {
+  if (function.function == nullptr || member(*function.function, "parameters") != nullptr)
+    return function.parameters;
+  static const auto kNone =
+      std::make_shared<const Json>(Json{{"type", "object"}, {"additionalProperties", false}});
+  return kNone;
+}
+
 std::vector<ToolFunction> read_tools(const Json& tools) {
   if (tools.is_null()) return {};  // calls of earlier turns alone
   if (!tools.is_array()) {
