@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/half.h"
+#include "quant/affine_matrix.h"
 #include "quant/ggml_blocks.h"
 #include "quant/step_rows.h"
 #include "quantize/gguf_recipe.h"
@@ -148,21 +150,54 @@ TEST(Transcoded, ComparisonSeesOneWeight) {
     EXPECT_EQ(one.is_exact(), one.name != "model.layers.0.self_attn.o_proj") << one.name;
 }
 
-/// Experts that were left out of quantising: a stack is of one type, which must hold them all.
-TEST(Transcoded, ExpertsOfSeveralKindsAreFloats) {
+/// Groups of 128 with this zero point, all codes in each block of 32, as far as they fit.
+LinearSource on_grid(const LinearSource& like, int bits, float zero) {
+  auto matrix = std::make_shared<AffineMatrix>();
+  matrix->n = like.n;
+  matrix->k = like.k;
+  matrix->bits = bits;
+  matrix->group_size = 128;
+  matrix->n_groups = like.k / 128;
+  for (int64_t i = 0; i < like.n * like.k; ++i)
+    matrix->code_values.push_back(static_cast<uint8_t>(i * 37 % (1 << bits)));
+  const float scale = f16_to_f32(f32_to_f16(0.0123F));  // whole steps of it are no f16
+  matrix->scale_values.assign(static_cast<size_t>(like.n * matrix->n_groups), scale);
+  matrix->zero_values.assign(matrix->scale_values.size(), zero);
+  return source_of(like.name, matrix);
+}
+
+/// A stack of experts is of one type, which must hold them all.
+TEST(Transcoded, ExpertsOfSeveralKinds) {
   const auto path = find_golden("gptq/moe_int4_g128");
   if (!path) GTEST_SKIP() << "no golden";
   const Opened model(*path);
   NetworkSources mixed = model.sources;
-  LinearSource& one = mixed.layers[0].moe.down[1].parts[0];
-  auto floats = std::make_shared<std::vector<float>>(static_cast<size_t>(one.n * one.k));
-  one.decode_rows(0, one.n, floats->data());
-  one = LinearSource::of_floats(one.name, one.n, one.k, std::move(floats));
+  std::vector<LinearParts>& down = mixed.layers[0].moe.down;
+  std::vector<LinearParts>& gate_up = mixed.layers[0].moe.gate_up;
+  // One was left out of quantising.
+  const LinearSource& one = down[0].parts[0];
+  const std::vector<std::byte> halves(static_cast<size_t>(2 * one.n * one.k));
+  down[0].parts[0].data = DenseRows{kF16, halves.data(), 2 * one.k};
+  // One has zero points that need five bits.
+  gate_up[0].parts[0] = on_grid(gate_up[0].parts[0], 4, 5);
   ThreadPool pool(2);
   const KeptTypes types = find_kept_types(mixed, std::nullopt, pool, nullptr);
   EXPECT_EQ(types.of.at("blk.0.ffn_down_exps.weight"), kF32);
+  EXPECT_EQ(types.of.at("blk.0.ffn_gate_exps.weight"), kQ5_0);
   EXPECT_EQ(types.of.at("blk.0.ffn_up_exps.weight"), kQ4_0);
   EXPECT_EQ(types.of.at("blk.0.ffn_gate_inp.weight"), kF32);
+}
+
+/// Eight bits with zero points are on no grid of GGUF.
+TEST(Transcoded, TheNearestGridIsOfAsManyBits) {
+  const auto path = find_golden("gptq/int4_g128_official");
+  if (!path) GTEST_SKIP() << "no golden";
+  const Opened model(*path);
+  NetworkSources wide = model.sources;
+  wide.layers[0].o.parts[0] = on_grid(wide.layers[0].o.parts[0], 8, 100);
+  ThreadPool pool(2);
+  const KeptTypes types = find_kept_types(wide, std::nullopt, pool, nullptr);
+  EXPECT_EQ(types.of.at("blk.0.attn_output.weight"), kQ8_0);
 }
 
 TEST(Transcoded, FilesGoByTheTypeOfMostWeights) {

@@ -130,6 +130,16 @@ TEST(StepRows, ImportancesDoNotMoveWhatFits) {
   EXPECT_EQ(row.before, row.after);
 }
 
+TEST(StepRows, CodesStayWhereNoInputMatters) {
+  // The minimums of Q4_1 are rounded: not exact, but far nearer than what a search over nothing
+  // finds.
+  const LinearSource source = source_of("w", matrix_of(4, 4, 256, 128, [](int64_t) { return 5; }));
+  const std::vector<float> importance(256, 0.0F);
+  const Row row = transcode(source, DType::kQ4_1, 1, importance.data());
+  EXPECT_GT(row.relative(), 0);
+  EXPECT_LT(row.relative(), 0.0004);
+}
+
 TEST(StepRows, EncodedRowsKeepCodesWhereTheTypeTakesThem) {
   const LinearSource source = source_of("w", matrix_of(4, 4, 256, 128, [](int64_t) { return 8; }));
   for (const DType dtype : {DType::kQ4_0, DType::kIQ4_NL, DType::kF16}) {
