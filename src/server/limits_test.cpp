@@ -322,9 +322,9 @@ TEST(Limits, NobodyIsReadyBeforeTheModelIsLoaded) {
     return HttpClient(service.port()).get(target).status;
   };
   EXPECT_EQ(status_of("/health"), 200);
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   EXPECT_EQ(status_of("/ready"), 503);
-  EXPECT_THAT(testing::internal::GetCapturedStderr(), ::testing::Not(HasSubstr("error")))
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), ::testing::Not(HasSubstr("error")))
       << "that a probe comes early is no fault";
   const HttpAnswer early =
       HttpClient(service.port()).post("/v1/completions", R"({"prompt": "a", "max_tokens": 1})");
