@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/test_support.h"
+#include "quant/affine_matrix.h"
 #include "quantize/weight_comparison.h"
 #include "support/cli_fixture.h"
 #include "support/golden.h"
@@ -16,6 +17,7 @@ namespace qw::test {
 namespace {
 
 using nlohmann::json;
+using quantize::LayerPlan;
 using quantize::TranscodeRequest;
 using quantize::WeightDifference;
 using Format = TranscodeRequest::Format;
@@ -62,6 +64,7 @@ TEST_P(TranscodedDirectory, HoldsEveryWeight) {
   if (one.format == Format::kGptq) {
     // AWQ's zero points are anywhere.
     EXPECT_EQ(made.config.quantization.sym, model.config.quantization.method == "gptq");
+    EXPECT_EQ(made.config.quantization.desc_act, model.config.quantization.desc_act);
   }
   const WeightDifference total = total_of(quantize::compare_weights(
       model.sources, made.sources, pool, [](int64_t) {}, nullptr));
@@ -83,6 +86,38 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"awq/gemm_g64", kAwq, false, AwqVersion::kGemv},
         Case{"awq/gemv_fast_g128", kAwq, false, AwqVersion::kGemvFast},
         Case{"awq/gemv_fast_g128", kAwq, false, AwqVersion::kGemm, 0.0005}));
+
+/// What the plan refuses, before anything is written.
+TEST(TranscodedGrids, FormatsHaveNoPlaceForSomeGrids) {
+  const auto path = find_golden("gptq/int4_g128_desc_act");
+  if (!path) GTEST_SKIP() << "no golden";
+  Opened model(*path);
+  TranscodeRequest request;
+  const auto refused = [&](Format format, const char* part) {
+    request.format = format;
+    expect_error(ErrorKind::kUnsupported, {part}, [&] {
+      plan_transcode({*model.checkpoint, model.config, model.sources}, nullptr, request);
+    });
+  };
+  refused(kAwq, "act-order");
+  // v1 stores zero points less one.
+  LinearSource& o = model.sources.layers[0].o.parts[0];
+  auto matrix = std::make_shared<AffineMatrix>();
+  matrix->n = o.n;
+  matrix->k = o.k;
+  matrix->bits = 4;
+  matrix->group_size = 128;
+  matrix->n_groups = o.k / 128;
+  matrix->code_values.assign(static_cast<size_t>(o.n * o.k), 3);
+  matrix->scale_values.assign(static_cast<size_t>(o.n * matrix->n_groups), 0.5F);
+  matrix->zero_values.assign(matrix->scale_values.size(), 0.0F);
+  o = source_of(o.name, matrix);
+  refused(kGptq, "zero points from 1");
+  request.zero_from_0 = true;
+  const LayerPlan plan =
+      plan_transcode({*model.checkpoint, model.config, model.sources}, nullptr, request);
+  EXPECT_GT(plan.n_matrices, 0);
+}
 
 class CliTranscodeDirectory : public CliTest {
  protected:

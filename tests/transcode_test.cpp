@@ -160,7 +160,7 @@ LinearSource on_grid(const LinearSource& like, int bits, float zero) {
   matrix->n_groups = like.k / 128;
   for (int64_t i = 0; i < like.n * like.k; ++i)
     matrix->code_values.push_back(static_cast<uint8_t>(i * 37 % (1 << bits)));
-  const float scale = f16_to_f32(f32_to_f16(0.0123F));  // whole steps of it are no f16
+  const float scale = f16_to_f32(f32_to_f16(0.0127F));  // five of it are no f16
   matrix->scale_values.assign(static_cast<size_t>(like.n * matrix->n_groups), scale);
   matrix->zero_values.assign(matrix->scale_values.size(), zero);
   return source_of(like.name, matrix);

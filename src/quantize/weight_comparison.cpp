@@ -61,7 +61,7 @@ void add_row(const float* from, const float* to, int64_t k, WeightDifference& su
   for (int64_t i = 0; i < k; ++i) {
     const double change = double{to[i]} - double{from[i]};
     size2 += double{from[i]} * double{from[i]};
-    if (from[i] == to[i]) continue;
+    if (from[i] == to[i] || (std::isnan(from[i]) && std::isnan(to[i]))) continue;
     ++sum.n_changed;
     change2 += change * change;
     sum.largest = std::max(sum.largest, std::fabs(change));
@@ -74,7 +74,8 @@ void add_row(const float* from, const float* to, int64_t k, WeightDifference& su
 
 double WeightDifference::relative() const noexcept {
   if (n_changed == 0) return 0;
-  return size2 == 0 ? std::numeric_limits<double>::infinity() : std::sqrt(change2 / size2);
+  const double part = std::sqrt(change2 / size2);
+  return std::isnan(part) ? std::numeric_limits<double>::infinity() : part;
 }
 
 WeightDifference& WeightDifference::operator+=(const WeightDifference& other) {

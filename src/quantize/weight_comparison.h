@@ -22,12 +22,12 @@ struct WeightDifference {
   ModuleId id;
   std::string from, to;  // formats
   bool was_quantised = false;
-  int64_t n_weights = 0, n_changed = 0;  // -0 and 0 are the same weight
+  int64_t n_weights = 0, n_changed = 0;  // -0 and 0 are the same weight, and so are NaNs
   double largest = 0;                    // |change|
   double change2 = 0, size2 = 0;         // sums of change^2 and weight^2
 
   bool is_exact() const noexcept { return n_changed == 0; }
-  /// sqrt(sum change^2 / sum weight^2); infinity where all weights were 0.
+  /// sqrt(sum change^2 / sum weight^2); infinity where all weights were 0 or some became no number.
   double relative() const noexcept;
   WeightDifference& operator+=(const WeightDifference& other);
 };
