@@ -20,7 +20,8 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GGUF = ("q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s iq4_nl iq4_xs q4_1 q4_0 q3_k_l q3_k_m q3_k_s q2_k q2_k_s "
         "iq3_m iq3_s iq3_xs iq3_xxs iq2_m iq2_s iq2_xs iq2_xxs iq1_m iq1_s").split()
-LAYERED = ["gptq-int8", "gptq-int4", "gptq-int3", "gptq-int2", "awq", "nf4"]
+CALIBRATED = ["gptq-int8", "gptq-int4", "gptq-int3", "gptq-int2", "awq"]
+DIRECTORIES = CALIBRATED + ["nf4"]
 
 
 def program() -> str:
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--model", default=ROOT / "models/qianwen-mini-chat", type=pathlib.Path)
     parser.add_argument("--calibration", type=pathlib.Path)
     parser.add_argument("--text", type=pathlib.Path)
-    parser.add_argument("--formats", default=",".join(GGUF + LAYERED))
+    parser.add_argument("--formats", default=",".join(GGUF + DIRECTORIES))
     parser.add_argument("--budgets", default="q4_k_m,iq4_xs,q3_k_m,q2_k")
     parser.add_argument("--tokens", default=64, type=int, help="decoded to measure the speed")
     options = parser.parse_args()
@@ -91,9 +92,10 @@ def main() -> None:
         importances = folder / "importances.gguf"
         result("imatrix", options.model, "--output", importances, *seen)
         table = Table(options.model, text, options.tokens)
+        table.row("the model itself", options.model, 16)
         for to in filter(None, options.formats.split(",")):
-            path = folder / (to if to in LAYERED else to + ".gguf")
-            how = seen if to in LAYERED else ["--imatrix", importances]
+            path = folder / (to if to in DIRECTORIES else to + ".gguf")
+            how = seen if to in CALIBRATED else [] if to in DIRECTORIES else ["--imatrix", importances]
             done = run("quantize", options.model, "--to", to, "--output", path, *how, "--json")
             if done.returncode == 5:  # a type that cannot be written
                 continue

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <ostream>
 
 #include "base/half.h"
 #include "quant/affine_matrix.h"
@@ -81,6 +82,9 @@ struct Golden {
   DType type;
   double least = 0, most = 0;  // of the error; 0: exact
 };
+void PrintTo(const Golden& golden, std::ostream* out) {
+  *out << golden.path;
+}
 
 class TranscodedGolden : public ::testing::TestWithParam<Golden> {};
 

@@ -82,6 +82,27 @@ int64_t left_of_address_space(const std::string& proc) {
   return std::max<int64_t>(0, total - pages * sysconf(_SC_PAGESIZE));
 }
 
+/// Of the program's own code, what is in memory: in smaps a mapping is a line "BEGIN-END PERMISSIONS
+/// ... PATH", and lines of its sizes follow. 0 where the system does not say.
+int64_t resident_code_kib(const std::string& proc) {
+  std::error_code none;
+  const std::string program = std::filesystem::read_symlink(proc + "/self/exe", none).string();
+  if (program.empty()) return 0;
+  std::istringstream lines(read_all(proc + "/self/smaps"));
+  int64_t sum = 0;
+  bool is_code = false;
+  for (std::string line; std::getline(lines, line);) {
+    const size_t permissions = line.find(' ') + 1;
+    if (line.find('-') < permissions) {
+      is_code = line.substr(permissions, 4).find('x') != std::string::npos &&
+                line.ends_with(" " + program);
+    } else if (is_code && line.starts_with("Rss:")) {
+      sum += number_after(line, "Rss:").value_or(0);
+    }
+  }
+  return sum;
+}
+
 /// f32 values per token: x, h, y, qkv, o and the widest FFN.
 int64_t activation_floats(const ModelConfig& c) {
   const int64_t q = int64_t{c.n_heads} * c.head_dim, kv = int64_t{c.n_kv_heads} * c.head_dim;
@@ -155,7 +176,9 @@ int64_t adapter_bytes(const AdapterFile& file, const ModelConfig& config, const 
 
 int64_t program_memory_bytes(const std::string& proc) {
   const std::string status = read_all(proc + "/self/status");
-  return (number_after(status, "VmRSS:").value_or(0) + number_after(status, "VmExe:").value_or(0)) *
+  const int64_t code = number_after(status, "VmExe:").value_or(0);
+  return (number_after(status, "VmRSS:").value_or(0) +
+          std::max<int64_t>(0, code - resident_code_kib(proc))) *
          1024;
 }
 

@@ -59,7 +59,7 @@ void require_memory(const MemoryForecast& forecast, const MemoryRequest& request
 /// changed embedding becomes a table of its own, in f32. Errors: corrupt (sizes out of range).
 int64_t adapter_bytes(const AdapterFile& file, const ModelConfig& config, const Backend& backend);
 
-/// Memory that this process holds (resident), and all of its own code, which it may yet touch.
+/// Memory that this process holds (resident), and the rest of its own code, which it may yet touch.
 /// `proc` is for tests. 0 where the system does not say.
 int64_t program_memory_bytes(const std::string& proc = "/proc");
 

@@ -275,6 +275,22 @@ TEST(MemoryForecast, CountsTheProgramAndWhatIsReadInPlace) {
   EXPECT_FALSE(with.fits());
 }
 
+TEST(MemoryForecast, TheProgramIsWhatItHoldsAndTheRestOfItsCode) {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::path(testing::TempDir()) / "qw_program_memory_test";
+  fs::remove_all(root);
+  fs::create_directories(root / "self");
+  std::ofstream(root / "self/status") << "VmPeak: 9000 kB\nVmRSS:   5000 kB\nVmExe:   3000 kB\n";
+  EXPECT_EQ(program_memory_bytes(root.string()), 8000 * 1024) << "nobody says what is resident";
+  fs::create_symlink("/bin/program", root / "self/exe");
+  std::ofstream(root / "self/smaps")
+      << "10000-20000 r--p 00000000 fe:00 1   /bin/program\nSize: 64 kB\nRss: 64 kB\n"
+         "20000-30000 r-xp 00000000 fe:00 1   /bin/program\nSize: 3000 kB\nRss: 1200 kB\n"
+         "40000-50000 r-xp 00000000 fe:00 2   /lib/library.so\nSize: 900 kB\nRss: 800 kB\n";
+  EXPECT_EQ(program_memory_bytes(root.string()), (5000 + 3000 - 1200) * 1024);
+  fs::remove_all(root);
+}
+
 TEST(MemoryForecast, AvailableIsTheTightestOfMachineAndGroups) {
   namespace fs = std::filesystem;
   const fs::path root = fs::path(testing::TempDir()) / "qw_memory_test";

@@ -63,7 +63,7 @@ TEST_F(RequestLimits, OfStopStrings) {
   body["stop"] = {std::string(16000, 'x'), std::string(385, 'y')};
   int status = 0;
   EXPECT_THAT(running_->post("/v1/completions", body, &status).dump(),
-              HasSubstr("stop_strings (bytes in all)"));
+              HasSubstr("stop (bytes in all)"));
   EXPECT_EQ(status, 400);
   std::vector<std::string> many;
   for (int i = 0; i < 1000; ++i)
@@ -322,9 +322,9 @@ TEST(Limits, NobodyIsReadyBeforeTheModelIsLoaded) {
     return HttpClient(service.port()).get(target).status;
   };
   EXPECT_EQ(status_of("/health"), 200);
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   EXPECT_EQ(status_of("/ready"), 503);
-  EXPECT_THAT(testing::internal::GetCapturedStderr(), ::testing::Not(HasSubstr("error")))
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), ::testing::Not(HasSubstr("error")))
       << "that a probe comes early is no fault";
   const HttpAnswer early =
       HttpClient(service.port()).post("/v1/completions", R"({"prompt": "a", "max_tokens": 1})");

@@ -26,7 +26,7 @@ std::string quantization_of(std::optional<GgufValue> file_type) {
                     {"qwen2.attention.layer_norm_rms_epsilon", GgufValue::f32(1e-6F)},
                     {"qwen2.rope.freq_base", GgufValue::f32(10000)}};
   if (file_type) writer.entries.emplace_back("general.file_type", *file_type);
-  writer.tensors = {{"token_embd.weight", DType::kF32, Shape({4, 8}, "token_embd.weight")}};
+  writer.tensors = {{"token_embd.weight", DType::kF32, {4, 8}}};
   const std::vector<float> values(32, 0.5F);
   const std::string path = directory / "model.gguf";
   write_gguf(path, writer, [&](size_t, GgufSink sink) { sink(std::as_bytes(std::span(values))); });

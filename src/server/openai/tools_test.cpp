@@ -118,7 +118,8 @@ TEST_F(OpenAiTools, EveryCallHasAnIdOfItsOwn) {
   std::set<std::string> ids;
   size_t n_calls = 0;
   for (int turn = 0; turn < 2; ++turn) {
-    for (const ordered_json& choice : answer(body)["choices"]) {
+    const ordered_json reply = answer(body);
+    for (const ordered_json& choice : reply["choices"]) {
       for (const ordered_json& call : choice["message"]["tool_calls"]) {
         ids.insert(call["id"].get<std::string>());
         ++n_calls;
