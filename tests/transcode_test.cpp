@@ -222,7 +222,9 @@ class CliTranscode : public CliTest {
   json ran(const std::vector<std::string>& args) {
     std::vector<std::string> all = args;
     all.push_back("--json");
-    const Ran ran = qianwen(all);
+    RunOptions patient;  // quantising looks at every layer
+    patient.timeout_s = 600;
+    const Ran ran = qianwen(all, patient);
     EXPECT_EQ(ran.code, 0) << ran.err;
     return ran.code == 0 ? json::parse(ran.out) : json();
   }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <compare>
 #include <cstring>
 #include <limits>
 #include <optional>
@@ -286,26 +285,10 @@ bool transcode_block(DType dtype, const StepRows& rows, size_t begin, std::byte*
   return true;
 }
 
-/// sum of importance * (decoded block - x)^2, and without importances, which decides where those
-/// that differ have none, and is 0 only where all weights are the same.
-struct BlockError {
-  double weighted = std::numeric_limits<double>::infinity();
-  double plain = weighted;
-  auto operator<=>(const BlockError&) const = default;
-};
-
-/// NaN counts as infinitely far.
-BlockError error_of(DType dtype, const std::byte* bytes, const float* x, const float* importance) {
+bool decodes_to(DType dtype, const std::byte* bytes, const float* x) {
   std::array<float, kBlock> got;
   decode_row(dtype, bytes, kBlock, got.data());
-  double sum = 0, plain = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    const double error = double{got[i]} - double{x[i]};
-    plain += error * error;
-    sum += (importance == nullptr ? 1.0 : double{importance[i]}) * error * error;
-  }
-  if (std::isnan(plain)) return {};
-  return {sum, plain};
+  return std::equal(got.begin(), got.end(), x);
 }
 
 }  // namespace
@@ -339,7 +322,7 @@ bool steps_fit(DType dtype, const StepRows& rows, int64_t r, const float* decode
   std::array<std::byte, sizeof(BlockQ8_0)> bytes;
   for (int64_t i = 0; i < rows.k; i += kBlock) {
     if (!transcode_block(dtype, rows, at(r * rows.k + i), bytes.data())) return false;
-    if (error_of(dtype, bytes.data(), decoded + i, nullptr).plain != 0) return false;
+    if (!decodes_to(dtype, bytes.data(), decoded + i)) return false;
   }
   return true;
 }
@@ -348,24 +331,14 @@ void encode_steps(DType dtype, const StepRows& rows, int64_t r, const float* dec
                   const float* importance, std::byte* bytes) {
   const int64_t block_bytes = info(dtype).block_bytes;
   std::vector<std::byte> rounded;
-  std::array<std::byte, sizeof(BlockQ8_0)> block;
   for (int64_t i = 0; i < rows.k; i += kBlock, bytes += block_bytes) {
-    const float* weights = importance == nullptr ? nullptr : importance + i;
-    BlockError error;
-    const bool is_held = transcode_block(dtype, rows, at(r * rows.k + i), block.data());
-    if (is_held) {
-      error = error_of(dtype, block.data(), decoded + i, weights);
-      std::memcpy(bytes, block.data(), at(block_bytes));
-    }
-    if (error.plain == 0) continue;
+    if (transcode_block(dtype, rows, at(r * rows.k + i), bytes)) continue;
     if (rounded.empty()) {  // as a whole: with importances the search looks at the whole row
       rounded.resize(at(rows.k / kBlock * block_bytes));
       importance == nullptr ? encode_row(dtype, decoded, rows.k, rounded.data())
                             : encode_row(dtype, decoded, importance, rows.k, rounded.data());
     }
-    const std::byte* from = rounded.data() + i / kBlock * block_bytes;
-    if (error_of(dtype, from, decoded + i, weights) < error || !is_held)
-      std::memcpy(bytes, from, at(block_bytes));
+    std::memcpy(bytes, rounded.data() + i / kBlock * block_bytes, at(block_bytes));
   }
 }
 

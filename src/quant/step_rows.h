@@ -36,9 +36,9 @@ bool takes_steps(DType dtype) noexcept;
 /// what those blocks decode to (-0 and 0 are the same weight). k must be a multiple of 32.
 bool steps_fit(DType dtype, const StepRows& rows, int64_t r, const float* decoded);
 
-/// Row r as blocks of `dtype`: the codes and scales as they are wherever they fit, and rounded as
-/// encode_row does where that comes nearer. `importance` (may be null): as for encode_row. Errors:
-/// those of encode_row.
+/// Row r as blocks of `dtype`: the codes as they are wherever they are in range, with scale and
+/// minimum rounded to f16, which is less than any search would change; the other blocks rounded as
+/// encode_row does. `importance` (may be null): as for encode_row. Errors: those of encode_row.
 void encode_steps(DType dtype, const StepRows& rows, int64_t r, const float* decoded,
                   const float* importance, std::byte* bytes);
 
