@@ -56,10 +56,10 @@ std::optional<Scheduler::Gain> Scheduler::gain_of(const Unit& unit) const {
     n_kept += sharable.prefix.n_tokens;
     n_tokens += sequence.size();
   }
-  Gain gain{static_cast<double>(n_kept), n_kept};
-  if (n_kept < options_.page_tokens) gain.rank = 0;
-  if (options_.weighs_length) gain.rank /= std::sqrt(static_cast<double>(n_tokens));
-  return gain;
+  const auto kept = static_cast<double>(n_kept);
+  if (!options_.weighs_length) return Gain{kept, n_kept};
+  if (n_kept < options_.page_tokens) return Gain{0, n_kept};
+  return Gain{kept / std::sqrt(static_cast<double>(n_tokens)), n_kept};
 }
 
 /// The first n units that could start but for place, pages and what is on the way: those whose

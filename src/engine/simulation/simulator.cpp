@@ -104,8 +104,8 @@ class Run {
     }
     Turn turn;
     if (policy_.is_fair) {
-      const int64_t n_first = std::min(request.answer.n_tokens, FairQueue::kAnswerTokens);
-      turn = {request.client, request.priority, true, spec.prompt_len + n_first};
+      // How long an answer will be is known to nobody, here either.
+      turn = {request.client, request.priority, true, spec.prompt_len + FairQueue::kAnswerTokens};
     }
     state.unit = scheduler_.add_unit(static_cast<int64_t>(arrival.request), turn);
     spec.lineage = static_cast<int64_t>(arrival.request);
