@@ -23,14 +23,14 @@ install_packages() {
   "${as_root[@]}" apt-get update -qq
   DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends \
     cmake ninja-build pkg-config g++-aarch64-linux-gnu qemu-user-static \
-    nlohmann-json3-dev libcli11-dev libxxhash-dev \
-    lib{c6,fmt,spdlog,icu,edit,gtest,gmock}-dev:arm64
+    nlohmann-json3-dev libcli11-dev libxxhash-dev libboost-dev \
+    lib{c6,fmt,spdlog,icu,edit,ssl,gtest,gmock}-dev:arm64 prometheus-cpp-dev:arm64
 }
 
 missing=0
 for there in "$(command -v aarch64-linux-gnu-g++)" "$(command -v $emulator)" \
   /usr/include/{nlohmann/json.hpp,CLI/CLI.hpp,xxhash.h} \
-  /usr/lib/aarch64-linux-gnu/{libfmt.so,libspdlog.so,libicuuc.so,libedit.so,libgtest.a,libgmock.a}; do
+  /usr/lib/aarch64-linux-gnu/{libfmt.so,libspdlog.so,libicuuc.so,libedit.so,libssl.so,libprometheus-cpp-core.so,libgtest.a,libgmock.a}; do
   [[ -n $there && -e $there ]] || missing=1
 done
 (( missing == 0 )) || install_packages
