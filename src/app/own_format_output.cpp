@@ -253,10 +253,10 @@ void merge_in_own_format(const CommonOptions& options, const OwnFormatFlags& fla
     request.damp = flags.damp;
     request.adapters_job = adapters_job(adapters);
     request.cancel = &interrupted();
-    bool has_begun = false;  // layers of an interrupted run are told of before any is made
+    bool has_begun = false;
+    request.on_begin = [&](int) { has_begun = true; };
     request.on_layer = [&](int layer, const auto& modules) {
-      has_begun = has_begun || !modules.empty();
-      report.layer(layer, modules, !has_begun && plan.n_recoded > 0);
+      report.layer(layer, modules, !has_begun);
     };
     request.on_quantised = request.on_written = [&](int64_t n) { progress.add(n); };
     write_own_format(source, merge, calibration, *backend, pool, request);

@@ -444,6 +444,7 @@ void write_own_format(const LayerSource& source, const AdapterMerge& merge,
   QW_CHECK(last < 0 || !calibration.sequences.empty(), "matrices are recoded by their inputs");
   const auto make = [&](const LayerSources& layer, const MatrixTeam& team, LayerPass& pass) {
     if (request.cancel != nullptr) request.cancel->check("merging");
+    if (request.on_begin) request.on_begin(pass.layer());
     if (pass.layer() == 0 && last >= 0 && merge.changes({Slot::kEmbedding})) {
       const LinearSource& table = source.sources.embedding.parts.front();
       pass.embed(*backend.pack_embedding(

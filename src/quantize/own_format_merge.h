@@ -6,8 +6,8 @@
 // embedding, output matrix and norms are rounded to their types. docs/commands/merge.md.
 #pragma once
 
+#include <functional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "checkpoint/gguf_split.h"
@@ -18,8 +18,10 @@ namespace qw::quantize {
 
 /// kept_dtype and eos_ids have no meaning here. In on_layer QuantisedModule::recoding is set.
 struct OwnFormatRequest : LayerRequest {
-  double damp = 0.01;        // as GptqOptions::damp
-  GgufSplitLimits split;     // of a GGUF file
+  double damp = 0.01;     // as GptqOptions::damp
+  GgufSplitLimits split;  // of a GGUF file
+  /// A layer is about to be made; not called for those that were there before an interruption.
+  std::function<void(int layer)> on_begin;
   std::string adapters_job;  // a JSON value that tells these adapters from others
 };
 
