@@ -79,7 +79,7 @@ struct Lost {
     n_weights += recoding.n_weights;
     n_changed += recoding.n_changed;
     n_beyond += recoding.n_beyond;
-    format = recoding.format;
+    format = format.empty() || format == recoding.format ? recoding.format : "mixed";
     if (!(recoding.kept_loss > 0)) return;  // an adapter that changes nothing here
     ++n_counted;
     found += module.loss / recoding.kept_loss;

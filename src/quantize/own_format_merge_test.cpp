@@ -18,7 +18,6 @@ namespace qw::quantize {
 namespace {
 
 using qw::test::Adapter;
-using qw::test::expect_error;
 using test::at;
 using test::Bench;
 using test::calibration;
@@ -167,19 +166,23 @@ void expect_merge(Bench& bench, const std::string& path, const std::string& outp
     if (!std::ranges::equal(other.bytes, tensor.bytes)) differ.push_back(tensor.name);
   }
   EXPECT_THAT(differ, testing::UnorderedElementsAreArray(changed));
-  // What is in the file is what the losses are of: nearer to the merged weights than the base.
+  // What is in the file is what the losses are of.
   const AdapterMerge merge(model.config, model.sources, {{adapter().path(), kScale}});
   const LinearSource& before = model.sources.layers[1].qkv.parts[0];
   const LinearSource& after = made.sources.layers[1].qkv.parts[0];
   test::Floats wanted(at(before.n * before.k));
   merge.rows({Slot::kQ, 1}, before)(0, before.n, wanted.data());
   const test::Floats was = test::decode(before), is = test::decode(after);
-  double lost = 0, change = 0;
+  // Weights need not be nearer one by one, for feedback is about outputs; but as a whole they have
+  // moved as the adapters ask.
+  double along = 0, asked = 0;
   for (size_t i = 0; i < wanted.size(); ++i) {
-    lost += std::pow(static_cast<double>(is[i] - wanted[i]), 2);
-    change += std::pow(static_cast<double>(was[i] - wanted[i]), 2);
+    const double change = wanted[i] - was[i];
+    along += static_cast<double>(is[i] - was[i]) * change;
+    asked += change * change;
   }
-  EXPECT_LT(lost, 0.5 * change);
+  EXPECT_GT(along, 0.7 * asked);
+  EXPECT_LT(along, 1.3 * asked);
 }
 
 const std::vector<std::string> kCodes = {"model.layers.1.self_attn.q_proj.qweight",
