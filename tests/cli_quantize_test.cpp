@@ -149,6 +149,48 @@ TEST_F(CliQuantize, MakesDirectoriesOfFilesAndMergesAdapters) {
             0.02 * compare(kBundled, path("merged"))["kl"]["mean"].get<double>());
 }
 
+TEST_F(CliQuantize, MergesInTheFormatThatItHas) {
+  const std::string q4 = path("q4.gguf");
+  ASSERT_EQ(qianwen({"quantize", kBundled, "--to", "q4_0", "--output", q4}).code, 0);
+  Adapter adapter;
+  for (const char* module :
+       {"model.layers.1.self_attn.o_proj", "model.layers.2.self_attn.q_proj"}) {
+    adapter.add(std::string(module) + ".lora_A.weight", {3, 256});
+    adapter.add(std::string(module) + ".lora_B.weight", {256, 3});
+  }
+  const std::string with = adapter.write_peft() + ":0.1";
+  std::vector<std::string> command = {"merge",         q4,     "--adapter", with,
+                                      "--type",        "same", "--output",  path("merged.gguf"),
+                                      "--calibration", text_,  "--json"};
+  const Ran merged = qianwen(command);
+  ASSERT_EQ(merged.code, 0) << merged.err;
+  const json result = json::parse(merged.out);
+  EXPECT_EQ(result["recoded"], 2);
+  EXPECT_LT(result["merge"]["lost"], 0.9 * result["merge"]["lost_by_plain_rounding"].get<double>());
+  EXPECT_LT(result["comparison"]["kl"]["mean"],
+            0.3 * result["comparison_without_adapters"]["kl"]["mean"].get<double>());
+  EXPECT_EQ(std::filesystem::file_size(path("merged.gguf")), std::filesystem::file_size(q4));
+
+  EXPECT_THAT(qianwen(command).err, HasSubstr("expected a path where nothing is yet"));
+  command[1] = kBundled;  // floats, rounded to their type: no calibration
+  command[7] = path("merged");
+  const Ran dense = qianwen(command);
+  ASSERT_EQ(dense.code, 0) << dense.err;
+  EXPECT_EQ(json::parse(dense.out)["recoded"], 0);
+  EXPECT_THAT(qianwen({"merge", q4, "--adapter", with, "--output", path("x"), "--damp", "0.1"}).err,
+              HasSubstr("--damp: expected it with --type same, got it with bf16"));
+  EXPECT_THAT(qianwen({"merge", q4, "--adapter", with, "--output", path("x"), "--no-compare"}).err,
+              HasSubstr("--no-compare: expected it with --type same"));
+  Adapter other;  // of a wider model
+  other.add("model.layers.1.self_attn.o_proj.lora_A.weight", {3, 512});
+  other.add("model.layers.1.self_attn.o_proj.lora_B.weight", {512, 3});
+  const Ran refused = qianwen(
+      {"merge", q4, "--adapter", other.write_peft(), "--type", "same", "--output", path("x")});
+  EXPECT_NE(refused.code, 0);
+  EXPECT_THAT(refused.err, HasSubstr("o_proj"));
+  EXPECT_FALSE(std::filesystem::exists(path("x")));
+}
+
 /// Texts of the kind that the bundled model was made for: 7 of 8 items to calibrate with, the rest
 /// to judge by.
 struct Items {

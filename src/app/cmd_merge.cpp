@@ -10,6 +10,7 @@
 #include "app/comparison_output.h"
 #include "app/directory_output.h"
 #include "app/open.h"
+#include "app/own_format_output.h"
 #include "base/error.h"
 #include "base/log.h"
 
@@ -21,6 +22,7 @@ using nlohmann::ordered_json;
 
 struct Options : CommonOptions {
   DirectoryRequest request;
+  OwnFormatFlags own;  // of --type same
   std::string file;
 };
 
@@ -63,13 +65,33 @@ Comparison compare(const Options& options) {
   return compare_on_text(options, merged, request);
 }
 
-void run(Options& options) {
+/// Flags that only --type same takes notice of. Errors: invalid_argument.
+void check_flags(const CLI::App& app, const Options& options) {
+  for (const char* flag : {"--calibration", "--calibration-length", "--calibration-tokens",
+                           "--damp", "--no-compare"}) {
+    if (app.count(flag) == 0) continue;
+    fail(ErrorKind::kInvalidArgument, "merge", "{}: expected it with --type same, got it with {}",
+         flag, options.request.type);
+  }
+}
+
+void run(const CLI::App& app, Options& options) {
   init_logging(options.log_level);
   options.request.model = model_path(options);
   options.request.adapters = open_options(options).adapters;
   options.request.threads = options.load.threads;
   if (options.request.adapters.empty())
     fail(ErrorKind::kInvalidArgument, "merge", "--adapter: expected one at least, got none");
+  if (options.request.type == "same") {
+    OwnFormatFlags& own = options.own;
+    own.output = options.request.output;
+    own.shard_bytes = options.request.shard_bytes;
+    own.is_split = app.count("--max-shard-size") > 0;
+    own.file = options.file;
+    own.dry_run = options.request.dry_run;
+    return merge_in_own_format(options, own);
+  }
+  check_flags(app, options);
   const DirectoryReport report = write_as_directory(options.request);
   ordered_json json = to_json(options, report);
   std::string text = to_text(options, report);
@@ -90,15 +112,25 @@ Command register_merge(CLI::App& root) {
       root.add_subcommand("merge", "Write a model with adapters merged into its weights");
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options);
-  app->add_option("--output", options->request.output, "The directory to write");
-  app->add_option("--type", options->request.type, "f16, bf16 or f32")
-      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+  app->add_option("--output", options->request.output,
+                  "The directory to write; with --type same of a GGUF file, the file");
+  app->add_option("--type", options->request.type,
+                  "f16, bf16 or f32, of all weights; same: MODEL's own format, with what the "
+                  "adapters change on the grids that it has")
+      ->check(CLI::IsMember({"f16", "bf16", "f32", "same"}))
       ->capture_default_str();
   add_shard_flag(*app, options->request.shard_bytes);
   app->add_flag("--dry-run", options->request.dry_run, "Check and say, write nothing");
   app->add_option("--file", options->file,
                   "A text on which the merged model is compared with MODEL and its live adapters");
-  return {app, [options] { run(*options); }};
+  add_calibration_flags(*app, options->own.calibration);
+  app->add_option("--damp", options->own.damp,
+                  "With --type same: part of the mean second moment that is added to each; raised "
+                  "where it is too little")
+      ->capture_default_str();
+  app->add_flag("--no-compare{false}", options->own.compares,
+                "With --type same: do not compare what was written with the live adapters");
+  return {app, [app, options] { run(*app, *options); }};
 }
 
 }  // namespace qw::app

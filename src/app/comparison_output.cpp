@@ -82,10 +82,12 @@ Comparison compare_on_text(const CommonOptions& options_a, const CommonOptions& 
                            const ComparisonRequest& request) {
   const auto a = open_for_running(options_a), b = open_for_running(options_b);
   const auto engine_a = a->make_engine(), engine_b = b->make_engine();
-  EncodeOptions encode;
-  encode.parse_special = !request.plain;
-  const std::vector<int32_t> ids =
-      tokenizer_of(*a, model_path(options_a)).encode(read_input(request.file), encode);
+  std::vector<int32_t> ids = request.ids;
+  if (ids.empty()) {
+    EncodeOptions encode;
+    encode.parse_special = !request.plain;
+    ids = tokenizer_of(*a, model_path(options_a)).encode(read_input(request.file), encode);
+  }
   ComparisonOptions comparison;
   comparison.window = request.window;
   comparison.layers = request.layers;

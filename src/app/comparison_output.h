@@ -3,8 +3,10 @@
 // Level 8 (app).
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <vector>
 
 #include "app/command.h"
 #include "eval/comparison.h"
@@ -12,8 +14,9 @@
 namespace qw::app {
 
 struct ComparisonRequest {
-  std::string file;    // a text; "-": standard input
-  int64_t window = 0;  // tokens that are read together; 0: 512
+  std::string file;          // a text; "-": standard input
+  std::vector<int32_t> ids;  // in its place, where there are some
+  int64_t window = 0;        // tokens that are read together; 0: 512
   bool layers = false;
   bool plain = false;  // special-token strings are ordinary text
 };

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "checkpoint/bnb_state.h"
 #include "checkpoint/hf_config.h"
+#include "checkpoint/module_codes.h"
 #include "quant/awq.h"
 #include "quant/bitsandbytes.h"
 #include "quant/gptq.h"
@@ -121,6 +122,12 @@ LinearSource open_bnb4_module(const TensorStore& tensors, const std::string& mod
   return source;
 }
 
+AwqVersion awq_version_of(const QuantizationConfig& config) {
+  return config.awq_version == "gemv"        ? AwqVersion::kGemv
+         : config.awq_version == "gemv_fast" ? AwqVersion::kGemvFast
+                                             : AwqVersion::kGemm;
+}
+
 }  // namespace
 
 QuantizationConfig read_quantization_config(const ordered_json& json, std::string_view file) {
@@ -215,11 +222,9 @@ LinearSource open_quantised_module(const TensorStore& tensors, const Quantizatio
                        warning);
   } else {
     QW_CHECK(config.method == "awq", "quantisation method {}", config.method);
-    const AwqVersion version = config.awq_version == "gemv"        ? AwqVersion::kGemv
-                               : config.awq_version == "gemv_fast" ? AwqVersion::kGemvFast
-                                                                   : AwqVersion::kGemm;
-    affine = open_awq({.bits = config.bits, .group_size = config.group_size, .version = version},
-                      {.module = module, .qweight = &codes, .qzeros = &zeros, .scales = &scales});
+    affine = open_awq(
+        {.bits = config.bits, .group_size = config.group_size, .version = awq_version_of(config)},
+        {.module = module, .qweight = &codes, .qzeros = &zeros, .scales = &scales});
   }
   LinearSource source;
   source.name = module + ".qweight";
@@ -228,6 +233,22 @@ LinearSource open_quantised_module(const TensorStore& tensors, const Quantizatio
   source.data = std::move(affine);
   source.owner = codes.owner;
   return source;
+}
+
+std::vector<std::byte> publish_module_codes(const QuantizationConfig& config,
+                                            const std::string& module, const LinearSource& matrix) {
+  const auto bytes_of = [](const auto& values) {
+    const auto bytes = std::as_bytes(std::span(values));
+    return std::vector<std::byte>(bytes.begin(), bytes.end());
+  };
+  if (const auto* codebook = std::get_if<std::shared_ptr<const CodebookBlocks>>(&matrix.data)) {
+    std::vector<uint8_t> codes(static_cast<size_t>(matrix.n * matrix.k));
+    (*codebook)->codes(0, matrix.n, codes.data());
+    return bytes_of(pack_bnb4_codes(codes));
+  }
+  const GroupAffine& groups = *std::get<std::shared_ptr<const GroupAffine>>(matrix.data);
+  if (config.method == "gptq") return bytes_of(publish_gptq_codes(groups, module));
+  return publish_awq_codes(groups, awq_version_of(config), module);
 }
 
 }  // namespace qw

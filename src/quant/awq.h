@@ -64,4 +64,9 @@ struct AwqFile {
 /// for what the layout cannot hold (sizes, bits, act-order, values that are no f16).
 AwqFile publish_awq(const GroupAffine& matrix, AwqVersion version, std::string_view module);
 
+/// Its qweight alone: of a matrix whose other tensors are there already. Errors: unsupported, as
+/// publish_awq.
+std::vector<std::byte> publish_awq_codes(const GroupAffine& matrix, AwqVersion version,
+                                         std::string_view module);
+
 }  // namespace qw

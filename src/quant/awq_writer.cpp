@@ -69,31 +69,44 @@ void check_zero(float zero, std::string_view module) {
 class Writer {
  public:
   Writer(const GroupAffine& matrix, AwqVersion version, std::string_view module)
-      : m_(matrix),
-        version_(version),
-        module_(module),
-        scales_(static_cast<size_t>(matrix.n * matrix.n_groups)),
-        zeros_(scales_.size()) {
-    matrix.scales(0, matrix.n, scales_.data());
-    matrix.zeros(0, matrix.n, zeros_.data());
-  }
+      : m_(matrix), version_(version), module_(module) {}
 
   AwqFile write() {
+    write_codes();
+    scales_.resize(static_cast<size_t>(m_.n * m_.n_groups));
+    zeros_.resize(scales_.size());
+    m_.scales(0, m_.n, scales_.data());
+    m_.zeros(0, m_.n, zeros_.data());
     switch (version_) {
       case AwqVersion::kGemm:
-        write_gemm();
+        write_gemm_groups();
         break;
       case AwqVersion::kGemv:
-        write_gemv();
+        write_gemv_groups();
         break;
       case AwqVersion::kGemvFast:
-        write_gemv_fast();
+        write_gemv_fast_groups();
         break;
     }
     return std::move(out_);
   }
+  std::vector<std::byte> write_qweight() {
+    write_codes();
+    return std::move(out_.qweight);
+  }
 
  private:
+  void write_codes() {
+    switch (version_) {
+      case AwqVersion::kGemm:
+        return write_gemm_codes();
+      case AwqVersion::kGemv:
+        return write_gemv_codes();
+      case AwqVersion::kGemvFast:
+        return write_gemv_fast_codes();
+    }
+  }
+
   template <typename Visit>  // visit(output, group, scale, zero)
   void for_groups(const Visit& visit) const {
     for (int64_t o = 0; o < m_.n; ++o) {
@@ -104,11 +117,9 @@ class Writer {
     }
   }
 
-  void write_gemm() {
-    const int64_t n = m_.n, k = m_.k, width = n / 8;
+  void write_gemm_codes() {
+    const int64_t k = m_.k, width = m_.n / 8;
     out_.qweight_shape = {k, width};
-    out_.qzeros_shape = {m_.n_groups, width};
-    out_.scales_shape = {m_.n_groups, n};
     std::vector<uint32_t> words(static_cast<size_t>(k * width));
     for_rows(m_, module_, [&](int64_t o, const uint8_t* codes) {
       const int shift = gemm_shift(o);
@@ -117,7 +128,13 @@ class Writer {
         to[i * width] |= uint32_t{codes[i]} << shift;
     });
     out_.qweight = bytes_of(words);
-    words.assign(static_cast<size_t>(m_.n_groups * width), 0);
+  }
+
+  void write_gemm_groups() {
+    const int64_t n = m_.n, width = n / 8;
+    out_.qzeros_shape = {m_.n_groups, width};
+    out_.scales_shape = {m_.n_groups, n};
+    std::vector<uint32_t> words(static_cast<size_t>(m_.n_groups * width));
     out_.scales.resize(static_cast<size_t>(m_.n_groups * n));
     for_groups([&](int64_t o, int64_t g, float scale, float zero) {
       check_zero(zero, module_);
@@ -127,12 +144,9 @@ class Writer {
     out_.qzeros = bytes_of(words);
   }
 
-  void write_gemv() {
+  void write_gemv_codes() {
     const int64_t n = m_.n, words_per_row = m_.k / 8;
-    const int64_t width = zeros_width(m_.n_groups, m_.group_size);
     out_.qweight_shape = {n, words_per_row};
-    out_.qzeros_shape = {n, width};
-    out_.scales_shape = {n, width * 8};
     std::vector<uint32_t> words(static_cast<size_t>(n * words_per_row));
     for_rows(m_, module_, [&](int64_t o, const uint8_t* codes) {
       for (int64_t i = 0; i < m_.k; ++i)
@@ -140,7 +154,13 @@ class Writer {
                                                                  << (4 * (i % 8));
     });
     out_.qweight = bytes_of(words);
-    words.assign(static_cast<size_t>(n * width), 0);
+  }
+
+  void write_gemv_groups() {
+    const int64_t n = m_.n, width = zeros_width(m_.n_groups, m_.group_size);
+    out_.qzeros_shape = {n, width};
+    out_.scales_shape = {n, width * 8};
+    std::vector<uint32_t> words(static_cast<size_t>(n * width));
     out_.scales.resize(static_cast<size_t>(n * width * 8));
     for_groups([&](int64_t o, int64_t g, float scale, float zero) {
       check_zero(zero, module_);
@@ -150,12 +170,9 @@ class Writer {
     out_.qzeros = bytes_of(words);
   }
 
-  void write_gemv_fast() {
+  void write_gemv_fast_codes() {
     const int64_t n = m_.n, k = m_.k;
-    const int64_t rows = zeros_width(m_.n_groups, m_.group_size) * 8;
     out_.qweight_shape = {n / 4, k};
-    out_.qzeros_shape = out_.scales_shape = {rows, n};
-    out_.qzeros_dtype = DType::kF16;
     out_.qweight_dtype = DType::kI16;
     std::vector<uint16_t> words(static_cast<size_t>(n / 4 * k));
     for_rows(m_, module_, [&](int64_t o, const uint8_t* codes) {
@@ -167,6 +184,12 @@ class Writer {
       }
     });
     out_.qweight = bytes_of(words);
+  }
+
+  void write_gemv_fast_groups() {
+    const int64_t n = m_.n, rows = zeros_width(m_.n_groups, m_.group_size) * 8;
+    out_.qzeros_shape = out_.scales_shape = {rows, n};
+    out_.qzeros_dtype = DType::kF16;
     std::vector<uint16_t> offsets(static_cast<size_t>(rows * n));
     out_.scales.resize(offsets.size());
     for_groups([&](int64_t o, int64_t g, float scale, float offset) {
@@ -241,7 +264,9 @@ AwqFile::Views AwqFile::views(const std::string& module) const {
           view(".scales", DType::kF16, scales_shape, std::as_bytes(std::span(scales)))};
 }
 
-AwqFile publish_awq(const GroupAffine& matrix, AwqVersion version, std::string_view module) {
+namespace {
+
+void check_matrix(const GroupAffine& matrix, AwqVersion version, std::string_view module) {
   if (matrix.bits != 4) refuse(module, "4 bits", fmt::format("{}", matrix.bits));
   if (!matrix.group_of.empty()) refuse(module, "groups of neighbours", "act-order");
   const bool offsets = version == AwqVersion::kGemvFast;
@@ -249,7 +274,19 @@ AwqFile publish_awq(const GroupAffine& matrix, AwqVersion version, std::string_v
     refuse(module, offsets ? "offsets" : "zero points", offsets ? "zero points" : "offsets");
   }
   check_awq_sizes(matrix.n, matrix.k, matrix.group_size, version, module);
+}
+
+}  // namespace
+
+AwqFile publish_awq(const GroupAffine& matrix, AwqVersion version, std::string_view module) {
+  check_matrix(matrix, version, module);
   return Writer(matrix, version, module).write();
+}
+
+std::vector<std::byte> publish_awq_codes(const GroupAffine& matrix, AwqVersion version,
+                                         std::string_view module) {
+  check_matrix(matrix, version, module);
+  return Writer(matrix, version, module).write_qweight();
 }
 
 }  // namespace qw

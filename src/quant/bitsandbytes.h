@@ -93,6 +93,10 @@ Bnb4File encode_nf4(const LinearSource& source, const Nf4Options& options);
 using Nf4ForEach = FunctionRef<void(int64_t n, FunctionRef<void(int64_t)> body)>;
 Bnb4File encode_nf4(const LinearSource& source, const Nf4Options& options, Nf4ForEach for_each);
 
+/// Codes of four bits as they lie in the file: two to a byte, the first above. What fills the last
+/// byte up is bitsandbytes' zero.
+std::vector<uint8_t> pack_bnb4_codes(const std::vector<uint8_t>& codes);
+
 /// Errors: invalid_argument, as encode_nf4.
 void check_nf4_sizes(int64_t n, int64_t k, int64_t block_size, std::string_view module);
 

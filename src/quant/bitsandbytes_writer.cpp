@@ -187,8 +187,9 @@ std::vector<float> values_of(const LinearSource& source, DType dtype) {
   for (float& value : out) {
     value = rounded_to(dtype, value);
     if (!std::isfinite(value)) {
-      fail(ErrorKind::kInvalidArgument, "bitsandbytes", "{}: expected values that {} can hold, got {}",
-           printable(source.name), name_of(dtype), value);
+      fail(ErrorKind::kInvalidArgument, "bitsandbytes",
+           "{}: expected values that {} can hold, got {}", printable(source.name), name_of(dtype),
+           value);
     }
   }
   return out;
@@ -244,12 +245,17 @@ Bnb4File encode_nf4(const LinearSource& source, const Nf4Options& options, Nf4Fo
       if (is_better) code_block(x, scale_of(file, block), is_full, out.data());
     });
   }
-  file.codes.resize((codes.size() + 1) / 2);
-  for (size_t i = 0; i < codes.size(); ++i)
-    file.codes[i / 2] |= static_cast<uint8_t>(i % 2 == 0 ? codes[i] << 4 : codes[i]);
-  // bitsandbytes fills the pair up with a zero.
-  if (codes.size() % 2 != 0) file.codes.back() |= 7;
+  file.codes = pack_bnb4_codes(codes);
   return file;
+}
+
+std::vector<uint8_t> pack_bnb4_codes(const std::vector<uint8_t>& codes) {
+  std::vector<uint8_t> out((codes.size() + 1) / 2);
+  for (size_t i = 0; i < codes.size(); ++i)
+    out[i / 2] |= static_cast<uint8_t>(i % 2 == 0 ? codes[i] << 4 : codes[i]);
+  // bitsandbytes fills the pair up with a zero.
+  if (codes.size() % 2 != 0) out.back() |= 7;
+  return out;
 }
 
 Bnb4File encode_nf4(const LinearSource& source, const Nf4Options& options) {

@@ -57,4 +57,8 @@ struct GptqFile {
 /// v1, which stores zero - 1 and would wrap, one of 2^bits, offsets instead of zero points).
 GptqFile publish_gptq(const GroupAffine& matrix, bool v2_zeros, std::string_view module);
 
+/// Its qweight alone, [k * bits / 32, n]: of a matrix whose other tensors are there already.
+/// Errors: unsupported (bits, k * bits no multiple of 32).
+std::vector<uint32_t> publish_gptq_codes(const GroupAffine& matrix, std::string_view module);
+
 }  // namespace qw

@@ -28,7 +28,8 @@ void pack_32(const uint8_t* codes, int bits, uint32_t* words, int64_t stride) {
   }
 }
 
-void pack_codes(const GroupAffine& matrix, std::string_view module, GptqFile& out) {
+void pack_codes(const GroupAffine& matrix, std::string_view module,
+                std::vector<uint32_t>& qweight) {
   const int64_t n = matrix.n, k = matrix.k, bits = matrix.bits;
   constexpr int64_t kRows = 16;  // their words share cache lines
   std::vector<uint8_t> rows(static_cast<size_t>(kRows * k));
@@ -47,7 +48,7 @@ void pack_codes(const GroupAffine& matrix, std::string_view module, GptqFile& ou
       const int64_t first_word = i * bits / 32;
       for (int64_t r = 0; r < n_rows; ++r) {
         const uint8_t* codes = rows.data() + r * k + i;
-        uint32_t* to = out.qweight.data() + first_word * n + row + r;
+        uint32_t* to = qweight.data() + first_word * n + row + r;
         if (i + 32 <= k) {
           pack_32(codes, matrix.bits, to, n);
           continue;
@@ -95,6 +96,19 @@ void pack_groups(const GroupAffine& matrix, bool v2_zeros, std::string_view modu
   }
 }
 
+void check_codes(const GroupAffine& matrix, std::string_view module) {
+  const int64_t k = matrix.k, bits = matrix.bits;
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
+    fail(ErrorKind::kUnsupported, "gptq", "{}: expected 2, 3, 4 or 8 bits, got {}",
+         printable(module), bits);
+  }
+  if (k * bits % 32 != 0) {
+    fail(ErrorKind::kUnsupported, "gptq",
+         "{}: expected a number of input features whose {}-bit codes fill whole words, got {}",
+         printable(module), bits, k);
+  }
+}
+
 template <typename T>
 RawTensor view_of(std::string name, DType dtype, const Shape& shape, const std::vector<T>& values) {
   RawTensor out;
@@ -120,18 +134,10 @@ GptqFile::Views GptqFile::views(const std::string& module) const {
 
 GptqFile publish_gptq(const GroupAffine& matrix, bool v2_zeros, std::string_view module) {
   const int64_t n = matrix.n, k = matrix.k, bits = matrix.bits;
-  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
-    fail(ErrorKind::kUnsupported, "gptq", "{}: expected 2, 3, 4 or 8 bits, got {}",
-         printable(module), bits);
-  }
+  check_codes(matrix, module);
   if (matrix.form != GroupAffine::Form::kZeroPoint) {
     fail(ErrorKind::kUnsupported, "gptq", "{}: expected zero points, got offsets",
          printable(module));
-  }
-  if (k * bits % 32 != 0) {
-    fail(ErrorKind::kUnsupported, "gptq",
-         "{}: expected a number of input features whose {}-bit codes fill whole words, got {}",
-         printable(module), bits, k);
   }
   GptqFile out;
   out.qweight_shape = {k * bits / 32, n};
@@ -141,11 +147,18 @@ GptqFile publish_gptq(const GroupAffine& matrix, bool v2_zeros, std::string_view
   out.qweight.resize(static_cast<size_t>(out.qweight_shape.n_elems()));
   out.qzeros.resize(static_cast<size_t>(out.qzeros_shape.n_elems()));
   out.scales.resize(static_cast<size_t>(out.scales_shape.n_elems()));
-  pack_codes(matrix, module, out);
+  pack_codes(matrix, module, out.qweight);
   pack_groups(matrix, v2_zeros, module, out);
   out.g_idx = matrix.group_of;
   for (int64_t i = 0; matrix.group_of.empty() && i < k; ++i)
     out.g_idx.push_back(static_cast<int32_t>(i / matrix.group_size));
+  return out;
+}
+
+std::vector<uint32_t> publish_gptq_codes(const GroupAffine& matrix, std::string_view module) {
+  check_codes(matrix, module);
+  std::vector<uint32_t> out(static_cast<size_t>(matrix.k * matrix.bits / 32 * matrix.n));
+  pack_codes(matrix, module, out);
   return out;
 }
 

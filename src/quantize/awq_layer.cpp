@@ -161,7 +161,8 @@ class LayerQuantiser {
                               .is_cold = is_cold,
                               .ratio = scales.ratio,
                               .change = change_of(from.parts[i], from.modules[i], scales.values, {},
-                                                  result.matrix, team_)});
+                                                  result.matrix, team_),
+                              .recoding = std::nullopt});
       if (options_.on_done) options_.on_done(from.parts[i].published_bytes());
     }
     return first;

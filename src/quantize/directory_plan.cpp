@@ -310,11 +310,7 @@ DirectoryPlan plan_directory(const Checkpoint& checkpoint, const ModelConfig& co
   plan.texts.emplace_back("config.json",
                           directory_config(checkpoint, config, choices.dtype, planner.is_tied()));
   if (checkpoint.gguf == nullptr) {
-    for (const char* name : kCompanions) {
-      const fs::path path = fs::path(checkpoint.directory) / name;
-      std::error_code ignored;
-      if (fs::is_regular_file(path, ignored)) plan.companions.push_back(path.string());
-    }
+    plan.companions = companions_of(checkpoint);
     return plan;
   }
   plan.texts.emplace_back("generation_config.json",
@@ -324,6 +320,29 @@ DirectoryPlan plan_directory(const Checkpoint& checkpoint, const ModelConfig& co
       plan.texts.push_back(std::move(file));
   }
   return plan;
+}
+
+std::vector<std::string> companions_of(const Checkpoint& checkpoint) {
+  std::vector<std::string> out;
+  for (const char* name : kCompanions) {
+    const fs::path path = fs::path(checkpoint.directory) / name;
+    std::error_code ignored;
+    if (fs::is_regular_file(path, ignored)) out.push_back(path.string());
+  }
+  return out;
+}
+
+MergeFigures write_tensor(const DirectoryTensor& tensor, ThreadPool& pool,
+                          FunctionRef<void(std::span<const std::byte>)> push) {
+  if (!tensor.rows) {
+    push(tensor.bytes);
+    return {};
+  }
+  RowRounder rounder(tensor, pool);
+  const int64_t n_rows = std::max<int64_t>(1, kChunkValues / tensor.shape.cols());
+  for (int64_t begin = 0; begin < tensor.shape.rows(); begin += n_rows)
+    push(rounder.round(begin, std::min(n_rows, tensor.shape.rows() - begin)));
+  return rounder.figures();
 }
 
 MergeFigures write_directory(const DirectoryPlan& plan, const std::string& path, ThreadPool& pool,
@@ -355,16 +374,9 @@ MergeFigures write_directory(const DirectoryPlan& plan, const std::string& path,
         done(std::ssize(bytes));
         if (cancel != nullptr) cancel->check("writing " + tensor.name);
       };
-      if (!tensor.rows) {
-        push(tensor.bytes);
-        continue;
-      }
-      RowRounder rounder(tensor, pool);
-      const int64_t n_rows = std::max<int64_t>(1, kChunkValues / tensor.shape.cols());
-      for (int64_t begin = 0; begin < tensor.shape.rows(); begin += n_rows)
-        push(rounder.round(begin, std::min(n_rows, tensor.shape.rows() - begin)));
-      sum.change += rounder.figures().change;
-      sum.lost += rounder.figures().lost;
+      const MergeFigures figures = write_tensor(tensor, pool, push);
+      sum.change += figures.change;
+      sum.lost += figures.lost;
     }
     out.finish();
   }

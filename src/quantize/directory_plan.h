@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/cancel.h"
+#include "base/function_ref.h"
 #include "base/thread_pool.h"
 #include "checkpoint/checkpoint.h"
 #include "model/config.h"
@@ -64,6 +65,15 @@ struct MergeFigures {
   double change = 0;  // sum of (W' - W)^2 over what was changed
   double lost = 0;    // sum of (round(W') - W')^2 over the same
 };
+
+/// Files beside the weights of a checkpoint's directory that a copy of it should have, too, but for
+/// its configuration: tokenizer, template, licence.
+std::vector<std::string> companions_of(const Checkpoint& checkpoint);
+
+/// Pushes a tensor's bytes as they will lie in the file, decoded and rounded where it has rows.
+/// Errors: as write_directory.
+MergeFigures write_tensor(const DirectoryTensor& tensor, ThreadPool& pool,
+                          FunctionRef<void(std::span<const std::byte>)> push);
 
 /// Writes the directory, which appears under `path` when it is whole: until then it is
 /// `path`.partial. `done(bytes)` is told as weights are written. Errors: io, cancelled,

@@ -7,50 +7,35 @@ namespace qw::quantize {
 
 namespace {
 
-class LayerQuantiser {
+class LayerWalk {
  public:
-  LayerQuantiser(const LayerSources& layer, const ModelConfig& config,
-                 const GptqLayerOptions& options, Backend& backend, const MatrixTeam& team,
-                 LayerPass& pass)
-      : layer_(layer),
-        config_(config),
-        options_(options),
-        backend_(backend),
-        team_(team),
-        pass_(pass),
-        quantised_(layer) {}
+  LayerWalk(const LayerSources& layer, const ModelConfig& config, Backend& backend, LayerPass& pass,
+            const PartsMaker& make)
+      : layer_(layer), config_(config), backend_(backend), pass_(pass), make_(make), made_(layer) {}
 
-  std::vector<QuantisedModule> run() {
+  LayerSources run() {
     LayerWeights w = norms();
-    std::vector<float> before;
-    if (!options_.true_sequential) before = pass_.hidden();
-    w.qkv = pack(quantise(layer_.qkv, quantised_.qkv,
-                          [&](LayerPass::Take take) { pass_.norm_inputs(w, take); }));
-    w.o = pack(
-        quantise(layer_.o, quantised_.o, [&](LayerPass::Take take) { pass_.attend(w, take); }));
+    w.qkv = pack(make_(
+        layer_.qkv, made_.qkv, [&](LayerPass::Take take) { pass_.norm_inputs(w, take); }, false));
+    w.o = pack(make_(
+        layer_.o, made_.o, [&](LayerPass::Take take) { pass_.attend(w, take); }, false));
     const bool sparse = !layer_.moe.router.parts.empty();
     if (sparse) {
       pass_.add_attention(w, [](const float*, int64_t) {});
-      quantise_experts(w);
+      make_experts(w);
     } else {
-      w.gate_up = pack(quantise(layer_.gate_up, quantised_.gate_up,
-                                [&](LayerPass::Take take) { pass_.add_attention(w, take); }));
-      w.down = pack(quantise(layer_.down, quantised_.down,
-                             [&](LayerPass::Take take) { pass_.gated(w.gate_up, take); }));
+      w.gate_up = pack(make_(
+          layer_.gate_up, made_.gate_up,
+          [&](LayerPass::Take take) { pass_.add_attention(w, take); }, false));
+      w.down = pack(make_(
+          layer_.down, made_.down, [&](LayerPass::Take take) { pass_.gated(w.gate_up, take); },
+          false));
     }
-    if (options_.true_sequential) {
-      pass_.add_feed_forward(w);
-    } else {
-      w = {};
-      pass_.set_hidden(std::move(before), pass_.layer());
-      pass_layer(quantised_, config_, backend_, pass_);
-    }
-    return std::move(modules_);
+    pass_.add_feed_forward(w);
+    return std::move(made_);
   }
 
  private:
-  using Inputs = FunctionRef<void(LayerPass::Take)>;
-
   LayerWeights norms() const {
     LayerWeights w;
     w.input_norm = backend_.upload(layer_.input_norm);
@@ -60,38 +45,9 @@ class LayerQuantiser {
 
   Linear pack(const LinearParts& parts) { return pack_linear(backend_, parts); }
 
-  /// Quantises matrices that share `inputs`. Returns those that the layer goes on with.
-  const LinearParts& quantise(const LinearParts& from, LinearParts& to, Inputs inputs,
-                              bool is_cold = false) {
-    Hessian hessian(from.name, from.parts.front().k, team_);
-    inputs([&](const float* x, int64_t n_tokens) { hessian.add(x, n_tokens, hessian.k()); });
-    const GptqFactor factor(hessian, options_.gptq, team_);
-    to.bytes.clear();
-    for (size_t i = 0; i < from.parts.size(); ++i) {
-      GptqResult result = gptq_quantise(from.parts[i], factor, team_);
-      if (options_.gptq.mode == GptqOptions::Mode::kReference) {
-        result.matrix = with_f16_scales(*result.matrix);
-        result.source = source_of(from.parts[i].name, result.matrix);
-      }
-      modules_.push_back({.id = from.modules[i],
-                          .matrix = result.matrix,
-                          .loss = result.loss,
-                          .damp = factor.damp(),
-                          .n_tokens = hessian.n_tokens(),
-                          .n_dead = factor.n_dead(),
-                          .is_damp_raised = factor.damp() > options_.gptq.damp,
-                          .is_cold = is_cold,
-                          .ratio = std::nullopt,
-                          .change = std::nullopt});
-      to.parts[i] = std::move(result.source);
-      if (options_.on_done) options_.on_done(from.parts[i].published_bytes());
-    }
-    return options_.true_sequential ? to : from;
-  }
-
-  void quantise_experts(LayerWeights& w) {
+  void make_experts(LayerWeights& w) {
     const MoeSources& from = layer_.moe;
-    MoeSources& to = quantised_.moe;
+    MoeSources& to = made_.moe;
     w.moe = std::make_unique<MoeWeights>();
     w.moe->router = pack(from.router);
     w.moe->top_k = config_.moe->top_k;
@@ -102,40 +58,83 @@ class LayerQuantiser {
     for (size_t e = 0; e < routed.size(); ++e) {
       const bool is_cold = std::ssize(routed[e]) < cold_expert_tokens(config_.hidden);
       const std::vector<int32_t>& tokens = is_cold ? all : routed[e];
-      w.moe->gate_up.push_back(pack(quantise(
+      w.moe->gate_up.push_back(pack(make_(
           from.gate_up[e], to.gate_up[e],
           [&](LayerPass::Take take) { pass_.expert_inputs(tokens, take); }, is_cold)));
-      w.moe->down.push_back(pack(quantise(
+      w.moe->down.push_back(pack(make_(
           from.down[e], to.down[e],
           [&](LayerPass::Take take) { pass_.expert_gated(tokens, w.moe->gate_up.back(), take); },
           is_cold)));
     }
     if (from.shared_gate_up.parts.empty()) return;
-    w.moe->shared_gate_up =
-        pack(quantise(from.shared_gate_up, to.shared_gate_up,
-                      [&](LayerPass::Take take) { pass_.expert_inputs(all, take); }));
-    w.moe->shared_down = pack(quantise(from.shared_down, to.shared_down, [&](LayerPass::Take take) {
-      pass_.gated(w.moe->shared_gate_up, take);
-    }));
+    w.moe->shared_gate_up = pack(make_(
+        from.shared_gate_up, to.shared_gate_up,
+        [&](LayerPass::Take take) { pass_.expert_inputs(all, take); }, false));
+    w.moe->shared_down = pack(make_(
+        from.shared_down, to.shared_down,
+        [&](LayerPass::Take take) { pass_.gated(w.moe->shared_gate_up, take); }, false));
     w.moe->shared_gate = pack(from.shared_gate);
   }
 
   const LayerSources& layer_;
   const ModelConfig& config_;
-  const GptqLayerOptions& options_;
   Backend& backend_;
-  const MatrixTeam& team_;
   LayerPass& pass_;
-  LayerSources quantised_;
-  std::vector<QuantisedModule> modules_;
+  const PartsMaker& make_;
+  LayerSources made_;
 };
 
 }  // namespace
 
+LayerSources walk_layer(const LayerSources& layer, const ModelConfig& config, Backend& backend,
+                        LayerPass& pass, const PartsMaker& make) {
+  return LayerWalk(layer, config, backend, pass, make).run();
+}
+
+void tell_inputs(const Hessian& hessian, const GptqFactor& factor, bool is_cold,
+                 QuantisedModule& module) {
+  module.damp = factor.damp();
+  module.n_tokens = hessian.n_tokens();
+  module.n_dead = factor.n_dead();
+  module.is_damp_raised = factor.damp() > factor.options().damp;
+  module.is_cold = is_cold;
+}
+
 std::vector<QuantisedModule> gptq_layer(const LayerSources& layer, const ModelConfig& config,
-                                   const GptqLayerOptions& options, Backend& backend,
-                                   const MatrixTeam& team, LayerPass& pass) {
-  return LayerQuantiser(layer, config, options, backend, team, pass).run();
+                                        const GptqLayerOptions& options, Backend& backend,
+                                        const MatrixTeam& team, LayerPass& pass) {
+  std::vector<QuantisedModule> modules;
+  const auto quantise = [&](const LinearParts& from, LinearParts& to,
+                            FunctionRef<void(LayerPass::Take)> inputs,
+                            bool is_cold) -> const LinearParts& {
+    Hessian hessian(from.name, from.parts.front().k, team);
+    inputs([&](const float* x, int64_t n_tokens) { hessian.add(x, n_tokens, hessian.k()); });
+    const GptqFactor factor(hessian, options.gptq, team);
+    to.bytes.clear();
+    for (size_t i = 0; i < from.parts.size(); ++i) {
+      GptqResult result = gptq_quantise(from.parts[i], factor, team);
+      if (options.gptq.mode == GptqOptions::Mode::kReference) {
+        result.matrix = with_f16_scales(*result.matrix);
+        result.source = source_of(from.parts[i].name, result.matrix);
+      }
+      QuantisedModule& module = modules.emplace_back();
+      module.id = from.modules[i];
+      module.matrix = result.matrix;
+      module.loss = result.loss;
+      tell_inputs(hessian, factor, is_cold, module);
+      to.parts[i] = std::move(result.source);
+      if (options.on_done) options.on_done(from.parts[i].published_bytes());
+    }
+    return options.true_sequential ? to : from;
+  };
+  std::vector<float> before;
+  if (!options.true_sequential) before = pass.hidden();
+  const LayerSources quantised = walk_layer(layer, config, backend, pass, quantise);
+  if (!options.true_sequential) {
+    pass.set_hidden(std::move(before), pass.layer() - 1);
+    pass_layer(quantised, config, backend, pass);
+  }
+  return modules;
 }
 
 void pass_layer(const LayerSources& layer, const ModelConfig& config, Backend& backend,

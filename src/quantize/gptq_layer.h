@@ -8,6 +8,7 @@
 #include <functional>
 #include <vector>
 
+#include "base/function_ref.h"
 #include "model/network.h"
 #include "quantize/gptq_solver.h"
 #include "quantize/layer_pass.h"
@@ -23,6 +24,23 @@ struct GptqLayerOptions {
   /// Told of the published bytes of each matrix when it is done; may be empty.
   std::function<void(int64_t)> on_done;
 };
+
+/// How matrices that share their inputs are made: `to` begins as `from`; `inputs` must be called
+/// once at least, for it moves the pass on. `is_cold`: of an expert that too few tokens are routed
+/// to; its inputs are those of all. Returns what the layer goes on with.
+using PartsMaker =
+    std::function<const LinearParts&(const LinearParts& from, LinearParts& to,
+                                     FunctionRef<void(LayerPass::Take)> inputs, bool is_cold)>;
+
+/// Moves `pass` behind the layer that it stands before, through the matrices as `make` makes them
+/// of `layer`'s: q, k and v; o; gate and up; down; those of experts one by one. Routers and the
+/// gate of a shared expert stay what they are. Returns the layer that was made.
+LayerSources walk_layer(const LayerSources& layer, const ModelConfig& config, Backend& backend,
+                        LayerPass& pass, const PartsMaker& make);
+
+/// What is to be said of the inputs that a matrix was made with.
+void tell_inputs(const Hessian& hessian, const GptqFactor& factor, bool is_cold,
+                 QuantisedModule& module);
 
 /// Quantises the layer that `pass` stands before, and moves it behind that layer as quantised.
 /// Routers and the gate of a shared expert stay as published. Errors: those of LayerPass, Hessian,

@@ -41,33 +41,58 @@ std::string job_text(const Checkpoint& checkpoint, const CalibrationSet& calibra
   return job.dump(1) + "\n";
 }
 
-void write_output(const LayerPlan& plan, const LayerRequest& request, ThreadPool& pool,
-                  WorkDirectory& work) {
-  DirectoryPlan directory = plan.kept;
-  std::vector<std::shared_ptr<const MappedFile>> files;
-  std::vector<DirectoryTensor> made;
-  std::unordered_set<std::string> names;
-  for (int layer = 0; layer < work.n_finished(); ++layer) {
-    files.push_back(MappedFile::open(work.layer_path(layer)));
-    for (const RawTensor& tensor : read_safetensors(files.back()).tensors) {
-      names.insert(tensor.name);
-      DirectoryTensor& to = made.emplace_back();
-      to.name = tensor.name;
-      to.dtype = tensor.dtype;
-      to.shape = tensor.shape;
-      to.bytes = tensor.bytes;
+/// The tensors of finished layers, which are views of files that this keeps mapped.
+class FinishedLayers {
+ public:
+  explicit FinishedLayers(const WorkDirectory& work) {
+    for (int layer = 0; layer < work.n_finished(); ++layer) {
+      files_.push_back(MappedFile::open(work.layer_path(layer)));
+      for (RawTensor& tensor : read_safetensors(files_.back()).tensors)
+        tensors.push_back(std::move(tensor));
     }
   }
+  void check_readable() const {
+    for (const auto& file : files_)
+      file->check_readable();
+  }
+
+  std::vector<RawTensor> tensors;
+
+ private:
+  std::vector<std::shared_ptr<const MappedFile>> files_;
+};
+
+void write_output(const LayerPlan& plan, const LayerRequest& request, ThreadPool& pool,
+                  std::span<const RawTensor> made) {
+  DirectoryPlan directory = plan.kept;
+  std::unordered_set<std::string> names;
+  for (const RawTensor& tensor : made)
+    names.insert(tensor.name);
   std::erase_if(directory.tensors,
                 [&](const DirectoryTensor& tensor) { return names.contains(tensor.name); });
-  std::ranges::move(made, std::back_inserter(directory.tensors));
+  for (const RawTensor& tensor : made) {
+    DirectoryTensor& to = directory.tensors.emplace_back();
+    to.name = tensor.name;
+    to.dtype = tensor.dtype;
+    to.shape = tensor.shape;
+    to.bytes = tensor.bytes;
+  }
   const auto on_written = [&](int64_t bytes) {
     if (request.on_written) request.on_written(bytes);
   };
   write_directory(directory, request.output, pool, on_written, request.cancel);
-  for (const auto& file : files)
-    file->check_readable();
+}
+
+/// Writes what the layers' files are for, and removes them.
+void finish_output(const Checkpoint& checkpoint, WorkDirectory& work,
+                   const std::function<void(std::span<const RawTensor>)>& finish) {
+  {
+    const FinishedLayers layers(work);
+    finish(layers.tensors);
+    layers.check_readable();
+  }
   work.remove();
+  checkpoint.check_readable();
 }
 
 void check_new(const LayerRequest& request) {
@@ -159,9 +184,9 @@ LayerPlan plan_layers(const LayerSource& source, const TokenizerSpec* tokenizer,
   return plan;
 }
 
-void write_layers(const LayerSource& source, const LayerPlan& plan,
-                  const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
-                  const LayerRequest& request, const LayerMethod& method) {
+void make_layers(const LayerSource& source, const CalibrationSet& calibration, Backend& backend,
+                 ThreadPool& pool, const LayerRequest& request, const LayerMethod& method,
+                 const std::function<void(std::span<const RawTensor>)>& finish) {
   const auto& [checkpoint, config, sources] = source;
   check_new(request);
   WorkDirectory work(request.output + ".work",
@@ -182,8 +207,14 @@ void write_layers(const LayerSource& source, const LayerPlan& plan,
     finish_layer(checkpoint, layer, quantised.tensors, pass.hidden(), work);
     if (request.on_layer) request.on_layer(l, quantised.modules);
   }
-  write_output(plan, request, pool, work);
-  checkpoint.check_readable();
+  finish_output(checkpoint, work, finish);
+}
+
+void write_layers(const LayerSource& source, const LayerPlan& plan,
+                  const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
+                  const LayerRequest& request, const LayerMethod& method) {
+  make_layers(source, calibration, backend, pool, request, method,
+              [&](std::span<const RawTensor> made) { write_output(plan, request, pool, made); });
 }
 
 void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadPool& pool,
@@ -202,8 +233,8 @@ void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadP
     source.checkpoint.check_readable();
     finish_layer(source.checkpoint, layer, tensors, {}, work);
   }
-  write_output(plan, request, pool, work);
-  source.checkpoint.check_readable();
+  finish_output(source.checkpoint, work,
+                [&](std::span<const RawTensor> made) { write_output(plan, request, pool, made); });
 }
 
 }  // namespace qw::quantize

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -88,6 +89,12 @@ struct LayerMethod {
   /// Quantises the layer that `pass` stands before, and moves it behind that layer.
   std::function<QuantisedLayer(const LayerSources&, const MatrixTeam&, LayerPass& pass)> quantise;
 };
+
+/// Quantises layer by layer, then calls finish(made) with the tensors of all of them, which must
+/// leave the output. All else as for write_layers.
+void make_layers(const LayerSource& source, const CalibrationSet& calibration, Backend& backend,
+                 ThreadPool& pool, const LayerRequest& request, const LayerMethod& method,
+                 const std::function<void(std::span<const RawTensor>)>& finish);
 
 /// Quantises and writes. A calibration without sequences is for a method that looks at no inputs
 /// and uses `pass` only to move on. An interruption leaves request.output + ".work", and the same

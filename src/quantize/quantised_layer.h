@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "model/tensor_names.h"
@@ -14,6 +15,13 @@
 #include "tensor/raw_tensor.h"
 
 namespace qw::quantize {
+
+/// Other weights on the grid that a matrix had: RecodedMatrix, without its codes.
+struct Recoding {
+  std::string format;
+  double kept_loss = 0, plain_loss = 0;
+  int64_t n_weights = 0, n_changed = 0, n_beyond = 0;
+};
 
 /// One quantised matrix, and what is to be said of it.
 struct QuantisedModule {
@@ -29,6 +37,7 @@ struct QuantisedModule {
   /// AWQ of a matrix that was quantised already: what rounding changes beside the matrix with its
   /// scales and divisors, with which weights cannot be compared with the source's.
   std::optional<WeightDifference> change;
+  std::optional<Recoding> recoding;  // of a merge; `matrix` is null then
 };
 
 struct QuantisedLayer {
