@@ -174,8 +174,10 @@ void check_text(const GenerationTask& task, const ServedModel& model, size_t n_b
       .with_code(kContextExceeded);
 }
 
-/// Tokens of an answer for which there must be room: those asked for, or one.
-int64_t n_answer_of(const GenerationConfig& config) {
+/// Tokens of an answer for which there must be room: those asked for, or one; what is pooled has
+/// none.
+int64_t n_answer_of(const GenerationTask& task, const GenerationConfig& config) {
+  if (task.pooling != Pooling::kNone) return 0;
   const bool is_asked =
       config.max_new_tokens && config.source_of("max_new_tokens") == ParameterSource::kUser;
   return is_asked ? *config.max_new_tokens : 1;
@@ -186,7 +188,7 @@ void truncate(const GenerationTask& task, const GenerationConfig& config, const 
               std::vector<int32_t>& ids) {
   if (!task.truncate_prompt_tokens) return;
   int64_t n_kept = *task.truncate_prompt_tokens;
-  if (n_kept < 0) n_kept = std::max<int64_t>(model.context() - n_answer_of(config), 1);
+  if (n_kept < 0) n_kept = std::max<int64_t>(model.context() - n_answer_of(task, config), 1);
   if (std::ssize(ids) > n_kept) ids.erase(ids.begin(), ids.end() - n_kept);
 }
 
@@ -194,14 +196,13 @@ void truncate(const GenerationTask& task, const GenerationConfig& config, const 
 void check_context(const GenerationTask& task, const GenerationConfig& config,
                    const ServedModel& model, int64_t n_prompt) {
   const int64_t ctx = model.context();
-  const int64_t n_answer = n_answer_of(config);
+  const int64_t n_answer = n_answer_of(task, config);
   if (n_prompt <= ctx - std::min(n_answer, ctx)) return;
   const std::string prompt = prompt_field_of(task);
   if (task.pooling != Pooling::kNone) {
     throw RequestError(ErrorKind::kInvalidArgument,
-                       fmt::format("[request] {}: expected at most {} tokens (the context of {} "
-                                   "but one), got {}",
-                                   prompt, ctx - 1, ctx, n_prompt),
+                       fmt::format("[request] {}: expected at most {} tokens (the context), got {}",
+                                   prompt, ctx, n_prompt),
                        prompt)
         .with_code(kContextExceeded);
   }
