@@ -329,16 +329,22 @@ class Grammars {
   bool is_missing_ = false;
 };
 
-/// Adds the tool format's stop strings and grammar to a request: calls, or the task's grammar.
-/// Returns the format and the structure of its calls, for a receipt.
+/// Adds the tool format's stop strings and grammar to a request: calls, or the task's grammar;
+/// where there is nothing to call, text that begins no call. Returns the format and the structure
+/// of its calls, for a receipt.
 Json constrain_by_tools(const ToolSetup& setup, const GenerationTask& task, Request& request,
                         Grammars& grammars, std::vector<std::string>& warnings) {
-  if (setup.prompt.functions.empty()) return nullptr;
-  for (std::string& stop : setup.format->stop_strings())
-    request.config.stop_strings.push_back(std::move(stop));
+  const bool is_react = setup.format->name() == "react";
+  if (setup.prompt.functions.empty()) {
+    // What opens a call of react's is an ordinary word.
+    if (task.grammar || is_react) return nullptr;
+  } else {
+    for (std::string& stop : setup.format->stop_strings())
+      request.config.stop_strings.push_back(std::move(stop));
+  }
   std::optional<AnswerForm> form;
   if (task.grammar) {
-    if (setup.format->name() == "react")
+    if (is_react)
       refuse_field(task.grammar_field, "expected no tools of the format react with it, got some");
     form = {grammar_source(task), task.grammar_field};
   }

@@ -282,6 +282,41 @@ TEST_F(OpenAiTools, UsersCannotForgeCalls) {
   EXPECT_FALSE(answer(body)["choices"][0]["message"].contains("tool_calls"));
 }
 
+// A model that was told of tools in other words, or by earlier turns, calls none all the same.
+TEST_F(OpenAiTools, NoneIsNoCallWhateverTheModelWouldSay) {
+  const ordered_json body = ask("What is the weather in Paris?");
+  const std::string rendered = running_->post("/apply-template", body)["prompt"];
+  const std::string begin = "<|im_start|>system\n";
+  ASSERT_TRUE(rendered.starts_with(begin)) << rendered;
+  const std::string told =
+      rendered.substr(begin.size(), rendered.find("<|im_end|>") - begin.size());
+  ordered_json by_hand = {{"messages", {{{"role", "system"}, {"content", told}}}},
+                          {"temperature", 0},
+                          {"max_tokens", 60}};
+  by_hand["messages"].push_back(body["messages"][0]);
+  const auto content = [&] {
+    const ordered_json message = answer(by_hand)["choices"][0]["message"];
+    EXPECT_FALSE(message.contains("tool_calls"));
+    return message["content"].get<std::string>();
+  };
+  EXPECT_THAT(content(), HasSubstr("✿FUNCTION✿")) << "what it would say";
+  by_hand["tools"] = body["tools"];
+  by_hand["tool_choice"] = "none";
+  EXPECT_THAT(content(), ::testing::Not(HasSubstr("✿FUNCTION✿")));
+  // Nor where earlier turns have calls and there are no tools now.
+  by_hand.erase("tools");
+  by_hand.erase("tool_choice");
+  const ordered_json call = {{"id", "a"},
+                             {"type", "function"},
+                             {"function", {{"name", "get_weather"}, {"arguments", "{}"}}}};
+  const ordered_json earlier[] = {{{"role", "assistant"}, {"content", ""}, {"tool_calls", {call}}},
+                                  {{"role", "tool"}, {"tool_call_id", "a"}, {"content", "21"}},
+                                  body["messages"][0]};
+  for (const ordered_json& message : earlier)
+    by_hand["messages"].push_back(message);
+  EXPECT_THAT(content(), ::testing::Not(HasSubstr("✿FUNCTION✿")));
+}
+
 TEST_F(OpenAiTools, SaysWhichSchemaItCannotFollow) {
   ordered_json body = ask("What is the weather in Paris?");
   body["tools"][0]["function"]["parameters"]["properties"]["city"]["not"] = {{"const", "x"}};
