@@ -56,14 +56,6 @@ size_t find_word(std::string_view text, std::string_view word, size_t begin) {
   return std::string_view::npos;
 }
 
-/// What "[component] what: ..." is about.
-std::string_view subject_of(std::string_view message) {
-  const size_t begin = message.find("] ");
-  if (!message.starts_with('[') || begin == std::string_view::npos) return "";
-  message.remove_prefix(begin + 2);
-  return message.substr(0, message.find(':'));
-}
-
 /// What is wrong with parameters, in the client's words: the field at fault, and every parameter by
 /// the name that the client gave it by.
 RequestError in_clients_words(const GenerationTask& task, const Error& error) {
@@ -100,7 +92,7 @@ constexpr size_t kMaxBadWords = 1024, kMaxStopTokens = 4096;
 /// is written by the thread that all connections share.
 constexpr int64_t kMaxTopLogprobs = 256, kMaxPromptLogprobs = int64_t{1} << 17;
 
-void check_length(const char* field, size_t size, size_t most) {
+void check_length(std::string_view field, size_t size, size_t most) {
   if (size > most) refuse_field(field, "expected at most {}, got {}", most, size);
 }
 
@@ -287,9 +279,7 @@ ToolSetup set_up_tools(const ToolTask& task, const ServedModel& model, ChatInput
   try {
     setup.prompt = setup.format->prompt(in);
   } catch (const Error& error) {
-    const std::string_view subject = subject_of(error.message());
-    const bool is_field = subject.find(' ') == std::string_view::npos;
-    throw RequestError(error.kind(), error.message(), is_field ? std::string(subject) : "");
+    throw in_client_names(task.names, error);
   }
   chat.messages = setup.prompt.messages;
   chat.tools = setup.prompt.tools;
@@ -382,11 +372,11 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
       config.set(name, 0, ParameterSource::kUser);
   }
   config.seed = task.seed ? *task.seed : random_seed();
-  check_length("stop_token_ids", task.stop_token_ids.size(), kMaxStopTokens);
+  check_length(task.stop_token_ids_field, task.stop_token_ids.size(), kMaxStopTokens);
   for (const int32_t id : task.stop_token_ids) {
     if (!config.is_eos(id)) config.eos_token_id.push_back(id);
   }
-  check_ids("stop_token_ids", task.stop_token_ids, model);
+  check_ids(task.stop_token_ids_field, task.stop_token_ids, model);
   n_copies = set_answers(task, config);
   try {
     config.validate(model.files().config().vocab);
