@@ -14,6 +14,7 @@
 
 #include "server/access.h"
 #include "support/running_service.h"
+#include "text/tokenizer.h"
 
 namespace qw::server {
 namespace {
