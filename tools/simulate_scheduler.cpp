@@ -20,6 +20,7 @@ struct Options {
   Machine machine;
   std::vector<int64_t> overtakes;  // more policies: the shipped one with other limits
   int64_t window = 0;
+  std::vector<int64_t> passes;  // and with other limits between clients
 };
 
 void print_line(const std::string& trace, const Policy& policy, const Report& report,
@@ -41,6 +42,11 @@ void compare(const std::string& name, const Trace& trace, const Options& options
     policies.back().max_overtakes = limit;
     if (options.window > 0) policies.back().overtake_window = options.window;
     policies.back().name += " " + std::to_string(limit);
+  }
+  for (const int64_t limit : options.passes) {
+    policies.push_back(shipped());
+    policies.back().pass_tokens = limit;
+    policies.back().name += " passing " + std::to_string(limit);
   }
   for (const Policy& policy : policies) {
     const auto begin = std::chrono::steady_clock::now();
@@ -71,6 +77,7 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--overtakes", options.overtakes, "compare also with these limits");
   app.add_option("--window", options.window, "and this window");
+  app.add_option("--passes", options.passes, "and with these tokens by which clients may pass");
   CLI11_PARSE(app, argc, argv);
 
   std::printf(

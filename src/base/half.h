@@ -20,19 +20,15 @@ inline uint16_t f32_to_bf16(float value) noexcept {
   return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
+/// Without a branch, so that loops become lanes.
 inline float f16_to_f32(uint16_t bits) noexcept {
+  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7FFFu) << 13;
+  // Moves the exponent from f16's bias to f32's; subnormals of f16 are ones of f32 before. Exact.
+  const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
+  const uint32_t infinite = magnitude >= 0x0F800000u ? 0x7F800000u : 0u;  // infinity or NaN
+  const uint32_t quiet = magnitude > 0x0F800000u ? 0x00400000u : 0u;
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
-  const uint32_t exponent = (bits >> 10) & 0x1Fu;
-  const uint32_t mantissa = bits & 0x3FFu;
-  if (exponent == 0x1F) {  // infinity or NaN
-    const uint32_t quiet = mantissa != 0 ? 0x00400000u : 0u;
-    return std::bit_cast<float>(sign | 0x7F800000u | (mantissa << 13) | quiet);
-  }
-  if (exponent != 0)
-    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-  // Zero and subnormals: mantissa * 2^-24, exact in binary32.
-  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | infinite | quiet | sign);
 }
 
 inline uint16_t f32_to_f16(float value) noexcept {

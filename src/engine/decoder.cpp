@@ -13,8 +13,7 @@ namespace qw {
 
 Decoder::Decoder(DecodeContext& context)
     : context_(context),
-      unit_(context.scheduler.add_unit(static_cast<int64_t>(context.request_id),
-                                       context.place.order, context.request.priority)) {}
+      unit_(context.scheduler.add_unit(static_cast<int64_t>(context.request_id), context.turn)) {}
 
 Decoder::~Decoder() {
   if (!finished_) context_.scheduler.remove_unit(unit_);

@@ -30,7 +30,7 @@ struct DecodeContext {
   int64_t max_len = 0;  // of a sequence, prompt included
   int64_t vocab = 0;
   std::shared_ptr<const Tokenizer> tokenizer;
-  FairQueue::Place place = {};  // in the line of all requests
+  Turn turn = {};
 
   const GenerationConfig& config() const { return request.config; }
   int64_t prompt_len() const { return static_cast<int64_t>(request.prompt.size()); }

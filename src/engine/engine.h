@@ -66,9 +66,11 @@ struct Request {
   /// Not kNone: the request generates nothing and yields RequestResult::embedding.
   Pooling pooling = Pooling::kNone;
   /// When its turn comes, which changes no bit: clients share the machine by tokens, whoever asks
-  /// for more; within that a lower priority goes first (engine/fair_queue.h).
+  /// for more; a lower priority goes first, before requests of other clients only where it may pass
+  /// them (engine/fair_queue.h).
   std::string client;
   int64_t priority = 0;
+  bool passes_others = true;
   /// Prefixes are shared, in memory and on disk, among requests with the same salt. "": the one
   /// that all without share. Changes no bit.
   std::string cache_salt;

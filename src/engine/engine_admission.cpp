@@ -158,6 +158,20 @@ int64_t Engine::Impl::longest_that_fits(const Request& request, int64_t max_len)
   return fits;
 }
 
+/// The turn it takes in the line of all: what its sequences will compute, all of them.
+Turn Engine::Impl::turn_of(const Request& request, int64_t max_len) const {
+  const GenerationConfig& config = request.config;
+  const auto prompt_len = static_cast<int64_t>(request.prompt.size());
+  const int64_t n_answers = config.num_beams > 1 ? 1 : config.num_return_sequences;
+  const int64_t negative = negative_length(request);
+  int64_t n_first =
+      request.pooling != Pooling::kNone
+          ? 0
+          : n_answers * width_of(config) * std::min(max_len - prompt_len, FairQueue::kAnswerTokens);
+  if (negative > 0) n_first *= 2;
+  return {request.client, request.priority, request.passes_others, prompt_len + negative + n_first};
+}
+
 /// Bytes that the strategy needs besides weights, cache and the logits of a step: of a beam the row
 /// that waits for the others, its processed copy, the raw one for log-probabilities, and the
 /// candidates that are drawn from; of contrastive search the hidden states of the whole sequence
@@ -206,7 +220,7 @@ RequestId Engine::Impl::submit(Request request) {
   active->context = std::unique_ptr<DecodeContext>(new DecodeContext{
       id, own, *scheduler_,
       make_pipeline(own.config, own.prompt, max_len, usable_vocab_, own.processors), max_len,
-      vocab_, tokenizer_, queue_.enter(own.client, own.priority, max_len)});
+      vocab_, tokenizer_, turn_of(own, max_len)});
   active->working_bytes = working_bytes;
   active->submitted = ActiveRequest::Clock::now();
   active->result.timings.n_prompt = static_cast<int64_t>(own.prompt.size());

@@ -176,7 +176,6 @@ void Engine::Impl::note_starts(const StepPlan& step) {
     if (active->has_started) continue;
     active->has_started = true;
     active->started = now;
-    queue_.begin(active->context->place);
     if (sequence.lineage == prompt_lineage(active->context->request_id))
       active->result.timings.n_cached = chunk.begin;
   }
@@ -448,7 +447,6 @@ void Engine::Impl::retire_finished() {
       }
     }
     if (tier_) tier_->leave(it->first);
-    queue_.end(active.context->place, timings.n_prompt + timings.n_generated);
     Event event;
     event.kind = Event::Kind::kRequest;
     event.request = it->first;

@@ -12,7 +12,6 @@
 
 #include "engine/decoder.h"
 #include "engine/engine.h"
-#include "engine/fair_queue.h"
 #include "engine/kv_sequence_file.h"
 #include "engine/prefix_tier.h"
 #include "engine/scheduler.h"
@@ -103,6 +102,7 @@ class Engine::Impl : private EventSink {
   int64_t max_length_of(const Request& request) const;
   int64_t pages_at_worst(const Request& request, int64_t max_len) const;
   int64_t longest_that_fits(const Request& request, int64_t max_len) const;
+  Turn turn_of(const Request& request, int64_t max_len) const;
   int64_t working_bytes_of(const Request& request, int64_t max_len) const;
   void check_working_bytes(int64_t wanted) const;
   void make_decoders(ActiveRequest& active);
@@ -140,7 +140,6 @@ class Engine::Impl : private EventSink {
   int64_t draft_kv_bytes_ = 0;
   std::map<RequestId, std::unique_ptr<ActiveRequest>> active_;
   RequestId next_id_ = 1;
-  FairQueue queue_;
   /// What step() has yet to report, in order. An exception leaves it as it is: nothing is lost.
   std::vector<Event> events_;
   std::vector<float> logits_;

@@ -29,13 +29,13 @@ int64_t Scheduler::pages_at_worst(int64_t prompt_len, int64_t max_len, int64_t w
 
 // ---- sequences and units -----------------------------------------------------------------------
 
-UnitId Scheduler::add_unit(int64_t family, int64_t order, int64_t priority) {
+UnitId Scheduler::add_unit(int64_t family, const Turn& turn) {
   const UnitId id = next_unit_++;
-  orders_[id] = order;
-  Unit& unit = units_[{order, id}];
-  unit.family = family;
-  unit.priority = priority;
-  waiting_.insert({order, id});
+  units_[id].family = family;
+  Family& own = families_[family];
+  if (own.units.empty()) queue_.enter(family, turn);
+  own.units.push_back(id);
+  if (own.order) waiting_.insert({*own.order, id});
   return id;
 }
 
@@ -72,6 +72,7 @@ void Scheduler::append(SeqId id, int32_t token) {
   if (!is_computed) return drop_draft(sequence);
   sequence.draft.erase(sequence.draft.begin());
   ++sequence.n_computed;
+  queue_.take(unit_at(sequence.unit).family, 1);
   if (pool_.keeps_blocks()) publish_blocks({id, sequence.n_computed - 1, sequence.n_computed});
 }
 
@@ -125,17 +126,20 @@ void Scheduler::remove_unit(UnitId id) {
     publish_tail(at(seq));
     remove_sequence(seq);
   }
-  const Place place = place_of(id);
-  if (units_.at(place).running) stop(place);
-  waiting_.erase(place);
-  units_.erase(place);
-  orders_.erase(id);
+  if (unit_at(id).running) stop(id);
+  const auto family = families_.find(unit_at(id).family);
+  if (family->second.order) waiting_.erase(place_of(id));
+  std::erase(family->second.units, id);
+  if (family->second.units.empty()) {
+    queue_.leave(family->first);
+    families_.erase(family);
+  }
+  units_.erase(id);
 }
 
+/// Of a unit whose family has had its turn.
 Scheduler::Place Scheduler::place_of(UnitId id) const {
-  const auto it = orders_.find(id);
-  QW_CHECK(it != orders_.end(), "no unit {}", id);
-  return {it->second, id};
+  return {*families_.at(unit_at(id).family).order, id};
 }
 
 Sequence& Scheduler::at(SeqId id) {
@@ -170,12 +174,12 @@ Scheduler::Demand Scheduler::demand() const {
     }
   };
   for (const Place& place : running_)
-    add(units_.at(place));
-  int64_t n_places = options_.max_families - std::ssize(n_running_);
-  for (const Place& place : waiting_) {  // whichever of them start, so many do
-    const Unit& unit = units_.at(place);
-    if (unit.held) continue;
-    if (!n_running_.contains(unit.family) && n_places-- <= 0) break;
+    add(unit_at(place.id));
+  int64_t n_places = options_.max_families - n_families_running_;
+  // Whichever of them start, so many do.
+  for (const Waiting& waiting : first_in_line(std::ssize(waiting_) + n_places)) {
+    const Unit& unit = unit_at(waiting.id);
+    if (families_.at(unit.family).n_running == 0 && n_places-- <= 0) break;
     if (!has_pages_for(unit)) break;
     add(unit);
   }
@@ -318,26 +322,23 @@ std::optional<UnitId> Scheduler::last_running() const {
 }
 
 /// Moves a unit between those that wait and those that run.
-void Scheduler::start(const Place& place) {
-  Unit& unit = units_.at(place);
-  unit.running = true;
-  waiting_.erase(place);
-  running_.insert(place);
-  ++n_running_[unit.family];
+void Scheduler::start(UnitId id) {
+  unit_at(id).running = true;
+  waiting_.erase(place_of(id));
+  running_.insert(place_of(id));
+  if (family_of(id).n_running++ == 0) ++n_families_running_;
 }
 
-void Scheduler::stop(const Place& place) {
-  Unit& unit = units_.at(place);
-  unit.running = false;
-  running_.erase(place);
-  waiting_.insert(place);
-  const auto family = n_running_.find(unit.family);
-  if (--family->second == 0) n_running_.erase(family);
+void Scheduler::stop(UnitId id) {
+  unit_at(id).running = false;
+  running_.erase(place_of(id));
+  waiting_.insert(place_of(id));
+  if (--family_of(id).n_running == 0) --n_families_running_;
 }
 
 void Scheduler::preempt(UnitId id, StepPlan& step) {
   const Unit& unit = unit_at(id);
-  stop(place_of(id));
+  stop(id);
   ++n_preemptions_;
   for (const SeqId seq : unit.sequences) {
     publish_tail(at(seq));
@@ -420,6 +421,7 @@ void Scheduler::commit(const StepPlan& step) {
   for (const StepPlan::Chunk& chunk : step.chunks) {
     Sequence& sequence = at(chunk.seq);
     sequence.n_computed = std::min(chunk.end, sequence.size());  // a draft must first prove right
+    queue_.take(unit_at(sequence.unit).family, sequence.n_computed - chunk.begin);
     sequence.under_way = false;
     if (pool_.keeps_blocks()) publish_blocks({chunk.seq, chunk.begin, sequence.n_computed});
   }
@@ -532,6 +534,13 @@ void Scheduler::check_integrity() const {
              "sequence {} holds pages that do not hold its tokens", id);
   }
   pool_.check_integrity(held);
+  int64_t n_waiting = 0, n_running = 0;
+  for (const auto& [id, family] : families_) {
+    n_running += family.n_running > 0 ? 1 : 0;
+    n_waiting += family.order ? std::ssize(family.units) - family.n_running : 0;
+  }
+  QW_CHECK(n_running == n_families_running_ && n_waiting == std::ssize(waiting_));
+  QW_CHECK(queue_.n_open() == std::ssize(families_));
 }
 
 }  // namespace qw

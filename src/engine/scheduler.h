@@ -3,13 +3,13 @@
 // Level 6 (engine). Pure host code: no tensors, no clock, no I/O. A *sequence* is a list of tokens
 // of which the first n_computed are in the KV cache; a *unit* is the set of sequences that advance
 // in lock-step (one for plain decoding; the beams of a search) and that lose their pages together.
-// Units go by the order given for them, equals first come, first served (engine/fair_queue.h makes
-// orders that are fair between clients). When pages run out the last unit gives its pages back and
-// is computed again later; a sequence starts with the pages that hold its first tokens already. By
-// the numeric contract neither changes a bit. A sequence may carry a *draft*, tokens guessed to
-// come next: what a step has left over computes them along, and those that turn out right need not
-// be computed again. Source: Orca (Yu et al., 2022), vLLM, Sarathi (chunked prefill), speculative
-// decoding (Leviathan et al., 2023).
+// Units of one request form a *family*; families take turns that are fair between clients
+// (engine/fair_queue.h). When pages run out the last unit gives its pages back and is computed
+// again later; a sequence starts with the pages that hold its first tokens already. By the numeric
+// contract neither changes a bit. A sequence may carry a *draft*, tokens guessed to come next: what
+// a step has left over computes them along, and those that turn out right need not be computed
+// again. Source: Orca (Yu et al., 2022), vLLM, Sarathi (chunked prefill), speculative decoding
+// (Leviathan et al., 2023).
 #pragma once
 
 #include <algorithm>
@@ -24,6 +24,7 @@
 
 #include "backend/batch_plan.h"
 #include "base/function_ref.h"
+#include "engine/fair_queue.h"
 #include "engine/kv_pages.h"
 
 namespace qw {
@@ -51,6 +52,9 @@ struct SchedulerOptions {
   int64_t overtake_window = 128;
   int64_t max_overtakes = 512;
   bool weighs_length = true;  // false: the longest kept prefix first, for comparison
+  /// How far this goes between clients: see Scheduler::may_start().
+  int64_t lead_per_kept = 2;
+  int64_t pass_tokens = 4096;
   /// A unit does not start while another of its scope computes tokens that both begin with.
   bool await_prefixes = true;
 };
@@ -120,10 +124,9 @@ class Scheduler {
   /// each. The caller refuses what exceeds n_pages().
   int64_t pages_at_worst(int64_t prompt_len, int64_t max_len, int64_t width) const;
 
-  /// Units of one family (the answers to one request) take one place among max_families. The lower
-  /// `order`, the earlier its turn; equals by arrival. Only units of the same priority overtake
-  /// each other for their prefixes.
-  UnitId add_unit(int64_t family, int64_t order = 0, int64_t priority = 0);
+  /// Units of one family (the answers to one request) take one place among max_families, and one
+  /// turn: the first one's.
+  UnitId add_unit(int64_t family, const Turn& turn = {});
   /// `spec`: lineage, tokens (not empty), prompt_len, adapter, salt, logits_from.
   SeqId add_sequence(UnitId unit, Sequence spec);
   /// A sequence of the same unit with the same tokens that shares all pages until one is written.
@@ -148,7 +151,7 @@ class Scheduler {
 
   const Sequence& sequence(SeqId id) const;
   bool has_sequence(SeqId id) const { return sequences_.count(id) != 0; }
-  bool has_unit(UnitId id) const { return orders_.count(id) != 0; }
+  bool has_unit(UnitId id) const { return units_.count(id) != 0; }
 
   /// The next step; empty when nothing is pending. Pages are taken, n_computed is not yet changed:
   /// call commit() once the step is computed, or abandon() when its copies were made and the rest
@@ -215,7 +218,7 @@ class Scheduler {
                            const SchedulerOptions& options, StepPlan& step);
 
  private:
-  /// Of a unit in the line of all units.
+  /// Of a unit among those that have had their turn.
   struct Place {
     int64_t order = 0;
     UnitId id = 0;
@@ -223,10 +226,24 @@ class Scheduler {
   };
   struct Unit {
     int64_t family = 0;
-    int64_t priority = 0;
     bool running = false, held = false;
     int64_t n_overtaken = 0;  // by units later in line that started first
     std::vector<SeqId> sequences;
+  };
+  struct Family {
+    std::vector<UnitId> units;
+    int64_t n_running = 0;
+    std::optional<int64_t> order;  // of its units, once it has had its turn
+  };
+  /// A unit that waits; its family's place in line, if that has not had its turn.
+  struct Waiting {
+    UnitId id = 0;
+    std::optional<FairQueue::Place> place;
+    bool may_start = false;
+  };
+  struct Gain {
+    double rank = 0;     // who gains most starts first
+    int64_t n_kept = 0;  // tokens
   };
   struct Budget {
     int64_t tokens = 0, rows = 0;
@@ -234,19 +251,26 @@ class Scheduler {
 
   Sequence& at(SeqId id);
   Place place_of(UnitId id) const;
-  Unit& unit_at(UnitId id) { return units_.at(place_of(id)); }
-  const Unit& unit_at(UnitId id) const { return units_.at(place_of(id)); }
+  Unit& unit_at(UnitId id) { return units_.at(id); }
+  const Unit& unit_at(UnitId id) const { return units_.at(id); }
+  Family& family_of(UnitId id) { return families_.at(unit_at(id).family); }
   void schedule_unit(UnitId id, bool prefill, StepPlan& step, Budget& budget);
   void schedule_sequence(Sequence& sequence, int64_t n_tokens, StepPlan& step, Budget& budget);
   void extend_by_drafts(StepPlan& step, Budget& budget);
   void drop_draft(Sequence& sequence);
   void admit(StepPlan& step, Budget& budget);
-  std::optional<Place> next_to_admit() const;
+  std::vector<Waiting> first_in_line(int64_t n) const;
+  std::optional<size_t> next_to_admit(std::vector<Waiting>& line) const;
+  bool may_start(const std::vector<Waiting>& line, const Waiting& waiting, const Gain& gain,
+                 std::optional<bool>& is_short) const;
   bool has_place_for(const Unit& unit) const;
+  int64_t pages_to_take(const Unit& unit) const;
   bool has_pages_for(const Unit& unit) const;
-  std::optional<double> gain_of(const Unit& unit) const;
-  void start(const Place& place);
-  void stop(const Place& place);
+  bool is_short_of_pages(const std::vector<Waiting>& line) const;
+  std::optional<Gain> gain_of(const Unit& unit) const;
+  void begin(UnitId id);
+  void start(UnitId id);
+  void stop(UnitId id);
   /// What a sequence without pages could take over: from another of its lineage, or kept pages.
   struct Sharable {
     PagePool::Prefix prefix;
@@ -268,10 +292,11 @@ class Scheduler {
 
   SchedulerOptions options_;
   PagePool pool_;
-  std::map<Place, Unit> units_;
-  std::set<Place> running_, waiting_;               // whose turn it is first, first
-  std::unordered_map<int64_t, int64_t> n_running_;  // units of a family
-  std::unordered_map<UnitId, int64_t> orders_;
+  FairQueue queue_;  // of families that have not had their turn
+  std::unordered_map<int64_t, Family> families_;
+  std::unordered_map<UnitId, Unit> units_;
+  std::set<Place> running_, waiting_;  // whose families have, whose turn was first, first
+  int64_t n_families_running_ = 0;
   std::map<SeqId, Sequence> sequences_;
   std::unordered_map<int64_t, std::vector<SeqId>> lineages_;
   std::map<int64_t, PagePool::Prefix> holds_;

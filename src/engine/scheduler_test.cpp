@@ -113,6 +113,7 @@ class Life {
     options.max_overtakes = random_.below(4);
     options.overtake_window = 1 + random_.below(8);
     options.weighs_length = random_.below(2) == 0;
+    options.pass_tokens = random_.below(30);
     return options;
   }
 
@@ -125,7 +126,9 @@ class Life {
       ++ended_;  // refused before the queue
       return;
     }
-    Load load{scheduler_.add_unit(arrived_, random_.below(4)), {}, end_len, random_.below(2) == 0};
+    const Turn turn{std::string(1, static_cast<char>('a' + random_.below(3))), random_.below(3) - 1,
+                    random_.below(2) == 0, random_.below(end_len)};
+    Load load{scheduler_.add_unit(arrived_, turn), {}, end_len, random_.below(2) == 0};
     Sequence spec;
     for (int64_t i = 0; i < prompt; ++i)
       spec.tokens.push_back(random_.below(12) == 0 ? 1 : 0);  // so that many start alike
@@ -266,7 +269,7 @@ class Line {
       : scheduler_(options_of(max_overtakes, max_families)) {}
 
   UnitId add(std::vector<int32_t> tokens, int64_t priority = 0, int32_t adapter = -1) {
-    const UnitId unit = scheduler_.add_unit(++n_added_, 0, priority);
+    const UnitId unit = scheduler_.add_unit(++n_added_, {.priority = priority});
     Sequence spec;
     spec.lineage = n_added_;
     spec.prompt_len = ssize(tokens);
@@ -589,16 +592,16 @@ Sequence plain_sequence(int64_t n_tokens, int32_t first) {
   return spec;
 }
 
-TEST(Scheduler, UnitsGoByTheirOrderAndEqualsByArrival) {
+TEST(Scheduler, UnitsGoByTheirPriorityAndEqualsByArrival) {
   SchedulerOptions options;
   options.n_pages = 100;
   options.page_tokens = 4;
   options.max_tokens = 8;
   Scheduler scheduler(options);
   std::vector<SeqId> seqs;
-  for (const int64_t order : {5, 5, 1, 9}) {
+  for (const int64_t priority : {5, 5, 1, 9}) {
     const auto n = static_cast<int64_t>(seqs.size());
-    seqs.push_back(scheduler.add_sequence(scheduler.add_unit(n, order),
+    seqs.push_back(scheduler.add_sequence(scheduler.add_unit(n, {.priority = priority}),
                                           plain_sequence(6, static_cast<int32_t>(100 * n))));
   }
   std::vector<SeqId> begun;
@@ -623,8 +626,10 @@ TEST(Scheduler, TheLastInLineGivesItsPagesNotTheYoungest) {
   options.page_tokens = 4;
   options.max_families = 4;
   Scheduler scheduler(options);
-  const SeqId late = scheduler.add_sequence(scheduler.add_unit(0, 9), plain_sequence(7, 0));
-  const SeqId early = scheduler.add_sequence(scheduler.add_unit(1, 1), plain_sequence(7, 100));
+  const UnitId last = scheduler.add_unit(0, {.priority = 9});
+  const UnitId first = scheduler.add_unit(1, {.priority = 1});
+  const SeqId late = scheduler.add_sequence(last, plain_sequence(7, 0));
+  const SeqId early = scheduler.add_sequence(first, plain_sequence(7, 100));
   scheduler.commit(scheduler.schedule());
   EXPECT_EQ(scheduler.sequence(late).pages.size(), 2u);
   scheduler.append(early, 50);

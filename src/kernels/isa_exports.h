@@ -11,6 +11,7 @@
 #include "kernels/limits.h"
 #include "kernels/linear_table.h"
 #include "kernels/matrix.h"
+#include "quant/scale_search_ops.h"
 
 namespace qw::kernels {
 
@@ -25,6 +26,7 @@ struct IsaKernels {
   const AttentionOps* attention;
   const KvOps* kv;
   const MatrixOps* matrix;
+  const ScaleSearchOps* scale_search;
 };
 
 namespace generic {
@@ -35,6 +37,7 @@ extern const ElementwiseOps kElementwiseOps;
 extern const AttentionOps kAttentionOps;
 extern const KvOps kKvOps;
 extern const MatrixOps kMatrixOps;
+extern const ScaleSearchOps kScaleSearchOps;
 }  // namespace generic
 
 namespace avx2 {
@@ -45,6 +48,7 @@ extern const ElementwiseOps kElementwiseOps;
 extern const AttentionOps kAttentionOps;
 extern const KvOps kKvOps;
 extern const MatrixOps kMatrixOps;
+extern const ScaleSearchOps kScaleSearchOps;
 }  // namespace avx2
 
 namespace avxvnni {
@@ -60,6 +64,7 @@ extern const ElementwiseOps kElementwiseOps;
 extern const AttentionOps kAttentionOps;
 extern const KvOps kKvOps;
 extern const MatrixOps kMatrixOps;
+extern const ScaleSearchOps kScaleSearchOps;
 }  // namespace avx512
 
 namespace avx512vnni {
@@ -80,6 +85,7 @@ extern const ElementwiseOps kElementwiseOps;
 extern const AttentionOps kAttentionOps;
 extern const KvOps kKvOps;
 extern const MatrixOps kMatrixOps;
+extern const ScaleSearchOps kScaleSearchOps;
 }  // namespace neon
 
 namespace neondot {

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/half.h"
+#include "quant/encode_util.h"
 #include "quant/ggml_codecs.h"
 
 namespace qw {
@@ -76,15 +77,13 @@ void store_f16(const float* in, int64_t n_elems, std::byte* bytes) {
 
 /// Largest magnitude of a row. Errors: invalid_argument for an infinity or NaN.
 float max_magnitude(DType dtype, const float* in, int64_t n_elems) {
-  float most = 0.0F;
-  for (int64_t i = 0; i < n_elems; ++i) {
-    if (!std::isfinite(in[i])) {
-      fail(ErrorKind::kInvalidArgument, "quant",
-           "encode {}: expected finite values, got {} at element {}", name_of(dtype), in[i], i);
-    }
-    most = std::max(most, std::fabs(in[i]));
-  }
-  return most;
+  const float most = ggml::largest_magnitude({in, static_cast<size_t>(n_elems)});
+  if (std::isfinite(most)) return most;
+  int64_t i = 0;
+  while (std::isfinite(in[i]))
+    ++i;
+  fail(ErrorKind::kInvalidArgument, "quant",
+       "encode {}: expected finite values, got {} at element {}", name_of(dtype), in[i], i);
 }
 
 /// Block scales are at most the largest magnitude, so that only rows beyond f16 can overflow one.
@@ -199,7 +198,38 @@ bool is_grid_type(DType dtype) noexcept {
 
 namespace {
 
-void encode_block_row(DType dtype, const float* in, int64_t n, int elems, std::byte* bytes) {
+/// Blocks whose sub-blocks fill the lanes of a search.
+template <typename Block>
+constexpr int64_t kRunBlocks = 16;
+template <>
+constexpr int64_t kRunBlocks<BlockQ2_K> = 1;
+template <>
+constexpr int64_t kRunBlocks<BlockQ3_K> = 1;
+template <>
+constexpr int64_t kRunBlocks<BlockQ4_K> = 2;
+template <>
+constexpr int64_t kRunBlocks<BlockQ5_K> = 2;
+template <>
+constexpr int64_t kRunBlocks<BlockQ6_K> = 1;
+
+template <typename Block>
+void encode_runs(const float* in, const ggml::Importance* importance, int64_t n, int elems,
+                 const ScaleSearchOps& ops, std::byte* bytes) {
+  std::array<Block, static_cast<size_t>(kRunBlocks<Block>)> blocks;
+  for (int64_t b = 0; b < n; b += kRunBlocks<Block>) {
+    const auto n_blocks = static_cast<size_t>(std::min(kRunBlocks<Block>, n - b));
+    ggml::Importance own;
+    if (importance != nullptr) own = {importance->weights + b * elems, importance->row_mean_square};
+    ggml::encode(
+        ggml::BlockRun{in + b * elems, importance != nullptr ? &own : nullptr, n_blocks, ops},
+        blocks.data());
+    std::memcpy(bytes + b * static_cast<int64_t>(sizeof(Block)), blocks.data(),
+                n_blocks * sizeof(Block));
+  }
+}
+
+void encode_block_row(DType dtype, const float* in, int64_t n, int elems, const ScaleSearchOps& ops,
+                      std::byte* bytes) {
   switch (dtype) {
     case DType::kQ4_0:
       return encode_blocks<BlockQ4_0>(in, n, elems, bytes);
@@ -214,15 +244,15 @@ void encode_block_row(DType dtype, const float* in, int64_t n, int elems, std::b
     case DType::kQ8_1:
       return encode_blocks<BlockQ8_1>(in, n, elems, bytes);
     case DType::kQ2_K:
-      return encode_blocks<BlockQ2_K>(in, n, elems, bytes);
+      return encode_runs<BlockQ2_K>(in, nullptr, n, elems, ops, bytes);
     case DType::kQ3_K:
-      return encode_blocks<BlockQ3_K>(in, n, elems, bytes);
+      return encode_runs<BlockQ3_K>(in, nullptr, n, elems, ops, bytes);
     case DType::kQ4_K:
-      return encode_blocks<BlockQ4_K>(in, n, elems, bytes);
+      return encode_runs<BlockQ4_K>(in, nullptr, n, elems, ops, bytes);
     case DType::kQ5_K:
-      return encode_blocks<BlockQ5_K>(in, n, elems, bytes);
+      return encode_runs<BlockQ5_K>(in, nullptr, n, elems, ops, bytes);
     case DType::kQ6_K:
-      return encode_blocks<BlockQ6_K>(in, n, elems, bytes);
+      return encode_runs<BlockQ6_K>(in, nullptr, n, elems, ops, bytes);
     case DType::kQ8_K:
       return encode_blocks<BlockQ8_K>(in, n, elems, bytes);
     case DType::kIQ1_S:
@@ -273,34 +303,34 @@ void encode_blocks(const float* in, const ggml::Importance& importance, int64_t 
 
 /// False: the type has no use for importances.
 bool encode_block_row(DType dtype, const float* in, const ggml::Importance& importance, int64_t n,
-                      int elems, std::byte* bytes) {
+                      int elems, const ScaleSearchOps& ops, std::byte* bytes) {
   switch (dtype) {
     case DType::kQ4_0:
-      encode_blocks<BlockQ4_0>(in, importance, n, elems, bytes);
+      encode_runs<BlockQ4_0>(in, &importance, n, elems, ops, bytes);
       return true;
     case DType::kQ4_1:
-      encode_blocks<BlockQ4_1>(in, importance, n, elems, bytes);
+      encode_runs<BlockQ4_1>(in, &importance, n, elems, ops, bytes);
       return true;
     case DType::kQ5_0:
-      encode_blocks<BlockQ5_0>(in, importance, n, elems, bytes);
+      encode_runs<BlockQ5_0>(in, &importance, n, elems, ops, bytes);
       return true;
     case DType::kQ5_1:
-      encode_blocks<BlockQ5_1>(in, importance, n, elems, bytes);
+      encode_runs<BlockQ5_1>(in, &importance, n, elems, ops, bytes);
       return true;
     case DType::kQ2_K:
-      encode_blocks<BlockQ2_K>(in, importance, n, elems, bytes);
+      encode_runs<BlockQ2_K>(in, &importance, n, elems, ops, bytes);
       return true;
     case DType::kQ3_K:
-      encode_blocks<BlockQ3_K>(in, importance, n, elems, bytes);
+      encode_runs<BlockQ3_K>(in, &importance, n, elems, ops, bytes);
       return true;
     case DType::kQ4_K:
-      encode_blocks<BlockQ4_K>(in, importance, n, elems, bytes);
+      encode_runs<BlockQ4_K>(in, &importance, n, elems, ops, bytes);
       return true;
     case DType::kQ5_K:
-      encode_blocks<BlockQ5_K>(in, importance, n, elems, bytes);
+      encode_runs<BlockQ5_K>(in, &importance, n, elems, ops, bytes);
       return true;
     case DType::kQ6_K:
-      encode_blocks<BlockQ6_K>(in, importance, n, elems, bytes);
+      encode_runs<BlockQ6_K>(in, &importance, n, elems, ops, bytes);
       return true;
     case DType::kIQ1_S:
       encode_blocks<BlockIQ1_S>(in, importance, n, elems, bytes);
@@ -336,7 +366,8 @@ bool encode_block_row(DType dtype, const float* in, const ggml::Importance& impo
 
 }  // namespace
 
-void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes) {
+void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes,
+                const ScaleSearchOps& ops) {
   const DTypeInfo& type = info(dtype);
   if (!can_encode(dtype)) {
     fail(ErrorKind::kUnsupported, "quant", "encode: expected a type that can be written, got {}",
@@ -357,14 +388,14 @@ void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes)
       break;
   }
   const float most = max_magnitude(dtype, in, n_elems);
-  encode_block_row(dtype, in, n_elems / type.block_elems, type.block_elems, bytes);
+  encode_block_row(dtype, in, n_elems / type.block_elems, type.block_elems, ops, bytes);
   if (most > kMaxF16) check_scales(dtype, bytes, n_elems);
 }
 
 void encode_row(DType dtype, const float* in, const float* importance, int64_t n_elems,
-                std::byte* bytes) {
+                std::byte* bytes, const ScaleSearchOps& ops) {
   const DTypeInfo& type = info(dtype);
-  if (!is_block(dtype) || !can_encode(dtype)) return encode_row(dtype, in, n_elems, bytes);
+  if (!is_block(dtype) || !can_encode(dtype)) return encode_row(dtype, in, n_elems, bytes, ops);
   QW_CHECK(n_elems >= 0 && n_elems % type.block_elems == 0, "{} elements of {}", n_elems,
            type.name);
   const float most = max_magnitude(dtype, in, n_elems);
@@ -373,8 +404,8 @@ void encode_row(DType dtype, const float* in, const float* importance, int64_t n
           ? 0.0F
           : ggml::sum_of_squares({in, static_cast<size_t>(n_elems)}) / static_cast<float>(n_elems);
   if (!encode_block_row(dtype, in, ggml::Importance{importance, mean_square},
-                        n_elems / type.block_elems, type.block_elems, bytes))
-    return encode_row(dtype, in, n_elems, bytes);
+                        n_elems / type.block_elems, type.block_elems, ops, bytes))
+    return encode_row(dtype, in, n_elems, bytes, ops);
   if (most > kMaxF16) check_scales(dtype, bytes, n_elems);
 }
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "quant/scale_search_ops.h"
 #include "tensor/dtype.h"
 
 namespace qw {
@@ -26,12 +27,14 @@ bool is_grid_type(DType dtype) noexcept;
 /// importance weights) into row_bytes(dtype, n_elems) bytes. Errors: unsupported for a
 /// type that cannot be written; invalid_argument for what it cannot hold: infinity or NaN in a
 /// block type, a number beyond f16 or beyond the scales of the block type.
-void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes);
+/// `ops` changes no bit.
+void encode_row(DType dtype, const float* in, int64_t n_elems, std::byte* bytes,
+                const ScaleSearchOps& ops = scalar_search_ops());
 
 /// The same with importance[i] >= 0, how much an error of element i counts (the mean square of the
 /// input that it is multiplied with, say). Types without a search take no notice of it.
 void encode_row(DType dtype, const float* in, const float* importance, int64_t n_elems,
-                std::byte* bytes);
+                std::byte* bytes, const ScaleSearchOps& ops = scalar_search_ops());
 
 /// Sets d, the f16 scale of a block of a grid type, and leaves its codes: so random weights are
 /// made in no time.

@@ -44,11 +44,6 @@ void encode(const float* x, BlockQ5_0& block) noexcept;
 void encode(const float* x, BlockQ5_1& block) noexcept;
 void encode(const float* x, BlockQ8_0& block) noexcept;
 void encode(const float* x, BlockQ8_1& block) noexcept;
-void encode(const float* x, BlockQ2_K& block) noexcept;
-void encode(const float* x, BlockQ3_K& block) noexcept;
-void encode(const float* x, BlockQ4_K& block) noexcept;
-void encode(const float* x, BlockQ5_K& block) noexcept;
-void encode(const float* x, BlockQ6_K& block) noexcept;
 void encode(const float* x, BlockQ8_K& block) noexcept;
 void encode(const float* x, BlockIQ1_S& block) noexcept;
 void encode(const float* x, BlockIQ1_M& block) noexcept;
@@ -67,15 +62,6 @@ void encode(const float* x, BlockQ1_0& block) noexcept;
 void encode(const float* x, BlockQ2_0& block) noexcept;
 
 // The same with the importance of each element.
-void encode(const float* x, const Importance& importance, BlockQ4_0& block) noexcept;
-void encode(const float* x, const Importance& importance, BlockQ4_1& block) noexcept;
-void encode(const float* x, const Importance& importance, BlockQ5_0& block) noexcept;
-void encode(const float* x, const Importance& importance, BlockQ5_1& block) noexcept;
-void encode(const float* x, const Importance& importance, BlockQ2_K& block) noexcept;
-void encode(const float* x, const Importance& importance, BlockQ3_K& block) noexcept;
-void encode(const float* x, const Importance& importance, BlockQ4_K& block) noexcept;
-void encode(const float* x, const Importance& importance, BlockQ5_K& block) noexcept;
-void encode(const float* x, const Importance& importance, BlockQ6_K& block) noexcept;
 void encode(const float* x, const Importance& importance, BlockIQ1_S& block) noexcept;
 void encode(const float* x, const Importance& importance, BlockIQ1_M& block) noexcept;
 void encode(const float* x, const Importance& importance, BlockIQ2_XXS& block) noexcept;
@@ -85,5 +71,25 @@ void encode(const float* x, const Importance& importance, BlockIQ3_XXS& block) n
 void encode(const float* x, const Importance& importance, BlockIQ3_S& block) noexcept;
 void encode(const float* x, const Importance& importance, BlockIQ4_NL& block) noexcept;
 void encode(const float* x, const Importance& importance, BlockIQ4_XS& block) noexcept;
+
+/// Blocks next to each other, as many as fill the lanes of a search: 1 of Q2_K, Q3_K and Q6_K, up
+/// to 2 of Q4_K and Q5_K, up to 16 of the types of 32 elements.
+struct BlockRun {
+  const float* x = nullptr;
+  const Importance* importance = nullptr;  // null: none
+  size_t n_blocks = 0;
+  const ScaleSearchOps& ops;
+};
+
+void encode(const BlockRun& run, BlockQ2_K* block) noexcept;
+void encode(const BlockRun& run, BlockQ3_K* block) noexcept;
+void encode(const BlockRun& run, BlockQ4_K* blocks) noexcept;
+void encode(const BlockRun& run, BlockQ5_K* blocks) noexcept;
+void encode(const BlockRun& run, BlockQ6_K* block) noexcept;
+// With importances only.
+void encode(const BlockRun& run, BlockQ4_0* blocks) noexcept;
+void encode(const BlockRun& run, BlockQ4_1* blocks) noexcept;
+void encode(const BlockRun& run, BlockQ5_0* blocks) noexcept;
+void encode(const BlockRun& run, BlockQ5_1* blocks) noexcept;
 
 }  // namespace qw::ggml

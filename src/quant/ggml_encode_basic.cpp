@@ -11,17 +11,11 @@
 #include "quant/encode_util.h"
 #include "quant/ggml_codecs.h"
 #include "quant/scale_search.h"
+#include "quant/search_lanes.h"
 
 namespace qw::ggml {
 
 namespace {
-
-float max_abs(std::span<const float> x) noexcept {
-  float most = 0.0F;
-  for (const float value : x)
-    most = std::max(most, std::fabs(value));
-  return most;
-}
 
 template <size_t kBytes>
 void put_nibbles(size_t j, int low, int high, std::array<uint8_t, kBytes>& qs) noexcept {
@@ -115,54 +109,76 @@ void encode(const float* x, BlockQ5_1& block) noexcept {
   put_five_bits(codes, block.qh, block.qs);
 }
 
-void encode(const float* x, const Importance& importance, BlockQ4_0& block) noexcept {
-  const auto weights = weigh<32>(x, importance.weights, importance.row_mean_square);
-  std::array<int8_t, 32> codes;
-  block.d = f32_to_f16(search_symmetric({x, 32}, weights, 8, codes));
-  for (size_t j = 0; j < 16; ++j)
-    put_nibbles(j, codes[j] + 8, codes[j + 16] + 8, block.qs);
+namespace {
+
+/// Codes and scales of up to sixteen blocks, with the importances of their elements.
+SearchLanes<32> weighed(const BlockRun& run) noexcept {
+  SearchLanes<32> lanes;
+  lanes.load(run.x, run.n_blocks);
+  lanes.weigh(run.importance, run.n_blocks,
+              [&](size_t) { return run.importance->row_mean_square; });
+  return lanes;
 }
 
-void encode(const float* x, const Importance& importance, BlockQ4_1& block) noexcept {
-  const auto weights = weigh<32>(x, importance.weights, importance.row_mean_square);
-  std::array<int8_t, 32> codes;
-  const ScaleMin found = search_affine({x, 32}, weights, codes, search_with_importance(15));
-  block.d = f32_to_f16(found.scale);
-  block.m = f32_to_f16(-found.min);
-  for (size_t j = 0; j < 16; ++j)
-    put_nibbles(j, codes[j], codes[j + 16], block.qs);
+}  // namespace
+
+void encode(const BlockRun& run, BlockQ4_0* blocks) noexcept {
+  SearchLanes<32> lanes = weighed(run);
+  run.ops.symmetric(lanes.groups(), 8);
+  const auto codes = lanes.codes_from(-8);
+  for (size_t b = 0; b < run.n_blocks; ++b) {
+    blocks[b].d = f32_to_f16(lanes.scale[b]);
+    for (size_t j = 0; j < 16; ++j)
+      put_nibbles(j, codes[32 * b + j], codes[32 * b + j + 16], blocks[b].qs);
+  }
 }
 
-void encode(const float* x, const Importance& importance, BlockQ5_0& block) noexcept {
-  const auto weights = weigh<32>(x, importance.weights, importance.row_mean_square);
-  std::array<int8_t, 32> found;
-  block.d = f32_to_f16(search_symmetric({x, 32}, weights, 16, found));
-  std::array<int, 32> codes;
-  for (size_t j = 0; j < 32; ++j)
-    codes[j] = found[j] + 16;
-  put_five_bits(codes, block.qh, block.qs);
+void encode(const BlockRun& run, BlockQ4_1* blocks) noexcept {
+  SearchLanes<32> lanes = weighed(run);
+  run.ops.affine(lanes.groups(), search_with_importance(15));
+  const auto codes = lanes.codes_from(0);
+  for (size_t b = 0; b < run.n_blocks; ++b) {
+    blocks[b].d = f32_to_f16(lanes.scale[b]);
+    blocks[b].m = f32_to_f16(-lanes.min[b]);
+    for (size_t j = 0; j < 16; ++j)
+      put_nibbles(j, codes[32 * b + j], codes[32 * b + j + 16], blocks[b].qs);
+  }
 }
 
-void encode(const float* x, const Importance& importance, BlockQ5_1& block) noexcept {
-  const auto weights = weigh<32>(x, importance.weights, importance.row_mean_square);
-  std::array<int8_t, 32> found;
-  const ScaleMin scale = search_affine({x, 32}, weights, found, search_with_importance(31));
-  block.d = f32_to_f16(scale.scale);
-  block.m = f32_to_f16(-scale.min);
-  std::array<int, 32> codes;
-  std::ranges::copy(found, codes.begin());
-  put_five_bits(codes, block.qh, block.qs);
+void encode(const BlockRun& run, BlockQ5_0* blocks) noexcept {
+  SearchLanes<32> lanes = weighed(run);
+  run.ops.symmetric(lanes.groups(), 16);
+  const auto codes = lanes.codes_from(-16);
+  for (size_t b = 0; b < run.n_blocks; ++b) {
+    blocks[b].d = f32_to_f16(lanes.scale[b]);
+    std::array<int, 32> own;
+    std::copy_n(codes.begin() + static_cast<std::ptrdiff_t>(32 * b), 32, own.begin());
+    put_five_bits(own, blocks[b].qh, blocks[b].qs);
+  }
+}
+
+void encode(const BlockRun& run, BlockQ5_1* blocks) noexcept {
+  SearchLanes<32> lanes = weighed(run);
+  run.ops.affine(lanes.groups(), search_with_importance(31));
+  const auto codes = lanes.codes_from(0);
+  for (size_t b = 0; b < run.n_blocks; ++b) {
+    blocks[b].d = f32_to_f16(lanes.scale[b]);
+    blocks[b].m = f32_to_f16(-lanes.min[b]);
+    std::array<int, 32> own;
+    std::copy_n(codes.begin() + static_cast<std::ptrdiff_t>(32 * b), 32, own.begin());
+    put_five_bits(own, blocks[b].qh, blocks[b].qs);
+  }
 }
 
 void encode(const float* x, BlockQ8_0& block) noexcept {
-  const float d = max_abs({x, 32}) / 127.0F, id = inverse(d);
+  const float d = largest_magnitude({x, 32}) / 127.0F, id = inverse(d);
   block.d = f32_to_f16(d);
   for (size_t j = 0; j < 32; ++j)
     block.qs[j] = static_cast<int8_t>(round_away(x[j] * id));
 }
 
 void encode(const float* x, BlockQ8_1& block) noexcept {
-  const float d = max_abs({x, 32}) / 127.0F, id = inverse(d);
+  const float d = largest_magnitude({x, 32}) / 127.0F, id = inverse(d);
   block.d = f32_to_f16(d);
   int sum = 0;
   for (size_t j = 0; j < 32; ++j) {
@@ -185,7 +201,7 @@ void encode(const float* x, BlockQ8_K& block) noexcept {
 }
 
 void encode(const float* x, BlockTQ1_0& block) noexcept {
-  const float d = max_abs({x, 256}), id = inverse(d);
+  const float d = largest_magnitude({x, 256}), id = inverse(d);
   block.d = f32_to_f16(d);
   const auto digit = [&](size_t i) { return round_away(x[i] * id) + 1; };
   const auto pack_five = [&](size_t first, size_t stride) {
@@ -204,7 +220,7 @@ void encode(const float* x, BlockTQ1_0& block) noexcept {
 }
 
 void encode(const float* x, BlockTQ2_0& block) noexcept {
-  const float d = max_abs({x, 256}), id = inverse(d);
+  const float d = largest_magnitude({x, 256}), id = inverse(d);
   block.d = f32_to_f16(d);
   block.qs = {};
   for (size_t i = 0; i < 256; ++i) {
@@ -215,7 +231,7 @@ void encode(const float* x, BlockTQ2_0& block) noexcept {
 
 void encode(const float* x, BlockMXFP4& block) noexcept {
   // The largest E2M1 exponent is 2: the scale is two below the exponent of the largest value.
-  const float most = max_abs({x, 32});
+  const float most = largest_magnitude({x, 32});
   const int exponent = most > 0.0F ? to_int(std::floor(std::log2(most))) - 2 + 127 : 0;
   block.e = static_cast<uint8_t>(std::max(0, exponent));
   const float d = e8m0_half(block.e);
@@ -226,7 +242,7 @@ void encode(const float* x, BlockMXFP4& block) noexcept {
 
 void encode(const float* x, BlockNVFP4& block) noexcept {
   for (size_t s = 0; s < 4; ++s, x += 16) {
-    block.d[s] = to_ue4m3(max_abs({x, 16}) / 6.0F);
+    block.d[s] = to_ue4m3(largest_magnitude({x, 16}) / 6.0F);
     const float d = ue4m3_half(block.d[s]);
     for (size_t i = 0; i < 8; ++i) {
       put_nibbles(8 * s + i, nearest_e2m1(x[i], d), nearest_e2m1(x[i + 8], d), block.qs);
@@ -246,7 +262,7 @@ void encode(const float* x, BlockQ1_0& block) noexcept {
 }
 
 void encode(const float* x, BlockQ2_0& block) noexcept {
-  const float d = max_abs({x, 64}), id = inverse(d);
+  const float d = largest_magnitude({x, 64}), id = inverse(d);
   block.d = f32_to_f16(d);
   block.qs = {};
   for (size_t i = 0; i < 64; ++i) {

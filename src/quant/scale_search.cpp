@@ -29,7 +29,7 @@ ScaleMin search_affine(std::span<const float> x, std::span<const float> weights,
     std::fill(codes.begin(), codes.end(), int8_t{0});
     return {0.0F, -min};
   }
-  std::array<int8_t, 32> trial{};
+  std::array<int8_t, kSearchValues> trial{};
   const auto round_codes = [&](float inverse_scale) {
     Sums sums;
     for (size_t i = 0; i < x.size(); ++i) {
@@ -112,6 +112,44 @@ float search_symmetric(std::span<const float> x, std::span<const float> weights,
   return scale;
 }
 
+float search_by_descent(std::span<const float> x, std::span<int8_t> codes) noexcept {
+  const float max = extreme(x);
+  if (std::fabs(max) < kTiny) {
+    std::fill(codes.begin(), codes.end(), int8_t{-4});
+    return 0.0F;
+  }
+  const float inverse_scale = -4.0F / max;
+  float sum_lx = 0.0F, sum_l2 = 0.0F;
+  for (size_t i = 0; i < x.size(); ++i) {
+    codes[i] = static_cast<int8_t>(std::clamp(round_even(inverse_scale * x[i]), -4, 3));
+    const float weight = x[i] * x[i];
+    sum_lx += weight * x[i] * static_cast<float>(codes[i]);
+    sum_l2 += weight * static_cast<float>(codes[i]) * static_cast<float>(codes[i]);
+  }
+  for (int round = 0; round < 5; ++round) {
+    bool changed = false;
+    for (size_t i = 0; i < x.size(); ++i) {
+      const float weight = x[i] * x[i];
+      const auto level = static_cast<float>(codes[i]);
+      float without_lx = sum_lx - weight * x[i] * level;
+      if (!(without_lx > 0.0F)) continue;
+      float without_l2 = sum_l2 - weight * level * level;
+      const int better = std::clamp(round_even(x[i] * without_l2 / without_lx), -4, 3);
+      if (better == codes[i]) continue;
+      without_lx += weight * x[i] * static_cast<float>(better);
+      without_l2 += weight * static_cast<float>(better) * static_cast<float>(better);
+      if (without_l2 > 0.0F && without_lx * without_lx * sum_l2 > sum_lx * sum_lx * without_l2) {
+        codes[i] = static_cast<int8_t>(better);
+        sum_lx = without_lx;
+        sum_l2 = without_l2;
+        changed = true;
+      }
+    }
+    if (!changed) break;
+  }
+  return sum_l2 > 0.0F ? sum_lx / sum_l2 : 0.0F;
+}
+
 float search_positive(std::span<const float> x, std::span<const float> weights, int max_code,
                       std::span<int8_t> codes) noexcept {
   float max = 0.0F;
@@ -181,3 +219,80 @@ float sum_of_squares(std::span<const float> x) noexcept {
 }
 
 }  // namespace qw::ggml
+
+namespace qw {
+
+namespace {
+
+using ggml::ScaleMin;
+
+/// One group of several.
+struct Group {
+  std::array<float, kSearchValues> x{}, weights{};
+  std::array<int8_t, kSearchValues> codes{};
+  size_t n = 0;
+
+  Group(const SearchGroups& groups, int g) : n(static_cast<size_t>(groups.n_values)) {
+    for (size_t i = 0; i < n; ++i) {
+      const size_t at = i * kSearchGroups + static_cast<size_t>(g);
+      x[i] = groups.x[at];
+      if (groups.weights != nullptr) weights[i] = groups.weights[at];
+    }
+  }
+  std::span<const float> values() const { return {x.data(), n}; }
+  std::span<const float> value_weights() const { return {weights.data(), n}; }
+  std::span<int8_t> value_codes() { return {codes.data(), n}; }
+  void put_codes(const SearchGroups& groups, int g) const {
+    for (size_t i = 0; i < n; ++i)
+      groups.codes[i * kSearchGroups + static_cast<size_t>(g)] = static_cast<float>(codes[i]);
+  }
+};
+
+void search_affine_groups(const SearchGroups& groups, const AffineSearch& search) {
+  for (int g = 0; g < kSearchGroups; ++g) {
+    Group group(groups, g);
+    const ScaleMin found =
+        ggml::search_affine(group.values(), group.value_weights(), group.value_codes(), search);
+    groups.scale[g] = found.scale;
+    groups.min[g] = found.min;
+    group.put_codes(groups, g);
+  }
+}
+
+void search_symmetric_groups(const SearchGroups& groups, int max_code) {
+  for (int g = 0; g < kSearchGroups; ++g) {
+    Group group(groups, g);
+    groups.scale[g] = ggml::search_symmetric(group.values(), group.value_weights(), max_code,
+                                             group.value_codes());
+    group.put_codes(groups, g);
+  }
+}
+
+void search_groups_by_descent(const SearchGroups& groups) {
+  for (int g = 0; g < kSearchGroups; ++g) {
+    Group group(groups, g);
+    groups.scale[g] = ggml::search_by_descent(group.values(), group.value_codes());
+    group.put_codes(groups, g);
+  }
+}
+
+void round_groups(const SearchGroups& groups, const GroupGrid& grid) {
+  for (int g = 0; g < kSearchGroups; ++g) {
+    if (grid.scale[g] == 0.0F) continue;
+    for (int i = 0; i < groups.n_values; ++i) {
+      const int at = i * kSearchGroups + g;
+      const int code = ggml::round_even((groups.x[at] + grid.offset[g]) / grid.scale[g]);
+      groups.codes[at] = static_cast<float>(std::clamp(code, grid.lowest, grid.highest));
+    }
+  }
+}
+
+}  // namespace
+
+const ScaleSearchOps& scalar_search_ops() noexcept {
+  static constexpr ScaleSearchOps kOps = {"scalar", search_affine_groups, search_symmetric_groups,
+                                          search_groups_by_descent, round_groups};
+  return kOps;
+}
+
+}  // namespace qw

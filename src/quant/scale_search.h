@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <span>
 
+#include "quant/scale_search_ops.h"
+
 namespace qw::ggml {
 
 /// Below this magnitude a group counts as zero.
@@ -22,26 +24,23 @@ struct ScaleMin {
   float min = 0.0F;  // subtracted: x ~ scale * code - min, min >= 0
 };
 
-struct AffineSearch {
-  int max_code;
-  float first, step;  // step sizes tried: (max_code + first + step * i) per range
-  int n_steps;
-  bool absolute_error;  // weigh |error| instead of its square
-};
-
 /// Where importances are given.
 constexpr AffineSearch search_with_importance(int max_code) noexcept {
   return {
       .max_code = max_code, .first = -0.9F, .step = 0.05F, .n_steps = 36, .absolute_error = false};
 }
 
-/// Scale and minimum for x ~ scale * code - min, code in [0, max_code]. At most 32 values.
+/// Scale and minimum for x ~ scale * code - min, code in [0, max_code]. At most kSearchValues.
 ScaleMin search_affine(std::span<const float> x, std::span<const float> weights,
                        std::span<int8_t> codes, const AffineSearch& search) noexcept;
 
 /// Scale for x ~ scale * code, code in [-max_code, max_code): nineteen step sizes.
 float search_symmetric(std::span<const float> x, std::span<const float> weights, int max_code,
                        std::span<int8_t> codes) noexcept;
+
+/// Scale for x ~ scale * code, code in [-4, 3], weights x^2: the first step size, then coordinate
+/// descent on the codes.
+float search_by_descent(std::span<const float> x, std::span<int8_t> codes) noexcept;
 
 /// Scale for x ~ scale * code, x >= 0, code in [0, max_code]: nine step sizes, then coordinate
 /// descent on the codes.

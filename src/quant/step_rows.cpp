@@ -328,22 +328,23 @@ bool steps_fit(DType dtype, const StepRows& rows, int64_t r, const float* decode
 }
 
 void encode_steps(DType dtype, const StepRows& rows, int64_t r, const float* decoded,
-                  const float* importance, std::byte* bytes) {
+                  const float* importance, std::byte* bytes, const ScaleSearchOps& ops) {
   const int64_t block_bytes = info(dtype).block_bytes;
   std::vector<std::byte> rounded;
   for (int64_t i = 0; i < rows.k; i += kBlock, bytes += block_bytes) {
     if (transcode_block(dtype, rows, at(r * rows.k + i), bytes)) continue;
     if (rounded.empty()) {  // as a whole: with importances the search looks at the whole row
       rounded.resize(at(rows.k / kBlock * block_bytes));
-      importance == nullptr ? encode_row(dtype, decoded, rows.k, rounded.data())
-                            : encode_row(dtype, decoded, importance, rows.k, rounded.data());
+      importance == nullptr ? encode_row(dtype, decoded, rows.k, rounded.data(), ops)
+                            : encode_row(dtype, decoded, importance, rows.k, rounded.data(), ops);
     }
     std::memcpy(bytes, rounded.data() + i / kBlock * block_bytes, at(block_bytes));
   }
 }
 
 void encode_rows(const LinearSource& source, int64_t row, int64_t n_rows, DType dtype,
-                 const float* importance, float* decoded, std::byte* out) {
+                 const float* importance, float* decoded, std::byte* out,
+                 const ScaleSearchOps& ops) {
   const int64_t k = source.k, bytes_per_row = row_bytes(dtype, k, source.name);
   const bool keeps_codes = takes_steps(dtype) && has_steps(source);
   StepRows steps;
@@ -353,10 +354,10 @@ void encode_rows(const LinearSource& source, int64_t row, int64_t n_rows, DType 
     const float* values = decoded + r * k;
     try {
       if (keeps_codes) {
-        encode_steps(dtype, steps, r, values, importance, out);
+        encode_steps(dtype, steps, r, values, importance, out, ops);
       } else {
-        importance == nullptr ? encode_row(dtype, values, k, out)
-                              : encode_row(dtype, values, importance, k, out);
+        importance == nullptr ? encode_row(dtype, values, k, out, ops)
+                              : encode_row(dtype, values, importance, k, out, ops);
       }
     } catch (const Error& error) {
       throw Error(error.kind(), fmt::format("{} (row {} of {})", error.message(), row + r,

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "quant/linear_source.h"
+#include "quant/scale_search_ops.h"
 
 namespace qw {
 
@@ -40,13 +41,16 @@ bool steps_fit(DType dtype, const StepRows& rows, int64_t r, const float* decode
 /// minimum rounded to f16, which is less than any search would change; the other blocks rounded as
 /// encode_row does. `importance` (may be null): as for encode_row. Errors: those of encode_row.
 void encode_steps(DType dtype, const StepRows& rows, int64_t r, const float* decoded,
-                  const float* importance, std::byte* bytes);
+                  const float* importance, std::byte* bytes,
+                  const ScaleSearchOps& ops = scalar_search_ops());
 
 /// Rows [row, row + n_rows) in `dtype`: by encode_steps where the rows have steps and the type
 /// takes them, else decoded and encoded. out: n_rows rows; decoded[r * k + i] becomes the rows in
-/// f32. `importance` (may be null): as for encode_row. Errors: those of encode_row, with the row.
+/// f32. `importance` (may be null) and `ops`: as for encode_row. Errors: those of encode_row, with
+/// the row.
 /// Thread safe.
 void encode_rows(const LinearSource& source, int64_t row, int64_t n_rows, DType dtype,
-                 const float* importance, float* decoded, std::byte* out);
+                 const float* importance, float* decoded, std::byte* out,
+                 const ScaleSearchOps& ops = scalar_search_ops());
 
 }  // namespace qw

@@ -1,12 +1,15 @@
 #include "quantize/gguf_plan.h"
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
+#include <future>
 #include <regex>
 #include <set>
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "kernels/scale_search.h"
 #include "quant/ggml_blocks.h"
 #include "quant/step_rows.h"
 
@@ -303,11 +306,12 @@ void write_rows(const GgufTensor& tensor, size_t index, int64_t begin, int64_t n
   const float* importance = tensor.importance.empty() ? nullptr : tensor.importance[index].data();
   const int64_t bytes_per_row = row_bytes(tensor.dtype, part.k, tensor.name);
   bytes.resize(static_cast<size_t>(n * bytes_per_row));
+  const ScaleSearchOps& ops = kernels::scale_search_ops(kernels::choose_isa(""));
   pool.parallel_for(ceil_div(n, kRows), 1, [&](int64_t first, int64_t last, int) {
     const int64_t row = first * kRows, n_rows = std::min(last * kRows, n) - row;
     std::vector<float> decoded(static_cast<size_t>(n_rows * part.k));
     encode_rows(part, begin + row, n_rows, tensor.dtype, importance, decoded.data(),
-                bytes.data() + row * bytes_per_row);
+                bytes.data() + row * bytes_per_row, ops);
   });
 }
 
@@ -321,13 +325,24 @@ std::span<const std::byte> bytes_of(const LinearSource& source) {
 
 void write_tensor(const GgufTensor& tensor, ThreadPool& pool, GgufSink sink,
                   const std::function<void(int64_t)>& done, const CancelFlag* cancel) {
-  const auto push = [&](std::span<const std::byte> bytes) {
-    sink(bytes);
+  const auto tell = [&](std::span<const std::byte> bytes) {
     done(std::ssize(bytes));
     if (cancel != nullptr) cancel->check("writing " + tensor.name);
   };
+  const auto push = [&](std::span<const std::byte> bytes) {
+    sink(bytes);
+    tell(bytes);
+  };
   if (tensor.parts.empty()) return push(std::as_bytes(std::span(tensor.values)));
-  std::vector<std::byte> bytes;
+  // While a chunk is on its way to the disk, the next one is encoded.
+  std::array<std::vector<std::byte>, 2> chunks;
+  std::future<void> written;
+  size_t current = 0;
+  const auto wait = [&] {
+    if (!written.valid()) return;
+    written.get();
+    tell(chunks[1 - current]);
+  };
   for (size_t index = 0; index < tensor.parts.size(); ++index) {
     const LinearSource& part = tensor.parts[index];
     if (tensor.is_copied()) {
@@ -336,10 +351,13 @@ void write_tensor(const GgufTensor& tensor, ThreadPool& pool, GgufSink sink,
     }
     const int64_t rows = std::max<int64_t>(1, kChunkValues / part.k);
     for (int64_t begin = 0; begin < part.n; begin += rows) {
-      write_rows(tensor, index, begin, std::min(rows, part.n - begin), pool, bytes);
-      push(bytes);
+      write_rows(tensor, index, begin, std::min(rows, part.n - begin), pool, chunks[current]);
+      wait();
+      written = std::async(std::launch::async, [&sink, &chunk = chunks[current]] { sink(chunk); });
+      current = 1 - current;
     }
   }
+  wait();
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "kernels/scale_search.h"
 #include "quant/ggml_blocks.h"
 #include "quant/step_rows.h"
 
@@ -40,6 +41,7 @@ double bits_of(DType dtype) {
 std::optional<double> relative_error(const GgufTensor& tensor, ThreadPool& pool) {
   const auto n_parts = static_cast<int64_t>(tensor.parts.size());
   const int64_t wanted = std::max(kLeastSampleRows, kSampleRows / n_parts);
+  const ScaleSearchOps& ops = kernels::scale_search_ops(kernels::choose_isa(""));
   double lost = 0, all = 0;
   for (size_t part = 0; part < tensor.parts.size(); ++part) {
     const LinearSource& source = tensor.parts[part];
@@ -52,7 +54,7 @@ std::optional<double> relative_error(const GgufTensor& tensor, ThreadPool& pool)
       std::vector<std::byte> bytes(static_cast<size_t>(row_bytes(tensor.dtype, k, tensor.name)));
       for (int64_t r = begin; r < end; ++r) {
         try {
-          encode_rows(source, r * source.n / n, 1, tensor.dtype, h, w.data(), bytes.data());
+          encode_rows(source, r * source.n / n, 1, tensor.dtype, h, w.data(), bytes.data(), ops);
         } catch (const Error&) {
           fits[static_cast<size_t>(r)] = 0;
           continue;

@@ -7,7 +7,6 @@
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "engine/fair_queue.h"
 #include "engine/scheduler.h"
 
 namespace qw::simulation {
@@ -72,7 +71,6 @@ class Run {
     double arrived_s = 0, started_s = -1, first_s = -1, ended_s = -1;
     UnitId unit = 0;
     int64_t n_generated = 0;
-    FairQueue::Place place;
   };
 
   static SchedulerOptions options_of(const Machine& machine, const Policy& policy) {
@@ -87,6 +85,7 @@ class Run {
     options.overtake_window = policy.overtake_window;
     options.weighs_length = policy.weighs_length;
     options.await_prefixes = policy.await_prefixes;
+    options.pass_tokens = policy.pass_tokens;
     return options;
   }
 
@@ -103,9 +102,12 @@ class Run {
            "request {}: expected at most {} tokens (the cache), got {}", arrival.request,
            machine_.kv_tokens, max_len);
     }
-    if (policy_.is_fair) state.place = queue_.enter(request.client, request.priority, max_len);
-    state.unit = scheduler_.add_unit(static_cast<int64_t>(arrival.request), state.place.order,
-                                     request.priority);
+    Turn turn;
+    if (policy_.is_fair) {
+      // How long an answer will be is known to nobody, here either.
+      turn = {request.client, request.priority, true, spec.prompt_len + FairQueue::kAnswerTokens};
+    }
+    state.unit = scheduler_.add_unit(static_cast<int64_t>(arrival.request), turn);
     spec.lineage = static_cast<int64_t>(arrival.request);
     const SeqId seq = scheduler_.add_sequence(state.unit, std::move(spec));
     request_of_.emplace(seq, arrival.request);
@@ -121,7 +123,6 @@ class Run {
       if (state.started_s >= 0) continue;
       state.started_s = now_;
       report_.n_cached_tokens += chunk.begin;
-      queue_.begin(state.place);
     }
     now_ += machine_.step_s + machine_.token_s * static_cast<double>(step.batch.n_tokens()) +
             machine_.row_s * static_cast<double>(step.rows.size()) + machine_.attended_s * attended;
@@ -141,7 +142,6 @@ class Run {
     state.ended_s = now_;
     scheduler_.remove_unit(state.unit);
     request_of_.erase(seq);
-    if (policy_.is_fair) queue_.end(state.place, state.place.n_tokens);
     report_.n_prompt_tokens += request.n_prompt_tokens();
     report_.n_generated_tokens += state.n_generated;
     for (const size_t next : followers_[index])
@@ -177,7 +177,6 @@ class Run {
   const Machine& machine_;
   const Policy& policy_;
   Scheduler scheduler_;
-  FairQueue queue_;
   std::vector<State> states_;
   std::vector<std::vector<size_t>> followers_;
   std::priority_queue<Arrival, std::vector<Arrival>, std::greater<>> arrivals_;
@@ -203,7 +202,8 @@ Policy shipped() {
           options.max_overtakes,
           options.overtake_window,
           options.weighs_length,
-          options.await_prefixes};
+          options.await_prefixes,
+          options.pass_tokens};
 }
 
 Report simulate(const Trace& trace, const Machine& machine, const Policy& policy) {

@@ -34,6 +34,7 @@ struct Policy {
   int64_t overtake_window = 1;
   bool weighs_length = true;
   bool await_prefixes = true;
+  int64_t pass_tokens = 0;  // between clients
 };
 /// First come, first served; the longest kept prefix first, among the first 128 that wait (the idea
 /// is SGLang's, Zheng et al., 2024); what the engine does.

@@ -133,6 +133,7 @@ void GenerationJob::submit(std::vector<Request> requests, const std::string& cli
   std::vector<Submission> submissions;
   for (size_t i = 0; i < requests.size(); ++i) {
     requests[i].client = client;
+    requests[i].passes_others = call_->client().is_admin;
     submissions.push_back(
         {std::move(requests[i]), std::make_shared<Sink>(shared_from_this(), i)});
   }

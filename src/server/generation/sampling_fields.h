@@ -181,7 +181,8 @@ void add_extra_sampling_fields(FieldTable<Task>& table) {
                         task.priority = to_integer("priority", value, -FairQueue::kMaxPriority,
                                                    FairQueue::kMaxPriority);
                       },
-                      "lower goes first; nobody waits for ever")
+                      "lower goes first among the client's own; before others' only of an "
+                      "administrator's key, or where no keys are in use; nobody waits for ever")
                       .as(types::integer(-FairQueue::kMaxPriority, FairQueue::kMaxPriority)));
   table.push_back(ignored<Task>("spaces_between_special_tokens",
                                 "Qwen's tokenizer never puts spaces between tokens"));

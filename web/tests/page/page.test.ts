@@ -382,6 +382,15 @@ describe('access', () => {
     await page.getByRole('heading', { name: 'What shall we talk about?' }).waitFor();
     expect(await page.evaluate(() => document.activeElement?.id)).toBe('composer');
   });
+  visit('loses no key that comes while a dialog closes', async (visit, page) => {
+    for (let i = 0; i < 20; ++i) { // the browser tells that it is closed some time after it is
+      await page.keyboard.press('Control+/');
+      await page.getByRole('dialog', { name: 'Keyboard' }).waitFor();
+      await Promise.all([page.keyboard.press('Escape'), page.keyboard.press('Control+k')]);
+      await page.waitForFunction(() => document.activeElement?.getAttribute('type') === 'search', undefined, { timeout: 5000 });
+      await visit.composer.focus();
+    }
+  });
 
   visit('starts with a link past the lists', async (_, page) => {
     const link = page.locator(':is(a, button, input, select, textarea):visible').first();
