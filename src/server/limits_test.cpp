@@ -382,10 +382,10 @@ TEST(Compilers, AreNobodyElsesAffair) {
 
 /// Returns once all threads of a pool have come to it, each done with what it did.
 void meet_all(Workers& workers, int n_threads) {
-  std::latch all(n_threads);
+  const auto all = std::make_shared<std::latch>(n_threads);  // threads may look at it after this one
   for (int i = 0; i < n_threads; ++i)
-    workers.post([&all] { all.arrive_and_wait(); });
-  all.wait();
+    workers.post([all] { all->arrive_and_wait(); });
+  all->wait();
 }
 
 // A grammar that was compiled is kept: what is not kept was ended before. (How soon after the flag

@@ -315,11 +315,11 @@ TEST_F(Anthropic, NamesTheFieldThatIsWrong) {
     body["messages"].push_back({{"role", "user"}, {"content", user}});
     EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("] " + where + ": "));
   };
-  is_told({text, call}, {text}, "messages[1].content[1]");
+  is_told({text, call}, ordered_json::array({text}), "messages[1].content[1]");
   is_told({text, call}, {text, result}, "messages[2].content[1]");
   ordered_json unnamed = call;
   unnamed["name"] = "no name";
-  is_told({text, unnamed}, {result}, "messages[1].content[1].name");
+  is_told({text, unnamed}, ordered_json::array({result}), "messages[1].content[1].name");
   body["tools"][0]["name"] = "no name";
   body["messages"].erase(1);
   body["messages"].erase(1);
