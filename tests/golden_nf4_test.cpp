@@ -110,8 +110,8 @@ TEST_P(GoldenNf4, WrittenDouble) {
 INSTANTIATE_TEST_SUITE_P(All, GoldenNf4,
                          testing::Values("gate_proj.b64", "random_f32.b64", "random_f32.b128",
                                          "large_f32.b64"),
-                         [](const auto& info) {
-                           std::string name = info.param;
+                         [](const auto& golden) {
+                           std::string name = golden.param;
                            std::ranges::replace(name, '.', '_');
                            return name;
                          });

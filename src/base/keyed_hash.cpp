@@ -32,6 +32,17 @@ XXH128_hash_t hash_of(const void* bytes, size_t n, std::span<const std::byte> se
   return XXH3_128bits_withSecret(bytes, n, secret.data(), secret.size());
 }
 
+std::string secret_path(const std::string& directory) {
+  return directory + "/secret";
+}
+
+/// Processes that start together get the same one.
+void save_secret(const std::string& path, std::span<const std::byte> secret) {
+  AtomicFile out(path, 0600);
+  out.write(secret);
+  out.commit_unless_exists();
+}
+
 std::vector<std::byte> load_secret(const std::string& path, std::string_view component) {
   constexpr size_t kBytes = KeyedHash::kSecretBytes;
   if (!path_exists(path)) {
@@ -39,10 +50,7 @@ std::vector<std::byte> load_secret(const std::string& path, std::string_view com
     if (::getrandom(secret.data(), secret.size(), 0) != static_cast<ssize_t>(secret.size()))
       fail(ErrorKind::kIo, component, "random bytes: expected {} from the system, got fewer",
            kBytes);
-    // Processes that start together get the same one.
-    AtomicFile out(path, 0600);
-    out.write(secret);
-    out.commit_unless_exists();
+    save_secret(path, secret);
   }
   const auto file = MappedFile::open(path);
   if (file->bytes().size() != kBytes) {
@@ -58,11 +66,15 @@ std::vector<std::byte> load_secret(const std::string& path, std::string_view com
 
 KeyedHash::KeyedHash(const std::string& directory, std::string_view component) {
   try {
-    secret_ = load_secret(directory + "/secret", component);
+    secret_ = load_secret(secret_path(directory), component);
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::kCorrupt) throw;
     fail(ErrorKind::kIo, component, "secret {}", sentence_of(error));
   }
+}
+
+void KeyedHash::save(const std::string& directory) const {
+  save_secret(secret_path(directory), secret_);
 }
 
 KeyedHash::Digest KeyedHash::of(Bytes bytes) const {

@@ -35,6 +35,9 @@ class KeyedHash {
   /// With a secret of at least kSecretBytes bytes.
   explicit KeyedHash(std::vector<std::byte> secret) : secret_(std::move(secret)) {}
 
+  /// Writes the secret to DIRECTORY/secret, unless there is one. Errors: io.
+  void save(const std::string& directory) const;
+
   Digest of(Bytes bytes) const;
   /// of() of bytes that come one after the other and never lie in memory together.
   class Stream {

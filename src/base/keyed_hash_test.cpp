@@ -87,6 +87,18 @@ TEST(KeyedHash, TheSecretOfADirectoryIsDrawnOnce) {
     EXPECT_EQ(digest, digests[0]);
   EXPECT_EQ(fs::status(directory + "/secret").permissions(),
             fs::perms::owner_read | fs::perms::owner_write);
+  // Where it was deleted, who has it writes it again; not over another.
+  const KeyedHash hash(directory, "test");
+  fs::remove(directory + "/secret");
+  hash.save(directory);
+  EXPECT_EQ(to_hex(KeyedHash(directory, "test").of(bytes)), digests[0]);
+  EXPECT_EQ(fs::status(directory + "/secret").permissions(),
+            fs::perms::owner_read | fs::perms::owner_write);
+  fs::remove(directory + "/secret");
+  const std::string other = to_hex(KeyedHash(directory, "test").of(bytes));
+  EXPECT_NE(other, digests[0]);
+  hash.save(directory);
+  EXPECT_EQ(to_hex(KeyedHash(directory, "test").of(bytes)), other);
   std::ofstream(directory + "/secret") << "short";
   EXPECT_THROW(KeyedHash(directory, "test"), Error);
   EXPECT_THROW(make_cache_directory(directory + "/secret", "test"), Error);

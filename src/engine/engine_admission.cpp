@@ -69,13 +69,25 @@ void Engine::Impl::check_generates() const {
 int64_t Engine::Impl::max_length_of(const Request& request) const {
   const GenerationConfig& config = request.config;
   const auto prompt_len = static_cast<int64_t>(request.prompt.size());
-  const auto check_prompt = [this](std::string_view what, int64_t length) {
-    if (length + 1 <= options_.ctx) return;
+  // What is pooled has no answer.
+  const bool is_pooled = request.pooling != Pooling::kNone;
+  const auto check_prompt = [&](std::string_view what, int64_t length) {
+    const int64_t most = options_.ctx - (is_pooled ? 0 : 1);
+    if (length <= most) return;
     fail(ErrorKind::kInvalidArgument, "engine",
-         "{}: expected at most {} tokens (a context of {} with room for an answer), got {}", what,
-         options_.ctx - 1, options_.ctx, length);
+         "{}: expected at most {} tokens (a context of {}{}), got {}", what, most, options_.ctx,
+         is_pooled ? "" : " with room for an answer", length);
   };
   check_prompt("prompt", prompt_len);
+  if (is_pooled) {
+    if (const int64_t need = pages_at_worst(request, prompt_len); need > scheduler_->n_pages()) {
+      const int64_t page = scheduler_->page_tokens();
+      fail(ErrorKind::kInvalidArgument, "engine",
+           "prompt: expected to fit the KV cache of {} tokens, got {}",
+           scheduler_->n_pages() * page, need * page);
+    }
+    return prompt_len;
+  }
   check_prompt("negative prompt", negative_length(request));
   // With guidance the answer grows behind both prompts, so the longer one meets the end first.
   const int64_t longest = std::max(prompt_len, negative_length(request));

@@ -20,10 +20,10 @@ class HiddenStates : public ForwardObserver {
   std::vector<float> data;
 };
 
-std::unique_ptr<LoadedModel> load(int64_t chunk, int64_t kv_tokens = 0) {
+std::unique_ptr<LoadedModel> load(int64_t chunk, int64_t kv_tokens = 0, int64_t ctx = 128) {
   OpenOptions options;
   options.backend.n_threads = 2;
-  options.engine.ctx = 128;
+  options.engine.ctx = ctx;
   options.engine.n_slots = 3;
   options.engine.chunk_tokens = chunk;
   options.engine.kv_tokens = kv_tokens;
@@ -36,7 +36,6 @@ Request request_of(std::vector<int32_t> prompt, Pooling pooling) {
   Request request;
   request.prompt = std::move(prompt);
   request.pooling = pooling;
-  request.config.max_new_tokens = 1;
   return request;
 }
 
@@ -105,12 +104,29 @@ TEST(Pooling, DependsOnNeitherChunksNorMatesNorTheCache) {
   }
 }
 
-TEST(Pooling, RefusesWhatMakesNoSense) {
+TEST(Pooling, TakesAPromptOfTheWholeContext) {
+  const auto roomy_model = load(512, 0, 256), exact_model = load(512);
+  const auto roomy = roomy_model->make_engine(), exact = exact_model->make_engine();
+  const std::vector<int32_t> prompt = prompt_of(128, 3);
+  for (const Pooling pooling : {Pooling::kLast, Pooling::kMean}) {
+    const std::vector<float> embedding = exact->generate(request_of(prompt, pooling)).embedding;
+    ASSERT_FALSE(embedding.empty());
+    EXPECT_EQ(embedding, roomy->generate(request_of(prompt, pooling)).embedding);
+  }
+}
+
+TEST(Pooling, RefusesWhatMakesNoSenseOrDoesNotFit) {
   const auto loaded = load(512);
   const auto engine = loaded->make_engine();
   Request request = request_of({1, 2, 3}, Pooling::kMean);
   request.config.num_beams = 2;
   EXPECT_THROW(engine->submit(request), Error);
+  EXPECT_THROW(engine->submit(request_of(prompt_of(129, 3), Pooling::kMean)), Error);
+  // In the context, but not in the cache of keys and values.
+  const auto small = load(512, 64);
+  const auto narrow = small->make_engine();
+  EXPECT_THROW(narrow->submit(request_of(prompt_of(65, 3), Pooling::kMean)), Error);
+  EXPECT_FALSE(narrow->generate(request_of(prompt_of(64, 3), Pooling::kMean)).embedding.empty());
 }
 
 }  // namespace

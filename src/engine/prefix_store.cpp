@@ -218,6 +218,7 @@ void PrefixStore::write(const Write& write) {
   const bool pauses = failed_at_ && now - *failed_at_ < kPause;
   try {
     if (pauses) fail(ErrorKind::kIo, kComponent, "file: expected to write it, got a full disk");
+    restore_directory();
     const std::span<const std::byte> pages = write.pages.bytes;
     const std::vector<std::byte> front =
         kv_file_front(block.name, block.tokens, pages.size(), /*n_pages=*/1);
@@ -243,6 +244,20 @@ void PrefixStore::write(const Write& write) {
     return;
   }
   if (bytes_since_count_ > max_bytes_ / kShare) make_room();
+}
+
+/// Makes the directory and its secret again where somebody deleted them. Another process may have
+/// been first, with a secret of its own: then what is written here is found by this process alone.
+void PrefixStore::restore_directory() {
+  if (::access((directory_ + "/secret").c_str(), F_OK) == 0) return;
+  hash_->save(made(directory_));
+  make_room();  // counts what is left
+  logger().warn(
+      "{}: directory: expected it and its secret, got them deleted ({}); they are made "
+      "again, and what was kept is computed",
+      kComponent, printable(directory_, 4096));
+  const std::lock_guard lock(mutex_);
+  ++stats_.n_restored;
 }
 
 void PrefixStore::mark_used(const std::string& path, int64_t used) {

@@ -8,8 +8,9 @@
 // Nothing is synced: a process that is killed leaves whole files and temporary ones, and what a
 // machine leaves that crashed is found out by the hash. Several processes may share a directory.
 // Where there is too much, the blocks used longest ago go: a file's time of change is that of its
-// last use. Whoever uses a chain makes its blocks the older the later they come in it, so that no
-// block outlives those before it.
+// last use. A directory that is deleted meanwhile is made again with the same secret, so that what
+// is written from then on is found by the names of before. Whoever uses a chain makes its blocks
+// the older the later they come in it, so that no block outlives those before it.
 #pragma once
 
 #include <chrono>
@@ -45,6 +46,7 @@ struct PrefixStoreStats {
   int64_t n_evicted = 0;
   int64_t n_failed = 0;      // blocks that could not be written
   int64_t bytes_stored = 0;  // of all files, as last counted
+  int64_t n_restored = 0;    // how often the directory had gone, with all files
 };
 
 class PrefixStore {
@@ -114,6 +116,7 @@ class PrefixStore {
   void queue(Block block, Pages pages);
   void write_loop();
   void write(const Write& write);
+  void restore_directory();
   static void mark_used(const std::string& path, int64_t used);
   void make_room();
   void read_loop();

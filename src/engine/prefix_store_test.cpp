@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstring>
 #include <filesystem>
@@ -242,6 +243,36 @@ TEST_F(PrefixStoreTest, AFullDiskIsNoFailure) {
   for (const auto& entry : fs::directory_iterator(directory_))
     EXPECT_THAT(entry.path().string(), testing::Not(testing::HasSubstr(".tmp-")));
   EXPECT_EQ(read(store, {block(0)}).size(), 1) << "reading goes on";
+}
+
+TEST_F(PrefixStoreTest, ADirectoryThatIsDeletedIsMadeAgain) {
+  init_logging("warning");
+  testing::internal::CaptureStderr();
+  {
+    PrefixStore store(options());
+    put(store, block(0), 1);
+    for (const bool is_whole : {true, false}) {  // the directory itself, or what is in it
+      if (is_whole) fs::remove_all(directory_);
+      for (const auto& entry :
+           is_whole ? fs::directory_iterator() : fs::directory_iterator(directory_))
+        fs::remove(entry.path());
+      EXPECT_TRUE(read(store, {block(0)}).empty());
+      put(store, block(0), 1);
+      put(store, block(1), 2);
+      EXPECT_TRUE(store.contains(block(0).name));
+      EXPECT_EQ(fs::status(directory_).permissions(), fs::perms::owner_all);
+    }
+    EXPECT_EQ(store.stats().n_failed, 0);
+    EXPECT_EQ(store.stats().n_restored, 2);
+  }
+  const std::string told = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(std::ranges::count(told, '\n'), 2) << "once for each time: " << told;
+  EXPECT_THAT(told, testing::HasSubstr("they are made again"));
+  PrefixStore later(options());
+  const auto found = read(later, {block(0), block(1)});
+  ASSERT_EQ(found.size(), 2) << "the secret is the same";
+  EXPECT_TRUE(same(found[0], pages(1)));
+  EXPECT_TRUE(same(found[1], pages(2)));
 }
 
 TEST_F(PrefixStoreTest, TheQueueIsBounded) {

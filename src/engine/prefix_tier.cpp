@@ -193,8 +193,21 @@ void PrefixTier::name_published() {
   }
 }
 
+/// Where the store has lost all files, those of the blocks in memory are written once more: later
+/// ones of their chains are of no use without them.
+void PrefixTier::keep_again() {
+  if (const int64_t seen = store_->stats().n_restored; std::exchange(n_restored_, seen) == seen)
+    return;
+  for (size_t page = 0; page < names_.size(); ++page) {
+    const uint64_t serial = names_[page].serial;
+    if (serial != 0 && scheduler_.pool().block_serial(static_cast<int32_t>(page)) == serial)
+      to_keep_.push_back({static_cast<int32_t>(page), serial});
+  }
+}
+
 void PrefixTier::keep_published(bool others_wait) {
   name_published();
+  keep_again();
   int64_t bytes = 0;
   while (!to_keep_.empty()) {
     const int64_t page_bytes = kv_.page_bytes();

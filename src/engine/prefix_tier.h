@@ -80,6 +80,7 @@ class PrefixTier {
   bool begin_read(const Lookup& lookup);
   bool import(const Lookup& lookup, int64_t most);
   void name_published();
+  void keep_again();
   void keep(const ToKeep& block);
 
   std::shared_ptr<PrefixStore> store_;
@@ -94,6 +95,7 @@ class PrefixTier {
   int64_t seen_ = 0;          // of the store's progress
   std::vector<Named> names_;  // by page
   std::deque<ToKeep> to_keep_;
+  int64_t n_restored_ = 0;  // of the store, as last seen
   PrefixTierStats stats_;
 };
 

@@ -88,6 +88,26 @@ TEST_F(PrefixTierTest, ANewProcessReadsWhatAnotherComputed) {
   EXPECT_EQ(restart(turn).timings.n_cached, 108);
 }
 
+// Blocks in memory are written once; where their files were deleted, once more.
+TEST_F(PrefixTierTest, WhatWasDeletedAndIsInMemoryIsWrittenAgain) {
+  const Request before = request_of(41, 1);
+  Request after = before;
+  after.prompt.insert(after.prompt.end(), before.prompt.begin(), before.prompt.begin() + 20);
+  {
+    FakeModel model(50, kPage);
+    model.content = "weights";
+    const EngineOptions with = options();
+    Engine engine(model, nullptr, with);
+    engine.generate(before);
+    with.prefix_store->flush();
+    fs::remove_all(directory_);
+    engine.generate(after);
+    with.prefix_store->flush();
+    engine.generate(request_of(9, 2));
+  }
+  EXPECT_EQ(restart(after).timings.n_cached, 60);
+}
+
 TEST_F(PrefixTierTest, WhatIsOfOtherWeightsOrAnotherAdapterIsNotFound) {
   Request request = request_of(41, 1);
   restart(request);

@@ -5,13 +5,16 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <future>
+#include <latch>
 #include <thread>
 
 #include "server/access.h"
 #include "support/running_service.h"
+#include "text/tokenizer.h"
 
 namespace qw::server {
 namespace {
@@ -170,12 +173,12 @@ TEST_F(RequestLimits, AreToldInTheClientsWords) {
   EXPECT_EQ(error["param"], "input");
   error = error_of("/generate", {{"text", "a"}, {"input_ids", {1}}});
   EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("input_ids"));
-  error = error_of("/v1/embeddings", {{"input", std::vector<int>(2048, 1)}});
+  error = error_of("/v1/embeddings", {{"input", std::vector<int>(2049, 1)}});
   EXPECT_EQ(error["param"], "input");
-  EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("at most 2047 tokens"));
+  EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("at most 2048 tokens"));
   int status = 0;
-  running_->post("/v1/embeddings", {{"input", std::vector<int>(2047, 1)}}, &status);
-  EXPECT_EQ(status, 200);
+  running_->post("/v1/embeddings", {{"input", std::vector<int>(2048, 1)}}, &status);
+  EXPECT_EQ(status, 200) << "no answer needs a place";
 }
 
 TEST_F(RequestLimits, APromptIsCutToWhatFits) {
@@ -187,7 +190,7 @@ TEST_F(RequestLimits, APromptIsCutToWhatFits) {
   EXPECT_EQ(usage["completion_tokens"], 8);
   const ordered_json embedded =
       running_->post("/v1/embeddings", {{"input", body["prompt"]}, {"truncate_prompt_tokens", -1}});
-  EXPECT_EQ(embedded["usage"]["prompt_tokens"], 2047);
+  EXPECT_EQ(embedded["usage"]["prompt_tokens"], 2048);
   body["truncate_prompt_tokens"] = 0;
   int status = 0;
   EXPECT_EQ(running_->post("/v1/completions", body, &status)["error"]["param"],
@@ -337,6 +340,12 @@ TEST(Limits, NobodyIsReadyBeforeTheModelIsLoaded) {
   thread.join();
 }
 
+/// Waits until so many grammars are being compiled.
+void wait_until_under_way(const ServedModel& model, size_t n) {
+  while (model.grammars().size() < n)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
 std::string optional_properties(int n) {
   nlohmann::ordered_json schema = {{"type", "object"}};
   for (int i = 0; i < n; ++i)
@@ -371,31 +380,37 @@ TEST(Compilers, AreNobodyElsesAffair) {
   EXPECT_EQ(waiting.read().status, 200);
 }
 
+/// Returns once all threads of a pool have come to it, each done with what it did.
+void meet_all(Workers& workers, int n_threads) {
+  const auto all = std::make_shared<std::latch>(n_threads);  // threads may look at it after this one
+  for (int i = 0; i < n_threads; ++i)
+    workers.post([all] { all->arrive_and_wait(); });
+  all->wait();
+}
+
+// A grammar that was compiled is kept: what is not kept was ended before. (How soon after the flag
+// is set is the grammars' own test: CompileWork.)
 TEST(Compilers, EndWithTheirClientsAndWithTheServer) {
-  using Clock = std::chrono::steady_clock;
-  const std::string slow = optional_properties(1500);  // seconds of work
-  Clock::time_point begin;
+  const std::string slow = optional_properties(1500), other = optional_properties(1501);
+  std::optional<HttpClient> last;  // stays until the server has gone
+  RunningService running;
+  const auto& services = running.service.services();
+  const std::shared_ptr<ServedModel> model = services.hub->find("").loaded;
+  ASSERT_NE(model, nullptr);
   {
-    const RunningService running;
-    {
-      HttpClient one = running.client(), two = running.client();
-      one.send(HttpClient::post_text("/v1/completions", slow));
-      two.send(HttpClient::post_text("/v1/completions", optional_properties(1501)));
-      std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    }
-    begin = Clock::now();
-    EXPECT_EQ(running.client()
-                  .post("/v1/completions",
-                        R"({"prompt": "One", "max_tokens": 2, "guided_regex": "[a-z]{2}"})")
-                  .status,
-              200);
-    EXPECT_LT(Clock::now() - begin, std::chrono::seconds(2)) << "those who compiled are free";
-    HttpClient last = running.client();
-    last.send(HttpClient::post_text("/v1/completions", slow));
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    begin = Clock::now();
+    HttpClient one = running.client(), two = running.client();
+    one.send(HttpClient::post_text("/v1/completions", slow));
+    two.send(HttpClient::post_text("/v1/completions", other));
+    wait_until_under_way(*model, 2);
   }
-  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(2)) << "the server waited for it";
+  meet_all(*services.compilers, kCompilers);
+  EXPECT_EQ(model->grammars().size(), 0u) << "nobody waited for them";
+  last.emplace(running.service.port());
+  last->send(HttpClient::post_text("/v1/completions", slow));
+  wait_until_under_way(*model, 1);
+  running.service.stop();
+  meet_all(*services.compilers, kCompilers);
+  EXPECT_EQ(model->grammars().size(), 0u) << "the server would wait for it";
 }
 
 TEST(Compilers, RefuseWhatTakesTooManySteps) {
@@ -407,19 +422,26 @@ TEST(Compilers, RefuseWhatTakesTooManySteps) {
   EXPECT_THAT(answer.body, HasSubstr("guided_json"));
 }
 
-// Nor does a text that nobody waits for keep the server.
+// Nor does a text that nobody waits for keep the server: it takes a small part of the processor's
+// time that the whole text takes.
 TEST(Workers, EndATextWhoseTimeIsOver) {
-  const auto begin = std::chrono::steady_clock::now();
-  {
-    const RunningService running;
-    std::string text;  // one piece, which is never cut
-    for (size_t i = 0; i < (size_t{12} << 20); ++i)
-      text += static_cast<char>('a' + (i * i / 7 + i) % 26);
-    const std::string body = nlohmann::ordered_json{{"prompt", text}}.dump();
-    const HttpAnswer late = running.client().post("/tokenize", body, "x-request-timeout: 0.5\r\n");
-    EXPECT_EQ(late.status, 504);
-  }
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(4));
+  std::string text;  // one piece, which is never cut
+  for (size_t i = 0; i < (size_t{12} << 20); ++i)
+    text += static_cast<char>('a' + (i * i / 7 + i) % 26);
+  const std::string body = nlohmann::ordered_json{{"prompt", text}}.dump();
+  const auto cpu_seconds = [] {
+    return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;  // of all threads
+  };
+  const RunningService running;
+  const auto& services = running.service.services();
+  const HttpAnswer late = running.client().post("/tokenize", body, "x-request-timeout: 0.5\r\n");
+  EXPECT_EQ(late.status, 504);
+  const double over = cpu_seconds();
+  meet_all(*services.workers, services.options.n_workers);
+  const double after = cpu_seconds() - over, begin = cpu_seconds();
+  services.hub->find("").loaded->tokenizer().encode(text);
+  const double whole = cpu_seconds() - begin;
+  EXPECT_LT(after, whole / 5) << "of " << whole << " s";
 }
 
 // The clock of a request runs while all workers are busy with others.

@@ -163,6 +163,20 @@ TEST_F(Receipts, ToolCallsAreComputedAgain) {
   Json bare = in_form["receipt"];
   bare["constraint"] = nullptr;
   EXPECT_NE(replayed(bare), recorded(in_form["receipt"]));
+  // Where none may be made, a text that begins none, though the model is told of tools by hand.
+  const Json question = {{"role", "user"}, {"content", "What is the weather in Paris?"}};
+  const std::string prompt =
+      running_->post("/apply-template", {{"messages", {question}}, {"tools", tools}})["prompt"];
+  const size_t begin = prompt.find('\n') + 1;
+  const std::string told = prompt.substr(begin, prompt.find("<|im_end|>") - begin);
+  const Json none = chat({{"messages", {{{"role", "system"}, {"content", told}}, question}},
+                          {"tools", tools},
+                          {"tool_choice", "none"},
+                          {"temperature", 0}})["receipt"];
+  expect_replays(none);
+  bare = none;
+  bare["tools"] = nullptr;
+  EXPECT_NE(replayed(bare), recorded(none));
 }
 
 TEST_F(Receipts, EveryDialectGivesOneWholeAndStreamed) {

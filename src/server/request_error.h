@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 
@@ -50,6 +51,18 @@ template <typename... Args>
       fmt::format("[request] {}: {}", field, fmt::format(format, std::forward<Args>(args)...)),
       std::string(field));
 }
+
+/// What "[component] what: ..." is about; "": it has no such form.
+std::string_view subject_of(std::string_view message);
+
+/// A part of a request in the form that the dialects share ("messages[1].content") by the name that
+/// the client knows it by ("input[2].output").
+struct ClientName {
+  std::string ours, theirs;
+};
+/// The same error, about what the client sent: its subject begins with the longest of our names
+/// that it begins with. A subject of several words is no field.
+RequestError in_client_names(const std::vector<ClientName>& names, const Error& error);
 
 /// Seconds until a place in a full line comes free, at a guess: `n_ahead` requests have to end
 /// before, `n_slots` are computed at a time, and one takes `typical_s`. At least 1, at most 10

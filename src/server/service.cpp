@@ -17,13 +17,6 @@
 
 namespace qw::server {
 
-namespace {
-
-/// Threads that compile grammars: one that takes long leaves the other.
-constexpr int kCompilers = 2;
-
-}  // namespace
-
 Services::Services(ServiceOptions given) : options(std::move(given)) {
   if (!options.key_file.empty()) keys = KeyRing::read(options.key_file);
 }

@@ -22,6 +22,9 @@
 
 namespace qw::server {
 
+/// Threads that compile grammars: one that takes long leaves the other.
+inline constexpr int kCompilers = 2;
+
 struct ServiceOptions {
   http::ServerOptions http;
   std::vector<ModelSpec> models;  // at least one; the first is the default

@@ -35,7 +35,7 @@ struct TemplateTask {
   bool add_generation_prompt = true, continue_final_message = false;
 
   /// As a chat of it would be.
-  ChatInput input(const ServedModel& model, const CancelFlag* cancel) const {
+  ChatInput input(const ServedModel& served, const CancelFlag* cancel) const {
     ToolTask with;
     with.tools = tools;
     with.continue_final_message = continue_final_message;
@@ -44,7 +44,7 @@ struct TemplateTask {
     task.set_chat(messages, with);
     if (!template_variables.is_null())
       task.chat->variables = std::make_shared<const Json>(template_variables);
-    ChatInput out = chat_of(task, model);
+    ChatInput out = chat_of(task, served);
     out.cancel = cancel;
     return out;
   }

@@ -166,6 +166,18 @@ Node rule(uint32_t id) {
   return out;
 }
 
+void for_each_call(const Node& node, std::unordered_set<const Expression*>& seen,
+                   FunctionRef<void(uint32_t)> visit) {
+  if (node == nullptr || !seen.insert(node.get()).second) return;
+  CompileWork::charge(1);
+  if (node->kind == Kind::kRule) visit(node->rule);
+  for (const Node& item : node->items)
+    for_each_call(item, seen, visit);
+  if (node->kind != Kind::kGraph) return;
+  for (const Graph::Edge& edge : node->graph.edges)
+    for_each_call(edge.label, seen, visit);
+}
+
 Node graph(Graph graph) {
   auto out = make(Kind::kGraph);
   out->weight = graph.accepting.size();

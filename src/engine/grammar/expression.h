@@ -10,8 +10,10 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 #include <vector>
 
+#include "base/function_ref.h"
 #include "engine/grammar/code_points.h"
 
 namespace qw::grammar {
@@ -87,6 +89,11 @@ Node graph(Graph graph);
 inline bool is_never(const Node& node) {
   return node->kind == Expression::Kind::kNever;
 }
+
+/// Calls visit(rule) for every rule that an expression names, but for what it shares with those
+/// that were `seen`.
+void for_each_call(const Node& node, std::unordered_set<const Expression*>& seen,
+                   FunctionRef<void(uint32_t)> visit);
 
 /// One way to go on after free text: when `trigger` has been said, `then` follows.
 struct Trigger {

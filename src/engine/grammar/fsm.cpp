@@ -135,20 +135,6 @@ class Compiler {
     }
   }
 
-  /// Calls visit(rule) for every rule that an expression names.
-  template <typename Visit>
-  static void for_each_call(const Node& node, std::unordered_set<const Expression*>& seen,
-                            const Visit& visit) {
-    if (node == nullptr || !seen.insert(node.get()).second) return;
-    CompileWork::charge(1);
-    if (node->kind == Kind::kRule) visit(node->rule);
-    for (const Node& item : node->items)
-      for_each_call(item, seen, visit);
-    if (node->kind != Kind::kGraph) return;
-    for (const Graph::Edge& edge : node->graph.edges)
-      for_each_call(edge.label, seen, visit);
-  }
-
   void find_nullable() {
     std::vector<std::vector<uint32_t>> callers(rules_.size());
     for (uint32_t i = 0; i < rules_.size(); ++i) {

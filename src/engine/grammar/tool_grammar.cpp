@@ -61,7 +61,7 @@ grammar::CodePointSet escaped_in_calls(const ToolCallStructure& structure) {
 grammar::Node tool_grammar_node(const ToolCallStructure& structure, const JsonFormat& given,
                                 std::vector<std::string>* warnings, GrammarBuilder& builder,
                                 const Node& answer) {
-  if (structure.functions.empty()) return grammar::any_text();
+  if (structure.functions.empty()) return grammar::text_without(structure.trigger);
   JsonFormat format = given;
   format.escaped.add(escaped_in_calls(structure));
   std::vector<Node> functions;

@@ -55,6 +55,16 @@ TEST(ToolGrammar, ForcedCalls) {
   EXPECT_FALSE(grammar->accepts_prefix(": \n✿F: weather_now\n✿A: {}\n✿F"));
 }
 
+TEST(ToolGrammar, WithoutFunctionsTextThatBeginsNoCall) {
+  ToolCallStructure structure = weather();
+  structure.functions.clear();
+  const auto grammar = tool_grammar(structure);
+  for (const char* text : {"", "Just text, ✿ and ✿F.", "✿A: ✿R"})
+    EXPECT_TRUE(grammar->accepts(text)) << text;
+  for (const char* text : {"✿F:", "Text ✿F: weather"})
+    EXPECT_FALSE(grammar->accepts_prefix(text)) << text;
+}
+
 TEST(ToolGrammar, AnAnswerInAFormOrCalls) {
   ToolCallStructure structure = weather();
   structure.lead = ": ";

@@ -300,6 +300,30 @@ TEST_F(Anthropic, NamesTheFieldThatIsWrong) {
   body = body_of("Hi");
   body["messages"][0]["role"] = "system";
   EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("messages[0].role"));
+  // As it was sent: with the system's text apart, results and calls within messages.
+  const ordered_json tools = {{{"name", "f"}, {"input_schema", ordered_json::object()}}};
+  const ordered_json call = {
+      {"type", "tool_use"}, {"id", "a"}, {"name", "f"}, {"input", ordered_json::object()}};
+  const ordered_json text = {{"type", "text"}, {"text", "Hi"}};
+  const ordered_json result = {{"type", "tool_result"}, {"tool_use_id", "b"}, {"content", "1"}};
+  const auto is_told = [&](const ordered_json& assistant, const ordered_json& user,
+                           const std::string& where) {
+    body = body_of("Hi");
+    body["system"] = "Be kind.";
+    body["tools"] = tools;
+    body["messages"].push_back({{"role", "assistant"}, {"content", assistant}});
+    body["messages"].push_back({{"role", "user"}, {"content", user}});
+    EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("] " + where + ": "));
+  };
+  is_told({text, call}, ordered_json::array({text}), "messages[1].content[1]");
+  is_told({text, call}, {text, result}, "messages[2].content[1]");
+  ordered_json unnamed = call;
+  unnamed["name"] = "no name";
+  is_told({text, unnamed}, ordered_json::array({result}), "messages[1].content[1].name");
+  body["tools"][0]["name"] = "no name";
+  body["messages"].erase(1);
+  body["messages"].erase(1);
+  EXPECT_THAT(error_of(body)["message"].get<std::string>(), HasSubstr("] tools[0].name: "));
   body = body_of("Hi");
   body["model"] = "claude-opus";
   EXPECT_EQ(error_of(body, 404)["type"], "not_found_error");

@@ -43,8 +43,9 @@ std::string text_of_blocks(const Json& value, const std::string& where) {
 /// its own, and what the user says after them.
 class MessageReader {
  public:
-  MessageReader(const Json& message, const std::string& where, Json& out)
-      : role_(member(message, "role", where)), out_(out) {
+  MessageReader(const Json& message, const std::string& where, Json& out,
+                std::vector<Conversation::Place>& places)
+      : role_(member(message, "role", where)), out_(out), places_(places) {
     if (role_ != "user" && role_ != "assistant")
       refuse_field(where + ".role", "expected user or assistant, got '{}'", printable(role_));
     const Json& content = message.value("content", Json());
@@ -59,6 +60,7 @@ class MessageReader {
     Json plain = {{"role", role_}, {"content", text_}};
     if (!calls_.empty()) plain["tool_calls"] = calls_;
     out_.push_back(std::move(plain));
+    places_.push_back({where, std::move(call_places_)});
   }
 
  private:
@@ -68,6 +70,7 @@ class MessageReader {
       text_ += member(block, "text", where);
       has_text_ = true;
     } else if (type == "tool_use" && role_ == "assistant") {
+      call_places_.push_back(where);
       calls_.push_back(
           {{"id", member(block, "id", where)},
            {"type", "function"},
@@ -76,6 +79,7 @@ class MessageReader {
              {"arguments", to_object(where + ".input", block.value("input", Json::object()))}}}});
     } else if (type == "tool_result" && role_ == "user") {
       const Json content = block.value("content", Json(""));
+      places_.push_back({where, {}});
       out_.push_back({{"role", "tool"},
                       {"tool_call_id", member(block, "tool_use_id", where)},
                       {"content", text_of_blocks(content, where + ".content")}});
@@ -87,7 +91,9 @@ class MessageReader {
 
   std::string role_, text_;
   Json& out_;
+  std::vector<Conversation::Place>& places_;
   Json calls_ = Json::array();
+  std::vector<std::string> call_places_;
   bool has_text_ = false, has_results_ = false;
 };
 
@@ -160,13 +166,13 @@ std::string read_system(const Json& value) {
   return text_of_blocks(value, "system");
 }
 
-Json read_messages(const Json& value) {
+Json read_messages(const Json& value, std::vector<Conversation::Place>& places) {
   if (to_array("messages", value).empty())
     refuse_field("messages", "expected at least one message, got none");
   Json out = Json::array();
   for (size_t i = 0; i < value.size(); ++i) {
     const std::string where = fmt::format("messages[{}]", i);
-    MessageReader(to_object(where, value[i]), where, out);
+    MessageReader(to_object(where, value[i]), where, out, places);
   }
   return out;
 }
@@ -211,6 +217,32 @@ void read_tool_choice(const Json& value, Conversation& conversation) {
     conversation.parallel_tool_calls = !to_bool("tool_choice.disable_parallel_tool_use", single);
 }
 
+namespace {
+
+/// n_before: messages of ours before those of the client.
+std::vector<ClientName> client_names(const Conversation& conversation, size_t n_before) {
+  std::vector<ClientName> names;
+  for (size_t i = 0; i < conversation.places.size(); ++i) {
+    const Conversation::Place& place = conversation.places[i];
+    const std::string message = fmt::format("messages[{}]", n_before + i);
+    names.push_back({message, place.message});
+    names.push_back({message + ".tool_call_id", place.message + ".tool_use_id"});
+    for (size_t k = 0; k < place.calls.size(); ++k) {
+      const std::string call = fmt::format("{}.tool_calls[{}]", message, k);
+      names.push_back({call, place.calls[k]});
+      names.push_back({call + ".function", place.calls[k]});
+    }
+  }
+  for (size_t i = 0; i < conversation.offered.size(); ++i) {
+    const std::string tool = fmt::format("tools[{}]", i);
+    names.push_back({tool + ".function", tool});
+    names.push_back({tool + ".function.parameters", tool + ".input_schema"});
+  }
+  return names;
+}
+
+}  // namespace
+
 void set_conversation(const Conversation& conversation, GenerationTask& task) {
   if (conversation.messages.is_null())
     refuse_field("messages", "expected a list of messages, got none");
@@ -221,6 +253,7 @@ void set_conversation(const Conversation& conversation, GenerationTask& task) {
     messages.push_back(message);
   const Json& last = messages.back();
   ToolTask tools;
+  tools.names = client_names(conversation, conversation.system.empty() ? 0 : 1);
   tools.tools = conversation.offered;
   tools.choice = conversation.tool_choice;
   tools.parallel_tool_calls = conversation.parallel_tool_calls;

@@ -13,7 +13,14 @@ namespace qw::server::anthropic {
 
 /// What /v1/messages and /v1/messages/count_tokens have in common, in OpenAI's form.
 struct Conversation {
-  std::string system;  // "": none
+  /// Where a message is in what the client sent, and where its calls are.
+  struct Place {
+    std::string message;
+    std::vector<std::string> calls;
+  };
+
+  std::string system;         // "": none
+  std::vector<Place> places;  // of the messages
   Json messages;  // contents are strings, calls and results have their places; null: none given
   Json offered = Json::array();  // tools
   ToolChoice tool_choice;
@@ -28,7 +35,7 @@ ShapePtr messages_shape();
 ShapePtr tools_shape();
 ShapePtr tool_choice_shape();
 /// Errors: RequestError naming the message (role, a block of a kind that cannot be read).
-Json read_messages(const Json& value);
+Json read_messages(const Json& value, std::vector<Conversation::Place>& places);
 /// tools with "input_schema". Errors: RequestError (tools that only Anthropic's servers have).
 Json read_tools(const Json& value);
 void read_tool_choice(const Json& value, Conversation& conversation);
@@ -48,7 +55,8 @@ void add_conversation_fields(FieldTable<Task>& table) {
                       .with(text_blocks_shape()));
   table.push_back(
       honoured<Task>(
-          "messages", [](const Json& value, Task& task) { task.messages = read_messages(value); },
+          "messages",
+          [](const Json& value, Task& task) { task.messages = read_messages(value, task.places); },
           "texts, blocks of text, tool_use and tool_result; images and documents are refused; an "
           "assistant's at the end is gone on with")
           .as(types::messages())

@@ -84,7 +84,6 @@ void embed(const std::shared_ptr<Call>& call, EmbeddingTask task,
   generation.cache_salt = task.cache_salt;
   generation.timeout_s = task.timeout_s;
   generation.prompt_field = task.field;
-  generation.set(task.field, "max_new_tokens", 1);
   generate(call, std::move(generation),
            [call, task = std::move(task), done = std::move(done)](
                const std::shared_ptr<ServedModel>& model, const std::vector<Request>&) {

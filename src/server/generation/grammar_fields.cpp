@@ -48,8 +48,7 @@ ShapePtr response_format_shape() {
   return made;
 }
 
-void read_response_format(const Json& value, GenerationTask& task) {
-  const std::string field = "response_format";
+void read_response_format(const std::string& field, const Json& value, GenerationTask& task) {
   const Json type = to_object(field, value).value("type", Json());
   if (type == "text") return;
   if (type == "json_object") {

@@ -11,7 +11,7 @@ namespace qw::server {
 /// Sets what the answers may be; a second such field is an error.
 void set_grammar(GenerationTask& task, const std::string& field, GrammarSource source);
 /// OpenAI's response_format: text, json_object or json_schema.
-void read_response_format(const Json& value, GenerationTask& task);
+void read_response_format(const std::string& field, const Json& value, GenerationTask& task);
 /// What that may be, and its members.
 Json response_format_schema();
 ShapePtr response_format_shape();
@@ -41,7 +41,9 @@ template <typename Task>
 void add_grammar_fields(FieldTable<Task>& table) {
   table.push_back(honoured<Task>(
                       "response_format",
-                      [](const Json& value, Task& task) { read_response_format(value, task); },
+                      [](const Json& value, Task& task) {
+                        read_response_format("response_format", value, task);
+                      },
                       "text, json_object or json_schema, whose parts are listed in the docs")
                       .as(response_format_schema())
                       .with(response_format_shape()));

@@ -56,14 +56,6 @@ size_t find_word(std::string_view text, std::string_view word, size_t begin) {
   return std::string_view::npos;
 }
 
-/// What "[component] what: ..." is about.
-std::string_view subject_of(std::string_view message) {
-  const size_t begin = message.find("] ");
-  if (!message.starts_with('[') || begin == std::string_view::npos) return "";
-  message.remove_prefix(begin + 2);
-  return message.substr(0, message.find(':'));
-}
-
 /// What is wrong with parameters, in the client's words: the field at fault, and every parameter by
 /// the name that the client gave it by.
 RequestError in_clients_words(const GenerationTask& task, const Error& error) {
@@ -100,7 +92,7 @@ constexpr size_t kMaxBadWords = 1024, kMaxStopTokens = 4096;
 /// is written by the thread that all connections share.
 constexpr int64_t kMaxTopLogprobs = 256, kMaxPromptLogprobs = int64_t{1} << 17;
 
-void check_length(const char* field, size_t size, size_t most) {
+void check_length(std::string_view field, size_t size, size_t most) {
   if (size > most) refuse_field(field, "expected at most {}, got {}", most, size);
 }
 
@@ -174,8 +166,10 @@ void check_text(const GenerationTask& task, const ServedModel& model, size_t n_b
       .with_code(kContextExceeded);
 }
 
-/// Tokens of an answer for which there must be room: those asked for, or one.
-int64_t n_answer_of(const GenerationConfig& config) {
+/// Tokens of an answer for which there must be room: those asked for, or one; what is pooled has
+/// none.
+int64_t n_answer_of(const GenerationTask& task, const GenerationConfig& config) {
+  if (task.pooling != Pooling::kNone) return 0;
   const bool is_asked =
       config.max_new_tokens && config.source_of("max_new_tokens") == ParameterSource::kUser;
   return is_asked ? *config.max_new_tokens : 1;
@@ -186,7 +180,7 @@ void truncate(const GenerationTask& task, const GenerationConfig& config, const 
               std::vector<int32_t>& ids) {
   if (!task.truncate_prompt_tokens) return;
   int64_t n_kept = *task.truncate_prompt_tokens;
-  if (n_kept < 0) n_kept = std::max<int64_t>(model.context() - n_answer_of(config), 1);
+  if (n_kept < 0) n_kept = std::max<int64_t>(model.context() - n_answer_of(task, config), 1);
   if (std::ssize(ids) > n_kept) ids.erase(ids.begin(), ids.end() - n_kept);
 }
 
@@ -194,14 +188,13 @@ void truncate(const GenerationTask& task, const GenerationConfig& config, const 
 void check_context(const GenerationTask& task, const GenerationConfig& config,
                    const ServedModel& model, int64_t n_prompt) {
   const int64_t ctx = model.context();
-  const int64_t n_answer = n_answer_of(config);
+  const int64_t n_answer = n_answer_of(task, config);
   if (n_prompt <= ctx - std::min(n_answer, ctx)) return;
   const std::string prompt = prompt_field_of(task);
   if (task.pooling != Pooling::kNone) {
     throw RequestError(ErrorKind::kInvalidArgument,
-                       fmt::format("[request] {}: expected at most {} tokens (the context of {} "
-                                   "but one), got {}",
-                                   prompt, ctx - 1, ctx, n_prompt),
+                       fmt::format("[request] {}: expected at most {} tokens (the context), got {}",
+                                   prompt, ctx, n_prompt),
                        prompt)
         .with_code(kContextExceeded);
   }
@@ -286,9 +279,7 @@ ToolSetup set_up_tools(const ToolTask& task, const ServedModel& model, ChatInput
   try {
     setup.prompt = setup.format->prompt(in);
   } catch (const Error& error) {
-    const std::string_view subject = subject_of(error.message());
-    const bool is_field = subject.find(' ') == std::string_view::npos;
-    throw RequestError(error.kind(), error.message(), is_field ? std::string(subject) : "");
+    throw in_client_names(task.names, error);
   }
   chat.messages = setup.prompt.messages;
   chat.tools = setup.prompt.tools;
@@ -328,16 +319,22 @@ class Grammars {
   bool is_missing_ = false;
 };
 
-/// Adds the tool format's stop strings and grammar to a request: calls, or the task's grammar.
-/// Returns the format and the structure of its calls, for a receipt.
+/// Adds the tool format's stop strings and grammar to a request: calls, or the task's grammar;
+/// where there is nothing to call, text that begins no call. Returns the format and the structure
+/// of its calls, for a receipt.
 Json constrain_by_tools(const ToolSetup& setup, const GenerationTask& task, Request& request,
                         Grammars& grammars, std::vector<std::string>& warnings) {
-  if (setup.prompt.functions.empty()) return nullptr;
-  for (std::string& stop : setup.format->stop_strings())
-    request.config.stop_strings.push_back(std::move(stop));
+  const bool is_react = setup.format->name() == "react";
+  if (setup.prompt.functions.empty()) {
+    // What opens a call of react's is an ordinary word.
+    if (task.grammar || is_react) return nullptr;
+  } else {
+    for (std::string& stop : setup.format->stop_strings())
+      request.config.stop_strings.push_back(std::move(stop));
+  }
   std::optional<AnswerForm> form;
   if (task.grammar) {
-    if (setup.format->name() == "react")
+    if (is_react)
       refuse_field(task.grammar_field, "expected no tools of the format react with it, got some");
     form = {grammar_source(task), task.grammar_field};
   }
@@ -375,11 +372,11 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
       config.set(name, 0, ParameterSource::kUser);
   }
   config.seed = task.seed ? *task.seed : random_seed();
-  check_length("stop_token_ids", task.stop_token_ids.size(), kMaxStopTokens);
+  check_length(task.stop_token_ids_field, task.stop_token_ids.size(), kMaxStopTokens);
   for (const int32_t id : task.stop_token_ids) {
     if (!config.is_eos(id)) config.eos_token_id.push_back(id);
   }
-  check_ids("stop_token_ids", task.stop_token_ids, model);
+  check_ids(task.stop_token_ids_field, task.stop_token_ids, model);
   n_copies = set_answers(task, config);
   try {
     config.validate(model.files().config().vocab);

@@ -53,6 +53,7 @@ struct GenerationTask {
   };
   std::vector<Parameter> parameters;
   std::vector<int32_t> stop_token_ids;
+  std::string stop_token_ids_field = "stop_token_ids";
   std::optional<std::vector<int32_t>> allowed_token_ids;
   std::vector<std::string> bad_words;
   std::optional<uint64_t> seed;    // nullopt: a random one

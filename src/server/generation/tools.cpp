@@ -138,7 +138,7 @@ std::shared_ptr<const Grammar> build_grammar(const ToolCallStructure& structure,
 
 std::optional<ToolGrammar> grammar_of(const ToolCallStructure& structure,
                                       const std::optional<AnswerForm>& form) {
-  if (structure.functions.empty()) return std::nullopt;
+  if (structure.functions.empty() && (form || structure.trigger.empty())) return std::nullopt;
   std::string key = key_of(structure);
   if (form) key += form->source.key();
   return ToolGrammar{std::move(key), [structure, form] { return build_grammar(structure, form); }};

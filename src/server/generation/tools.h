@@ -25,6 +25,7 @@ struct ToolTask {
   std::optional<bool> parallel_tool_calls;
   std::string format;  // "": the model's
   bool add_generation_prompt = true, continue_final_message = false;
+  std::vector<ClientName> names;  // of parts of messages and tools that were sent in another form
 };
 
 bool has_tools(const ToolTask& task);

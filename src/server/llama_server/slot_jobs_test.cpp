@@ -8,17 +8,16 @@
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <future>
 #include <iterator>
-#include <mutex>
 #include <thread>
 
 #include "server/llama_server/common.h"
+#include "support/engine_gate.h"
 #include "support/running_service.h"
 
 namespace qw::server {
@@ -27,6 +26,7 @@ namespace {
 namespace fs = std::filesystem;
 
 using nlohmann::ordered_json;
+using qw::testing::EngineGate;
 using qw::testing::HttpAnswer;
 using qw::testing::HttpClient;
 using qw::testing::RunningService;
@@ -98,54 +98,6 @@ class LlamaServerSlots : public ::testing::Test {
   // Each test has its own: they may run side by side.
   const std::string directory_ = ::testing::TempDir() + "llama_server_slots_" +
                                  ::testing::UnitTest::GetInstance()->current_test_info()->name();
-};
-
-/// Lets an engine's thread take what has come in only when it is told to: a job stands still
-/// between two of its parts.
-class Gate {
- public:
-  explicit Gate(const RunningService& service)
-      : model_(service.service.services().hub->find("mini").loaded) {
-    wait();
-  }
-  ~Gate() { open(); }
-  /// Once more what has come in.
-  void step() {
-    wait();  // before it goes on: it takes no more than that
-    {
-      const std::lock_guard lock(state_->mutex);
-      ++state_->n_steps;
-    }
-    state_->wake.notify_one();
-  }
-  /// From now on as ever.
-  void open() {
-    {
-      const std::lock_guard lock(state_->mutex);
-      state_->open = true;
-    }
-    state_->wake.notify_one();
-  }
-  const std::shared_ptr<ServedModel>& model() const { return model_; }
-  void forget_model() { model_.reset(); }
-
- private:
-  struct State {
-    std::mutex mutex;
-    std::condition_variable wake;
-    int64_t n_steps = 0;
-    bool open = false;
-  };
-  void wait() {
-    model_->host().run([state = state_](Engine&) {
-      std::unique_lock lock(state->mutex);
-      state->wake.wait(lock, [&] { return state->open || state->n_steps > 0; });
-      if (!state->open) --state->n_steps;
-    });
-  }
-
-  std::shared_ptr<State> state_ = std::make_shared<State>();
-  std::shared_ptr<ServedModel> model_;
 };
 
 TEST_F(LlamaServerSlots, AreSavedRestoredByAnotherProcessAndErased) {
@@ -459,7 +411,7 @@ class SlotSaveUnderWay : public LlamaServerSlots {
     LlamaServerSlots::SetUp();
     service_ = start(1);
     fill(*service_, 0);
-    gate_ = std::make_unique<Gate>(*service_);
+    gate_ = std::make_unique<EngineGate>(*service_);
     client_ = std::make_unique<HttpClient>(service_->service.port());
   }
   void begin(const std::string& headers = "") {
@@ -486,7 +438,7 @@ class SlotSaveUnderWay : public LlamaServerSlots {
   }
 
   std::unique_ptr<RunningService> service_;
-  std::unique_ptr<Gate> gate_;
+  std::unique_ptr<EngineGate> gate_;
   std::unique_ptr<HttpClient> client_;
 };
 
@@ -554,7 +506,7 @@ TEST_F(LlamaServerSlots, ARestoreGoesOnWhenItsModelIsUnloaded) {
   fill(*service, 0);
   act(*service, 0, "save", "a");
   act(*service, 0, "erase", "");
-  Gate gate(*service);
+  EngineGate gate(*service);
   HttpClient client = service->client();
   client.send(HttpClient::post_text("/slots/0?action=restore", R"({"filename": "a"})"));
   ASSERT_TRUE(comes_true([&] {
@@ -605,7 +557,7 @@ TEST_F(LlamaServerSlots, OthersWaitForPagesThatAreSaved) {
   const ordered_json alone = service->post("/completion", body);
   ASSERT_TRUE(alone.contains("content")) << alone;
   fill(*service, 0);
-  Gate gate(*service);
+  EngineGate gate(*service);
   HttpClient saver = service->client(), other = service->client();
   saver.send(HttpClient::post_text("/slots/0?action=save", R"({"filename": "a"})"));
   ASSERT_TRUE(comes_true([&] {

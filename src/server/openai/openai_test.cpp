@@ -200,7 +200,8 @@ TEST_F(OpenAi, NamesTokensByTheirIds) {
   for (size_t i = 0; i < ids.size(); ++i) {
     const std::string name = "token_id:" + ids[i].dump();
     EXPECT_EQ(logprobs["tokens"][i], name);
-    if (i > 0) EXPECT_TRUE(logprobs["top_logprobs"][i].contains(name)) << i;
+    if (i == 0) continue;
+    EXPECT_TRUE(logprobs["top_logprobs"][i].contains(name)) << i;
   }
   body["stream"] = true;
   std::vector<ordered_json> names;

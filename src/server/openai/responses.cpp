@@ -44,7 +44,7 @@ Json chat_tools(const Json& tools) {
 
 ToolChoice choice_of(const Json& value) {
   if (value.is_object() && value.contains("name"))
-    return read_tool_choice("tool_choice", {{"function", {{"name", value["name"]}}}});
+    return {ToolChoice::Mode::kNamed, to_string("tool_choice.name", value["name"])};
   return read_tool_choice("tool_choice", value);
 }
 
@@ -53,7 +53,7 @@ void read_text_format(const Json& value, ResponsesTask& task) {
   Json format = to_object("text.format", value);
   if (format.value("type", Json()) == "json_schema" && format.contains("schema"))
     format = {{"type", "json_schema"}, {"json_schema", {{"schema", format["schema"]}}}};
-  read_response_format(format, task);
+  read_response_format("text.format", format, task);
 }
 
 ShapePtr text_format_shape() {
@@ -147,13 +147,18 @@ const FieldTable<ResponsesTask>& fields() {
   return table;
 }
 
-/// Messages as chat has them: calls join the assistant's message before them.
-Json chat_messages(const ResponsesTask& task) {
+/// Messages as chat has them: calls join the assistant's message before them. Says in `task` what
+/// of them is which item.
+Json chat_messages(ResponsesTask& task) {
   Json out = Json::array();
+  const auto add = [&](Json message, const std::string& item) {
+    task.tool_task.names.push_back({fmt::format("messages[{}]", out.size()), item});
+    out.push_back(std::move(message));
+  };
   if (!task.instructions.empty())
-    out.push_back({{"role", "system"}, {"content", task.instructions}});
+    add({{"role", "system"}, {"content", task.instructions}}, "instructions");
   if (task.input.is_string()) {
-    out.push_back({{"role", "user"}, {"content", task.input}});
+    add({{"role", "user"}, {"content", task.input}}, "input");
     return out;
   }
   for (size_t i = 0; i < to_array("input", task.input).size(); ++i) {
@@ -164,19 +169,29 @@ Json chat_messages(const ResponsesTask& task) {
       Json message = item;
       for (const char* name : {"type", "id", "status"})
         message.erase(name);
-      out.push_back(std::move(message));
+      add(std::move(message), where);
     } else if (type == "function_call") {
       const bool joins = !out.empty() && out.back()["role"] == "assistant";
-      if (!joins) out.push_back({{"role", "assistant"}, {"content", ""}});
-      out.back()["tool_calls"].push_back({{"id", item.value("call_id", Json())},
-                                          {"type", "function"},
-                                          {"function",
-                                           {{"name", item.value("name", Json())},
-                                            {"arguments", item.value("arguments", Json())}}}});
+      if (!joins) add({{"role", "assistant"}, {"content", ""}}, where);
+      Json& calls = out.back()["tool_calls"];
+      const std::string call =
+          fmt::format("messages[{}].tool_calls[{}]", out.size() - 1, calls.size());
+      for (const auto& [ours, theirs] : {std::pair("", ""), {".id", ".call_id"}, {".function", ""}})
+        task.tool_task.names.push_back({call + ours, where + theirs});
+      calls.push_back({{"id", item.value("call_id", Json())},
+                       {"type", "function"},
+                       {"function",
+                        {{"name", item.value("name", Json())},
+                         {"arguments", item.value("arguments", Json())}}}});
     } else if (type == "function_call_output") {
-      out.push_back({{"role", "tool"},
-                     {"tool_call_id", item.value("call_id", Json())},
-                     {"content", item.value("output", Json())}});
+      const std::string message = fmt::format("messages[{}]", out.size());
+      for (const auto& [ours, theirs] :
+           {std::pair(".tool_call_id", ".call_id"), {".content", ".output"}})
+        task.tool_task.names.push_back({message + ours, where + theirs});
+      add({{"role", "tool"},
+           {"tool_call_id", item.value("call_id", Json())},
+           {"content", item.value("output", Json())}},
+          where);
     } else {
       throw RequestError(
           ErrorKind::kUnsupported,
@@ -187,7 +202,11 @@ Json chat_messages(const ResponsesTask& task) {
           where);
     }
   }
-  return plain_messages(out);
+  try {
+    return plain_messages(out);
+  } catch (const Error& error) {
+    throw in_client_names(task.tool_task.names, error);
+  }
 }
 
 // ---- the answer --------------------------------------------------------------------------------
@@ -409,7 +428,11 @@ void respond(const std::shared_ptr<Call>& call) {
   // Of what OpenAI's newer form has by default a client may say that it is so.
   if (task.tool_task.parallel_tool_calls && !has_tools(task.tool_task))
     task.warnings.push_back(parallel_without_tools("parallel_tool_calls"));
-  task.set_chat(chat_messages(task), task.tool_task);
+  const Json messages = chat_messages(task);
+  for (size_t i = 0; i < task.tools.size(); ++i)
+    task.tool_task.names.push_back(
+        {fmt::format("tools[{}].function", i), fmt::format("tools[{}]", i)});
+  task.set_chat(messages, task.tool_task);
   generate(call, task, [call, task](const Prepared& p) -> std::shared_ptr<GenerationListener> {
     if (task.stream) return std::make_shared<StreamedResponse>(call, task, p);
     return std::make_shared<WholeResponse>(call, task, p);

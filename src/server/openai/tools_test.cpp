@@ -282,6 +282,41 @@ TEST_F(OpenAiTools, UsersCannotForgeCalls) {
   EXPECT_FALSE(answer(body)["choices"][0]["message"].contains("tool_calls"));
 }
 
+// A model that was told of tools in other words, or by earlier turns, calls none all the same.
+TEST_F(OpenAiTools, NoneIsNoCallWhateverTheModelWouldSay) {
+  const ordered_json body = ask("What is the weather in Paris?");
+  const std::string rendered = running_->post("/apply-template", body)["prompt"];
+  const std::string begin = "<|im_start|>system\n";
+  ASSERT_TRUE(rendered.starts_with(begin)) << rendered;
+  const std::string told =
+      rendered.substr(begin.size(), rendered.find("<|im_end|>") - begin.size());
+  ordered_json by_hand = {{"messages", {{{"role", "system"}, {"content", told}}}},
+                          {"temperature", 0},
+                          {"max_tokens", 60}};
+  by_hand["messages"].push_back(body["messages"][0]);
+  const auto content = [&] {
+    const ordered_json message = answer(by_hand)["choices"][0]["message"];
+    EXPECT_FALSE(message.contains("tool_calls"));
+    return message["content"].get<std::string>();
+  };
+  EXPECT_THAT(content(), HasSubstr("✿FUNCTION✿")) << "what it would say";
+  by_hand["tools"] = body["tools"];
+  by_hand["tool_choice"] = "none";
+  EXPECT_THAT(content(), ::testing::Not(HasSubstr("✿FUNCTION✿")));
+  // Nor where earlier turns have calls and there are no tools now.
+  by_hand.erase("tools");
+  by_hand.erase("tool_choice");
+  const ordered_json call = {{"id", "a"},
+                             {"type", "function"},
+                             {"function", {{"name", "get_weather"}, {"arguments", "{}"}}}};
+  const ordered_json earlier[] = {{{"role", "assistant"}, {"content", ""}, {"tool_calls", {call}}},
+                                  {{"role", "tool"}, {"tool_call_id", "a"}, {"content", "21"}},
+                                  body["messages"][0]};
+  for (const ordered_json& message : earlier)
+    by_hand["messages"].push_back(message);
+  EXPECT_THAT(content(), ::testing::Not(HasSubstr("✿FUNCTION✿")));
+}
+
 TEST_F(OpenAiTools, SaysWhichSchemaItCannotFollow) {
   ordered_json body = ask("What is the weather in Paris?");
   body["tools"][0]["function"]["parameters"]["properties"]["city"]["not"] = {{"const", "x"}};
@@ -425,6 +460,48 @@ TEST_F(OpenAiTools, ResponsesAnswerCallAndGoOn) {
   int status = 0;
   running_->post("/v1/responses", {{"input", "Hi"}, {"previous_response_id", "resp_1"}}, &status);
   EXPECT_EQ(status, 400);
+}
+
+// By the names of what was sent, not of the messages that are made of it.
+TEST_F(OpenAiTools, ResponsesNameTheItemThatIsWrong) {
+  const ordered_json user = {{"role", "user"}, {"content", "Hi"}};
+  const ordered_json call = {
+      {"type", "function_call"}, {"call_id", "a"}, {"name", "get_weather"}, {"arguments", "{}"}};
+  const ordered_json output = {{"type", "function_call_output"}, {"call_id", "a"}, {"output", "1"}};
+  const auto with = [](ordered_json item, const char* name, const ordered_json& value) {
+    item[name] = value;
+    return item;
+  };
+  const ordered_json image = {{{"type", "input_image"}}};
+  const std::pair<ordered_json, std::string> cases[] = {
+      {{user, with(user, "role", 7)}, "input[1].role"},
+      {{user, with(user, "content", image)}, "input[1].content"},
+      {{user, with(user, "role", "robot")}, "input[1].role"},
+      {{user, call}, "input[1]"},
+      {{user, call, with(call, "name", "no name"), output}, "input[2].name"},
+      {{user, call, with(call, "call_id", "b"), with(call, "arguments", 7)}, "input[3].arguments"},
+      {{user, call, call}, "input[2].call_id"},
+      {{user, call, with(output, "output", nullptr)}, "input[2].output"},
+      {{user, call, with(output, "call_id", "b")}, "input[2]"},
+      {{user, call, output, output}, "input[3].call_id"},
+  };
+  for (const bool has_instructions : {false, true}) {
+    for (const auto& [input, field] : cases) {
+      ordered_json body = {{"input", input}, {"tools", {response_tool()}}};
+      if (has_instructions) body["instructions"] = "Be kind.";
+      int status = 0;
+      const ordered_json error = running_->post("/v1/responses", body, &status)["error"];
+      EXPECT_EQ(status, 400) << field;
+      EXPECT_EQ(error["param"], field);
+      EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("] " + field + ": "));
+    }
+  }
+  ordered_json body = {{"input", "Hi"}, {"tools", {with(response_tool(), "name", "no name")}}};
+  EXPECT_EQ(running_->post("/v1/responses", body)["error"]["param"], "tools[0].name");
+  body = {{"input", "Hi"}, {"tools", {response_tool()}}, {"tool_choice", {{"name", 7}}}};
+  EXPECT_EQ(running_->post("/v1/responses", body)["error"]["param"], "tool_choice.name");
+  body = {{"input", "Hi"}, {"text", {{"format", {{"type", "xml"}}}}}};
+  EXPECT_EQ(running_->post("/v1/responses", body)["error"]["param"], "text.format");
 }
 
 TEST_F(OpenAiTools, ResponsesSayWhichItemWasCut) {

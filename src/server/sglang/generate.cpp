@@ -105,7 +105,8 @@ void add_sampling_fields(FieldTable<GenerateTask>& table) {
                       .as(types::integer(-1)));
   table.push_back(stop_field<Task>(in("stop")));
   table.push_back(honoured<Task>(in("stop_token_ids"), [](const Json& value, Task& task) {
-                    task.stop_token_ids = to_ids("sampling_params.stop_token_ids", value);
+                    task.stop_token_ids_field = "sampling_params.stop_token_ids";
+                    task.stop_token_ids = to_ids(task.stop_token_ids_field, value);
                   }).as(types::ids()));
   table.push_back(seed_field<Task>(in("sampling_seed")));
   table.push_back(honoured<Task>(in("n"), [](const Json& value, Task& task) {

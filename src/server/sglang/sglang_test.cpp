@@ -163,6 +163,10 @@ TEST_F(Sglang, NamesTheFieldThatIsWrong) {
               ::testing::MatchesRegex("ab?cc"));
   EXPECT_THAT(error_of({{"text", "x"}, {"sampling_params", {1}}}), HasSubstr("sampling_params"));
   EXPECT_THAT(error_of({{"text", "x"}, {"image_data", "x.png"}}), HasSubstr("image_data"));
+  for (const std::vector<int>& ids : {std::vector<int>{6016}, std::vector<int>(5000, 1)}) {
+    EXPECT_THAT(error_of({{"text", "x"}, {"sampling_params", {{"stop_token_ids", ids}}}}),
+                HasSubstr("] sampling_params.stop_token_ids: expected"));
+  }
   EXPECT_THAT(error_of({{"text", "x"}, {"sampling_params", {{"max_new_tokens", 100000}}}}),
               HasSubstr("2048"));
   const ordered_json answer = generate({{"text", "x"},

@@ -331,7 +331,7 @@ class QwenFormat final : public ToolFormat {
     out.text_first = !prompt.must_call;
     out.may_repeat = prompt.may_repeat;
     if (prompt.resumes_after_result) out.lead = ": \n";
-    out.trigger = fmt::format("{}:", kFunction);
+    out.trigger = prompt.functions.empty() ? kFunction : fmt::format("{}:", kFunction);
     out.open = fmt::format("{}: ", kFunction);
     out.separator = fmt::format("\n{}: ", kArgs);
     out.next += '\n';  // not an assignment: GCC bug 105651 warns of it

@@ -39,7 +39,7 @@ bool is_function_name(std::string_view name);
 struct ToolChoice {
   enum class Mode {
     kAuto,      // the model chooses
-    kNone,      // it does not hear of the tools
+    kNone,      // it does not hear of the tools, and calls none
     kRequired,  // at least one call
     kNamed,     // a call of `name`
   };
@@ -140,7 +140,7 @@ struct ToolCallStructure {
     std::shared_ptr<const nlohmann::ordered_json> parameters;
     Arguments arguments = Arguments::kJson;  // kCodeBlock: "\n```py\n" code "\n```"
   };
-  std::vector<Function> functions;  // empty: free text only
+  std::vector<Function> functions;  // empty: answer := text
   bool must_call = false, text_first = true, may_repeat = false;
   std::string lead, trigger, open, separator, close, next, end;
 };

@@ -196,6 +196,7 @@ TEST(ToolFormat, ChoiceSaysWhatMayBeCalled) {
     EXPECT_TRUE(none.functions.empty());
     EXPECT_EQ(*none.messages, messages);
     EXPECT_TRUE(format.structure(none).functions.empty());
+    EXPECT_TRUE(format.structure(by_itself).open.starts_with(format.structure(none).trigger));
     const ToolPrompt required = prompt_of(name, messages, kTools, {Mode::kRequired, ""});
     EXPECT_TRUE(format.structure(required).must_call);
     EXPECT_EQ(*required.messages, *by_itself.messages);
