@@ -1,7 +1,10 @@
 #include "quantize/gptq_layer.h"
 
 #include <numeric>
+#include <optional>
 #include <utility>
+
+#include "base/error.h"
 
 namespace qw::quantize {
 
@@ -60,13 +63,26 @@ class LayerQuantiser {
 
   Linear pack(const LinearParts& parts) { return pack_linear(backend_, parts); }
 
-  /// Quantises matrices that share `inputs`. Returns those that the layer goes on with.
+  GptqOptions options_of(const LinearParts& from) const {
+    GptqOptions out = options_.gptq;
+    if (!options_.bits_of) return out;
+    out.bits = options_.bits_of(from.modules.front());
+    for (const ModuleId& id : from.modules)
+      QW_CHECK(options_.bits_of(id) == out.bits, "{}: bits of matrices with the same inputs",
+               from.name);
+    return out;
+  }
+
+  /// Quantises matrices that share `inputs`; `routed`: of an expert. Returns those that the layer
+  /// goes on with.
   const LinearParts& quantise(const LinearParts& from, LinearParts& to, Inputs inputs,
-                              bool is_cold = false) {
+                              std::optional<int64_t> routed = {}) {
+    const bool is_cold = routed && *routed < cold_expert_tokens(config_.hidden);
     Hessian hessian(from.name, from.parts.front().k, team_);
     inputs([&](const float* x, int64_t n_tokens) { hessian.add(x, n_tokens, hessian.k()); });
-    const GptqFactor factor(hessian, options_.gptq, team_);
+    GptqFactor factor(hessian, options_of(from), team_);
     to.bytes.clear();
+    double loss = 0;
     for (size_t i = 0; i < from.parts.size(); ++i) {
       GptqResult result = gptq_quantise(from.parts[i], factor, team_);
       if (options_.gptq.mode == GptqOptions::Mode::kReference) {
@@ -84,8 +100,11 @@ class LayerQuantiser {
                           .ratio = std::nullopt,
                           .change = std::nullopt});
       to.parts[i] = std::move(result.source);
+      loss += result.loss;
       if (options_.on_done) options_.on_done(from.parts[i].published_bytes());
     }
+    if (options_.on_group)
+      options_.on_group({from, to, hessian, factor, loss, routed.value_or(pass_.n_tokens())});
     return options_.true_sequential ? to : from;
   }
 
@@ -100,15 +119,16 @@ class LayerQuantiser {
     std::vector<int32_t> all(static_cast<size_t>(pass_.n_tokens()));
     std::iota(all.begin(), all.end(), 0);
     for (size_t e = 0; e < routed.size(); ++e) {
-      const bool is_cold = std::ssize(routed[e]) < cold_expert_tokens(config_.hidden);
-      const std::vector<int32_t>& tokens = is_cold ? all : routed[e];
+      const int64_t n_routed = std::ssize(routed[e]);
+      const std::vector<int32_t>& tokens =
+          n_routed < cold_expert_tokens(config_.hidden) ? all : routed[e];
       w.moe->gate_up.push_back(pack(quantise(
           from.gate_up[e], to.gate_up[e],
-          [&](LayerPass::Take take) { pass_.expert_inputs(tokens, take); }, is_cold)));
+          [&](LayerPass::Take take) { pass_.expert_inputs(tokens, take); }, n_routed)));
       w.moe->down.push_back(pack(quantise(
           from.down[e], to.down[e],
           [&](LayerPass::Take take) { pass_.expert_gated(tokens, w.moe->gate_up.back(), take); },
-          is_cold)));
+          n_routed)));
     }
     if (from.shared_gate_up.parts.empty()) return;
     w.moe->shared_gate_up =
@@ -133,8 +153,8 @@ class LayerQuantiser {
 }  // namespace
 
 std::vector<QuantisedModule> gptq_layer(const LayerSources& layer, const ModelConfig& config,
-                                   const GptqLayerOptions& options, Backend& backend,
-                                   const MatrixTeam& team, LayerPass& pass) {
+                                        const GptqLayerOptions& options, Backend& backend,
+                                        const MatrixTeam& team, LayerPass& pass) {
   return LayerQuantiser(layer, config, options, backend, team, pass).run();
 }
 

@@ -15,6 +15,15 @@
 
 namespace qw::quantize {
 
+/// Matrices that share their inputs, and what they were quantised with.
+struct GptqGroupDone {
+  const LinearParts &published, &quantised;
+  const Hessian& hessian;
+  GptqFactor& factor;    // left as it was
+  double loss = 0;       // of all, GptqResult::loss
+  int64_t n_routed = 0;  // tokens of the calibration that reach them
+};
+
 struct GptqLayerOptions {
   GptqOptions gptq;
   /// Inputs of a matrix come from quantised matrices of the same layer (q, k, v; then o; then gate,
@@ -22,6 +31,10 @@ struct GptqLayerOptions {
   bool true_sequential = true;
   /// Told of the published bytes of each matrix when it is done; may be empty.
   std::function<void(int64_t)> on_done;
+  /// Of a module, the same for all that share their inputs; empty: gptq.bits.
+  std::function<int(const ModuleId&)> bits_of;
+  /// Told of matrices that share their inputs when they are done; may be empty.
+  std::function<void(const GptqGroupDone&)> on_group;
 };
 
 /// Quantises the layer that `pass` stands before, and moves it behind that layer as quantised.
