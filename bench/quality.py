@@ -5,7 +5,7 @@ bits per weight, divergence from the model, agreement, perplexity and decoding s
     bench/quality.py [--model MODEL] [--calibration FILE] [--text FILE] [--formats a,b,...] [--budgets a,b,...]
 
 Without --text the bundled model's test items are taken: two of three to calibrate with, the third to judge by. Each
-recipe of --budgets has a row more, "budget" with the same bytes. Every GGUF type is written with the importances of the
+recipe of --budgets (or gptq-intN) has a row more, "budget" with the same bytes. Every GGUF type is written with the importances of the
 calibration. QIANWEN names the program (default: the release build). Files are made in a temporary folder, one at a time.
 """
 import argparse
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=pathlib.Path)
     parser.add_argument("--text", type=pathlib.Path)
     parser.add_argument("--formats", default=",".join(GGUF + DIRECTORIES))
-    parser.add_argument("--budgets", default="q4_k_m,iq4_xs,q3_k_m,q2_k")
+    parser.add_argument("--budgets", default="q4_k_m,iq4_xs,q3_k_m,q2_k,gptq-int4,gptq-int3")
     parser.add_argument("--tokens", default=64, type=int, help="decoded to measure the speed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -103,9 +103,10 @@ def main() -> None:
                 sys.exit(f"{to}: {done.stderr.strip()}")
             table.row(to, path, json.loads(done.stdout)["bits_per_weight"])
             if to in options.budgets.split(","):
-                ours = folder / "budget.gguf"
-                said = result("quantize", options.model, "--max-bytes", size_of(path), "--output", ours, "--force",
-                              "--imatrix", importances, *seen)
+                is_gptq = to.startswith("gptq")
+                ours = folder / (f"budget-{to}" if is_gptq else "budget.gguf")
+                kind = ["--to", "gptq"] if is_gptq else ["--force", "--imatrix", importances]
+                said = result("quantize", options.model, "--max-bytes", size_of(path), "--output", ours, *kind, *seen)
                 table.row(f"budget of {to}", ours, said["bits_per_weight"])
 
 

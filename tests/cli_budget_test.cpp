@@ -119,6 +119,33 @@ TEST_F(CliBudget, KnowsThatCodesCanBeKept) {
   }
 }
 
+/// Of a GPTQ directory.
+TEST_F(CliBudget, SharesOutTheBitsOfGptq) {
+  const auto weights = [&](const std::string& name) {
+    return static_cast<int64_t>(
+        std::filesystem::file_size(std::filesystem::path(path(name)) / "model.safetensors"));
+  };
+  ASSERT_EQ(
+      quantize({"--to", "gptq-int4", "--calibration", calibration_, "--output", path("a")}).code,
+      0);
+  const json said = budget("b", {"--to", "gptq", "--max-bytes", std::to_string(weights("a"))});
+  EXPECT_LE(weights("b"), weights("a"));
+  EXPECT_GE(weights("b"), 0.98 * static_cast<double>(weights("a")));
+  EXPECT_EQ(said["groups"].size(), 24u);
+  EXPECT_LT(judge("b"), 0.95 * judge("a"));
+  const double measured = said["measured_kl"], predicted = said["predicted_kl"];
+  EXPECT_GT(predicted, 0.25 * measured);
+  EXPECT_LT(predicted, 2.5 * measured);
+
+  const json kl = budget("c", {"--to", "gptq", "--max-kl", "0.02"});
+  EXPECT_LE(kl["measured_kl"], 0.02);
+  EXPECT_GE(kl["measured_kl"], 0.012);
+  expect_failure(quantize({"--to", "gptq", "--output", path("d")}), 2, "--budget");
+  expect_failure(
+      quantize({"--to", "gptq", "--budget", "4", "--imatrix", "i", "--output", path("d")}), 2,
+      "--imatrix");
+}
+
 TEST_F(CliBudget, SaysWhatItWouldDoAndWhatItCannot) {
   const std::vector<std::string> few = {"--calibration", calibration_, "--sensitivity-tokens",
                                         "256"};

@@ -159,6 +159,14 @@ class Inspection {
       out["desc_act"] = q.desc_act;
       out["sym"] = q.sym;
       out["zeros"] = q.v2_zeros ? "v2" : "v1";
+      for (const ModuleRule& rule : q.rules) {
+        ordered_json own = ordered_json::object();
+        if (rule.bits) own["bits"] = *rule.bits;
+        if (rule.group_size) own["group_size"] = *rule.group_size;
+        if (rule.desc_act) own["desc_act"] = *rule.desc_act;
+        if (rule.sym) own["sym"] = *rule.sym;
+        out["dynamic"][(rule.is_quantised ? "+:" : "-:") + rule.names.text()] = std::move(own);
+      }
     } else if (q.method == "bitsandbytes") {
       out["type"] = q.bnb_type;
       out["double_quant"] = q.bnb_double;

@@ -2,6 +2,7 @@
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
+#include <array>
 #include <chrono>
 #include <filesystem>
 #include <memory>
@@ -135,6 +136,11 @@ void run_budget(const Options& options) {
   report_gguf(options, output, *plan, written, seconds.count(), more);
 }
 
+/// Flags of GGUF files.
+constexpr std::array kOnlyGguf = {
+    "--tensor-type", "--embedding-type", "--output-type", "--pure",
+    "--name",        "--force",          "--imatrix",     "--max-shard-tensors"};
+
 bool is_layered(std::string_view to) {
   return is_gptq(to) || is_awq(to) || is_nf4(to);
 }
@@ -151,9 +157,10 @@ void check_flags(const CLI::App& app, const Options& options) {
     }
   };
   const LayerFlags& layers = options.layers;
-  if (options.to.empty()) {
+  if (options.to.empty() || options.to == kGptqOfBudget) {
     fail(ErrorKind::kInvalidArgument, "quantize",
-         "--to: expected a type or a recipe, or --budget, --max-bytes or --max-kl, got none");
+         "--to: expected a type or a recipe, or --budget, --max-bytes or --max-kl, got {}",
+         options.to.empty() ? "none" : "gptq without a number of bits");
   }
   for (const CLI::Option* flag : options.budget.all) {
     if (flag->count() > 0) refuse(flag->get_name(), "--budget, --max-bytes or --max-kl");
@@ -164,23 +171,37 @@ void check_flags(const CLI::App& app, const Options& options) {
   if (!is_gptq(options.to) && !is_awq(options.to))
     refuse_all(layers.of_both, "--to gptq-int4 and its like, or awq");
   if (!is_layered(options.to)) return;
-  for (const char* flag : {"--tensor-type", "--embedding-type", "--output-type", "--pure", "--name",
-                           "--force", "--imatrix", "--max-shard-tensors"}) {
+  for (const char* flag : kOnlyGguf) {
     if (app.count(flag) > 0) refuse(flag, "--to a GGUF type");
   }
 }
 
 /// Flags that have no effect on a budget. Errors: invalid_argument.
 void check_budget_flags(const CLI::App& app, const Options& options) {
+  const bool is_gptq = options.to == kGptqOfBudget;
+  if (!is_gptq && !options.to.empty()) {
+    fail(
+        ErrorKind::kInvalidArgument, "quantize",
+        "--to: expected gptq, or none for a GGUF file, with a budget, which chooses all types; got "
+        "'{}'",
+        printable(options.to));
+  }
   const auto refuse = [&](const std::string& flag) {
-    fail(ErrorKind::kInvalidArgument, "quantize",
-         "{}: expected it with --to, got it with a budget, which chooses all types", flag);
+    fail(ErrorKind::kInvalidArgument, "quantize", "{}: expected it with {}, got it with a budget{}",
+         flag, is_gptq ? "--to a GGUF type, or awq, or nf4" : "--to",
+         is_gptq ? " for gptq" : ", which chooses all types");
   };
   for (const char* flag : {"--tensor-type", "--embedding-type", "--output-type", "--pure"}) {
     if (app.count(flag) > 0) refuse(flag);
   }
+  if (is_gptq) {
+    for (const char* flag : kOnlyGguf) {
+      if (app.count(flag) > 0) refuse(flag);
+    }
+  }
   const LayerFlags& layers = options.layers;
   for (const auto* flags : {&layers.of_gptq, &layers.of_awq, &layers.of_nf4, &layers.of_both}) {
+    if (is_gptq && (flags == &layers.of_gptq || flags == &layers.of_both)) continue;
     for (const CLI::Option* flag : *flags) {
       const std::string name = flag->get_name();
       if (flag->count() > 0 && !name.starts_with("--calibration")) refuse(name);
@@ -199,7 +220,7 @@ Command register_quantize(CLI::App& root) {
   app->add_option(
       "--to", options->to,
       "q4_k_m, q8_0, iq4_xs, ...: a name as llama.cpp uses it; or gptq-int4, gptq-int8, "
-      "gptq-int3, gptq-int2; or awq; or nf4");
+      "gptq-int3, gptq-int2; or awq; or nf4; with a budget gptq, or none for a GGUF file");
   app->add_option("--tensor-type", options->tensor_types,
                   "REGEX=TYPE: the type of tensors in whose name REGEX is found; may be repeated")
       ->allow_extra_args(false);
@@ -215,6 +236,9 @@ Command register_quantize(CLI::App& root) {
             take_shard_bytes(*app, options->output, options->layers.shard_bytes);
             if (options->budget.is_asked()) {
               check_budget_flags(*app, *options);
+              if (options->to == kGptqOfBudget)
+                return run_gptq_budget(*options, options->layers, options->budget,
+                                       options->output.path, options->output.dry_run);
               return run_budget(*options);
             }
             check_flags(*app, *options);

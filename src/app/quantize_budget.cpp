@@ -28,19 +28,6 @@ using nlohmann::ordered_json;
 /// Sizes between which --max-kl is searched end this near to each other.
 constexpr double kSizeTolerance = 0.003;
 
-/// Errors: invalid_argument, for what is no number of bits.
-double parse_bits(std::string text) {
-  const std::string given = text;
-  if (text.ends_with("bpw")) text.resize(text.size() - 3);
-  double bits = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), bits);
-  if (error != std::errc() || end != text.data() + text.size() || !(bits > 0 && bits <= 32)) {
-    fail(ErrorKind::kInvalidArgument, "quantize",
-         "--budget: expected bits per weight such as 4.25bpw, got '{}'", printable(given));
-  }
-  return bits;
-}
-
 }  // namespace
 
 bool BudgetFlags::is_asked() const {
@@ -48,9 +35,9 @@ bool BudgetFlags::is_asked() const {
 }
 
 void add_budget_flags(CLI::App& app, BudgetFlags& flags) {
-  CLI::Option* bits = app.add_option(
-      "--budget", flags.bits,
-      "Bits per weight, as 4.25bpw: types are chosen matrix by matrix, by measuring");
+  CLI::Option* bits = app.add_option("--budget", flags.bits,
+                                     "Bits per weight, as 4.25bpw: types (of --to gptq: numbers of "
+                                     "bits) are chosen matrix by matrix, by measuring");
   CLI::Option* bytes = app.add_option("--max-bytes", flags.max_bytes,
                                       "The same, for a file of at most so many bytes")
                            ->check(integer_from(1));
@@ -62,13 +49,24 @@ void add_budget_flags(CLI::App& app, BudgetFlags& flags) {
     for (CLI::Option* other : {bits, bytes, kl}) {
       if (option != other) option->excludes(other);
     }
-    option->excludes(app.get_option("--to"));
   }
   CLI::Option* tokens = app.add_option("--sensitivity-tokens", flags.sensitivity_tokens,
                                        "Tokens of the calibration that matrices are measured on")
                             ->check(integer_from(128))
                             ->capture_default_str();
   flags.all = {bits, bytes, kl, tokens};
+}
+
+double parse_budget_bits(std::string text) {
+  const std::string given = text;
+  if (text.ends_with("bpw")) text.resize(text.size() - 3);
+  double bits = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), bits);
+  if (error != std::errc() || end != text.data() + text.size() || !(bits > 0 && bits <= 32)) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--budget: expected bits per weight such as 4.25bpw, got '{}'", printable(given));
+  }
+  return bits;
 }
 
 struct BudgetPlanner::State {
@@ -240,7 +238,7 @@ BudgetPlanner::BudgetPlanner(const CommonOptions& options, const BudgetFlags& fl
                              const std::string& name)
     : state_(std::make_unique<State>(options, flags, name)) {
   State& s = *state_;
-  const double bits = flags.bits.empty() ? 0 : parse_bits(flags.bits);
+  const double bits = flags.bits.empty() ? 0 : parse_budget_bits(flags.bits);
   s.limit = flags.max_kl;
   const quantize::CalibrationSet set = read_calibration(calibration, s.files, model_path(options));
   logger().info("calibration: {}", set.summary());
@@ -281,7 +279,7 @@ const GgufPlan& BudgetPlanner::plan() {
     s.choose(INT64_MAX);  // to know the rest of the file
     s.choose(s.flags.max_bytes - s.other_bytes());
   } else {
-    s.choose(s.matrix_bytes(parse_bits(s.flags.bits)));
+    s.choose(s.matrix_bytes(parse_budget_bits(s.flags.bits)));
   }
   return s.plan;
 }
@@ -330,33 +328,37 @@ ordered_json BudgetPlanner::json() const {
           {"tensors", std::move(tensors)}};
 }
 
-double BudgetPlanner::compare(const std::string& path) const {
-  const State& s = *state_;
+double measured_divergence(const CommonOptions& options, const quantize::CalibrationSet& probed,
+                           const std::string& path) {
   std::vector<int32_t> ids;
-  for (const std::vector<int32_t>& sequence : s.probed.sequences)
+  for (const std::vector<int32_t>& sequence : probed.sequences)
     ids.insert(ids.end(), sequence.begin(), sequence.end());
-  CommonOptions other = s.options;
+  CommonOptions other = options;
   other.model = path;
   // Inputs as they are in both, so that only what the file has lost is seen.
-  const auto open = [](const CommonOptions& options) {
-    OpenOptions how = open_options(options);
+  const auto open = [](const CommonOptions& from) {
+    OpenOptions how = open_options(from);
     if (how.backend.activations == ActivationMode::kAuto)
       how.backend.activations = ActivationMode::kF32;
-    return open_for_running(options, how);
+    return open_for_running(from, how);
   };
-  const auto a = open(s.options), b = open(other);
+  const auto a = open(options), b = open(other);
   const auto engine_a = a->make_engine(), engine_b = b->make_engine();
-  ComparisonOptions options;
-  options.cancel = &interrupted();
+  ComparisonOptions compared;
+  compared.cancel = &interrupted();
   Progress progress("comparing", std::ssize(ids), Progress::Unit::kTokens);
   int64_t shown = 0;
-  options.on_progress = [&](int64_t done, int64_t) {
+  compared.on_progress = [&](int64_t done, int64_t) {
     progress.add(done - shown);
     shown = done;
   };
   return compare_models({*engine_a, a->config().vocab}, {*engine_b, b->config().vocab}, ids,
-                        options)
+                        compared)
       .kl.mean;
+}
+
+double BudgetPlanner::compare(const std::string& path) const {
+  return measured_divergence(state_->options, state_->probed, path);
 }
 
 GgufWritten BudgetPlanner::write(const GgufOutput& output) {

@@ -29,6 +29,14 @@ struct BudgetFlags {
 
 void add_budget_flags(CLI::App& app, BudgetFlags& flags);
 
+/// "4.25" or "4.25bpw". Errors: invalid_argument, for what is no number of bits.
+double parse_budget_bits(std::string text);
+
+/// Mean KL divergence of the model at `path` from that of `options`, on the tokens of `probed`, by
+/// what `compare` does. Errors: those of opening and running.
+double measured_divergence(const CommonOptions& options, const quantize::CalibrationSet& probed,
+                           const std::string& path);
+
 /// A network that was measured, and files that are planned of it.
 class BudgetPlanner {
  public:
@@ -49,8 +57,7 @@ class BudgetPlanner {
   std::string table() const;
   /// {"predicted_kl", "tensors": [{"name", "type", "bytes", "damage"}]}
   nlohmann::ordered_json json() const;
-  /// Mean KL divergence of the file at `path` from the model, on the tokens that it was measured
-  /// with, by what `compare` does.
+  /// measured_divergence() of the file at `path`, on the tokens that the model was measured with.
   double compare(const std::string& path) const;
   /// Writes the last plan. Errors: those of write_gguf_output.
   GgufWritten write(const GgufOutput& output);

@@ -5,12 +5,14 @@
 #include <CLI/Validators.hpp>
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
 #include "app/directory_output.h"
+#include "app/gptq_budget.h"
 #include "app/open.h"
 #include "app/output_room.h"
 #include "app/weight_report.h"
@@ -158,7 +160,7 @@ Opened open_model(const CommonOptions& options) {
 
 /// What is different between the formats.
 struct Method {
-  int bits = 4;
+  std::string bits = "4";     // of all matrices, or all that occur
   bool is_calibrated = true;  // looks at the inputs of matrices
   std::function<quantize::LayerPlan(const Opened&, const quantize::LayerRequest&)> plan;
   std::function<void(const Opened&, const quantize::LayerRequest&, const quantize::LayerPlan&,
@@ -166,19 +168,23 @@ struct Method {
       write;
 };
 
-Method gptq_method(const LayerFlags& flags, std::string_view to) {
+/// Without bits.
+quantize::GptqRequest gptq_request(const LayerFlags& flags) {
   quantize::GptqRequest asked;
   asked.gptq = flags.gptq;
-  asked.gptq.bits = gptq_bits(to);
   if (flags.gptq_mode == "reference") asked.gptq.mode = quantize::GptqOptions::Mode::kReference;
   asked.true_sequential = flags.true_sequential;
+  return asked;
+}
+
+Method gptq_method(const quantize::GptqRequest& asked) {
   const auto with = [asked](const quantize::LayerRequest& request) {
     quantize::GptqRequest out = asked;
     static_cast<quantize::LayerRequest&>(out) = request;
     return out;
   };
   Method method;
-  method.bits = asked.gptq.bits;
+  method.bits = fmt::format("{}", asked.gptq.bits);
   method.plan = [with](const Opened& model, const quantize::LayerRequest& request) {
     return quantize::plan_gptq(model.source(), model.tokenizer ? &*model.tokenizer : nullptr,
                                with(request));
@@ -188,6 +194,12 @@ Method gptq_method(const LayerFlags& flags, std::string_view to) {
     quantize::write_gptq(model.source(), plan, calibration, backend, pool, with(request));
   };
   return method;
+}
+
+Method gptq_method(const LayerFlags& flags, std::string_view to) {
+  quantize::GptqRequest asked = gptq_request(flags);
+  asked.gptq.bits = gptq_bits(to);
+  return gptq_method(asked);
 }
 
 Method awq_method(const LayerFlags& flags) {
@@ -242,6 +254,8 @@ Method nf4_method(const LayerFlags& flags) {
 struct Outcome {
   std::vector<std::string> warnings;
   WeightDifferences weights;  // of a model that was quantised already
+  std::string table;          // of a budget
+  ordered_json more = ordered_json::object();
   double seconds = 0;
 };
 
@@ -266,15 +280,16 @@ void print_outcome(const CommonOptions& options, const Outcome& outcome, const M
       json["seconds"] = outcome.seconds;
       if (!outcome.weights.empty()) json["weights"] = weights_json(outcome.weights);
     }
+    json.update(outcome.more);
     json["warnings"] = outcome.warnings;
     return print_json(json);
   }
   const std::string resumed =
       report.n_resumed > 0 ? fmt::format(" ({} layers were there already)", report.n_resumed) : "";
   print_result(fmt::format(
-      "{}{} matrices of {} bits, {} weights, {:.2f} bits per weight; {:.1f} MB in all\n{}",
-      outcome.weights.empty() ? "" : class_lines(outcome.weights), plan.n_matrices, method.bits,
-      plan.n_weights, plan.bits_per_weight(), static_cast<double>(plan.bytes()) / 1e6,
+      "{}{}{} matrices of {} bits, {} weights, {:.2f} bits per weight; {:.1f} MB in all\n{}",
+      outcome.table, outcome.weights.empty() ? "" : class_lines(outcome.weights), plan.n_matrices,
+      method.bits, plan.n_weights, plan.bits_per_weight(), static_cast<double>(plan.bytes()) / 1e6,
       dry_run ? "nothing was written\n"
               : fmt::format("{} written in {:.1f} s{}\n", output, outcome.seconds, resumed)));
 }
@@ -349,54 +364,158 @@ bool is_nf4(std::string_view to) {
   return to == "nf4";
 }
 
-void run_layers(const CommonOptions& options, const LayerFlags& flags, std::string_view to,
-                const std::string& output, bool dry_run) {
-  const Clock::time_point start = Clock::now();
-  const Method method = is_awq(to)   ? awq_method(flags)
-                        : is_nf4(to) ? nf4_method(flags)
-                                     : gptq_method(flags, to);
-  const Opened model = open_model(options);
-  quantize::LayerRequest request;
-  request.shard_bytes = flags.shard_bytes;
-  request.output = output;
-  request.isa = options.load.isa;
-  request.cancel = &interrupted();
-  request.eos_ids = model.files.generation.eos_token_id;
-  const quantize::LayerPlan plan = method.plan(model, request);
-  quantize::CalibrationSet calibration;
-  if (method.is_calibrated) {
-    calibration = read_calibration(flags.calibration, model.files, model_path(options));
-    logger().info("calibration: {}", calibration.summary());
+namespace {
+
+/// One run of the command: what is opened once, and what was made of it.
+class LayerRun {
+ public:
+  LayerRun(const CommonOptions& options, const LayerFlags& flags, std::string_view to,
+           std::string output)
+      : options_(options),
+        flags_(flags),
+        to_(to),
+        output_(std::move(output)),
+        model_(open_model(options)),
+        pool_(options.load.threads > 0 ? options.load.threads : physical_cores()) {
+    request_.shard_bytes = flags.shard_bytes;
+    request_.output = output_;
+    request_.isa = options.load.isa;
+    request_.cancel = &interrupted();
+    request_.eos_ids = model_.files.generation.eos_token_id;
   }
-  Outcome outcome;
-  outcome.warnings = plan.warnings;
-  for (const std::string& warning : outcome.warnings)
-    logger().warn("{}", warning);
-  Report report(model.config.n_layers, plan.source_bytes, is_awq(to));
-  if (!dry_run) {
+
+  void run(bool dry_run) {
+    use(is_awq(to_)   ? awq_method(flags_)
+        : is_nf4(to_) ? nf4_method(flags_)
+                      : gptq_method(flags_, to_));
+    calibrate();
+    if (!dry_run) write();
+    finish(dry_run);
+  }
+
+  void run(bool dry_run, const BudgetFlags& flags) {
+    quantize::GptqRequest asked = gptq_request(flags_);
+    static_cast<quantize::LayerRequest&>(asked) = request_;
+    calibrate();
+    GptqBudget budget(
+        {options_, flags, model_.source(), model_.tokenizer ? &*model_.tokenizer : nullptr,
+         calibration_, flags_.calibration.cut.length, *backend(), pool_},
+        asked);
+    use_budget(budget);
+    double measured = 0;
+    while (!dry_run) {
+      write();
+      measured = budget.compare(output_);
+      logger().info("KL divergence predicted {:.6f}, measured {:.6f}", budget.predicted_kl(),
+                    measured);
+      bool again = false;
+      try {
+        again = budget.choose_again(measured);
+      } catch (const Error&) {
+        remove_output();
+        throw;
+      }
+      if (!again) break;
+      remove_output();
+      use_budget(budget);
+    }
+    outcome_.more = budget.json();
+    if (!dry_run) outcome_.more["measured_kl"] = measured;
+    outcome_.table =
+        budget.table() +
+        fmt::format("KL divergence predicted {:.6f}, measured {}\n", budget.predicted_kl(),
+                    dry_run ? "not: nothing was written" : fmt::format("{:.6f}", measured));
+    finish(dry_run);
+  }
+
+ private:
+  void use(Method method) {
+    method_ = std::move(method);
+    plan_ = method_.plan(model_, request_);
+    outcome_ = {};
+    outcome_.warnings = plan_.warnings;
+    for (const std::string& warning : outcome_.warnings)
+      logger().warn("{}", warning);
+  }
+  void use_budget(const GptqBudget& budget) {
+    Method method = gptq_method(budget.request());
+    method.bits = budget.bits();
+    use(std::move(method));
+  }
+  void calibrate() {
+    if (!method_.is_calibrated) return;
+    calibration_ = read_calibration(flags_.calibration, model_.files, model_path(options_));
+    logger().info("calibration: {}", calibration_.summary());
+  }
+  Backend* backend() {
+    if (!backend_) backend_ = calibration_backend(options_);
+    return backend_.get();
+  }
+
+  void write() {
+    report_.emplace(model_.config.n_layers, plan_.source_bytes, is_awq(to_));
     // Layers one by one, then the files that are made of them; hidden states, old and new.
     const int64_t hidden_bytes =
-        calibration.n_tokens * model.config.hidden * static_cast<int64_t>(sizeof(float));
-    check_room("quantize", output, plan.quantised_bytes + plan.bytes() + 2 * hidden_bytes);
-    const auto backend = calibration_backend(options);
-    ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
-    request.on_layer = [&](int layer, const auto& modules) { report.layer(layer, modules); };
-    request.on_quantised = [&](int64_t bytes) { report.quantised(bytes); };
-    method.write(model, request, plan, calibration, *backend, pool);
-    report.finish();
+        calibration_.n_tokens * model_.config.hidden * static_cast<int64_t>(sizeof(float));
+    check_room("quantize", output_, plan_.quantised_bytes + plan_.bytes() + 2 * hidden_bytes);
+    request_.on_layer = [&](int layer, const auto& modules) { report_->layer(layer, modules); };
+    request_.on_quantised = [&](int64_t bytes) { report_->quantised(bytes); };
+    method_.write(model_, request_, plan_, calibration_, *backend(), pool_);
+    report_->finish();
     // AWQ moves scales from matrix to matrix: what it wrote cannot be laid beside the source.
-    if (has_quantised(model.sources))
-      outcome.weights = is_awq(to) ? report.changes : read_back(output, model.sources, pool);
-    std::vector<std::string> said = report.warnings();
-    said.push_back(requantised_warning(outcome.weights));
+    if (has_quantised(model_.sources))
+      outcome_.weights = is_awq(to_) ? report_->changes : read_back(output_, model_.sources, pool_);
+    std::vector<std::string> said = report_->warnings();
+    said.push_back(requantised_warning(outcome_.weights));
     for (const std::string& warning : said) {
       if (warning.empty()) continue;
       logger().warn("{}", warning);
-      outcome.warnings.push_back(warning);
+      outcome_.warnings.push_back(warning);
     }
   }
-  outcome.seconds = seconds_since(start);
-  print_outcome(options, outcome, method, plan, calibration, report, dry_run ? "" : output);
+
+  /// Of bits that do not keep --max-kl.
+  void remove_output() const {
+    std::error_code error;
+    std::filesystem::remove_all(output_, error);
+    if (!error) return;
+    fail(ErrorKind::kIo, "quantize",
+         "output: expected to remove what other bits are chosen for, got {} ({})", error.message(),
+         printable(output_));
+  }
+
+  void finish(bool dry_run) {
+    if (!report_) report_.emplace(model_.config.n_layers, plan_.source_bytes, is_awq(to_));
+    outcome_.seconds = seconds_since(start_);
+    print_outcome(options_, outcome_, method_, plan_, calibration_, *report_,
+                  dry_run ? "" : output_);
+  }
+
+  const Clock::time_point start_ = Clock::now();
+  const CommonOptions& options_;
+  const LayerFlags& flags_;
+  std::string to_, output_;
+  Opened model_;
+  ThreadPool pool_;
+  std::unique_ptr<Backend> backend_;
+  quantize::LayerRequest request_;
+  quantize::CalibrationSet calibration_;
+  Method method_;
+  quantize::LayerPlan plan_;
+  std::optional<Report> report_;
+  Outcome outcome_;
+};
+
+}  // namespace
+
+void run_layers(const CommonOptions& options, const LayerFlags& flags, std::string_view to,
+                const std::string& output, bool dry_run) {
+  LayerRun(options, flags, to, output).run(dry_run);
+}
+
+void run_gptq_budget(const CommonOptions& options, const LayerFlags& flags,
+                     const BudgetFlags& budget, const std::string& output, bool dry_run) {
+  LayerRun(options, flags, kGptqOfBudget, output).run(dry_run, budget);
 }
 
 }  // namespace qw::app

@@ -10,6 +10,7 @@
 
 #include "app/calibration_input.h"
 #include "app/command.h"
+#include "app/quantize_budget.h"
 #include "quant/bitsandbytes.h"
 #include "quantize/directory_plan.h"
 #include "quantize/gptq_factor.h"
@@ -29,6 +30,9 @@ struct LayerFlags {
 
 void add_layer_flags(CLI::App& app, LayerFlags& flags);
 
+/// --to with a budget, which says how many bits.
+constexpr std::string_view kGptqOfBudget = "gptq";
+
 /// "gptq-int4" and so on; "awq"; "nf4". In lower case.
 bool is_gptq(std::string_view to);
 bool is_awq(std::string_view to);
@@ -38,5 +42,9 @@ bool is_nf4(std::string_view to);
 /// plan_nf4, write_layers and read_calibration.
 void run_layers(const CommonOptions& options, const LayerFlags& flags, std::string_view to,
                 const std::string& output, bool dry_run);
+
+/// The same for GPTQ with bits chosen for a budget. Errors: those of GptqBudget, too.
+void run_gptq_budget(const CommonOptions& options, const LayerFlags& flags,
+                     const BudgetFlags& budget, const std::string& output, bool dry_run);
 
 }  // namespace qw::app

@@ -12,7 +12,6 @@
 #include "checkpoint/module_codes.h"
 #include "quant/awq.h"
 #include "quant/bitsandbytes.h"
-#include "quant/gptq.h"
 
 namespace qw {
 
@@ -30,6 +29,73 @@ std::optional<int64_t> first_int(const ordered_json& json,
   return std::nullopt;
 }
 
+/// Errors: corrupt.
+void check_group_size(int64_t group_size, std::string_view file) {
+  if (group_size >= -1 && group_size != 0) return;
+  fail(ErrorKind::kCorrupt, "config", "group_size: expected -1 or a positive number, got {} ({})",
+       group_size, file);
+}
+
+/// What a rule may say of how bytes lie is what holds for all modules.
+void check_rule_layout(const ordered_json& rule, std::string_view key, std::string_view format,
+                       std::string_view file) {
+  const auto expect = [&](std::string_view name, std::string_view value) {
+    const ordered_json* found = find_member(rule, name, file);
+    if (found == nullptr || (found->is_string() && found->get<std::string>() == value)) return;
+    fail(ErrorKind::kUnsupported, "config", "dynamic, {}: expected {} {}, got {} ({})",
+         printable(key), name, value, describe_json(*found), file);
+  };
+  for (const char* name : {"quant_method", "method"})
+    expect(name, "gptq");
+  for (const char* name : {"checkpoint_format", "format"})
+    expect(name, format);
+  expect("pack_dtype", "int32");
+  if (const ordered_json* adapter = find_member(rule, "adapter", file)) {
+    fail(ErrorKind::kUnsupported, "config", "dynamic, {}: expected no adapter, got {} ({})",
+         printable(key), describe_json(*adapter), file);
+  }
+}
+
+/// GPTQModel's `dynamic`: {"+:PATTERN": {"bits": 8, ...}, "-:PATTERN": {}}. A key without a sign is
+/// as one with a plus. Fields that say how modules were quantised, not how they lie, are passed
+/// over, as they are at the top.
+void read_rules(const ordered_json& json, std::string_view format, std::string_view file,
+                QuantizationConfig& q) {
+  // All rules are tried on every module: bounds the work that a hostile file asks for.
+  constexpr size_t kMaxSteps = size_t{1} << 17;
+  const ordered_json* dynamic = find_member(json, "dynamic", file);
+  if (dynamic == nullptr) return;
+  if (!dynamic->is_object()) {
+    fail(ErrorKind::kCorrupt, "config", "dynamic: expected an object, got {} ({})",
+         describe_json(*dynamic), file);
+  }
+  size_t n_steps = 0;
+  for (const auto& [key, value] : dynamic->items()) {
+    std::string_view pattern = key;
+    const bool is_signed = pattern.starts_with("+:") || pattern.starts_with("-:");
+    if (is_signed) pattern.remove_prefix(2);
+    ModuleRule& rule = q.rules.emplace_back(ModuleRule{.names = NamePattern(pattern, file)});
+    n_steps += rule.names.n_steps();
+    if (n_steps > kMaxSteps) {
+      fail(ErrorKind::kUnsupported, "config", "dynamic: expected at most {} steps, got {} ({})",
+           kMaxSteps, n_steps, file);
+    }
+    rule.is_quantised = !key.starts_with("-:");
+    if (!rule.is_quantised) continue;
+    if (!value.is_object()) {
+      fail(ErrorKind::kCorrupt, "config", "dynamic, {}: expected an object, got {} ({})",
+           printable(key), describe_json(value), file);
+    }
+    check_rule_layout(value, key, format, file);
+    if (const auto bits = optional_int(value, "bits", file))
+      rule.bits = checked_cast<int>(*bits, "bits", file);
+    rule.group_size = optional_int(value, "group_size", file);
+    if (rule.group_size) check_group_size(*rule.group_size, file);
+    rule.desc_act = optional_bool(value, "desc_act", file);
+    rule.sym = optional_bool(value, "sym", file);
+  }
+}
+
 void read_gptq(const ordered_json& json, std::string_view file, QuantizationConfig& q) {
   q.desc_act = optional_bool(json, "desc_act", file).value_or(false);
   q.sym = optional_bool(json, "sym", file).value_or(true);
@@ -43,6 +109,7 @@ void read_gptq(const ordered_json& json, std::string_view file, QuantizationConf
          "is_marlin_format: expected false (plain GPTQ packing), got true ({})", file);
   }
   q.v2_zeros = format == "gptq_v2";
+  read_rules(json, format, file, q);
 }
 
 void read_awq(const ordered_json& json, std::string_view file, QuantizationConfig& q) {
@@ -160,13 +227,31 @@ QuantizationConfig read_quantization_config(const ordered_json& json, std::strin
   }
   q.bits = checked_cast<int>(*bits, "bits", file);
   q.group_size = *group;
-  if (q.group_size < -1 || q.group_size == 0) {
-    fail(ErrorKind::kCorrupt, "config", "group_size: expected -1 or a positive number, got {} ({})",
-         q.group_size, file);
-  }
+  check_group_size(q.group_size, file);
   read_modules(json, "modules_to_not_convert", file, q);
   q.method == "gptq" ? read_gptq(json, file, q) : read_awq(json, file, q);
   return q;
+}
+
+const ModuleRule* QuantizationConfig::rule_of(std::string_view module) const {
+  const auto found = std::ranges::find_if(
+      rules, [&](const ModuleRule& rule) { return rule.names.matches_start(module); });
+  return found == rules.end() ? nullptr : &*found;
+}
+
+GptqConfig QuantizationConfig::gptq_of(std::string_view module) const {
+  GptqConfig out = {.bits = bits,
+                    .group_size = group_size,
+                    .desc_act = desc_act,
+                    .sym = sym,
+                    .v2_zeros = v2_zeros};
+  if (const ModuleRule* rule = rule_of(module)) {
+    out.bits = rule->bits.value_or(out.bits);
+    out.group_size = rule->group_size.value_or(out.group_size);
+    out.desc_act = rule->desc_act.value_or(out.desc_act);
+    out.sym = rule->sym.value_or(out.sym);
+  }
+  return out;
 }
 
 bool is_quantised_module(const TensorStore& tensors, const std::string& module) {
@@ -209,11 +294,13 @@ LinearSource open_quantised_module(const TensorStore& tensors, const Quantizatio
   const RawTensor& scales = tensors.at(module + ".scales");
   std::shared_ptr<const GroupAffine> affine;
   if (config.method == "gptq") {
-    affine = open_gptq({.bits = config.bits,
-                        .group_size = config.group_size,
-                        .desc_act = config.desc_act,
-                        .sym = config.sym,
-                        .v2_zeros = config.v2_zeros},
+    if (const ModuleRule* rule = config.rule_of(module); rule != nullptr && !rule->is_quantised) {
+      fail(ErrorKind::kCorrupt, "config",
+           "module {}: expected its weight, for dynamic's -:{} says that it is not quantised, got "
+           "qweight",
+           printable(module), printable(rule->names.text()));
+    }
+    affine = open_gptq(config.gptq_of(module),
                        {.module = module,
                         .qweight = &codes,
                         .qzeros = &zeros,

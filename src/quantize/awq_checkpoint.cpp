@@ -54,8 +54,9 @@ LayerPlan plan_awq(const LayerSource& source, const TokenizerSpec* tokenizer,
     fail(ErrorKind::kInvalidArgument, "awq", "group_size: expected -1 or more than 0, got {}",
          options.group_size);
   }
-  return plan_layers(source, tokenizer, request, quantization_config(source, options).dump(),
-                     [&](const LinearSource& matrix) { return bytes_of(matrix, options); });
+  return plan_layers(
+      source, tokenizer, request, quantization_config(source, options).dump(),
+      [&](const ModuleId&, const LinearSource& matrix) { return bytes_of(matrix, options); });
 }
 
 void write_awq(const LayerSource& source, const LayerPlan& plan, const CalibrationSet& calibration,

@@ -60,7 +60,8 @@ bool improve(const Items& items, int64_t& room, std::vector<size_t>& chosen) {
     int64_t bytes = 0;
     size_t item = 0, to = 0;
   };
-  // Of each item the change to every other choice; pairs that cannot fit are passed over quickly.
+  // Of each item the change to every other choice, by bytes: what goes best with one is the best of
+  // all that leave room, or the best of another item.
   std::vector<Move> moves;
   for (size_t i = 0; i < items.size(); ++i) {
     const BudgetChoice& now = items[i][chosen[i]];
@@ -70,6 +71,22 @@ bool improve(const Items& items, int64_t& room, std::vector<size_t>& chosen) {
       moves.push_back({now.damage - then.damage, then.bytes - now.bytes, i, to});
     }
   }
+  std::ranges::stable_sort(moves, {}, &Move::bytes);
+  struct Two {
+    const Move *first = nullptr, *other = nullptr;  // of different items
+  };
+  std::vector<Two> best_up_to;
+  Two two;
+  for (const Move& move : moves) {
+    if (two.first == nullptr || move.saved > two.first->saved) {
+      if (two.first != nullptr && two.first->item != move.item) two.other = two.first;
+      two.first = &move;
+    } else if (move.item != two.first->item &&
+               (two.other == nullptr || move.saved > two.other->saved)) {
+      two.other = &move;
+    }
+    best_up_to.push_back(two);
+  }
   double best = 0;
   std::pair<const Move*, const Move*> found{};
   for (const Move& a : moves) {
@@ -78,11 +95,13 @@ bool improve(const Items& items, int64_t& room, std::vector<size_t>& chosen) {
       best = a.saved;
       found = {&a, nullptr};
     }
-    for (const Move& b : moves) {
-      if (b.item != a.item && a.bytes + b.bytes <= room && a.saved + b.saved > best) {
-        best = a.saved + b.saved;
-        found = {&a, &b};
-      }
+    const auto end = std::ranges::upper_bound(moves, room - a.bytes, {}, &Move::bytes);
+    if (end == moves.begin()) continue;
+    const Two& with = best_up_to[static_cast<size_t>(end - moves.begin() - 1)];
+    const Move* b = with.first->item != a.item ? with.first : with.other;
+    if (b != nullptr && a.saved + b->saved > best) {
+      best = a.saved + b->saved;
+      found = {&a, b};
     }
   }
   // Sums of floats: what saves nothing but rounding would go round in circles.

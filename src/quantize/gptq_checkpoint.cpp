@@ -6,6 +6,7 @@
 
 #include "base/checked.h"
 #include "quant/gptq.h"
+#include "quantize/gptq_rules.h"
 
 namespace qw::quantize {
 
@@ -13,11 +14,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-int64_t bytes_of(int64_t n, int64_t k, const GptqOptions& options) {
-  const int64_t group = options.group_size == -1 ? k : std::min(options.group_size, k);
-  const int64_t n_groups = ceil_div(k, group);
-  return n * k * options.bits / 8 + n_groups * n * options.bits / 8 + n_groups * n * 2 + k * 4 +
-         n * 2;
+/// Those of q, k and v are kept as they are.
+bool has_own_bias(const ModuleId& id) {
+  return id.slot == Slot::kQ || id.slot == Slot::kK || id.slot == Slot::kV;
 }
 
 void check_sizes(const LinearSource& source, const GptqOptions& options) {
@@ -32,17 +31,19 @@ void check_sizes(const LinearSource& source, const GptqOptions& options) {
 
 Json quantization_config(const GptqRequest& request) {
   const GptqOptions& options = request.gptq;
-  return {{"bits", options.bits},
-          {"group_size", options.group_size},
-          {"damp_percent", options.damp},
-          {"desc_act", options.desc_act},
-          {"static_groups", options.static_groups},
-          {"sym", options.sym},
-          {"true_sequential", request.true_sequential},
-          {"model_name_or_path", nullptr},
-          {"model_file_base_name", "model"},
-          {"quant_method", "gptq"},
-          {"checkpoint_format", options.zero_from_0 ? "gptq_v2" : "gptq"}};
+  Json out = {{"bits", options.bits},
+              {"group_size", options.group_size},
+              {"damp_percent", options.damp},
+              {"desc_act", options.desc_act},
+              {"static_groups", options.static_groups},
+              {"sym", options.sym},
+              {"true_sequential", request.true_sequential},
+              {"model_name_or_path", nullptr},
+              {"model_file_base_name", "model"},
+              {"quant_method", "gptq"},
+              {"checkpoint_format", options.zero_from_0 ? "gptq_v2" : "gptq"}};
+  if (!request.bits.empty()) out["dynamic"] = gptq_rules(request.bits);
+  return out;
 }
 
 std::string job_of(const GptqRequest& request) {
@@ -55,6 +56,21 @@ std::string job_of(const GptqRequest& request) {
 }
 
 }  // namespace
+
+GptqOptions GptqRequest::options_of(const ModuleId& id) const {
+  GptqOptions out = gptq;
+  if (bits.empty()) return out;
+  const auto found = bits.find(hf_name(id));
+  if (found != bits.end()) out.bits = found->second;
+  return out;
+}
+
+int64_t gptq_bytes(const ModuleId& id, int64_t n, int64_t k, const GptqOptions& options) {
+  const int64_t group = options.group_size == -1 ? k : std::min(options.group_size, k);
+  const int64_t n_groups = ceil_div(k, group);
+  return n * k * options.bits / 8 + n_groups * n * options.bits / 8 + n_groups * n * 2 + k * 4 +
+         (has_own_bias(id) ? 0 : n * 2);
+}
 
 void add_gptq_tensors(const QuantisedModule& module, bool v2_zeros, std::vector<RawTensor>& out) {
   struct Owner {
@@ -69,8 +85,7 @@ void add_gptq_tensors(const QuantisedModule& module, bool v2_zeros, std::vector<
     out.push_back(*tensor);
     out.back().owner = owner;
   }
-  const Slot slot = module.id.slot;
-  if (slot == Slot::kQ || slot == Slot::kK || slot == Slot::kV) return;  // theirs is kept
+  if (has_own_bias(module.id)) return;
   owner->zeros.resize(static_cast<size_t>(module.matrix->n));
   RawTensor& bias = out.emplace_back();
   bias.name = name + ".bias";
@@ -83,15 +98,22 @@ void add_gptq_tensors(const QuantisedModule& module, bool v2_zeros, std::vector<
 LayerPlan plan_gptq(const LayerSource& source, const TokenizerSpec* tokenizer,
                     const GptqRequest& request) {
   check_options(request.gptq);
+  for (const auto& [module, bits] : request.bits) {
+    GptqOptions own = request.gptq;
+    own.bits = bits;
+    check_options(own);
+  }
   const Json quantization = quantization_config(request);
   const int64_t group_size = request.gptq.group_size;
   std::string uneven;
-  LayerPlan plan =
-      plan_layers(source, tokenizer, request, quantization.dump(), [&](const LinearSource& matrix) {
-        check_sizes(matrix, request.gptq);
-        if (group_size > 0 && matrix.k % std::min(group_size, matrix.k)) uneven = matrix.name;
-        return bytes_of(matrix.n, matrix.k, request.gptq);
-      });
+  LayerPlan plan = plan_layers(source, tokenizer, request, quantization.dump(),
+                               [&](const ModuleId& id, const LinearSource& matrix) {
+                                 const GptqOptions own = request.options_of(id);
+                                 check_sizes(matrix, own);
+                                 if (group_size > 0 && matrix.k % std::min(group_size, matrix.k))
+                                   uneven = matrix.name;
+                                 return gptq_bytes(id, matrix.n, matrix.k, own);
+                               });
   plan.kept.texts.emplace_back("quantize_config.json", quantization.dump(2) + "\n");
   if (!uneven.empty()) {
     plan.warnings.insert(
@@ -105,7 +127,12 @@ LayerPlan plan_gptq(const LayerSource& source, const TokenizerSpec* tokenizer,
 
 void write_gptq(const LayerSource& source, const LayerPlan& plan, const CalibrationSet& calibration,
                 Backend& backend, ThreadPool& pool, const GptqRequest& request) {
-  const GptqLayerOptions options = {request.gptq, request.true_sequential, request.on_quantised};
+  GptqLayerOptions options;
+  options.gptq = request.gptq;
+  options.true_sequential = request.true_sequential;
+  options.on_done = request.on_quantised;
+  if (!request.bits.empty())
+    options.bits_of = [&](const ModuleId& id) { return request.options_of(id).bits; };
   const auto quantise = [&](const LayerSources& layer, const MatrixTeam& team, LayerPass& pass) {
     QuantisedLayer out;
     out.modules = gptq_layer(layer, source.config, options, backend, team, pass);

@@ -5,6 +5,9 @@
 // its widest matrix (gptq_factor.h).
 #pragma once
 
+#include <map>
+#include <string>
+
 #include "quantize/gptq_layer.h"
 #include "quantize/layer_checkpoint.h"
 
@@ -13,7 +16,15 @@ namespace qw::quantize {
 struct GptqRequest : LayerRequest {
   GptqOptions gptq;
   bool true_sequential = true;
+  /// Of modules by name ("model.layers.0.self_attn.q_proj") that have others than gptq.bits: all
+  /// that share their inputs have the same. The file says so as gptq_rules.h does.
+  std::map<std::string, int> bits;
+
+  GptqOptions options_of(const ModuleId& id) const;
 };
+
+/// What a matrix [n, k] takes in a file, its bias beside it where one is written.
+int64_t gptq_bytes(const ModuleId& id, int64_t n, int64_t k, const GptqOptions& options);
 
 /// `sources` must outlive the plan's use; `tokenizer`: see plan_directory(). Errors: unsupported
 /// (sizes that the format or those who read it cannot hold, by module), invalid_argument (options).

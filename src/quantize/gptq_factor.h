@@ -77,6 +77,9 @@ class GptqFactor {
   /// it in the order do not tell, which is what its rounding error counts with.
   std::vector<float> own_sizes() const;
 
+  /// Of the matrices that are quantised from now on: nothing else here depends on it.
+  void set_bits(int bits) noexcept { options_.bits = bits; }
+
   const GptqOptions& options() const noexcept { return options_; }
   int64_t k() const noexcept { return k_; }
   double damp() const noexcept { return damp_; }  // as used, part of the mean diagonal

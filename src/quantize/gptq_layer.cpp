@@ -1,11 +1,24 @@
 #include "quantize/gptq_layer.h"
 
 #include <numeric>
+#include <optional>
 #include <utility>
+
+#include "base/error.h"
 
 namespace qw::quantize {
 
 namespace {
+
+GptqOptions options_of(const LinearParts& from, const GptqLayerOptions& options) {
+  GptqOptions out = options.gptq;
+  if (!options.bits_of) return out;
+  out.bits = options.bits_of(from.modules.front());
+  for (const ModuleId& id : from.modules)
+    QW_CHECK(options.bits_of(id) == out.bits, "{}: bits of matrices with the same inputs",
+             from.name);
+  return out;
+}
 
 class LayerWalk {
  public:
@@ -15,21 +28,18 @@ class LayerWalk {
 
   LayerSources run() {
     LayerWeights w = norms();
-    w.qkv = pack(make_(
-        layer_.qkv, made_.qkv, [&](LayerPass::Take take) { pass_.norm_inputs(w, take); }, false));
-    w.o = pack(make_(
-        layer_.o, made_.o, [&](LayerPass::Take take) { pass_.attend(w, take); }, false));
+    w.qkv = pack(make_(layer_.qkv, made_.qkv,
+                       [&](LayerPass::Take take) { pass_.norm_inputs(w, take); }, {}));
+    w.o = pack(make_(layer_.o, made_.o, [&](LayerPass::Take take) { pass_.attend(w, take); }, {}));
     const bool sparse = !layer_.moe.router.parts.empty();
     if (sparse) {
       pass_.add_attention(w, [](const float*, int64_t) {});
       make_experts(w);
     } else {
-      w.gate_up = pack(make_(
-          layer_.gate_up, made_.gate_up,
-          [&](LayerPass::Take take) { pass_.add_attention(w, take); }, false));
-      w.down = pack(make_(
-          layer_.down, made_.down, [&](LayerPass::Take take) { pass_.gated(w.gate_up, take); },
-          false));
+      w.gate_up = pack(make_(layer_.gate_up, made_.gate_up,
+                             [&](LayerPass::Take take) { pass_.add_attention(w, take); }, {}));
+      w.down = pack(make_(layer_.down, made_.down,
+                          [&](LayerPass::Take take) { pass_.gated(w.gate_up, take); }, {}));
     }
     pass_.add_feed_forward(w);
     return std::move(made_);
@@ -56,23 +66,23 @@ class LayerWalk {
     std::vector<int32_t> all(static_cast<size_t>(pass_.n_tokens()));
     std::iota(all.begin(), all.end(), 0);
     for (size_t e = 0; e < routed.size(); ++e) {
-      const bool is_cold = std::ssize(routed[e]) < cold_expert_tokens(config_.hidden);
-      const std::vector<int32_t>& tokens = is_cold ? all : routed[e];
+      const int64_t n_routed = std::ssize(routed[e]);
+      const std::vector<int32_t>& tokens = is_cold(n_routed, config_) ? all : routed[e];
       w.moe->gate_up.push_back(pack(make_(
           from.gate_up[e], to.gate_up[e],
-          [&](LayerPass::Take take) { pass_.expert_inputs(tokens, take); }, is_cold)));
+          [&](LayerPass::Take take) { pass_.expert_inputs(tokens, take); }, n_routed)));
       w.moe->down.push_back(pack(make_(
           from.down[e], to.down[e],
           [&](LayerPass::Take take) { pass_.expert_gated(tokens, w.moe->gate_up.back(), take); },
-          is_cold)));
+          n_routed)));
     }
     if (from.shared_gate_up.parts.empty()) return;
-    w.moe->shared_gate_up = pack(make_(
-        from.shared_gate_up, to.shared_gate_up,
-        [&](LayerPass::Take take) { pass_.expert_inputs(all, take); }, false));
-    w.moe->shared_down = pack(make_(
-        from.shared_down, to.shared_down,
-        [&](LayerPass::Take take) { pass_.gated(w.moe->shared_gate_up, take); }, false));
+    w.moe->shared_gate_up =
+        pack(make_(from.shared_gate_up, to.shared_gate_up,
+                   [&](LayerPass::Take take) { pass_.expert_inputs(all, take); }, {}));
+    w.moe->shared_down =
+        pack(make_(from.shared_down, to.shared_down,
+                   [&](LayerPass::Take take) { pass_.gated(w.moe->shared_gate_up, take); }, {}));
     w.moe->shared_gate = pack(from.shared_gate);
   }
 
@@ -85,6 +95,10 @@ class LayerWalk {
 };
 
 }  // namespace
+
+bool is_cold(std::optional<int64_t> n_routed, const ModelConfig& config) {
+  return n_routed && *n_routed < cold_expert_tokens(config.hidden);
+}
 
 LayerSources walk_layer(const LayerSources& layer, const ModelConfig& config, Backend& backend,
                         LayerPass& pass, const PartsMaker& make) {
@@ -106,11 +120,12 @@ std::vector<QuantisedModule> gptq_layer(const LayerSources& layer, const ModelCo
   std::vector<QuantisedModule> modules;
   const auto quantise = [&](const LinearParts& from, LinearParts& to,
                             FunctionRef<void(LayerPass::Take)> inputs,
-                            bool is_cold) -> const LinearParts& {
+                            std::optional<int64_t> n_routed) -> const LinearParts& {
     Hessian hessian(from.name, from.parts.front().k, team);
     inputs([&](const float* x, int64_t n_tokens) { hessian.add(x, n_tokens, hessian.k()); });
-    const GptqFactor factor(hessian, options.gptq, team);
+    GptqFactor factor(hessian, options_of(from, options), team);
     to.bytes.clear();
+    double loss = 0;
     for (size_t i = 0; i < from.parts.size(); ++i) {
       GptqResult result = gptq_quantise(from.parts[i], factor, team);
       if (options.gptq.mode == GptqOptions::Mode::kReference) {
@@ -121,10 +136,13 @@ std::vector<QuantisedModule> gptq_layer(const LayerSources& layer, const ModelCo
       module.id = from.modules[i];
       module.matrix = result.matrix;
       module.loss = result.loss;
-      tell_inputs(hessian, factor, is_cold, module);
+      tell_inputs(hessian, factor, is_cold(n_routed, config), module);
       to.parts[i] = std::move(result.source);
+      loss += result.loss;
       if (options.on_done) options.on_done(from.parts[i].published_bytes());
     }
+    if (options.on_group)
+      options.on_group({from, to, hessian, factor, loss, n_routed.value_or(pass.n_tokens())});
     return options.true_sequential ? to : from;
   };
   std::vector<float> before;

@@ -145,9 +145,10 @@ std::vector<std::string> unquantised_modules(const NetworkSources& sources) {
   return out;
 }
 
-LayerPlan plan_layers(const LayerSource& source, const TokenizerSpec* tokenizer,
-                      const LayerRequest& request, const std::string& quantization_config,
-                      const std::function<int64_t(const LinearSource&)>& bytes_of) {
+LayerPlan plan_layers(
+    const LayerSource& source, const TokenizerSpec* tokenizer, const LayerRequest& request,
+    const std::string& quantization_config,
+    const std::function<int64_t(const ModuleId&, const LinearSource&)>& bytes_of) {
   DirectoryChoices choices;
   choices.dtype = request.kept_dtype;
   choices.shard_bytes = request.shard_bytes;
@@ -165,8 +166,9 @@ LayerPlan plan_layers(const LayerSource& source, const TokenizerSpec* tokenizer,
     for_each_quantised(layer, [&](const LinearParts& parts) {
       for (const ModuleId& id : parts.modules)
         replaced.insert(hf_name(id) + ".weight");
-      for (const LinearSource& matrix : parts.parts) {
-        plan.quantised_bytes += bytes_of(matrix);
+      for (size_t i = 0; i < parts.parts.size(); ++i) {
+        const LinearSource& matrix = parts.parts[i];
+        plan.quantised_bytes += bytes_of(parts.modules[i], matrix);
         ++plan.n_matrices;
         plan.n_weights += matrix.n * matrix.k;
         plan.source_bytes += matrix.published_bytes();

@@ -72,7 +72,7 @@ std::vector<std::string> unquantised_modules(const NetworkSources& sources);
 /// plan_directory().
 LayerPlan plan_layers(const LayerSource& source, const TokenizerSpec* tokenizer,
                       const LayerRequest& request, const std::string& quantization_config,
-                      const std::function<int64_t(const LinearSource&)>& bytes_of);
+                      const std::function<int64_t(const ModuleId&, const LinearSource&)>& bytes_of);
 
 /// Writes a directory of layers that need no calibration: `make` gives a layer's tensors, which
 /// depend on the checkpoint and the config.json of `plan` alone. Interruptions and errors: as for

@@ -15,26 +15,22 @@ namespace {
 constexpr int64_t kLogitBytes = int64_t{1} << 29;
 constexpr int64_t kChunkRows = 64;
 
-/// Puts parts of `changed` in the places of what they were made of. `owners` keeps their bytes.
-void replace(LinearParts& parts, const GgufTensor& changed, ThreadPool& pool) {
+/// Puts the changed matrix in the place of its module.
+void replace(LinearParts& parts, const ChangedMatrix& changed) {
   for (size_t i = 0; i < parts.modules.size(); ++i) {
-    ModuleId id = parts.modules[i];
-    const int expert = std::max(id.expert, 0);
-    id.expert = changed.id.expert;
-    if (id == changed.id) parts.parts[i] = changed.encoded_part(static_cast<size_t>(expert), pool);
+    if (parts.modules[i] == changed.id) parts.parts[i] = changed.make();
   }
 }
 
-LayerSources replaced(const LayerSources& layer, const std::vector<const GgufTensor*>& changed,
-                      ThreadPool& pool) {
+LayerSources replaced(const LayerSources& layer, const std::vector<const ChangedMatrix*>& changed) {
   LayerSources out = layer;
-  for (const GgufTensor* tensor : changed) {
+  for (const ChangedMatrix* matrix : changed) {
     for (LinearParts* parts : {&out.qkv, &out.o, &out.gate_up, &out.down, &out.moe.router,
                                &out.moe.shared_gate_up, &out.moe.shared_down, &out.moe.shared_gate})
-      replace(*parts, *tensor, pool);
+      replace(*parts, *matrix);
     for (std::vector<LinearParts>* experts : {&out.moe.gate_up, &out.moe.down}) {
       for (LinearParts& parts : *experts)
-        replace(parts, *tensor, pool);
+        replace(parts, *matrix);
     }
   }
   return out;
@@ -148,26 +144,42 @@ int64_t NetworkProbe::n_predictions() const {
 }
 
 double NetworkProbe::kl(const std::vector<const GgufTensor*>& changed) {
-  State& s = *state_;
-  const int n_layers = s.config.n_layers;
-  std::map<int, std::vector<const GgufTensor*>> by_layer;
-  const GgufTensor *embedding = nullptr, *head = nullptr;
+  std::vector<ChangedMatrix> matrices;
   for (const GgufTensor* tensor : changed) {
     if (tensor->is_copied()) continue;
-    if (tensor->id.slot == Slot::kEmbedding) {
-      embedding = tensor;
-      if (s.sources.tied) head = tensor;
-    } else if (tensor->id.slot == Slot::kLmHead) {
-      head = tensor;
+    const Slot slot = tensor->id.slot;
+    const bool is_stack =
+        slot == Slot::kExpertGate || slot == Slot::kExpertUp || slot == Slot::kExpertDown;
+    for (size_t part = 0; part < tensor->parts.size(); ++part) {
+      ModuleId id = tensor->id;
+      if (is_stack) id.expert = static_cast<int>(part);
+      matrices.push_back(
+          {id, [tensor, part, this] { return tensor->encoded_part(part, state_->pool); }});
+    }
+  }
+  return kl(matrices);
+}
+
+double NetworkProbe::kl(const std::vector<ChangedMatrix>& changed) {
+  State& s = *state_;
+  const int n_layers = s.config.n_layers;
+  std::map<int, std::vector<const ChangedMatrix*>> by_layer;
+  const ChangedMatrix *embedding = nullptr, *head = nullptr;
+  for (const ChangedMatrix& matrix : changed) {
+    if (matrix.id.slot == Slot::kEmbedding) {
+      embedding = &matrix;
+      if (s.sources.tied) head = &matrix;
+    } else if (matrix.id.slot == Slot::kLmHead) {
+      head = &matrix;
     } else {
-      by_layer[tensor->id.layer].push_back(tensor);
+      by_layer[matrix.id.layer].push_back(&matrix);
     }
   }
   const int first = embedding != nullptr ? 0
                     : by_layer.empty()   ? n_layers
                                          : by_layer.begin()->first;
   if (embedding != nullptr) {
-    s.pass.embed(*s.backend.pack_embedding(embedding->encoded_part(0, s.pool)));
+    s.pass.embed(*s.backend.pack_embedding(embedding->make()));
   } else {
     s.pass.set_hidden(s.hidden[static_cast<size_t>(first)], first);
   }
@@ -177,15 +189,15 @@ double NetworkProbe::kl(const std::vector<const GgufTensor*>& changed) {
     if (found == by_layer.end()) {
       s.run_layer(s.layers[index]);
     } else {
-      s.run_layer(pack_layer(s.backend, replaced(s.sources.layers[index], found->second, s.pool),
-                             s.config));
+      s.run_layer(
+          pack_layer(s.backend, replaced(s.sources.layers[index], found->second), s.config));
     }
   }
   s.take_normed();
   Linear other;
   if (head != nullptr) {
     LinearParts parts = s.sources.lm_head;
-    parts.parts = {head->encoded_part(0, s.pool)};
+    parts.parts = {head->make()};
     other = pack_linear(s.backend, parts);
   }
   std::vector<double> kls(static_cast<size_t>(s.n_predictions()));

@@ -106,7 +106,7 @@ LayerPlan plan_nf4(const LayerSource& source, const TokenizerSpec* tokenizer,
                    const Nf4Request& request) {
   const Nf4Options& options = request.nf4;
   return plan_layers(source, tokenizer, request, quantization_config(source, options).dump(),
-                     [&](const LinearSource& matrix) {
+                     [&](const ModuleId&, const LinearSource& matrix) {
                        check_nf4_sizes(matrix.n, matrix.k, options.block_size, matrix.name);
                        return nf4_bytes(matrix.n, matrix.k, options.block_size,
                                         options.double_quant);

@@ -188,8 +188,8 @@ class LayerMerge {
     if (is_followed) {
       walk_layer(merged, source_.config, backend_, pass,
                  [&](const LinearParts& from, LinearParts& to, auto inputs,
-                     bool is_cold) -> const LinearParts& {
-                   recode(from, to, inputs, is_cold);
+                     std::optional<int64_t> n_routed) -> const LinearParts& {
+                   recode(from, to, inputs, n_routed);
                    return to;
                  });
     } else {
@@ -217,7 +217,7 @@ class LayerMerge {
   }
 
   void recode(const LinearParts& from, LinearParts& to, FunctionRef<void(LayerPass::Take)> inputs,
-              bool is_cold) {
+              std::optional<int64_t> n_routed) {
     const auto needs_codes = [&](size_t i) {
       return !is_dense(from.parts[i]) && merge_.changes(from.modules[i]);
     };
@@ -239,7 +239,7 @@ class LayerMerge {
       QuantisedModule& module = out_.modules.emplace_back();
       module.id = id;
       module.loss = made.loss;
-      tell_inputs(hessian, factor, is_cold, module);
+      tell_inputs(hessian, factor, is_cold(n_routed, source_.config), module);
       module.recoding = Recoding{part.format_name(), made.kept_loss, made.plain_loss,
                                  part.n * part.k,    made.n_changed, made.n_beyond};
       to.parts[i] = std::move(made.source);

@@ -36,6 +36,12 @@ struct MatrixChoices {
   std::vector<MatrixChoice> choices;
 };
 
+/// A matrix in the place of a module's. `make` gives it when its layer is reached.
+struct ChangedMatrix {
+  ModuleId id;
+  std::function<LinearSource()> make;
+};
+
 /// The network as published, ready to be run with some matrices in other types. Memory: the packed
 /// network, 4 (layers + 1) * tokens * hidden bytes, and up to half a gigabyte of logits.
 class NetworkProbe {
@@ -51,6 +57,8 @@ class NetworkProbe {
   /// Mean over predictions of sum_i p(i) log(p(i) / q(i)), in nats, where q is predicted with these
   /// tensors in the types that they have. Errors: those of LayerPass and encoding.
   double kl(const std::vector<const GgufTensor*>& changed);
+  /// The same, predicted with these matrices.
+  double kl(const std::vector<ChangedMatrix>& changed);
   int64_t n_predictions() const;
 
  private:

@@ -36,8 +36,10 @@ bool is_wide(DType dtype) {
 }
 
 GridOf grid_of(const LinearSource& source, const ModelConfig& config) {
-  if (const GroupAffine* groups = groups_of(source))
-    return {groups->bits, config.quantization.group_size};
+  if (const GroupAffine* groups = groups_of(source)) {
+    const std::string module = source.name.substr(0, source.name.rfind('.'));
+    return {groups->bits, config.quantization.gptq_of(module).group_size};
+  }
   if (std::holds_alternative<DenseRows>(source.data)) {
     fail(ErrorKind::kInvalidArgument, "convert",
          "{}: expected weights that are quantised already, got {} (quantize --to gptq-int4 or awq "

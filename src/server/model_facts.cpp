@@ -56,7 +56,11 @@ std::string quantization_of(const Checkpoint& checkpoint, const QuantizationConf
   }
   for (char& c : name)
     c = c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c;
-  return config.method.empty() ? name : fmt::format("{} {} bits", name, config.bits);
+  const bool is_mixed = std::ranges::any_of(
+      config.rules, [](const ModuleRule& rule) { return rule.bits.has_value(); });
+  return config.method.empty()
+             ? name
+             : fmt::format("{} {} bits{}", name, config.bits, is_mixed ? " and others" : "");
 }
 
 }  // namespace
