@@ -182,7 +182,7 @@ void check_budget_flags(const CLI::App& app, const Options& options) {
   if (!is_gptq && !options.to.empty()) {
     fail(
         ErrorKind::kInvalidArgument, "quantize",
-        "--to: expected gptq, or none for a GGUF file, with a budget, which chooses all types; got "
+        "--to: expected gptq, or none for a GGUF file, with a budget, which chooses all types, got "
         "'{}'",
         printable(options.to));
   }
