@@ -227,7 +227,7 @@ TEST(LimitsOfWorkers, DoNotConcernHealth) {
   ServiceOptions options = qw::testing::service_options();
   options.n_workers = 0;
   const RunningService running(options);
-  for (const char* path : {"/health", "/ready", "/version", "/metrics"})
+  for (const char* path : {"/health", "/v1/health", "/ready", "/version", "/metrics"})
     EXPECT_EQ(running.client().get(path).status, 200) << path;
 }
 

@@ -166,9 +166,10 @@ Json chat_messages(ResponsesTask& task) {
     const Json& item = to_object(where, task.input[i]);
     const Json type = item.value("type", Json("message"));
     if (type == "message") {
-      Json message = item;
-      for (const char* name : {"type", "id", "status"})
-        message.erase(name);
+      Json message = Json::object();  // what else there is was told already
+      for (const char* name : {"role", "content"}) {
+        if (item.contains(name)) message[name] = item[name];
+      }
       add(std::move(message), where);
     } else if (type == "function_call") {
       const bool joins = !out.empty() && out.back()["role"] == "assistant";

@@ -496,7 +496,12 @@ TEST_F(OpenAiTools, ResponsesNameTheItemThatIsWrong) {
       EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("] " + field + ": "));
     }
   }
-  ordered_json body = {{"input", "Hi"}, {"tools", {with(response_tool(), "name", "no name")}}};
+  // A call joins the message before it, whatever that says of calls.
+  const ordered_json said = {{"role", "assistant"}, {"content", "Well."}, {"tool_calls", 7}};
+  ordered_json body = {{"input", {user, said, call, output}}, {"max_output_tokens", 1}};
+  const ordered_json answer = running_->post("/v1/responses", body);
+  EXPECT_THAT(answer["warnings"].dump(), HasSubstr("input[1].tool_calls"));
+  body = {{"input", "Hi"}, {"tools", {with(response_tool(), "name", "no name")}}};
   EXPECT_EQ(running_->post("/v1/responses", body)["error"]["param"], "tools[0].name");
   body = {{"input", "Hi"}, {"tools", {response_tool()}}, {"tool_choice", {{"name", 7}}}};
   EXPECT_EQ(running_->post("/v1/responses", body)["error"]["param"], "tool_choice.name");
