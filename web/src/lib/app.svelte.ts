@@ -51,11 +51,21 @@ export class AppState {
     void this.loadModels();
     try {
       const stored = await store.loadConversations();
-      this.conversations = stored.sort((a, b) => b.updated - a.updated);
+      const begun = this.conversations; // while they were loaded
+      const others = stored.filter((c) => begun.every((b) => b.id !== c.id));
+      this.conversations = [...begun, ...others].sort((a, b) => b.updated - a.updated);
     } catch (error) {
       this.notice = this.t('storageFailed', { reason: (error as Error).message });
     }
-    this.openFromAddress();
+    this.openWhatIsNamed();
+  }
+  /** The conversation that the address names, unless another was begun; what was typed goes with it. */
+  private openWhatIsNamed(): void {
+    const named = this.conversations.find((c) => c.id === location.hash.slice(1));
+    if (!named || this.current.messages.length > 0) return;
+    const draft = this.drafts.get(this.current.id);
+    this.open(named, false);
+    if (draft) this.drafts.set(named.id, draft);
   }
 
   // ---- models, key, preferences ----

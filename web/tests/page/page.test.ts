@@ -382,6 +382,30 @@ describe('access', () => {
     await page.getByRole('heading', { name: 'What shall we talk about?' }).waitFor();
     expect(await page.evaluate(() => document.activeElement?.id)).toBe('composer');
   });
+  visit('loses nothing that is typed or sent while conversations are loaded', async (visit, page) => {
+    await visit.ask('Hello');
+    await stored(page, 2);
+    await visit.context.addInitScript(() => {
+      const listen = EventTarget.prototype.addEventListener;
+      IDBOpenDBRequest.prototype.addEventListener = function (type: string, listener: unknown, ...rest: unknown[]) {
+        const call = listener as (event: Event) => void;
+        const late = (event: Event) => void setTimeout(() => call.call(this, event), 1500);
+        listen.call(this, type, type === 'success' ? late : call, ...(rest as []));
+      };
+    });
+    const items = page.locator('.list li');
+    await page.reload(); // with the conversation in the address
+    await page.keyboard.type('Typed');
+    await page.locator('.message.user', { hasText: 'Hello' }).waitFor();
+    expect(await visit.composer.inputValue()).toBe('Typed');
+    await page.goto(visit.url);
+    await page.keyboard.type('Sent');
+    await page.keyboard.press('Enter');
+    await page.locator('.message.user', { hasText: 'Sent' }).waitFor();
+    await page.waitForTimeout(2500);
+    await page.locator('.message.user', { hasText: 'Sent' }).waitFor();
+    expect(await items.count()).toBe(2);
+  });
   visit('loses no key that comes while a dialog closes', async (visit, page) => {
     for (let i = 0; i < 20; ++i) { // the browser tells that it is closed some time after it is
       await page.keyboard.press('Control+/');
