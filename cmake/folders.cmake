@@ -1,7 +1,8 @@
-# qw_add_folder(NAME [DEPS folder...] [LINK target...])
+# qw_add_folder(NAME [DEPS folder...] [LINK target...] [TEST_SUPPORT name...])
 #
 # Makes the static library qw_NAME from every src/NAME/**/*.cpp, the test program
 # qw_NAME_tests from every *_test.cpp beside them, and one program per *_fuzz.cpp.
+# TEST_SUPPORT names sources of tests/support/ that its tests need.
 # Everything is globbed: a new file needs no line here. A folder without sources
 # is left out, so that levels can be added one at a time.
 
@@ -72,7 +73,7 @@ function(qw_apply_isa_flags)
 endfunction()
 
 function(qw_add_folder name)
-  cmake_parse_arguments(ARG "" "" "DEPS;LINK" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "DEPS;LINK;TEST_SUPPORT" ${ARGN})
   set(dir ${CMAKE_SOURCE_DIR}/src/${name})
   file(GLOB_RECURSE all CONFIGURE_DEPENDS ${dir}/*.cpp)
   set(sources ${all})
@@ -99,6 +100,8 @@ function(qw_add_folder name)
     set(tests ${all})
     list(FILTER tests INCLUDE REGEX "_test\\.cpp$")
     if(tests)
+      list(TRANSFORM ARG_TEST_SUPPORT REPLACE "(.+)" "${CMAKE_SOURCE_DIR}/tests/support/\\1.cpp")
+      list(APPEND tests ${ARG_TEST_SUPPORT})
       qw_add_tests(qw_${name}_tests SOURCES ${tests} LINK qw_${name})
     endif()
   endif()

@@ -9,6 +9,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/cancel.h"
+#include "base/error.h"
 #include "text/tokenizer.h"
 
 namespace qw {
@@ -39,6 +41,26 @@ TEST(Bundle, SpecialTokensInContentStayText) {
   parsed.parse_special_in_content = true;
   const EncodedChat with = files.encode_chat(parsed);
   EXPECT_EQ(std::count(with.ids.begin(), with.ids.end(), im_end), 3);
+}
+
+// A template is written by whoever made the checkpoint: it can take long before there is any text.
+TEST(Bundle, RenderingEndsWhenItIsCancelled) {
+  const ModelFiles files = open_files(kMini);
+  ChatInput input = chat_of("hi");
+  Json messages = *input.messages;
+  for (int i = 0; i < 20'000; ++i)
+    messages.push_back({{"role", i % 2 ? "user" : "assistant"}, {"content", ""}});
+  input.messages = std::make_shared<const Json>(messages);
+  CancelFlag cancel;
+  cancel.cancel();
+  input.cancel = &cancel;
+  try {
+    files.encode_chat(input);
+    FAIL() << "expected the rendering to end";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kCancelled);
+    EXPECT_THAT(error.what(), HasSubstr("the template"));
+  }
 }
 
 TEST(Bundle, DefaultsComeFromTheCheckpoint) {

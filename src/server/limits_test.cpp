@@ -112,6 +112,7 @@ TEST_F(RequestLimits, OfTextsThatCannotFit) {
   EXPECT_EQ(
       param_of("/v1/chat/completions", {{"messages", {{{"role", "user"}, {"content", text}}}}}),
       "messages");
+  EXPECT_EQ(param_of("/v1/responses", {{"input", text}}), "input");
 }
 
 // In the client's words, with the code that frameworks branch on.
@@ -248,6 +249,9 @@ TEST(Draining, TellsWhomItCuts) {
   while (running.client().get("/metrics").body.find(both) == std::string::npos)
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   running.service.drain();
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(running.client().get("/ready").status, 503);
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), ::testing::Not(HasSubstr("error")));
   EXPECT_THAT(stream.read_until("[DONE]"), HasSubstr("before the server's end"));
   const HttpAnswer answer = waiting.read();
   EXPECT_EQ(answer.status, 503);

@@ -219,11 +219,7 @@ void Actor::walk_away() {
       client.read_bytes(static_cast<size_t>(maker_.draw(1, 3000)));
       if (maker_.chance(0.5)) client.read_bytes(static_cast<size_t>(maker_.draw(1, 3000)));
   }
-  if (maker_.chance(0.5)) {
-    boost::system::error_code ignored;
-    client.stream().socket.set_option(boost::asio::socket_base::linger(true, 0), ignored);
-  }
-  client.close();
+  maker_.chance(0.5) ? client.reset() : client.close();
 }
 
 /// A part of a request, or one that is broken; then gone, or waiting for what the server says.
@@ -241,8 +237,7 @@ void Actor::half_send() {
   if (maker_.chance(0.5))
     std::this_thread::sleep_for(std::chrono::milliseconds(maker_.draw(0, 200)));
   if (maker_.chance(0.5)) {
-    boost::system::error_code ignored;
-    client.stream().socket.shutdown(boost::asio::socket_base::shutdown_send, ignored);
+    client.shutdown_send();
     const HttpAnswer answer = client.read();
     record_.count(fmt::format("status {} to what was half sent", answer.status));
     if (answer.status >= 500 && answer.status != 503)
@@ -255,10 +250,8 @@ void Actor::read_slowly() {
   const int64_t life = place_.life;
   const Planned request = maker_.generation();
   HttpClient client(place_.port, place_.patience);
-  boost::system::error_code ignored;
-  client.stream().socket.set_option(boost::asio::socket_base::receive_buffer_size(2048), ignored);
-  client.stream().pause = std::chrono::milliseconds(maker_.draw(1, 30));
-  client.stream().read_bytes = static_cast<size_t>(maker_.draw(50, 500));
+  const std::chrono::milliseconds pause(maker_.draw(1, 30));
+  client.read_slowly(static_cast<size_t>(maker_.draw(50, 500)), pause);
   client.send(remember(request, "read slowly"));
   judge(request, client.read(), life);
 }

@@ -95,8 +95,7 @@ void Fuzzer::send_broken(const Mutant& mutant) {
   record_.count("badly framed");
   HttpClient client(place_.port, place_.patience);
   client.send(mutant.bytes);
-  boost::system::error_code ignored;
-  client.stream().socket.shutdown(boost::asio::socket_base::shutdown_send, ignored);
+  client.shutdown_send();
   const HttpAnswer answer = client.read(mutant.is_head);
   if (answer.timed_out) record_.violation("no answer in time, and no end", last_);
   judge(answer);

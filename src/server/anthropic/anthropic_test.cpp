@@ -239,6 +239,22 @@ TEST_F(Anthropic, SaysOfACallThatItWasCut) {
   EXPECT_EQ(json, R"({"city": ")");
 }
 
+TEST_F(Anthropic, ACallThatIsWholeWhereTheAnswerIsCutMayNotBeTheLast) {
+  ordered_json body = body_of("What is the weather in Paris?");
+  body["temperature"] = 0;
+  body["tools"] = weather_tools();
+  const ordered_json whole = running_->post("/v1/messages", body);
+  EXPECT_EQ(whole["stop_reason"], "tool_use");
+  ordered_json cut;
+  for (int n = 11; n < 40 && cut.is_null(); ++n) {
+    body["max_tokens"] = n;
+    cut = running_->post("/v1/messages", body);
+    if (cut["content"].back()["input"] != whole["content"].back()["input"]) cut = nullptr;
+  }
+  ASSERT_FALSE(cut.is_null());
+  EXPECT_EQ(cut["stop_reason"], "max_tokens");
+}
+
 // LangChain's client sent -1 for what it leaves open.
 TEST_F(Anthropic, MinusOneIsNothing) {
   ordered_json body = body_of("Tell me a story.");

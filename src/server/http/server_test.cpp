@@ -208,9 +208,6 @@ TEST(HttpServer, WantsOneHost) {
 // A client that closes its half of the connection is taken for gone, but for an answer that is
 // whole.
 TEST(HttpServer, TakesAHalfClosedClientForGone) {
-  const auto close_half = [](HttpClient& client) {
-    client.stream().socket.shutdown(boost::asio::ip::tcp::socket::shutdown_send);
-  };
   std::promise<void> gone;
   std::shared_ptr<Exchange> held;
   const std::string body(size_t{20} << 20, 'x');
@@ -222,10 +219,10 @@ TEST(HttpServer, TakesAHalfClosedClientForGone) {
   });
   HttpClient waiting = running.client(), whole = running.client();
   waiting.send("GET / HTTP/1.1\r\nHost: t\r\n\r\n");
-  close_half(waiting);
+  waiting.shutdown_send();
   EXPECT_EQ(gone.get_future().wait_for(10s), std::future_status::ready);
   whole.send("GET /whole HTTP/1.1\r\nHost: t\r\n\r\n");
-  close_half(whole);
+  whole.shutdown_send();
   std::this_thread::sleep_for(50ms);
   EXPECT_EQ(whole.read().body.size(), body.size());
   EXPECT_EQ(whole.read().status, 0) << "and closed after it";

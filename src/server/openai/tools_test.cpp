@@ -160,6 +160,30 @@ TEST_F(OpenAiTools, SaysOfACallThatItWasCut) {
   }
 }
 
+TEST_F(OpenAiTools, ACallThatIsWholeWhereTheAnswerIsCutMayNotBeTheLast) {
+  ordered_json body = ask("What is the weather in Paris?");
+  const std::string whole =
+      answer(body)["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"];
+  body["max_tokens"] = 11;
+  ordered_json choice;
+  std::string arguments;
+  do {
+    choice = answer(body)["choices"][0];
+    arguments = choice["message"]["tool_calls"].at(0)["function"]["arguments"];
+    body["max_tokens"] = body["max_tokens"].get<int>() + 1;
+  } while (arguments != whole && body["max_tokens"] < 40);
+  EXPECT_EQ(arguments, whole);
+  EXPECT_EQ(choice["finish_reason"], "length");
+}
+
+TEST_F(OpenAiTools, AStopStringBeforeTheArgumentsLeavesNoCall) {
+  ordered_json body = ask("What is the weather in Paris?");
+  body["stop"] = {"ARGS"};
+  const ordered_json choice = answer(body)["choices"][0];
+  EXPECT_EQ(choice["finish_reason"], "stop");
+  EXPECT_FALSE(choice["message"].contains("tool_calls")) << choice;
+}
+
 TEST(ToolCalls, OfCutArgumentsTheWholeMembersStay) {
   EXPECT_EQ(whole_members(R"({"a": 1, "b": 2)"), R"({"a": 1})");
   EXPECT_EQ(whole_members(R"({"a": 1, "b": "x")"), R"({"a": 1, "b": "x"})");
