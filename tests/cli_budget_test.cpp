@@ -15,6 +15,7 @@ namespace {
 
 using nlohmann::json;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 /// The bundled model; texts of the kind that it was made for, some to measure with, others to judge
 /// by.
@@ -167,7 +168,16 @@ TEST_F(CliBudget, SaysWhatItWouldDoAndWhatItCannot) {
   EXPECT_FALSE(std::filesystem::exists(path("a")));
 
   expect_failure(with({"--budget", "4.25bpx", "--dry-run"}), 2, "4.25bpw");
-  expect_failure(with({"--max-bytes", "1000000", "--dry-run"}), 2, "budget: expected at least");
+  // Before anything is measured.
+  for (const std::vector<std::string>& too_small :
+       {std::vector<std::string>{"--max-bytes", "1000000"}, {"--budget", "1"},
+        {"--to", "gptq", "--max-bytes", "1000000"}, {"--to", "gptq", "--budget", "2"}}) {
+    std::vector<std::string> args = too_small;
+    args.push_back("--dry-run");
+    const Ran refused = with(args);
+    expect_failure(refused, 2, "budget: expected at least");
+    EXPECT_THAT(refused.err, Not(HasSubstr("measuring")));
+  }
   expect_failure(with({"--max-kl", "1e-12", "--to", "q8_0", "--dry-run"}), 2, "--to");
   expect_failure(with({"--budget", "4", "--pure", "--dry-run"}), 2, "--pure");
   expect_failure(with({"--budget", "4", "--group-size", "64", "--dry-run"}), 2, "--group-size");

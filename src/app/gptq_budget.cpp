@@ -79,7 +79,6 @@ struct GptqBudget::State {
   }
   Chosen within_bytes(int64_t bytes) const { return quantize::choose_within(items, bytes); }
   Chosen within_prediction(double limit) const;
-  int64_t n_weights() const;
 };
 
 void GptqBudget::State::measure(double bits) {
@@ -125,13 +124,6 @@ Chosen GptqBudget::State::within_prediction(double limit) const {
   return best;
 }
 
-int64_t GptqBudget::State::n_weights() const {
-  int64_t n = 0;
-  for (const GptqGroup& group : groups)
-    n += group.n_weights;
-  return n;
-}
-
 GptqBudget::GptqBudget(const Input& input, const quantize::GptqRequest& request)
     : state_(std::make_unique<State>(input, request)) {
   State& s = *state_;
@@ -145,14 +137,20 @@ GptqBudget::GptqBudget(const Input& input, const quantize::GptqRequest& request)
   if (flags.max_bytes > 0)
     bits = 8 * static_cast<double>(flags.max_bytes - plan.kept.n_bytes()) /
            static_cast<double>(plan.n_weights);
+  // Nor is anything measured for a budget that is too small.
+  quantize::GptqRequest smallest = request;
+  smallest.gptq.bits = 2;
+  const int64_t least = plan_gptq(input.source, input.tokenizer, smallest).quantised_bytes;
+  const auto asked =
+      static_cast<int64_t>(std::floor(bits * static_cast<double>(plan.n_weights) / 8));
+  if (flags.max_kl <= 0) quantize::check_budget(least, asked);
   s.measure(bits);
   if (flags.max_kl > 0) {
     s.choose(s.within_prediction(flags.max_kl));
   } else if (flags.max_bytes > 0) {
     s.choose(s.within_bytes(flags.max_bytes - other_bytes(plan, s.groups)));
   } else {
-    s.choose(s.within_bytes(
-        static_cast<int64_t>(std::floor(bits * static_cast<double>(s.n_weights()) / 8))));
+    s.choose(s.within_bytes(asked));
   }
 }
 

@@ -105,6 +105,8 @@ struct BudgetPlanner::State {
     return plan_gguf(*files.checkpoint, config, sources, tokenizer ? &*tokenizer : nullptr, wanted);
   }
   void take_matrices();
+  void check_least() const;
+  void take_importance();
   void measure(double bits);
   int64_t matrix_bytes(double bits) const;
   int64_t other_bytes() const;
@@ -113,7 +115,7 @@ struct BudgetPlanner::State {
   void search();
 };
 
-/// The matrices of the model in types that lose nothing, each with the importances of its inputs.
+/// The matrices of the model in types that lose nothing.
 void BudgetPlanner::State::take_matrices() {
   GgufChoices as_is;
   as_is.recipe = find_gguf_recipe("F32");
@@ -131,9 +133,26 @@ void BudgetPlanner::State::take_matrices() {
   }
   base = plan_of(as_is);
   for (size_t i = 0; i < base.tensors.size(); ++i) {
+    if (as_is.types.contains(base.tensors[i].name)) matrices.push_back(i);
+  }
+}
+
+/// A budget that nothing fits is refused before hours of measuring.
+void BudgetPlanner::State::check_least() const {
+  int64_t least = 0, others = gguf_file_bytes(base.content());
+  for (const size_t i : matrices) {
+    least += quantize::smallest_bytes(base.tensors[i]);
+    others -= round_up<int64_t>(base.tensors[i].bytes(), 32);
+  }
+  if (flags.max_bytes > 0) quantize::check_budget(least, flags.max_bytes - others);
+  if (!flags.bits.empty())
+    quantize::check_budget(least, matrix_bytes(parse_budget_bits(flags.bits)));
+}
+
+/// The importances of the matrices' inputs.
+void BudgetPlanner::State::take_importance() {
+  for (const size_t i : matrices) {
     GgufTensor& tensor = base.tensors[i];
-    if (!as_is.types.contains(tensor.name)) continue;
-    matrices.push_back(i);
     const auto n_parts = static_cast<int64_t>(tensor.parts.size());
     for (int64_t part = 0; part < n_parts; ++part) {
       std::vector<float> weights =
@@ -240,6 +259,8 @@ BudgetPlanner::BudgetPlanner(const CommonOptions& options, const BudgetFlags& fl
   State& s = *state_;
   const double bits = flags.bits.empty() ? 0 : parse_budget_bits(flags.bits);
   s.limit = flags.max_kl;
+  s.take_matrices();
+  s.check_least();
   const quantize::CalibrationSet set = read_calibration(calibration, s.files, model_path(options));
   logger().info("calibration: {}", set.summary());
   s.backend = calibration_backend(options);
@@ -258,7 +279,7 @@ BudgetPlanner::BudgetPlanner(const CommonOptions& options, const BudgetFlags& fl
       set.sequences, {.length = calibration.cut.length, .max_tokens = flags.sensitivity_tokens});
   s.probe = std::make_unique<quantize::NetworkProbe>(s.config, s.sources, s.probed, *s.backend,
                                                      s.pool, &interrupted());
-  s.take_matrices();
+  s.take_importance();
   double probe_bits = bits > 0 ? bits : 4;
   if (flags.max_bytes > 0) {
     int64_t n_weights = 0;

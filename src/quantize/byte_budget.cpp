@@ -138,17 +138,21 @@ std::vector<size_t> lower_hull(const std::vector<BudgetChoice>& choices) {
   return hull;
 }
 
+void check_budget(int64_t least, int64_t max_bytes) {
+  if (least > max_bytes) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "budget: expected at least {} bytes for the matrices (the smallest types for all), got {}",
+         least, max_bytes);
+  }
+}
+
 std::vector<size_t> choose_within(const Items& items, int64_t max_bytes) {
   int64_t least = 0;
   for (const auto& choices : items) {
     QW_CHECK(!choices.empty(), "an item without choices");
     least += std::ranges::min(choices, {}, &BudgetChoice::bytes).bytes;
   }
-  if (least > max_bytes) {
-    fail(ErrorKind::kInvalidArgument, "quantize",
-         "budget: expected at least {} bytes for the matrices (the smallest types for all), got {}",
-         least, max_bytes);
-  }
+  check_budget(least, max_bytes);
   std::vector<size_t> chosen(items.size());
   int64_t room = max_bytes;
   follow_hulls(items, room, chosen);

@@ -17,6 +17,9 @@ struct BudgetChoice {
   double damage = 0;  // >= 0; damages of items add up
 };
 
+/// Errors: invalid_argument if the smallest choices of all, `least` bytes, are more than `max_bytes`.
+void check_budget(int64_t least, int64_t max_bytes);
+
 /// The choice of each item, as its index: sum of bytes <= max_bytes, with a small sum of damages.
 /// The sum exceeds the least possible one by less than the damage that the dearest single step of
 /// the items' convex hulls saves; mostly not at all. Of equals the fewer bytes. Errors:

@@ -36,6 +36,11 @@ double bits_of(DType dtype) {
   return 8.0 * info(dtype).block_bytes / info(dtype).block_elems;
 }
 
+/// Whether its rows are whole blocks.
+bool fits(const GgufTensor& tensor) {
+  return tensor.shape.cols() % info(tensor.dtype).block_elems == 0;
+}
+
 /// sum_i h_i (w_i - q_i)^2 and sum_i h_i w_i^2 over rows of all parts, evenly chosen; nullopt: the
 /// type cannot hold some value.
 std::optional<double> relative_error(const GgufTensor& tensor, ThreadPool& pool) {
@@ -48,7 +53,7 @@ std::optional<double> relative_error(const GgufTensor& tensor, ThreadPool& pool)
     const int64_t n = std::min(wanted, source.n), k = source.k;
     const float* h = tensor.importance.empty() ? nullptr : tensor.importance[part].data();
     std::vector<double> sums(static_cast<size_t>(2 * n));
-    std::vector<char> fits(static_cast<size_t>(n), 1);
+    std::vector<char> holds(static_cast<size_t>(n), 1);
     pool.parallel_for(n, 1, [&](int64_t begin, int64_t end, int) {
       std::vector<float> w(static_cast<size_t>(k)), q(static_cast<size_t>(k));
       std::vector<std::byte> bytes(static_cast<size_t>(row_bytes(tensor.dtype, k, tensor.name)));
@@ -56,7 +61,7 @@ std::optional<double> relative_error(const GgufTensor& tensor, ThreadPool& pool)
         try {
           encode_rows(source, r * source.n / n, 1, tensor.dtype, h, w.data(), bytes.data(), ops);
         } catch (const Error&) {
-          fits[static_cast<size_t>(r)] = 0;
+          holds[static_cast<size_t>(r)] = 0;
           continue;
         }
         decode_row(tensor.dtype, bytes.data(), k, q.data());
@@ -72,7 +77,7 @@ std::optional<double> relative_error(const GgufTensor& tensor, ThreadPool& pool)
         sums[static_cast<size_t>(2 * r + 1)] = size;
       }
     });
-    if (std::ranges::find(fits, 0) != fits.end()) return std::nullopt;
+    if (std::ranges::find(holds, 0) != holds.end()) return std::nullopt;
     for (size_t i = 0; i < sums.size(); i += 2) {
       lost += sums[i];
       all += sums[i + 1];
@@ -93,7 +98,7 @@ MatrixChoices choices_of(const GgufTensor& tensor, ThreadPool& pool) {
   };
   for (const DType dtype : kTypes) {
     as.dtype = dtype;
-    if (tensor.shape.cols() % info(dtype).block_elems != 0) continue;
+    if (!fits(as)) continue;
     // Without importances (an expert that no token reached) these are worth little.
     if (is_grid_type(dtype) && tensor.importance.empty() && !as.is_copied()) continue;
     if (can_encode(dtype) || as.is_copied()) add(dtype);
@@ -137,6 +142,17 @@ std::vector<std::vector<size_t>> groups_of(const std::vector<GgufTensor>& tensor
 }
 
 }  // namespace
+
+int64_t smallest_bytes(const GgufTensor& tensor) {
+  GgufTensor as = tensor;
+  int64_t least = bytes_in_file(tensor);
+  for (const DType dtype : kTypes) {
+    as.dtype = dtype;
+    if (fits(as) && (can_encode(dtype) || as.is_copied()))
+      least = std::min(least, bytes_in_file(as));
+  }
+  return least;
+}
 
 std::vector<MatrixChoices> measure_choices(const std::vector<GgufTensor>& tensors, int n_layers,
                                            NetworkProbe& probe, ThreadPool& pool,

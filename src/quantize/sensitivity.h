@@ -66,6 +66,10 @@ class NetworkProbe {
   std::unique_ptr<State> state_;
 };
 
+/// What this matrix takes in a file in the smallest type that measure_choices() may give it, whatever
+/// its values: with importances, if it has none.
+int64_t smallest_bytes(const GgufTensor& tensor);
+
 struct SensitivityOptions {
   double probe_bits = 4;  // of a weight: the type that is measured is the nearest
   /// The most groups that are measured; matrices of one kind in layers next to each other share

@@ -81,7 +81,8 @@ void HttpClient::send(std::string_view bytes) {
 
 HttpAnswer HttpClient::read(bool is_head) {
   http::response_parser<http::string_body> parser;
-  // Not none: Beast compares a length with a limit that is not there, and sometimes finds it larger.
+  // Not none: Beast compares a length with a limit that is not there, and sometimes finds it
+  // larger.
   parser.body_limit(std::numeric_limits<uint64_t>::max());
   parser.skip(is_head);
   error_code error;

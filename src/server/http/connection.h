@@ -103,7 +103,8 @@ class Connection : public ConnectionBase {
   }
 
   void close_if_idle() override {
-    if (!current_ && out_.empty()) close();
+    const bool is_amid_request = parser_ || buffer_.size() > 0;
+    if (!current_ && out_.empty() && !is_amid_request) close();
   }
 
   void close() override {

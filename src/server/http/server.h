@@ -83,7 +83,8 @@ class Server {
   /// Runs `task` on the server's thread every `period` until stop(). Before run() or on its thread.
   void every(std::chrono::milliseconds period, std::function<void()> task);
 
-  /// No new connections; idle ones are closed, the others after the answer under way. Any thread.
+  /// No new connections; idle ones are closed, the others after the answer to what has
+  /// begun. Any thread.
   void drain();
   /// Connections open now. On the server's thread.
   size_t n_connections() const;

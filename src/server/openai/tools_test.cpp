@@ -176,12 +176,15 @@ TEST_F(OpenAiTools, ACallThatIsWholeWhereTheAnswerIsCutMayNotBeTheLast) {
   EXPECT_EQ(choice["finish_reason"], "length");
 }
 
-TEST_F(OpenAiTools, AStopStringBeforeTheArgumentsLeavesNoCall) {
+TEST_F(OpenAiTools, AStopStringBeforeTheArgumentsInventsNone) {
   ordered_json body = ask("What is the weather in Paris?");
-  body["stop"] = {"ARGS"};
-  const ordered_json choice = answer(body)["choices"][0];
-  EXPECT_EQ(choice["finish_reason"], "stop");
-  EXPECT_FALSE(choice["message"].contains("tool_calls")) << choice;
+  for (const char* stop : {"ARGS", "{\"city"}) {
+    body["stop"] = {stop};
+    const ordered_json choice = answer(body)["choices"][0];
+    EXPECT_EQ(choice["finish_reason"], "stop") << choice;
+    for (const ordered_json& call : choice["message"].value("tool_calls", ordered_json::array()))
+      EXPECT_EQ(call["function"]["arguments"], "") << "invented";
+  }
 }
 
 TEST(ToolCalls, OfCutArgumentsTheWholeMembersStay) {
