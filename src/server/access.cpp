@@ -274,10 +274,21 @@ bool OriginPolicy::allows(const http::Request& request) const {
       return false;
   }
   const std::string* origin = request.header("origin");
-  if (origin == nullptr || listed(origins, *origin)) return true;
+  if (origin == nullptr) {
+    const std::string* kind = request.header("sec-fetch-dest");
+    const bool is_followed = kind != nullptr && *kind == "document";  // a link to one of our pages
+    return is_followed || listed(origins, "*") || !is_from_elsewhere(request);
+  }
+  if (listed(origins, *origin)) return true;
   const size_t slashes = origin->find("://");
   if (slashes == std::string::npos || host == nullptr) return false;
   return http::equal_ignoring_case(std::string_view(*origin).substr(slashes + 3), *host);
+}
+
+bool OriginPolicy::is_from_elsewhere(const http::Request& request) {
+  const std::string* site = request.header("sec-fetch-site");
+  return request.header("origin") == nullptr && site != nullptr &&
+         (*site == "cross-site" || *site == "same-site");
 }
 
 std::vector<http::Header> OriginPolicy::headers(const http::Request& request) const {

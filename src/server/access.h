@@ -89,9 +89,13 @@ struct OriginPolicy {
   std::vector<std::string> hosts;    // names beside addresses and localhost; "*": any
   bool loopback_only = true;         // the server is bound to the loopback interface
 
-  /// Whether a browser may be answered. False for a page of another origin that is not listed, and
-  /// on the loopback interface for a name that is not this machine's (DNS rebinding).
+  /// Whether a browser may be answered. False for a page of another origin that is not listed, for
+  /// what such a page embeds (an image's address comes without an origin), and on the loopback
+  /// interface for a name that is not this machine's (DNS rebinding).
   bool allows(const http::Request& request) const;
+  /// Whether a page of another origin made a browser send it without saying of which: an image, a
+  /// frame, a link. By the fetch metadata that browsers add and pages cannot.
+  static bool is_from_elsewhere(const http::Request& request);
   /// The headers that tell the browser so.
   std::vector<http::Header> headers(const http::Request& request) const;
 };

@@ -67,13 +67,16 @@ TEST(KeyRing, KnowsAKeyByItsHash) {
   EXPECT_EQ(ring.identify(request_with({{"x-api-key", made.key}})).name, "team");
   EXPECT_EQ(ring.identify(request_with({{"Authorization", made.key}})).name, "team");
   // A proxy's own credentials are beside the point.
-  EXPECT_EQ(
-      ring.identify(request_with({{"Authorization", "Basic dXNlcjpwYXNz"}, {"x-api-key", made.key}}))
-          .name,
-      "team");
+  EXPECT_EQ(ring.identify(request_with(
+                              {{"Authorization", "Basic dXNlcjpwYXNz"}, {"x-api-key", made.key}}))
+                .name,
+            "team");
   for (const auto& headers : std::vector<std::vector<http::Header>>{
-           {}, {{"Authorization", "Bearer "}}, {{"Authorization", "Basic " + made.key}},
-           {{"Authorization", "Bearer x"}, {"x-api-key", made.key}}, {{"Authorization", "Bearer " + made.key + "x"}}}) {
+           {},
+           {{"Authorization", "Bearer "}},
+           {{"Authorization", "Basic " + made.key}},
+           {{"Authorization", "Bearer x"}, {"x-api-key", made.key}},
+           {{"Authorization", "Bearer " + made.key + "x"}}}) {
     try {
       ring.identify(request_with(headers));
       FAIL() << "expected a refusal";
@@ -172,6 +175,35 @@ TEST(OriginPolicy, KeepsForeignPagesAndReboundNamesOut) {
   policy.loopback_only = false;
   EXPECT_TRUE(allows("any.example", ""));
   EXPECT_FALSE(allows("any.example", "https://evil.example"));
+}
+
+// An image's address, a frame's, a link: no origin is told.
+TEST(OriginPolicy, WhatForeignPagesEmbedIsKeptOut) {
+  OriginPolicy policy;
+  const auto allows = [&](const std::string& site, const std::string& dest) {
+    return policy.allows(request_with(
+        {{"Host", "localhost:8000"}, {"Sec-Fetch-Site", site}, {"Sec-Fetch-Dest", dest}}));
+  };
+  EXPECT_FALSE(allows("cross-site", "image"));
+  EXPECT_FALSE(allows("same-site", "iframe")) << "another port of this machine";
+  EXPECT_TRUE(allows("cross-site", "document")) << "a link to the page";
+  EXPECT_TRUE(allows("same-origin", "script"));
+  EXPECT_TRUE(allows("none", "document")) << "typed by the user";
+  policy.origins = {"*"};
+  EXPECT_TRUE(allows("cross-site", "image"));
+}
+
+TEST(Access, LinksOfForeignPagesChangeNothing) {
+  RunningService running;
+  const auto status_of = [&](const std::string& target, const std::string& site) {
+    HttpClient client = running.client();
+    client.send("GET " + target + " HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: " + site +
+                "\r\nSec-Fetch-Dest: document\r\n\r\n");
+    return client.read().status;
+  };
+  EXPECT_EQ(status_of("/flush_cache", "cross-site"), 403);
+  EXPECT_EQ(status_of("/flush_cache", "none"), 200);
+  EXPECT_EQ(status_of("/health", "cross-site"), 200);
 }
 
 TEST(Access, IsAskedForByTheServer) {

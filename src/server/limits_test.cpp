@@ -136,6 +136,16 @@ TEST_F(RequestLimits, OfTheContext) {
   EXPECT_EQ(error["type"], "exceed_context_size_error");
 }
 
+TEST_F(RequestLimits, OfBodiesAreToldInTheDialectsForm) {
+  HttpClient client = running_->client();
+  client.send(
+      "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n{");
+  const HttpAnswer answer = client.read();
+  EXPECT_EQ(answer.status, 413);
+  EXPECT_THAT(ordered_json::parse(answer.body)["error"]["message"].get<std::string>(),
+              HasSubstr("body: expected at most 16777216 bytes"));
+}
+
 TEST_F(RequestLimits, RefusalsHaveANumberAndAreCounted) {
   const HttpAnswer nowhere = running_->client().get("/nowhere");
   EXPECT_EQ(nowhere.status, 404);
@@ -272,6 +282,20 @@ TEST(Draining, NobodyIsReady) {
   EXPECT_THAT(::testing::internal::GetCapturedStderr(), ::testing::Not(HasSubstr("error")));
 }
 
+// Who has its whole answer and only keeps its connection is not waited for, nor cut.
+TEST(Draining, EndsWhenTheAnswersHave) {
+  ServiceOptions options = qw::testing::service_options();
+  options.drain_timeout = std::chrono::seconds(0);
+  RunningService running(options);
+  HttpClient client = running.client();
+  client.send("GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+  EXPECT_EQ(client.read().status, 200);
+  ::testing::internal::CaptureStderr();
+  running.service.drain();
+  running.wait();
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), ::testing::Not(HasSubstr("cut")));
+}
+
 class Keys : public ::testing::Test {
  protected:
   Keys() : user_(KeyRing::make("user")), admin_(KeyRing::make("admin", true)) {
@@ -304,6 +328,22 @@ TEST_F(Keys, OfAdministratorsMayChangeWhatOthersGet) {
     EXPECT_NE(post(target, "[]", admin_.key).status, 403) << target;
   }
   EXPECT_EQ(post("/v1/completions", R"({"prompt": "Hi", "max_tokens": 1})", user_.key).status, 200);
+}
+
+TEST_F(Keys, OfAdministratorsSayHowLongAModelStays) {
+  const auto n_loaded = [&](const std::string& key) {
+    const auto answer = ordered_json::parse(
+        post("/api/generate", R"({"model": "mini", "keep_alive": 0})", key).body);
+    if (key == user_.key) {
+      EXPECT_EQ(answer["done_reason"], "load");
+      EXPECT_THAT(answer["warnings"].at(0).get<std::string>(), HasSubstr("keep_alive: ignored"));
+    } else {
+      EXPECT_EQ(answer["done_reason"], "unload");
+    }
+    return running_->service.services().hub->find("mini").loaded == nullptr ? 0 : 1;
+  };
+  EXPECT_EQ(n_loaded(user_.key), 1);
+  EXPECT_EQ(n_loaded(admin_.key), 0);
 }
 
 TEST_F(Keys, AreAskedForBeforeABodyIsRead) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "engine/grammar/grammar_cache.h"
+#include "server/call_queue.h"
 #include "server/classifier.h"
 #include "server/engine_host.h"
 #include "server/fields.h"
@@ -109,6 +110,8 @@ class ServedModel {
   int64_t promised_bytes() const;
   /// Names for what was computed last, for clients that have such. Any thread.
   SlotBoard& slots() const { return base_ ? base_->slots() : *slots_; }
+  /// Of the calls that are answered or wait, whatever their adapter. Any thread.
+  CallQueue& queue() const { return base_ ? base_->queue() : queue_; }
   /// The adapters that its answers have.
   const std::vector<AdapterSpec>& adapters() const;
   /// Hashes of the files that it was read from, adapters included (receipt.h), as when_ready() of
@@ -136,6 +139,7 @@ class ServedModel {
   std::unique_ptr<FileHashes> hashes_;              // null with a base
   std::optional<Classifier> classifier_;            // none with a base
   mutable std::atomic<double> typical_seconds_{0};
+  mutable CallQueue queue_;  // unused with a base
 };
 
 }  // namespace qw::server

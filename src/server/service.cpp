@@ -28,7 +28,10 @@ std::vector<Endpoint> all_endpoints(bool web_page) {
     for (Endpoint& endpoint : make())
       all.push_back(std::move(endpoint));
   }
-  if (!web_page) return all;
+  if (!web_page) {
+    all.push_back(web::root_without_page());
+    return all;
+  }
   for (Endpoint& endpoint : web::endpoints())
     all.push_back(std::move(endpoint));
   return all;
@@ -39,7 +42,10 @@ Service::Service(ServiceOptions options) : services_(std::move(options)) {
   services_.http = std::make_unique<http::Server>(
       services_.options.http,
       [this](const std::shared_ptr<http::Exchange>& exchange) { route(exchange); },
-      [this](const http::Request& request) { return check_head(request); });
+      [this](const http::Request& request) { return check_head(request); },
+      [this](const http::Request& request, int status, const std::string& why) {
+        return refusal(request, RequestError(ErrorKind::kInvalidArgument, why, "", status));
+      });
   services_.workers = std::make_unique<Workers>(services_.options.n_workers);
   services_.file_worker = std::make_unique<Workers>(1);
   services_.compilers = std::make_unique<Workers>(kCompilers);
@@ -125,7 +131,9 @@ void Service::tick() {
   if (!services_.draining) return;
   const size_t n_open = services_.http->n_connections();
   if (n_open > 0 && std::chrono::steady_clock::now() < drain_end_) return;
-  if (n_open > 0 && !std::exchange(cut_, true)) return cut_answers(n_open);
+  // Those that only wait for their client to close have got all that they wanted.
+  const size_t n_busy = services_.http->n_busy();
+  if (n_busy > 0 && !std::exchange(cut_, true)) return cut_answers(n_busy);
   services_.http->stop();
 }
 
@@ -156,12 +164,19 @@ void Service::cut_answers(size_t n_open) {
 
 // ---- routing -----------------------------------------------------------------------------------
 
+namespace {
+
+RequestError foreign_origin() {
+  return {ErrorKind::kInvalidArgument,
+          "[access] origin: expected this server's own page or one that --cors-origin names, and a "
+          "host name that --allowed-host names, got another",
+          "", 403};
+}
+
+}  // namespace
+
 void Service::check_origin(const http::Request& request) const {
-  if (services_.options.origins.allows(request)) return;
-  throw RequestError(ErrorKind::kInvalidArgument,
-                     "[access] origin: expected this server's own page or one that --cors-origin "
-                     "names, and a host name that --allowed-host names, got another",
-                     "", 403);
+  if (!services_.options.origins.allows(request)) throw foreign_origin();
 }
 
 const Endpoint& Service::find_endpoint(const http::Request& request,
@@ -187,6 +202,7 @@ const Endpoint& Service::find_endpoint(const http::Request& request,
 }
 
 Client Service::identify(const http::Request& request, const Endpoint& endpoint) const {
+  if (endpoint.needs_admin && OriginPolicy::is_from_elsewhere(request)) throw foreign_origin();
   if (!endpoint.needs_key) return {};
   Client client = services_.keys.identify(request);
   if (!endpoint.needs_admin || client.is_admin) return client;

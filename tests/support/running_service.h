@@ -34,8 +34,10 @@ class RunningService {
   }
   ~RunningService() {
     service.stop();
-    thread_.join();
+    if (thread_.joinable()) thread_.join();
   }
+  /// Until the service has ended by itself.
+  void wait() { thread_.join(); }
   HttpClient client() const { return HttpClient(service.port()); }
 
   /// Posts JSON; the answer must be JSON too.

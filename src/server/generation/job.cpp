@@ -92,8 +92,9 @@ std::string client_of(const Call& call, const std::string& user) {
 
 void GenerationJob::start(const std::shared_ptr<Call>& call, Prepared prepared,
                           const std::string& user, std::shared_ptr<GenerationListener> listener) {
-  const std::shared_ptr<GenerationJob> job(new GenerationJob(call, prepared, std::move(listener)));
-  job->check_queue();
+  const std::shared_ptr<GenerationJob> job(
+      new GenerationJob(call, prepared, client_of(*call, user), std::move(listener)));
+  job->take_place();
   // Before the engine can say anything. The job holds the call, so the call must not hold the job.
   call->post([call, weak = std::weak_ptr(job)] {
     call->on_close([weak] {
@@ -105,13 +106,14 @@ void GenerationJob::start(const std::shared_ptr<Call>& call, Prepared prepared,
     // Its time may have come while the model was loaded.
     if (const auto held = weak.lock(); held && call->expired()) held->abandon();
   });
-  job->submit(std::move(prepared.requests), client_of(*call, user));
+  job->submit(std::move(prepared.requests));
 }
 
 GenerationJob::GenerationJob(std::shared_ptr<Call> call, const Prepared& prepared,
-                             std::shared_ptr<GenerationListener> listener)
+                             std::string client, std::shared_ptr<GenerationListener> listener)
     : call_(std::move(call)),
       model_(prepared.model),
+      client_(std::move(client)),
       metrics_(call_->services().metrics.of_model(model_->name())),
       listener_(std::move(listener)),
       n_copies_(static_cast<int>(prepared.n_copies)),
@@ -124,7 +126,7 @@ GenerationJob::GenerationJob(std::shared_ptr<Call> call, const Prepared& prepare
   }
 }
 
-void GenerationJob::submit(std::vector<Request> requests, const std::string& client) {
+void GenerationJob::submit(std::vector<Request> requests) {
   const std::lock_guard lock(mutex_);
   if (cancelled_) return;  // the call has ended
   // Adapters that are models of their own are counted one by one.
@@ -132,27 +134,28 @@ void GenerationJob::submit(std::vector<Request> requests, const std::string& cli
   const std::string label = name == model_->spec().name ? "" : name;
   std::vector<Submission> submissions;
   for (size_t i = 0; i < requests.size(); ++i) {
-    requests[i].client = client;
+    requests[i].client = client_;
     requests[i].passes_others = call_->client().is_admin;
-    submissions.push_back(
-        {std::move(requests[i]), std::make_shared<Sink>(shared_from_this(), i)});
+    submissions.push_back({std::move(requests[i]), std::make_shared<Sink>(shared_from_this(), i)});
   }
   tickets_ = model_->host().submit(std::move(submissions), label);
 }
 
 /// Refuses what would wait behind too many others.
-void GenerationJob::check_queue() const {
+void GenerationJob::take_place() {
   const ServiceOptions& options = call_->services().options;
   const int64_t room = model_->files().engine_options.n_slots + options.max_queue;
-  const int64_t n_open = model_->host().n_open();
-  if (n_open < room) return;
+  CallQueue& queue = model_->queue();
+  place_ = queue.enter(client_, room);
+  if (place_) return;
+  const int64_t n_calls = queue.n_calls();
   throw RequestError(
       ErrorKind::kOutOfMemory,
       fmt::format("[server] queue: expected fewer than {} requests under way and waiting, got {}; "
                   "try again later",
-                  room, n_open),
+                  room, n_calls),
       "", 429,
-      seconds_until_room(n_open - room + 1, model_->files().engine_options.n_slots,
+      seconds_until_room(n_calls - room + 1, model_->files().engine_options.n_slots,
                          model_->typical_seconds()));
 }
 
@@ -216,7 +219,8 @@ void GenerationJob::hold(size_t prompt, const Event& event) {
 
 void GenerationJob::begin_prompt(size_t prompt,
                                  std::shared_ptr<const std::vector<TokenLogprobs>> logprobs) {
-  if (values_of(*logprobs) <= kMany) return release(prompt, listener_->on_prompt(prompt, *logprobs));
+  if (values_of(*logprobs) <= kMany)
+    return release(prompt, listener_->on_prompt(prompt, *logprobs));
   held_[prompt]->is_written = true;
   call_->services().workers->post([job = shared_from_this(), prompt, logprobs] {
     std::function<void()> say;
@@ -403,7 +407,8 @@ void generate(const std::shared_ptr<Call>& call, GenerationTask task,
                options.model_defaults = call->services().options.model_defaults;
                options.cancel = &call->cancel_flag();
                options.grammars = PrepareOptions::Grammars::kKnown;
-               if (auto prepared = prepare(*full, model, options)) return start(std::move(*prepared));
+               if (auto prepared = prepare(*full, model, options))
+                 return start(std::move(*prepared));
                options.grammars = PrepareOptions::Grammars::kCompile;
                call->services().compilers->post([call, full, model, start, options] {
                  if (call->cancel_flag().cancelled()) return;

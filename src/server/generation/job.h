@@ -11,10 +11,12 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "engine/engine.h"
 #include "server/call.h"
+#include "server/call_queue.h"
 #include "server/file_hashes.h"
 #include "server/generation/task.h"
 #include "server/metrics.h"
@@ -39,8 +41,9 @@ class GenerationListener {
   virtual void on_start() {}
   /// A prompt whose log-probabilities were asked for was computed: they are those of its tokens but
   /// the first. Makes what is to be said of it, on a worker's thread when they are many (so it
-  /// changes nothing), and gives what says it, which is called on the server's thread before anything
-  /// of the prompt's answers, or never if all has ended by then; it lives no longer than this.
+  /// changes nothing), and gives what says it, which is called on the server's thread before
+  /// anything of the prompt's answers, or never if all has ended by then; it lives no longer than
+  /// this.
   virtual std::function<void()> on_prompt(size_t /*prompt*/,
                                           std::span<const TokenLogprobs> /*logprobs*/) {
     return {};
@@ -68,10 +71,10 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
  private:
   class Sink;
 
-  GenerationJob(std::shared_ptr<Call> call, const Prepared& prepared,
+  GenerationJob(std::shared_ptr<Call> call, const Prepared& prepared, std::string client,
                 std::shared_ptr<GenerationListener> listener);
-  void submit(std::vector<Request> requests, const std::string& client);
-  void check_queue() const;
+  void submit(std::vector<Request> requests);
+  void take_place();
   void accepted();
   void event(size_t prompt, const Event& event);
   void tell(size_t prompt, const Event& event);
@@ -94,6 +97,8 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
 
   std::shared_ptr<Call> call_;
   std::shared_ptr<ServedModel> model_;
+  std::string client_;                     // in the fair queue
+  std::optional<CallQueue::Place> place_;  // until the engine has ended all of it
   std::shared_ptr<ModelMetrics> metrics_;
   std::shared_ptr<GenerationListener> listener_;
   std::vector<std::chrono::steady_clock::time_point> last_token_;  // of each choice
@@ -104,8 +109,8 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
     bool is_written = false;  // they have come, and a worker makes their text
   };
   std::vector<std::optional<Held>> held_;  // of each prompt; nullopt: none are wanted, or were said
-  int n_copies_;  // of each answer that the engine gives
-  Json receipt_;  // as prepared
+  int n_copies_;                           // of each answer that the engine gives
+  Json receipt_;                           // as prepared
   GenerationResult result_;
   size_t n_accepted_ = 0, n_ended_ = 0;
   bool over_ = false;

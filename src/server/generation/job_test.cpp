@@ -429,6 +429,40 @@ TEST(RetryAfter, ComesWithAFullQueue) {
 
 // ---- fairness ----------------------------------------------------------------------------------
 
+// --max-queue bounds what one crowd may have waiting, and locks nobody else out.
+TEST(Fairness, AQueueThatOneHasFilledIsOpenToOthers) {
+  ServiceOptions options = service_options();
+  options.models[0].open.engine.n_slots = 1;
+  options.max_queue = 1;
+  const RunningService running(options);
+  const auto post_text = [](const std::string& user, Json more) {
+    more["user"] = user;
+    return HttpClient::post_text("/v1/completions", long_body(more).dump());
+  };
+  // One call, however many prompts it has.
+  HttpClient list = running.client(), other = running.client();
+  list.send(
+      post_text("crowd", {{"prompt", std::vector<std::string>(40, "One")}, {"stream", true}}));
+  list.read_until("data:");
+  other.send(post_text("crowd", {{"stream", true}}));
+  const auto n_calls = [&] {
+    return running.service.services().hub->find("mini").loaded->queue().n_calls();
+  };
+  while (n_calls() != 2)
+    std::this_thread::yield();
+  const auto status_of = [&](const std::string& user) {
+    HttpClient client = running.client();
+    client.send(post_text(user, {{"max_tokens", 1}}));
+    return client.read().status;
+  };
+  EXPECT_EQ(status_of("crowd"), 429);
+  EXPECT_EQ(status_of("modest"), 200);
+  list.close();
+  other.close();
+  while (n_calls() != 0)
+    std::this_thread::yield();
+}
+
 // One user's many requests do not keep another's one behind them, though there are no keys.
 TEST(Fairness, TellsUsersApartWithoutKeys) {
   ServiceOptions options = service_options();

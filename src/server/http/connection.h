@@ -35,6 +35,7 @@ struct ServerState {
   const ServerOptions& options;
   const Handler& handler;
   const HeadCheck& check_head;
+  const Refusal& refuse;
   bool draining = false;
   size_t body_bytes = 0;  // of all requests that are being read or answered
   std::unordered_set<ConnectionBase*> connections;
@@ -50,6 +51,7 @@ class ConnectionBase : public std::enable_shared_from_this<ConnectionBase> {
   virtual void start() = 0;
   /// Closes now if no answer is under way.
   virtual void close_if_idle() = 0;
+  virtual bool is_lingering() const = 0;
   virtual void close() = 0;
 
  protected:
@@ -106,6 +108,8 @@ class Connection : public ConnectionBase {
     const bool is_amid_request = parser_ || buffer_.size() > 0;
     if (!current_ && out_.empty() && !is_amid_request) close();
   }
+
+  bool is_lingering() const override { return lingering_; }
 
   void close() override {
     if (closed_) return;
@@ -276,14 +280,22 @@ class Connection : public ConnectionBase {
 
   /// Answers a request that could not be read, and closes.
   void refuse(ErrorCode error) {
+    const ServerOptions& limits = state_.options;
     int status = 400;
-    if (error == beast::http::error::body_limit) status = 413;
-    if (error == beast::http::error::header_limit) status = 431;
-    refuse({},
-           {status,
-            "text/plain; charset=utf-8",
-            {},
-            "[http] request: expected HTTP/1.1 within the limits, got: " + error.message() + "\n"});
+    std::string why = fmt::format("[http] request: expected HTTP/1.1, got: {}", error.message());
+    if (error == beast::http::error::body_limit) {
+      status = 413;
+      why = fmt::format("[http] body: expected at most {} bytes, got more", limits.max_body_bytes);
+    } else if (error == beast::http::error::header_limit) {
+      status = 431;
+      why = fmt::format("[http] header: expected at most {} bytes, got more",
+                        limits.max_header_bytes);
+    }
+    Request request = request_head();
+    Response response{status, "text/plain; charset=utf-8", {}, why + "\n"};
+    if (state_.refuse && split_target(request.target, request))
+      response = state_.refuse(request, status, why);
+    refuse(std::move(request), std::move(response));
   }
   void refuse(Request request, Response response) {
     logger().info("[http] client {}: refused with status {}", peer_, response.status);

@@ -13,11 +13,12 @@ namespace qw::http {
 
 class Server::Impl {
  public:
-  Impl(ServerOptions options, Handler handler, HeadCheck check_head)
+  Impl(ServerOptions options, Handler handler, HeadCheck check_head, Refusal refuse)
       : options_(std::move(options)),
         handler_(std::move(handler)),
         check_head_(std::move(check_head)),
-        state_{options_, handler_, check_head_, false, 0, {}},
+        refuse_(std::move(refuse)),
+        state_{options_, handler_, check_head_, refuse_, false, 0, {}},
         acceptor_(io_),
         retry_(io_) {
     use_certificate();
@@ -55,6 +56,10 @@ class Server::Impl {
     });
   }
   size_t n_connections() const { return state_.connections.size(); }
+  size_t n_busy() const {
+    return static_cast<size_t>(std::ranges::count_if(
+        state_.connections, [](const ConnectionBase* one) { return !one->is_lingering(); }));
+  }
 
  private:
   void use_certificate() {
@@ -169,6 +174,7 @@ class Server::Impl {
   ServerOptions options_;
   Handler handler_;
   HeadCheck check_head_;
+  Refusal refuse_;
   ServerState state_;  // outlives the connections, which io_ may still hold
   asio::io_context io_{1};
   std::optional<asio::ssl::context> tls_;
@@ -178,9 +184,9 @@ class Server::Impl {
   uint16_t port_ = 0;
 };
 
-Server::Server(ServerOptions options, Handler handler, HeadCheck check_head)
-    : impl_(std::make_unique<Impl>(std::move(options), std::move(handler), std::move(check_head))) {
-}
+Server::Server(ServerOptions options, Handler handler, HeadCheck check_head, Refusal refuse)
+    : impl_(std::make_unique<Impl>(std::move(options), std::move(handler), std::move(check_head),
+                                   std::move(refuse))) {}
 Server::~Server() = default;
 uint16_t Server::port() const {
   return impl_->port();
@@ -196,6 +202,9 @@ void Server::every(std::chrono::milliseconds period, std::function<void()> task)
 }
 void Server::drain() {
   impl_->drain();
+}
+size_t Server::n_busy() const {
+  return impl_->n_busy();
 }
 size_t Server::n_connections() const {
   return impl_->n_connections();

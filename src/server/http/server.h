@@ -65,11 +65,15 @@ using Handler = std::function<void(std::shared_ptr<Exchange>)>;
 /// body is not read. Must not block, nor throw.
 using HeadCheck = std::function<std::optional<Response>(const Request&)>;
 
+/// Writes the answer to a request that could not be read, with its status and a sentence that says
+/// why. Of the request there is what had come. Must not block, nor throw.
+using Refusal = std::function<Response(const Request&, int status, const std::string& why)>;
+
 class Server {
  public:
   /// Binds and listens. Errors: io (address in use), invalid_argument (host that is no address,
   /// certificate that cannot be read).
-  Server(ServerOptions options, Handler handler, HeadCheck check_head = {});
+  Server(ServerOptions options, Handler handler, HeadCheck check_head = {}, Refusal refuse = {});
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
@@ -88,6 +92,8 @@ class Server {
   void drain();
   /// Connections open now. On the server's thread.
   size_t n_connections() const;
+  /// Of these, all but those whose answer was sent and that wait for their client to close.
+  size_t n_busy() const;
   /// Closes everything; run() returns. Any thread.
   void stop();
 

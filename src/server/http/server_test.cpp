@@ -123,8 +123,13 @@ TEST(HttpServer, AnswersHeadWithoutABody) {
 
 TEST(HttpServer, RefusesWhatIsTooLargeOrNotHttp) {
   RunningServer running(quick_options(), echo);
-  EXPECT_EQ(running.client().post("/", std::string(5000, 'x')).status, 413);
-  EXPECT_EQ(running.client().post("/", "", "X: " + std::string(3000, 'x') + "\r\n").status, 431);
+  const HttpAnswer large = running.client().post("/", std::string(5000, 'x'));
+  EXPECT_EQ(large.status, 413);
+  EXPECT_EQ(large.body, "[http] body: expected at most 4096 bytes, got more\n");
+  const HttpAnswer long_header =
+      running.client().post("/", "", "X: " + std::string(3000, 'x') + "\r\n");
+  EXPECT_EQ(long_header.status, 431);
+  EXPECT_THAT(long_header.body, HasSubstr("header: expected at most 2048 bytes"));
   HttpClient garbage = running.client();
   garbage.send("\x16\x03\x01 not http at all\r\n\r\n");
   EXPECT_EQ(garbage.read().status, 400);

@@ -79,6 +79,7 @@ class ChatAnswer : public AnswerListener {
 void chat(const std::shared_ptr<Call>& call) {
   ChatTask task;
   call->read(chat_fields(), task);
+  check_keep_alive(*call, task.keep_alive);
   if (task.messages.empty())
     return load_or_unload(call, task, [](Json& answer) { put_message(answer, ""); });
   // As Ollama does: an assistant's message at the end is gone on with.

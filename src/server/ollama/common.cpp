@@ -133,6 +133,12 @@ void finish(AnswerTask& task) {
   };
 }
 
+void check_keep_alive(Call& call, std::optional<KeepAlive>& keep_alive) {
+  if (!keep_alive || call.client().is_admin) return;
+  keep_alive.reset();
+  call.warn("keep_alive: ignored (it takes an administrator's key)");
+}
+
 AnswerListener::AnswerListener(std::shared_ptr<Call> call, const AnswerTask& task,
                                const Prepared& prepared)
     : call_(std::move(call)), task_(task), model_(prepared.model), tools_(prepared.tools) {

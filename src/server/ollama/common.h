@@ -38,6 +38,9 @@ struct KeepAlive {
 KeepAlive read_keep_alive(const Json& value);
 /// What that may be.
 Json keep_alive_schema();
+/// How long a model stays is everybody's affair: of a key that is no administrator's it is ignored
+/// with a warning.
+void check_keep_alive(Call& call, std::optional<KeepAlive>& keep_alive);
 
 /// What /api/generate and /api/chat have in common.
 struct AnswerTask : GenerationTask {

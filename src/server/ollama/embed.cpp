@@ -50,6 +50,7 @@ void run(const std::shared_ptr<Call>& call, const FieldTable<EmbedTask>& table,
          std::function<void(const EmbedTask&, const Embeddings&)> done) {
   EmbedTask task;
   call->read(table, task);
+  check_keep_alive(*call, task.keep_alive);
   const std::string asked = task.model;
   task.model = model_name(call->services(), task.model);
   embed(call, task, [call, task, asked, done = std::move(done)](Embeddings result) {

@@ -127,6 +127,7 @@ class GenerateAnswer : public AnswerListener {
 void generate_text(const std::shared_ptr<Call>& call) {
   GenerateTask task;
   call->read(generate_fields(), task);
+  check_keep_alive(*call, task.keep_alive);
   if (task.prompt.empty())
     return load_or_unload(call, task, [](Json& answer) { answer["response"] = ""; });
   set_prompt(task);

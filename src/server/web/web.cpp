@@ -94,4 +94,18 @@ std::vector<Endpoint> endpoints() {
            {.answer = types::anything(), .answer_type = "*/*", .path_example = "third-party.md"}}};
 }
 
+Endpoint root_without_page() {
+  return {
+      "GET",
+      "/",
+      &kWeb,
+      "Says that the server runs",
+      [](const std::shared_ptr<Call>& call) {
+        call->respond(http::Response{200, "text/plain; charset=utf-8", {}, "Qianwen is running\n"});
+      },
+      {},
+      false,
+      {.answer = types::string(), .answer_type = "text/plain"}};
+}
+
 }  // namespace qw::server::web

@@ -17,5 +17,8 @@ inline constexpr std::string_view kContentSecurityPolicy =
     "img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'; form-action 'none'";
 
 std::vector<Endpoint> endpoints();
+/// "/" where the page is left out: a line for those who ask whether a server is there, as clients of
+/// Ollama do.
+Endpoint root_without_page();
 
 }  // namespace qw::server::web

@@ -96,11 +96,14 @@ TEST_F(WebPage, HasNoOtherFiles) {
     EXPECT_EQ(get(path).status, 404) << path;
 }
 
-TEST(WebPageOff, LeavesTheRootEmpty) {
+TEST(WebPageOff, TheRootSaysThatTheServerRuns) {
   ServiceOptions options = service_options();
   options.web_page = false;
   const RunningService running(options);
-  EXPECT_EQ(running.client().get("/").status, 404);
+  const HttpAnswer root = running.client().get("/");
+  EXPECT_EQ(root.status, 200);
+  EXPECT_EQ(root.body, "Qianwen is running\n");
+  EXPECT_EQ(running.client().get("/index.html").status, 404);
   EXPECT_EQ(running.client().get("/health").status, 200);
 }
 
