@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
+#include "app/gguf_feedback_output.h"
 #include "app/gguf_output.h"
 #include "app/quantize_budget.h"
 #include "app/quantize_layers.h"
@@ -30,6 +31,7 @@ struct Options : CommonOptions {
   GgufOutput output;
   LayerFlags layers;
   BudgetFlags budget;
+  FeedbackFlags feedback;
 };
 
 DType block_type(const std::string& flag, const std::string& name) {
@@ -77,6 +79,10 @@ void run(const Options& options) {
   init_logging(options.log_level);
   const auto start = Clock::now();
   GgufChoices choices = choices_of(options);
+  if (options.feedback.is_asked) {
+    return run_gguf_feedback(options, options.output, std::move(choices),
+                             options.layers.calibration, options.imatrix, options.layers.gptq.damp);
+  }
   std::optional<quantize::ImportanceMatrix> importance;
   if (!options.imatrix.empty()) {
     importance = quantize::read_importance(options.imatrix);
@@ -138,8 +144,8 @@ void run_budget(const Options& options) {
 
 /// Flags of GGUF files.
 constexpr std::array kOnlyGguf = {
-    "--tensor-type", "--embedding-type", "--output-type", "--pure",
-    "--name",        "--force",          "--imatrix",     "--max-shard-tensors"};
+    "--tensor-type", "--embedding-type", "--output-type",       "--pure",    "--name",
+    "--force",       "--imatrix",        "--max-shard-tensors", "--feedback"};
 
 bool is_layered(std::string_view to) {
   return is_gptq(to) || is_awq(to) || is_nf4(to);
@@ -168,8 +174,12 @@ void check_flags(const CLI::App& app, const Options& options) {
   if (!is_gptq(options.to)) refuse_all(layers.of_gptq, "--to gptq-int4 and its like");
   if (!is_awq(options.to)) refuse_all(layers.of_awq, "--to awq");
   if (!is_nf4(options.to)) refuse_all(layers.of_nf4, "--to nf4");
-  if (!is_gptq(options.to) && !is_awq(options.to))
-    refuse_all(layers.of_both, "--to gptq-int4 and its like, or awq");
+  if (options.feedback.is_asked) {
+    if (app.count("--group-size") > 0)
+      refuse("--group-size", "--to gptq-int4 and its like, or awq");
+  } else if (!is_gptq(options.to) && !is_awq(options.to)) {
+    refuse_all(layers.of_both, "--to gptq-int4 and its like, or awq, or --feedback");
+  }
   if (!is_layered(options.to)) return;
   for (const char* flag : kOnlyGguf) {
     if (app.count(flag) > 0) refuse(flag, "--to a GGUF type");
@@ -191,7 +201,8 @@ void check_budget_flags(const CLI::App& app, const Options& options) {
          flag, is_gptq ? "--to a GGUF type, or awq, or nf4" : "--to",
          is_gptq ? " for gptq" : ", which chooses all types");
   };
-  for (const char* flag : {"--tensor-type", "--embedding-type", "--output-type", "--pure"}) {
+  for (const char* flag :
+       {"--tensor-type", "--embedding-type", "--output-type", "--pure", "--feedback"}) {
     if (app.count(flag) > 0) refuse(flag);
   }
   if (is_gptq) {
@@ -229,6 +240,7 @@ Command register_quantize(CLI::App& root) {
   app->add_flag("--pure", options->pure, "The same type for all matrices");
   app->add_option("--imatrix", options->imatrix,
                   "How much each input matters: what imatrix or llama-imatrix wrote");
+  add_feedback_flag(*app, options->feedback);
   add_layer_flags(*app, options->layers);
   add_budget_flags(*app, options->budget);
   return {app, [app, options] {

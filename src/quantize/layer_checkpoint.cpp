@@ -97,7 +97,7 @@ void finish_output(const Checkpoint& checkpoint, WorkDirectory& work,
 
 void check_new(const LayerRequest& request) {
   std::error_code error;
-  if (!fs::exists(request.output, error)) return;
+  if (request.replaces || !fs::exists(request.output, error)) return;
   fail(ErrorKind::kInvalidArgument, "quantize",
        "--output: expected a directory that is not there yet, got {}",
        printable(request.output, 4096));

@@ -25,7 +25,8 @@ namespace qw::quantize {
 
 /// What is asked for, whatever the format.
 struct LayerRequest {
-  std::string output;  // the directory to make
+  std::string output;     // the directory or file to make
+  bool replaces = false;  // what is there under that name, once the new one is whole
   std::string isa;     // as BackendOptions::isa
   int64_t shard_bytes = DirectoryChoices().shard_bytes;
   std::vector<int32_t> eos_ids;  // of a GGUF file: DirectoryChoices::eos_ids

@@ -1,0 +1,153 @@
+#include "app/gguf_feedback_output.h"
+
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "app/open.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "quantize/gguf_feedback.h"
+#include "text/tokenizer_files.h"
+
+namespace qw::app {
+
+namespace {
+
+using nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+/// What feedback has gained: losses of outputs beside those of the plain file's codes.
+struct Gain {
+  double loss = 0;  // sum of ratios to the plain file's
+  int64_t n_matrices = 0, n_cold = 0;
+  int n_resumed = 0;
+  ordered_json layers = ordered_json::array();
+
+  void add(int layer, const std::vector<quantize::QuantisedModule>& modules) {
+    if (modules.empty()) {
+      ++n_resumed;
+      layers.push_back({{"layer", layer}, {"resumed", true}});
+      return;
+    }
+    ordered_json matrices = ordered_json::array();
+    for (const quantize::QuantisedModule& module : modules) {
+      n_cold += module.is_cold ? 1 : 0;
+      ordered_json json = {{"name", gguf_name(module.id)}};
+      if (module.recoding && module.recoding->kept_loss > 0) {
+        const double ratio = module.loss / module.recoding->kept_loss;
+        loss += ratio;
+        ++n_matrices;
+        json["loss"] = module.loss;
+        json["plain_loss"] = module.recoding->kept_loss;
+        json["codes_changed"] = static_cast<double>(module.recoding->n_changed) /
+                                static_cast<double>(module.recoding->n_weights);
+      }
+      matrices.push_back(std::move(json));
+    }
+    layers.push_back({{"layer", layer}, {"matrices", std::move(matrices)}});
+  }
+  /// Of the squared error of outputs, mean over matrices.
+  double share() const { return n_matrices == 0 ? 1 : loss / static_cast<double>(n_matrices); }
+};
+
+}  // namespace
+
+void add_feedback_flag(CLI::App& app, FeedbackFlags& flags) {
+  app.add_flag(
+      "--feedback", flags.is_asked,
+      "GGUF: choose codes by what their errors do to outputs, with a calibration: the same "
+      "types and bytes, closer predictions");
+}
+
+void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, GgufChoices choices,
+                       const CalibrationFlags& calibration_flags, const std::string& imatrix,
+                       double damp) {
+  const auto start = Clock::now();
+  const ModelFiles files = open_for_reading(options, true);
+  GgufModel model;
+  model.checkpoint = files.checkpoint;
+  model.config = ModelConfig::from_checkpoint(*files.checkpoint);
+  model.sources = open_network(*files.checkpoint, model.config);
+  if (!files.checkpoint->gguf)
+    model.tokenizer = read_tokenizer_directory(files.checkpoint->directory);
+  const quantize::CalibrationSet calibration =
+      read_calibration(calibration_flags, files, model_path(options));
+  logger().info("calibration: {}", calibration.summary());
+  const auto backend = calibration_backend(options);
+  ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
+  quantize::ImportanceMatrix importance;
+  if (!imatrix.empty()) {
+    importance = quantize::read_importance(imatrix);
+  } else {
+    Progress progress("layers", model.config.n_layers, Progress::Unit::kItems);
+    importance = quantize::collect_importance(model.config, model.sources, calibration, *backend,
+                                              &interrupted(), [&](int) { progress.add(1); });
+    importance.file = calibration_flags.file.empty()
+                          ? "built-in calibration"
+                          : std::filesystem::path(calibration_flags.file).filename().string();
+    importance.datasets = {importance.file};
+  }
+  choices.importance = &importance;
+  const GgufPlan plan = model.plan(choices);
+  for (const std::string& warning : plan.warnings)
+    logger().warn("{}", warning);
+  GgufWritten written;
+  Gain gain;
+  if (!output.dry_run) {
+    quantize::GgufFeedbackRequest request;
+    request.output = output.path;
+    request.replaces = output.force;
+    request.isa = options.load.isa;
+    request.damp = damp;
+    request.cancel = &interrupted();
+    request.on_layer = [&](int layer, const auto& modules) { gain.add(layer, modules); };
+    std::optional<Progress> progress;
+    request.on_quantised = [&](int64_t bytes) {
+      if (!progress) {
+        const int64_t n_layers = std::max(model.config.n_layers, 1);
+        progress.emplace("quantising",
+                         quantize::feedback_bytes(plan) * (n_layers - gain.n_resumed) / n_layers,
+                         Progress::Unit::kBytes);
+      }
+      progress->add(bytes);
+    };
+    quantize::make_gguf_feedback({*model.checkpoint, model.config, model.sources}, plan,
+                                 calibration, *backend, pool, request, [&](const GgufPlan& made) {
+                                   progress.reset();
+                                   written = write_gguf_output(output, made, *model.checkpoint,
+                                                               model.sources, pool);
+                                 });
+    if (gain.n_cold > 0) {
+      written.warnings.push_back(fmt::format(
+          "{} matrices of experts got too few tokens and were made with those of all tokens",
+          gain.n_cold));
+      logger().warn("{}", written.warnings.back());
+    }
+  }
+  const std::chrono::duration<double> seconds = Clock::now() - start;
+  ordered_json more = {{"calibration",
+                        {{"samples", calibration.n_samples},
+                         {"sequences", calibration.sequences.size()},
+                         {"tokens", calibration.n_tokens},
+                         {"tokens_given", calibration.n_tokens_given}}}};
+  if (!output.dry_run) {
+    more["layers"] = gain.layers;
+    more["loss_beside_plain"] = gain.share();
+    if (!options.json) {
+      print_result(fmt::format(
+          "{} matrices: {:.1f} % of the squared error that the plain file's codes have in their "
+          "outputs{}\n",
+          gain.n_matrices, 100 * gain.share(),
+          gain.n_resumed > 0 ? fmt::format(" ({} layers were there already)", gain.n_resumed)
+                             : ""));
+    }
+  }
+  report_gguf(options, output, plan, written, seconds.count(), more);
+}
+
+}  // namespace qw::app
