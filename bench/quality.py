@@ -5,7 +5,7 @@ bits per weight, divergence from the model, agreement, perplexity and decoding s
     bench/quality.py [--model MODEL] [--calibration FILE] [--text FILE] [--formats a,b,...] [--budgets a,b,...]
 
 Without --text the bundled model's test items are taken: two of three to calibrate with, the third to judge by. Each
-recipe of --budgets (or gptq-intN) has a row more, "budget" with the same bytes. Every GGUF type is written with the importances of the
+recipe of --budgets (or gptq-intN) has a row more, "budget" with the same bytes, and those of FEEDBACK one with --feedback. Every GGUF type is written with the importances of the
 calibration. QIANWEN names the program (default: the release build). Files are made in a temporary folder, one at a time.
 """
 import argparse
@@ -19,9 +19,11 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GGUF = ("q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s iq4_nl iq4_xs q4_1 q4_0 q3_k_l q3_k_m q3_k_s q2_k q2_k_s "
-        "iq3_m iq3_s iq3_xs iq3_xxs iq2_m iq2_s iq2_xs iq2_xxs iq1_m iq1_s").split()
+        "iq3_m iq3_s iq3_xs iq3_xxs iq2_m iq2_s iq2_xs iq2_xxs iq1_m iq1_s tq2_0 tq1_0 q2_0 q1_0").split()
+# With --feedback, a row beside the plain one.
+FEEDBACK = "q8_0 q6_k q5_k_m q5_0 q4_k_m q4_k_s iq4_xs q4_0 q3_k_m q2_k".split()
 CALIBRATED = ["gptq-int8", "gptq-int4", "gptq-int3", "gptq-int2", "awq"]
-DIRECTORIES = CALIBRATED + ["nf4"]
+DIRECTORIES = CALIBRATED + ["nf4", "nf4-double"]
 
 
 def program() -> str:
@@ -96,12 +98,18 @@ def main() -> None:
         for to in filter(None, options.formats.split(",")):
             path = folder / (to if to in DIRECTORIES else to + ".gguf")
             how = seen if to in CALIBRATED else [] if to in DIRECTORIES else ["--imatrix", importances]
-            done = run("quantize", options.model, "--to", to, "--output", path, *how, "--json")
+            kind = ["nf4", "--double-quant"] if to == "nf4-double" else [to]
+            done = run("quantize", options.model, "--to", *kind, "--output", path, *how, "--json")
             if done.returncode == 5:  # a type that cannot be written
                 continue
             if done.returncode != 0:
                 sys.exit(f"{to}: {done.stderr.strip()}")
             table.row(to, path, json.loads(done.stdout)["bits_per_weight"])
+            if to in FEEDBACK:
+                fed = folder / f"{to}-feedback.gguf"
+                said = result("quantize", options.model, "--to", to, "--feedback", "--imatrix", importances, "--output", fed,
+                              *seen)
+                table.row(f"{to} --feedback", fed, said["bits_per_weight"])
             if to in options.budgets.split(","):
                 is_gptq = to.startswith("gptq")
                 ours = folder / (f"budget-{to}" if is_gptq else "budget.gguf")

@@ -462,6 +462,34 @@ TEST_F(CliQuantize, GridTypesWantImportances) {
   EXPECT_EQ(ran.code, 0) << ran.err;
 }
 
+TEST_F(CliQuantize, FeedbackMakesTheSameFileWithBetterCodes) {
+  const auto quantize = [&](const std::string& name, std::vector<std::string> more) {
+    for (const char* flag : {"--to", "q4_0", "--json", "--output"})
+      more.push_back(flag);
+    more.insert(more.begin(), {"quantize", kBundled});
+    more.push_back(path(name.c_str()));
+    return qianwen(more);
+  };
+  const std::vector<std::string> few = {"--feedback", "--calibration-tokens", "512"};
+  const Ran ran = quantize("a.gguf", few);
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const json said = json::parse(ran.out);
+  EXPECT_LT(said["loss_beside_plain"], 0.6);
+  EXPECT_EQ(said["layers"].size(), 6u);
+  EXPECT_GT(said["calibration"]["tokens"], 400);
+  const Ran again = qianwen({"generate", path("a.gguf"), "-p", "1 + 1 =", "--max-new-tokens", "2"});
+  EXPECT_EQ(again.code, 0) << again.err;
+  expect_failure(quantize("a.gguf", few), 2, "--output");
+  expect_failure(quantize("b.gguf", {"--calibration-tokens", "512"}), 2, "--feedback");
+  expect_failure(quantize("b.gguf", {"--feedback", "--group-size", "64"}), 2, "--group-size");
+  expect_failure(
+      qianwen({"quantize", kBundled, "--to", "gptq-int4", "--feedback", "--output", path("b")}), 2,
+      "--feedback");
+  expect_failure(
+      qianwen({"quantize", kBundled, "--budget", "4", "--feedback", "--output", path("b.gguf")}), 2,
+      "--feedback");
+}
+
 TEST_F(CliQuantize, ImportancesHelpAndTheirFilesAreChecked) {
   const Items made = items();
   const std::string calibration = write("items.jsonl", made.calibration);

@@ -21,7 +21,8 @@ MODEL = ROOT / "models/qianwen-mini-chat"
 # Beside coarser codes both round activations, each in its own way, and an answer of a small model may turn on that: there
 # the weights must be equal, and how many answers are is told.
 EXACT = ["f32", "f16", "bf16"]
-QUANTISED = "q8_0 q6_k q5_k_m q5_1 q5_0 q4_k_m q4_1 q4_0 iq4_nl iq4_xs q3_k_m".split()
+# "+": with --feedback.
+QUANTISED = "q4_k_m+ q4_0+ q3_k_m+ iq4_xs+ q8_0 q6_k q5_k_m q5_1 q5_0 q4_k_m q4_1 q4_0 iq4_nl iq4_xs q3_k_m".split()
 
 
 class Peer:
@@ -135,7 +136,8 @@ def main() -> None:
         folder = pathlib.Path(name)
         for kind in EXACT + QUANTISED:
             path = folder / f"{kind}.gguf"
-            run(options.program, "quantize", MODEL, "--to", kind, "--output", path)
+            how = ["--feedback"] if kind.endswith("+") else []
+            run(options.program, "quantize", MODEL, "--to", kind.rstrip("+"), *how, "--output", path)
             equal, first = answers_agree(options.program, peer, path, prompts)
             same = weights_agree(options.program, peer, path, folder)
             print(f"{kind}: {'the same weights' if same else 'OTHER WEIGHTS'}, {equal} of {len(prompts)} greedy answers the same"
