@@ -44,23 +44,32 @@ quantize::ImportanceMatrix collect(const Options& options) {
   const quantize::CalibrationSet calibration = read_calibration(options.calibration, files, path);
   logger().info("calibration: {}", calibration.summary());
   const auto backend = calibration_backend(options);
+  ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
   Progress progress("layers", config.n_layers, Progress::Unit::kItems);
-  quantize::ImportanceMatrix out = quantize::collect_importance(
-      config, sources, calibration, *backend, &interrupted(), [&](int) { progress.add(1); });
-  files.checkpoint->check_readable();
-  out.datasets = {options.calibration.file.empty()
-                      ? "built-in"
-                      : std::filesystem::path(options.calibration.file).filename().string()};
-  return out;
+  quantize::LayerRequest request;
+  request.output = options.output;
+  request.replaces = options.force;
+  request.isa = options.load.isa;
+  request.cancel = &interrupted();
+  request.on_layer = [&](int, const auto&) { progress.add(1); };
+  return make_importance(
+      {*files.checkpoint, config, sources}, calibration, *backend, pool, request,
+      {options.calibration.file.empty()
+           ? "built-in"
+           : std::filesystem::path(options.calibration.file).filename().string()});
 }
 
 void run(const Options& options) {
   init_logging(options.log_level);
   const auto start = std::chrono::steady_clock::now();
   check_output(options);
-  const quantize::ImportanceMatrix matrix =
-      options.from.empty() ? collect(options) : quantize::read_importance(options.from);
-  write_importance(matrix, options.output);
+  quantize::ImportanceMatrix matrix;
+  if (options.from.empty()) {
+    matrix = collect(options);
+  } else {
+    matrix = quantize::read_importance(options.from);
+    write_importance(matrix, options.output);
+  }
   int64_t n_unseen = 0;
   for (const auto& [name, entry] : matrix.entries) {
     for (const float count : entry.counts)

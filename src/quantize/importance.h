@@ -17,6 +17,7 @@
 #include "base/mapped_file.h"
 #include "model/sources.h"
 #include "quantize/calibration.h"
+#include "quantize/layer_checkpoint.h"
 
 namespace qw::quantize {
 
@@ -53,5 +54,13 @@ ImportanceMatrix collect_importance(const ModelConfig& config, const NetworkSour
                                     const CalibrationSet& calibration, Backend& backend,
                                     const CancelFlag* cancel,
                                     const std::function<void(int)>& on_layer);
+
+/// The same, resumable, and written to request.output (write_importance) with `datasets`: an
+/// interruption leaves request.output + ".work", and the same request goes on with the next layer,
+/// to the same numbers. on_layer gets no modules. Errors: as for write_layers and write_importance,
+/// too.
+ImportanceMatrix make_importance(const LayerSource& source, const CalibrationSet& calibration,
+                                 Backend& backend, ThreadPool& pool, const LayerRequest& request,
+                                 std::vector<std::string> datasets);
 
 }  // namespace qw::quantize

@@ -1,8 +1,11 @@
 // Level 6 (quantize): importances from calibration.
 #include <algorithm>
+#include <memory>
 #include <numeric>
+#include <string_view>
 #include <utility>
 
+#include "base/error.h"
 #include "quantize/importance.h"
 #include "quantize/layer_pass.h"
 
@@ -99,6 +102,77 @@ class Collector {
 
 }  // namespace
 
+namespace {
+
+constexpr std::string_view kSums = ".sums", kCounts = ".counts";
+
+/// As tensors of a layer's file.
+std::vector<RawTensor> tensors_of(const ImportanceMatrix& matrix) {
+  std::vector<RawTensor> out;
+  const auto add = [&](const std::string& name, const std::vector<float>& values) {
+    auto owned = std::make_shared<const std::vector<float>>(values);
+    RawTensor& tensor = out.emplace_back();
+    tensor.name = name;
+    tensor.dtype = DType::kF32;
+    tensor.shape = Shape{std::ssize(values)};
+    tensor.bytes = std::as_bytes(std::span(*owned));
+    tensor.owner = std::move(owned);
+  };
+  for (const auto& [name, entry] : matrix.entries) {
+    add(name + std::string(kSums), entry.sums);
+    add(name + std::string(kCounts), entry.counts);
+  }
+  return out;
+}
+
+ImportanceMatrix matrix_of(std::span<const RawTensor> tensors) {
+  ImportanceMatrix out;
+  for (const RawTensor& tensor : tensors) {
+    const bool is_sums = tensor.name.ends_with(kSums);
+    const std::string_view suffix = is_sums ? kSums : kCounts;
+    if (!tensor.name.ends_with(suffix) || tensor.dtype != DType::kF32) {
+      fail(ErrorKind::kCorrupt, "imatrix", "work directory: expected sums and counts, got {}",
+           printable(tensor.name));
+    }
+    ImportanceEntry& entry = out.entries[tensor.name.substr(0, tensor.name.size() - suffix.size())];
+    std::vector<float>& values = is_sums ? entry.sums : entry.counts;
+    values.resize(tensor.bytes.size() / sizeof(float));
+    std::ranges::copy(tensor.bytes, std::as_writable_bytes(std::span(values)).begin());
+  }
+  return out;
+}
+
+void note_chunks(const CalibrationSet& calibration, ImportanceMatrix& out) {
+  out.n_chunks = std::ssize(calibration.sequences);
+  for (const auto& sequence : calibration.sequences)
+    out.chunk_tokens = std::max(out.chunk_tokens, static_cast<int64_t>(sequence.size()));
+}
+
+}  // namespace
+
+ImportanceMatrix make_importance(const LayerSource& source, const CalibrationSet& calibration,
+                                 Backend& backend, ThreadPool& pool, const LayerRequest& request,
+                                 std::vector<std::string> datasets) {
+  constexpr std::string_view kJob = R"({"version": 1, "imatrix": true})";
+  const auto collect = [&](const LayerSources& layer, const MatrixTeam&, LayerPass& pass) {
+    Collector collector(source.config, backend, pass);
+    collector.layer(layer);
+    if (pass.layer() == source.config.n_layers) collector.output(source.sources);
+    QuantisedLayer out;
+    out.tensors = tensors_of(collector.take());
+    return out;
+  };
+  ImportanceMatrix out;
+  make_layers(source, calibration, backend, pool, request, {std::string(kJob), collect},
+              [&](std::span<const RawTensor> made) {
+                out = matrix_of(made);
+                note_chunks(calibration, out);
+                out.datasets = std::move(datasets);
+                write_importance(out, request.output);
+              });
+  return out;
+}
+
 ImportanceMatrix collect_importance(const ModelConfig& config, const NetworkSources& sources,
                                     const CalibrationSet& calibration, Backend& backend,
                                     const CancelFlag* cancel,
@@ -112,9 +186,7 @@ ImportanceMatrix collect_importance(const ModelConfig& config, const NetworkSour
   }
   collector.output(sources);
   ImportanceMatrix out = collector.take();
-  out.n_chunks = std::ssize(calibration.sequences);
-  for (const auto& sequence : calibration.sequences)
-    out.chunk_tokens = std::max(out.chunk_tokens, static_cast<int64_t>(sequence.size()));
+  note_chunks(calibration, out);
   return out;
 }
 

@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <map>
 #include <string>
 
+#include "quantize/checkpoint_test_support.h"
 #include "support/tiny_checkpoint.h"
 
 namespace qw::quantize {
@@ -112,7 +114,7 @@ void expect_near(const Floats& a, const Floats& b) {
 
 void expect_collected(const TinyShape& shape) {
   TinyCheckpoint tiny(shape);
-  test::Loaded loaded = test::load(tiny);
+  qw::test::Loaded loaded = qw::test::load(tiny);
   const auto checkpoint = tiny.open();
   const ModelConfig config = ModelConfig::from_checkpoint(*checkpoint);
   const NetworkSources sources = open_network(*checkpoint, config);
@@ -121,7 +123,7 @@ void expect_collected(const TinyShape& shape) {
   Sums sums;
   for (const auto& ids : set.sequences) {
     const auto kv = loaded.model->make_kv(1, DType::kF32);
-    loaded.model->forward(test::plan_of(ids), *kv, nullptr, &sums);
+    loaded.model->forward(qw::test::plan_of(ids), *kv, nullptr, &sums);
   }
   int n_layers = 0;
   const ImportanceMatrix got =
@@ -169,6 +171,42 @@ TEST(Importance, IsCollectedFromWhatTheForwardPassShows) {
   expect_collected({});
   expect_collected({.tied = true});
   expect_collected({.n_experts = 4});
+}
+
+TEST(Importance, GoesOnWhereItWasInterrupted) {
+  namespace fs = std::filesystem;
+  for (const bool tied : {false, true}) {
+    test::Bench bench({.tied = tied, .n_experts = 4});
+    bench.open();
+    const ImportanceMatrix straight = collect_importance(
+        bench.config, bench.sources, test::calibration(), *bench.backend, nullptr, {});
+    CancelFlag cancel;
+    LayerRequest request;
+    request.output = bench.folder / "i.gguf";
+    request.cancel = &cancel;
+    request.on_layer = [&](int, const auto&) { cancel.cancel(); };
+    const auto make = [&](const CalibrationSet& set) {
+      return make_importance(bench.source(), set, *bench.backend, bench.pool, request, {"text"});
+    };
+    expect_error(ErrorKind::kCancelled, {}, [&] { make(test::calibration()); });
+    EXPECT_FALSE(fs::exists(request.output));
+    cancel.reset();
+    int n_layers = 0;
+    request.on_layer = [&](int, const auto&) { ++n_layers; };
+    expect_error(ErrorKind::kInvalidArgument, {"another's"}, [&] { make(test::calibration(39)); });
+    make(test::calibration());
+    EXPECT_EQ(n_layers, 2);
+    const ImportanceMatrix made = read_importance(request.output);
+    EXPECT_EQ(made.n_chunks, straight.n_chunks);
+    EXPECT_EQ(made.chunk_tokens, straight.chunk_tokens);
+    EXPECT_EQ(made.datasets, std::vector<std::string>{"text"});
+    ASSERT_EQ(made.entries.size(), straight.entries.size());
+    for (const auto& [name, entry] : straight.entries) {
+      EXPECT_EQ(made.entries.at(name).sums, entry.sums) << name;
+      EXPECT_EQ(made.entries.at(name).counts, entry.counts) << name;
+    }
+    EXPECT_FALSE(fs::exists(request.output + ".work"));
+  }
 }
 
 }  // namespace
