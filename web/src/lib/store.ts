@@ -21,7 +21,19 @@ export async function loadConversations(): Promise<Conversation[]> {
 export async function loadConversation(id: string): Promise<Conversation | undefined> {
   return (await open()).get('conversations', id);
 }
-export async function saveConversation(conversation: Conversation): Promise<void> {
+/** Reads, changes and writes in one transaction, which no other tab comes into. Nothing is written of `undefined`. */
+export async function updateConversation(
+  id: string,
+  change: (stored: Conversation | undefined) => Conversation | undefined,
+): Promise<Conversation | undefined> {
+  const transaction = (await open()).transaction('conversations', 'readwrite');
+  const changed = change(await transaction.store.get(id));
+  if (changed) await transaction.store.put(changed);
+  await transaction.done;
+  return changed;
+}
+/** Writes without reading first, which a page that is being closed may have no time for. */
+export async function overwriteConversation(conversation: Conversation): Promise<void> {
   await (await open()).put('conversations', conversation);
 }
 export async function deleteConversation(id: string): Promise<void> {

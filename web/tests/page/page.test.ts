@@ -286,6 +286,53 @@ describe('conversations', () => {
     expect(await list.locator('li').count()).toBe(1);
   });
 
+  visit('lose nothing of what is done in two tabs', async (visit, page) => {
+    const answers: ((text: string) => void)[] = []; // of the requests that wait
+    await visit.context.route('**/v1/chat/completions', async (route) => {
+      const text = await new Promise<string>((done) => answers.push(done));
+      const chunk = { choices: [{ index: 0, delta: { content: text }, finish_reason: 'stop' }] };
+      await route.fulfill({ contentType: 'text/event-stream', body: `data: ${JSON.stringify(chunk)}\n\ndata: [DONE]\n\n` });
+    });
+    const ask = async (tab: Page, text: string) => {
+      const waiting = answers.length;
+      await tab.locator('#composer').fill(text);
+      await tab.locator('#composer').press('Enter');
+      await expect.poll(() => answers.length).toBe(waiting + 1);
+    };
+    const shows = (tab: Page, text: string) => tab.locator('.message.assistant', { hasText: text }).waitFor();
+    await ask(page, 'q1');
+    answers[0]!('one');
+    await stored(page, 2);
+    const other = await visit.context.newPage();
+    await other.goto(page.url());
+    await shows(other, 'one');
+    // A change waits in one tab to be stored while the other is asked.
+    await page.keyboard.press('Control+,');
+    await page.getByLabel('System prompt').fill('Be brief.');
+    await ask(other, 'q2');
+    answers[1]!('two');
+    await shows(page, 'two');
+    await page.waitForTimeout(1100);
+    await shows(other, 'two');
+    // An answer grows in one tab while the other is asked.
+    await ask(page, 'q3');
+    await other.locator('.message.user', { hasText: 'q3' }).waitFor();
+    await other.locator('.message.user', { hasText: 'q2' }).getByRole('button', { name: 'Edit' }).click();
+    await other.getByLabel('Edit the message').fill('q4');
+    await other.keyboard.press('Enter');
+    await expect.poll(() => answers.length).toBe(4);
+    answers[3]!('four');
+    await shows(other, 'four');
+    answers[2]!('three');
+    await shows(page, 'three');
+    await stored(page, 8);
+    await page.reload();
+    for (const [tab, text] of [[page, 'three'], [other, 'four']] as const) {
+      await shows(tab, text);
+      expect(await tab.locator('.message.user .branches').textContent()).toContain('/ 2');
+    }
+  });
+
   visit('go to a file and come back from it', async (visit, page) => {
     await greedy(page);
     await visit.ask(kCapital);
