@@ -20,6 +20,7 @@ export class AnswerStream {
   constructor(
     n: number,
     private readonly startedAt: number,
+    private readonly before?: Stats, // of the answer that is gone on with
   ) {
     this.pending = Array.from({ length: n }, () => ({ text: '', tokens: [], calls: [] }));
     this.pieces = Array.from({ length: n }, () => 0);
@@ -60,7 +61,7 @@ export class AnswerStream {
     if (gathered.finish) message.finish = gathered.finish;
     if (this.warnings.length > 0) message.warnings = [...this.warnings];
     const stats = this.stats(index);
-    if (stats) message.stats = stats;
+    if (stats) message.stats = this.before ? together(this.before, stats) : stats;
   }
 
   /** Of several answers at once, the server counts all tokens together: then chunks stand for them. */
@@ -77,10 +78,21 @@ export class AnswerStream {
   }
 }
 
+/** Of an answer and what it was gone on with, whose prompt was the first one and the answer so far. */
+function together(first: Stats, second: Stats): Stats {
+  return {
+    ...first,
+    completionTokens: first.completionTokens + second.completionTokens,
+    decodeMs: first.decodeMs + second.decodeMs,
+    parts: (first.parts ?? 1) + 1,
+  };
+}
+
 const kShortestMs = 50; // of less, most is chance: pieces that wait for each other on the way
 
-/** Tokens a second after the first; undefined where there is too little to divide. */
+/** Tokens a second after the first of each part; undefined where there is too little to divide. */
 export function speed(stats: Stats): number | undefined {
-  if (stats.completionTokens < 2 || stats.decodeMs < kShortestMs) return undefined;
-  return ((stats.completionTokens - 1) * 1000) / stats.decodeMs;
+  const counted = stats.completionTokens - (stats.parts ?? 1);
+  if (counted < 1 || stats.decodeMs < kShortestMs) return undefined;
+  return (counted * 1000) / stats.decodeMs;
 }

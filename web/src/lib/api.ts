@@ -1,6 +1,6 @@
 // The server's OpenAI dialect, as far as the page speaks it.
 import { sseEvents } from './sse';
-import { parseTools, type Settings } from './settings';
+import { parseTools, validNumbers, type Settings } from './settings';
 import type { Message, Token, ToolCall } from './tree';
 
 export interface Model {
@@ -90,9 +90,9 @@ export function requestBody(messages: Message[], settings: Settings): Record<str
   }
   const body: Record<string, unknown> = { messages: wire, stream: true };
   if (settings.model) body['model'] = settings.model;
-  const n = settings.numbers.n ?? 1;
-  body['stream_options'] = { include_usage: true, continuous_usage_stats: n === 1 };
-  Object.assign(body, settings.numbers);
+  const numbers = validNumbers(settings);
+  body['stream_options'] = { include_usage: true, continuous_usage_stats: (numbers.n ?? 1) === 1 };
+  Object.assign(body, numbers);
   if (settings.stop.length > 0) body['stop'] = settings.stop;
   const parsed = parseTools(settings.tools);
   if ('tools' in parsed && parsed.tools.length > 0) body['tools'] = parsed.tools;

@@ -4,13 +4,17 @@ import { Paragraphs } from './announcer';
 import { AnswerStream } from './answer';
 import { ApiError, listModels, requestBody, streamChat, type Model } from './api';
 import { chooseLanguage, languages, say, type Key } from './i18n';
-import { defaultSettings, type Settings } from './settings';
+import { defaultSettings, validNumbers, type Settings } from './settings';
 import * as store from './store';
 import { ImportError, importJson } from './transfer';
-import { addMessage, later, mergeInto, newConversation, path, pathTo, titleFrom, type Conversation, type Message } from './tree';
+import {
+  addMessage, later, mergeInto, newConversation, openToolCalls, path, pathTo, titleFrom,
+  type Conversation, type Message, type Stats,
+} from './tree';
 
 const kFlushMs = 40; // how often a growing answer is drawn
 const kSaveMs = 1000; // and stored
+const kFaultsShown = 5; // settings of an imported file
 
 export class AppState {
   preferences = $state(store.loadPreferences());
@@ -29,6 +33,7 @@ export class AppState {
   language = $derived(chooseLanguage(this.preferences.language, navigator.languages));
   shown = $derived(path(this.current));
   busy = $derived(this.running.has(this.current.id));
+  openCalls = $derived(openToolCalls(this.shown)); // of tools: the server takes no question before their results
 
   private readonly saves = new Map<string, number>(); // timers, by the conversation's id
   private readonly known = new Set<string>(); // ids of what the storage has had: gone from it means deleted
@@ -146,10 +151,13 @@ export class AppState {
 
   import(text: string): void {
     try {
-      const imported = importJson(text);
+      const { conversations: imported, leftOut } = importJson(text);
       this.conversations = [...imported, ...this.conversations].sort((a, b) => b.updated - a.updated);
       for (const { id } of imported) this.saveNow(id);
-      this.notice = this.t('imported', { count: imported.length });
+      const count = imported.length;
+      const faults = [...new Set(leftOut.map(({ key, value }) => `${this.t(key)} ${value}`))];
+      const list = faults.slice(0, kFaultsShown).join(', ') + (faults.length > kFaultsShown ? ', …' : '');
+      this.notice = list ? this.t('importedWithout', { count, list }) : this.t('imported', { count });
       if (imported[0]) this.open(this.find(imported[0].id));
     } catch (error) {
       if (!(error instanceof ImportError)) throw error;
@@ -219,10 +227,15 @@ export class AppState {
 
   // ---- asking ----
 
-  send(text: string): void {
-    const conversation = this.current;
-    if (this.running.has(conversation.id) || text.trim() === '') return;
-    this.ask(conversation, this.shown.at(-1)?.id ?? null, text);
+  /** False where the text must stay in its box. */
+  send(text: string): boolean {
+    if (this.busy || text.trim() === '') return false;
+    if (this.openCalls.length > 0) {
+      this.speak(this.current, this.t('callsOpen'));
+      return false;
+    }
+    this.ask(this.current, this.shown.at(-1)?.id ?? null, text);
+    return true;
   }
   /** The same question in other words, as a branch beside it. */
   edit(message: Message, text: string): void {
@@ -258,7 +271,7 @@ export class AppState {
   private async generate(conversation: Conversation, parent: string | null): Promise<void> {
     const settings = $state.snapshot(conversation.settings) as Settings;
     const body = requestBody(pathTo(conversation, parent), settings);
-    const n = settings.numbers.n ?? 1;
+    const n = validNumbers(settings).n ?? 1;
     const model = this.model?.id;
     const answers = Array.from({ length: n }, () =>
       addMessage(conversation, parent, { role: 'assistant', content: '', ...(model ? { model } : {}) }),
@@ -291,7 +304,8 @@ export class AppState {
       answer.changed = later(answer.changed);
     }
     this.saveNow(conversation.id);
-    const gathered = new AnswerStream(answers.length, performance.now());
+    const before = answers.length === 1 ? ($state.snapshot(answers[0]!.stats) as Stats | undefined) : undefined;
+    const gathered = new AnswerStream(answers.length, performance.now(), before);
     const paragraphs = new Paragraphs(answers[0]!.content.length);
     this.speak(conversation, this.t('answering'));
     const flush = (ended: boolean) => {

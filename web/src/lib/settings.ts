@@ -25,6 +25,17 @@ export const numberFields = [
 
 export type NumberKey = (typeof numberFields)[number]['key'];
 
+/** Whether the panel's own control would take the value. */
+export function inRange(key: NumberKey, value: number): boolean {
+  const { min, max, step }: NumberField = numberFields.find((field) => field.key === key)!;
+  return value >= min && value <= (max ?? Infinity) && (step !== 1 || Number.isSafeInteger(value));
+}
+/** What was chosen, without what no control would take: stored by another version, or by hand. */
+export function validNumbers(settings: Settings): Settings['numbers'] {
+  const chosen = Object.entries(settings.numbers) as [NumberKey, number][];
+  return Object.fromEntries(chosen.filter(([key, value]) => inRange(key, value)));
+}
+
 export interface Settings {
   model: string; // '': the server's default
   system: string;

@@ -22,6 +22,7 @@ export interface Stats {
   cachedTokens: number;
   firstTokenMs: number; // from asking to the first token
   decodeMs: number; // from the first token to the last
+  parts?: number; // how often an answer was gone on with, and the first time; decodeMs is of each part
 }
 
 /** Why an answer ended; "stopped" and "error" are the page's own, the others the server's. */

@@ -188,6 +188,11 @@ describe('what the server says', () => {
     const card = page.getByRole('region', { name: 'Call of get_weather' });
     await card.waitFor();
     expect(await card.textContent()).toContain('"city": "Kyoto"');
+    // Nothing else can be asked before.
+    await page.locator('.composer-note', { hasText: 'The calls above wait for their results' }).waitFor();
+    await visit.composer.fill('And in Osaka?');
+    await visit.composer.press('Enter');
+    expect(await visit.composer.inputValue()).toBe('And in Osaka?');
     // The result goes to the real server.
     await page.unroute('**/v1/chat/completions');
     const sent = page.waitForRequest('**/v1/chat/completions');

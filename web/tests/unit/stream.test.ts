@@ -5,7 +5,7 @@ import { addToolCalls, requestBody } from '../../src/lib/api';
 import { defaultSettings, formatStops, parseStops, parseTools } from '../../src/lib/settings';
 import { SseParser, sseEvents } from '../../src/lib/sse';
 import { shownTokens, surprise, visible } from '../../src/lib/tokens';
-import type { Message, ToolCall } from '../../src/lib/tree';
+import type { Message, Stats, ToolCall } from '../../src/lib/tree';
 
 const stream =
   ': a comment\r\ndata: {"a":1}\r\n\r\nevent: x\nid: 7\ndata:{"b":2}\n\ndata: first\ndata: second\r\rdata: one\r\ndata: two\r\n\r\ndata: 千问\n\ndata: cut';
@@ -60,6 +60,21 @@ describe('an answer gathered from chunks', () => {
     expect(speed(message.stats!)).toBeCloseTo(10);
     expect(speed({ ...message.stats!, completionTokens: 1 })).toBeUndefined();
     expect(speed({ ...message.stats!, decodeMs: 1 })).toBeUndefined();
+  });
+  it('adds up what it took where it is gone on with, however often it is drawn', () => {
+    const first: Stats = { promptTokens: 9, completionTokens: 3, cachedTokens: 4, firstTokenMs: 100, decodeMs: 200 };
+    const message: Message = { ...empty(), content: 'To', stats: first };
+    const gathered = new AnswerStream(1, 0, first);
+    gathered.flush(0, message); // nothing has come yet
+    expect(message.stats).toEqual(first);
+    for (const [now, content] of [[10, 'ky'], [20, 'o'], [110, '.']] as const) {
+      gathered.take({ choices: [{ index: 0, delta: { content } }] }, now);
+      gathered.flush(0, message);
+    }
+    gathered.take({ choices: [], usage: { prompt_tokens: 12, completion_tokens: 3, total_tokens: 15 } }, 120);
+    gathered.flush(0, message);
+    expect(message.stats).toEqual({ ...first, completionTokens: 6, decodeMs: 300, parts: 2 });
+    expect(speed(message.stats!)).toBeCloseTo((2 + 2) / 0.3);
   });
   it('keeps several answers apart and counts each by itself', () => {
     const gathered = new AnswerStream(2, 0);
@@ -147,6 +162,19 @@ describe('tokens as they are shown', () => {
     expect(shown[0]!.probability).toBeCloseTo(0.25);
     expect(shown[1]!.top.map((top) => top.chosen)).toEqual([true, false]);
     expect(shownTokens([{ text: '\uFFFD', bytes: first, logprob: 0, top: [] }])[0]!.text).toBe('\uFFFD');
+  });
+  it('waits for no character that can never be complete', () => {
+    const part = (...bytes: number[]) => ({ text: '\uFFFD', bytes, logprob: Math.log(0.5), top: [{ text: '\uFFFD', logprob: Math.log(0.5) }] });
+    const whole = { text: 'x', logprob: 0, top: [] };
+    const texts = (...tokens: Parameters<typeof shownTokens>[0]) => shownTokens(tokens).map((token) => token.text);
+    expect(texts(part(0xff), whole, whole)).toEqual(['\uFFFD', 'x', 'x']);
+    expect(texts(part(0x80), part(0xe5), part(0x8d, 0x83))).toEqual(['\uFFFD', '千']);
+    expect(texts(part(0xe5), whole)).toEqual(['\uFFFD', 'x']);
+    expect(texts(part(0xe5), part(0xe5), part(0x8d, 0x83), whole)).toEqual(['\uFFFD', '千', 'x']);
+    expect(texts(part(0xe5, 0xe5), whole)).toEqual(['\uFFFD', 'x']);
+    expect(texts(part(0xef, 0xbf, 0xbd), whole)).toEqual(['\uFFFD', 'x']); // the character itself
+    expect(texts(part(0xf0), part(0x9f), part(0x98), part(0x80))).toEqual(['😀']);
+    expect(shownTokens([part(0xff)])[0]!.top).toHaveLength(1); // it was one token
   });
   it('shades by probability and makes white space visible', () => {
     expect([1, 0.9, 0.7, 0.4, 0.2, 0].map(surprise)).toEqual([0, 0, 1, 2, 3, 4]);

@@ -1,7 +1,9 @@
 // @vitest-environment jsdom
-// Two tabs over one storage: each has its own state, and neither loses what the other has done.
+// The page's state, without its components: asking, and two tabs over one storage, of which neither loses
+// what the other has done.
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { Chunk } from '../../src/lib/api';
+import { exportJson } from '../../src/lib/transfer';
 import { childrenOf, type Conversation } from '../../src/lib/tree';
 
 const storage = vi.hoisted(() => new Map<string, Conversation>());
@@ -26,7 +28,15 @@ vi.mock('../../src/lib/store', async (original) => {
 vi.mock('../../src/lib/api', async (original) => ({
   ...(await original<typeof import('../../src/lib/api')>()),
   listModels: () => Promise.resolve([{ id: 'm', max_model_len: 100 }]),
-  streamChat: () => answers.shift()!(),
+  streamChat: async function* (_body: unknown, _key: string, signal: AbortSignal) {
+    const stopped = new Promise<never>((_, failed) => signal.addEventListener('abort', () => failed(new Error('stopped'))));
+    stopped.catch(() => {});
+    for (const chunks = answers.shift()!(); ; ) {
+      const { value, done } = await Promise.race([chunks.next(), stopped]);
+      if (done) return;
+      yield value;
+    }
+  },
 }));
 const { AppState } = await import('../../src/lib/app.svelte');
 
@@ -185,5 +195,60 @@ describe('two tabs', () => {
     await settled(5);
     expect(storage.get(id)!.title).toBe('Named');
     expect(a.notice).toBe('');
+  });
+});
+
+describe('a tab', () => {
+  it('asks for one answer where the number of answers is none that the panel takes', async () => {
+    const { a } = await twoTabs();
+    for (const n of [1e8, 0, -1]) {
+      a.current.settings.numbers.n = n;
+      answerWith(`with ${n}`);
+      a.send('q');
+      await settled();
+      expect(a.shown.at(-1)!.content).toBe(`with ${n}`);
+      expect(a.current.messages.filter((m) => m.parent === a.shown.at(-2)!.id)).toHaveLength(1);
+    }
+  });
+  it('says what it has left out of an imported file', async () => {
+    const { a } = await twoTabs();
+    const file = JSON.parse(exportJson([storage.get(a.current.id)!])) as { conversations: Conversation[] };
+    file.conversations[0]!.settings.numbers = { n: 1e8, temperature: 99, top_p: 0.5 };
+    a.import(JSON.stringify(file));
+    expect(a.notice).toBe('1 imported. Left out, because the settings here do not allow it: Temperature 99, Answers 100000000.');
+    expect(a.current.settings.numbers).toEqual({ top_p: 0.5 });
+  });
+  it('sends no question while calls of tools wait for their results', async () => {
+    const { a } = await twoTabs();
+    const call = { index: 0, id: 'x', function: { name: 'f', arguments: '{}' } };
+    answers.push(async function* () {
+      yield { choices: [{ index: 0, delta: { tool_calls: [call] }, finish_reason: 'tool_calls' }] };
+    });
+    expect(a.send('q2')).toBe(true);
+    await settled();
+    expect(a.send('q3')).toBe(false);
+    expect(a.shown.at(-1)!.toolCalls).toHaveLength(1); // with the boxes for its results
+    expect(a.spoken.at(-1)!.text).toMatch(/^The calls above wait for their results/);
+    answerWith('a2');
+    a.giveResults(a.shown.at(-1)!, new Map([['x', '5']]));
+    await settled();
+    answerWith('a3');
+    expect(a.send('q3')).toBe(true);
+    await settled();
+    expect(a.shown.slice(3).map((m) => m.content)).toEqual(['', '5', 'a2', 'q3', 'a3']);
+  });
+  it('adds up the tokens of an answer that is gone on with', async () => {
+    const { a } = await twoTabs();
+    answerSlowly('two', '');
+    a.send('q2');
+    await settled();
+    a.stop();
+    await settled();
+    const answer = a.shown.at(-1)!;
+    expect([answer.finish, answer.stats?.completionTokens]).toEqual(['stopped', 1]);
+    answerWith(' more');
+    void a.resume(answer);
+    await settled();
+    expect([answer.content, answer.stats?.completionTokens]).toEqual(['two more', 2]);
   });
 });
