@@ -14,6 +14,7 @@ export class AnswerStream {
   private firstAt = 0;
   private lastAt = 0;
   private pieces: number[];
+  private counted = false; // the pieces are tokens
   private usage: Usage | undefined;
   private warnings: string[] = [];
 
@@ -39,7 +40,8 @@ export class AnswerStream {
       if (text || tokens.length > 0 || calls.length > 0) {
         this.firstAt ||= now;
         this.lastAt = now;
-        this.pieces[choice.index]! += Math.max(tokens.length, 1);
+        this.pieces[choice.index]! += choice.tokens ?? Math.max(tokens.length, 1);
+        this.counted ||= choice.tokens !== undefined;
       }
       gathered.text += text;
       gathered.tokens.push(...tokens);
@@ -67,7 +69,7 @@ export class AnswerStream {
   /** Of several answers at once, the server counts all tokens together: then chunks stand for them. */
   private stats(index: number): Stats | undefined {
     if (!this.firstAt) return undefined;
-    const alone = this.pending.length === 1;
+    const alone = this.pending.length === 1 && !this.counted;
     return {
       promptTokens: this.usage?.prompt_tokens ?? 0,
       completionTokens: (alone ? this.usage?.completion_tokens : undefined) ?? this.pieces[index]!,

@@ -284,13 +284,13 @@ export class AppState {
   async resume(message: Message): Promise<void> {
     if (this.busy) return;
     const settings = $state.snapshot(this.current.settings) as Settings;
+    const { n, best_of } = validNumbers(settings);
+    if (settings.beams) settings.numbers.best_of = best_of ?? n ?? 1; // as many beams as before
     delete settings.numbers.n;
+    // Probabilities of a part would be of no use: all of an answer or none of it.
+    settings.logprobs = message.tokens !== undefined;
     const body = requestBody(pathTo(this.current, message.id), settings);
     Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
-    // Probabilities of a part would be of no use: all of an answer or none of it.
-    delete body['logprobs'];
-    delete body['top_logprobs'];
-    if (message.tokens) Object.assign(body, { logprobs: true, top_logprobs: 5 });
     delete message.finish;
     delete message.error;
     await this.stream(this.current, [message], body);

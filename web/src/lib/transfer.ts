@@ -73,6 +73,8 @@ function readSettings(value: unknown, leftOut: LeftOut[]): Settings {
   optional(out, from, 'system', text);
   optional(out, from, 'tools', text);
   optional(out, from, 'stop', (v) => list(v, text));
+  optional(out, from, 'bias', text);
+  out.beams = from['beams'] === true;
   out.logprobs = from['logprobs'] === true;
   const numbers = object(from['numbers'] ?? {});
   for (const { key } of numberFields) {

@@ -126,7 +126,32 @@ describe('asking', () => {
       messages: [{ role: 'system', content: 'Be brief.' }, { role: 'user', content: 'Hello' }],
       top_k: 20, seed: 7, max_tokens: 12, stop: ['END\n'],
     });
-    expect(requests[0]).not.toHaveProperty('top_p');
+    for (const key of ['top_p', 'best_of', 'use_beam_search', 'logit_bias']) expect(requests[0]).not.toHaveProperty(key);
+
+    // The advanced ones, with beams, whose answer comes whole.
+    await page.getByText('Advanced', { exact: true }).click();
+    for (const [label, value] of [['Fewest tokens', '2'], ['Best of', '3'], ['Length penalty', '0.5'], ['No repetition of', '6']] as const)
+      await page.getByLabel(label, { exact: true }).fill(value);
+    await page.getByLabel('Token biases').fill('17');
+    await page.getByText('Line 1 is not', { exact: false }).waitFor();
+    await page.getByLabel('Token biases').fill('17: -2.5');
+    await page.getByLabel('Beam search').check();
+    expect((await visit.ask('Tell me a story.')).length).toBeGreaterThan(10);
+    const advanced = {
+      stream: false, min_tokens: 2, best_of: 3, length_penalty: 0.5, no_repeat_ngram_size: 6, use_beam_search: true,
+      logit_bias: { '17': -2.5 },
+    };
+    expect(requests[1]).toMatchObject(advanced);
+    const facts = page.locator('.facts').last();
+    expect(await facts.textContent()).toMatch(/Cut at the token limit.*12 tokens/);
+    expect(await page.getByRole('listbox').count()).toBe(0); // probabilities were not asked for
+    await page.getByRole('button', { name: 'Continue' }).click();
+    await page.locator('.facts', { hasText: /1[3-9] tokens|2[0-4] tokens/ }).waitFor();
+    await visit.lastAnswer();
+    expect(requests[2]).toMatchObject({ ...advanced, continue_final_message: true });
+    await page.getByRole('button', { name: 'Leave all to the model' }).click();
+    expect(await page.getByLabel('Beam search').isChecked()).toBe(false);
+    expect(await page.getByLabel('Token biases').inputValue()).toBe('');
   });
 
   visit('shows the probabilities of tokens', async (visit, page) => {
@@ -494,6 +519,7 @@ describe('access', () => {
       await visit.ask('Hello');
       await page.keyboard.press('Control+,');
       await page.getByText('Tools', { exact: true }).click();
+      await page.getByText('Advanced', { exact: true }).click();
       expect(await findings()).toEqual([]);
       await page.unroute('**/v1/chat/completions');
       await page.getByLabel('Ask for token probabilities').check();

@@ -5,7 +5,7 @@ import { exportJson, exportMarkdown, fileName, ImportError, importJson } from '.
 import { addMessage, newConversation, path, type Conversation } from '../../src/lib/tree';
 
 function talk(): Conversation {
-  const conversation = newConversation({ ...defaultSettings(), system: 'Be brief.', numbers: { temperature: 0.5 }, stop: ['x'] });
+  const conversation = newConversation({ ...defaultSettings(), system: 'Be brief.', numbers: { temperature: 0.5, best_of: 3 }, stop: ['x'], bias: '1: 2', beams: true });
   conversation.title = 'A talk';
   const q = addMessage(conversation, null, { role: 'user', content: 'q' });
   const a = addMessage(conversation, q.id, {
@@ -79,9 +79,9 @@ describe('files', () => {
   });
   it('bring no setting that the panel would not take, and say which', () => {
     const read = (numbers: object) => importJson(damaged((file) => (file.conversations[0]!['settings'] = { numbers })));
-    const right = { temperature: 10, top_k: 0, n: 8, presence_penalty: -2, seed: 2 ** 53 - 1, top_p: 0.33 };
+    const right = { temperature: 10, top_k: 0, n: 8, presence_penalty: -2, seed: 2 ** 53 - 1, top_p: 0.33, guidance_scale: 1.5, length_penalty: -1 };
     expect(read(right).conversations[0]!.settings.numbers).toEqual(right);
-    const wrong = { temperature: 10.1, top_k: 1.5, n: 1e8, presence_penalty: -2.1, seed: -1, max_tokens: 0 };
+    const wrong = { temperature: 10.1, top_k: 1.5, n: 1e8, presence_penalty: -2.1, seed: -1, max_tokens: 0, guidance_scale: 0, best_of: 129, eta_cutoff: 2 };
     const { conversations, leftOut } = read({ ...wrong, top_p: 0.5 });
     expect(conversations[0]!.settings.numbers).toEqual({ top_p: 0.5 });
     expect(Object.fromEntries(leftOut.map(({ key, value }) => [key, value]))).toEqual(wrong);
