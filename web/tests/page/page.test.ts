@@ -479,7 +479,7 @@ describe('access', () => {
     await page.keyboard.type('Sent');
     await page.keyboard.press('Enter');
     await page.locator('.message.user', { hasText: 'Sent' }).waitFor();
-    await page.waitForTimeout(2500);
+    await items.nth(1).waitFor(); // now they are loaded
     await page.locator('.message.user', { hasText: 'Sent' }).waitFor();
     expect(await items.count()).toBe(2);
   });

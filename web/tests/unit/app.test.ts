@@ -199,9 +199,20 @@ describe('two tabs', () => {
 });
 
 describe('a tab', () => {
+  it('keeps what is begun while conversations are loaded', async () => {
+    await twoTabs(); // of which one is stored
+    const tab = new AppState();
+    answerWith('early');
+    const started = tab.start();
+    tab.send('q');
+    await Promise.all([started, settled()]);
+    expect(tab.conversations).toHaveLength(2);
+    expect(tab.conversations.some((conversation) => conversation === tab.current)).toBe(true); // itself, no copy
+    expect(contents(storage.get(tab.current.id))).toEqual(['early', 'q']);
+  });
   it('asks for one answer where the number of answers is none that the panel takes', async () => {
     const { a } = await twoTabs();
-    for (const n of [1e8, 0, -1]) {
+    for (const n of [0, -1, 1e8]) {
       a.current.settings.numbers.n = n;
       answerWith(`with ${n}`);
       a.send('q');
