@@ -14,12 +14,14 @@ export class AnswerStream {
   private firstAt = 0;
   private lastAt = 0;
   private pieces: number[];
+  private counted = false; // the pieces are tokens
   private usage: Usage | undefined;
   private warnings: string[] = [];
 
   constructor(
     n: number,
     private readonly startedAt: number,
+    private readonly before?: Stats, // of the answer that is gone on with
   ) {
     this.pending = Array.from({ length: n }, () => ({ text: '', tokens: [], calls: [] }));
     this.pieces = Array.from({ length: n }, () => 0);
@@ -38,7 +40,8 @@ export class AnswerStream {
       if (text || tokens.length > 0 || calls.length > 0) {
         this.firstAt ||= now;
         this.lastAt = now;
-        this.pieces[choice.index]! += Math.max(tokens.length, 1);
+        this.pieces[choice.index]! += choice.tokens ?? Math.max(tokens.length, 1);
+        this.counted ||= choice.tokens !== undefined;
       }
       gathered.text += text;
       gathered.tokens.push(...tokens);
@@ -60,13 +63,13 @@ export class AnswerStream {
     if (gathered.finish) message.finish = gathered.finish;
     if (this.warnings.length > 0) message.warnings = [...this.warnings];
     const stats = this.stats(index);
-    if (stats) message.stats = stats;
+    if (stats) message.stats = this.before ? together(this.before, stats) : stats;
   }
 
   /** Of several answers at once, the server counts all tokens together: then chunks stand for them. */
   private stats(index: number): Stats | undefined {
     if (!this.firstAt) return undefined;
-    const alone = this.pending.length === 1;
+    const alone = this.pending.length === 1 && !this.counted;
     return {
       promptTokens: this.usage?.prompt_tokens ?? 0,
       completionTokens: (alone ? this.usage?.completion_tokens : undefined) ?? this.pieces[index]!,
@@ -77,10 +80,21 @@ export class AnswerStream {
   }
 }
 
+/** Of an answer and what it was gone on with, whose prompt was the first one and the answer so far. */
+function together(first: Stats, second: Stats): Stats {
+  return {
+    ...first,
+    completionTokens: first.completionTokens + second.completionTokens,
+    decodeMs: first.decodeMs + second.decodeMs,
+    parts: (first.parts ?? 1) + 1,
+  };
+}
+
 const kShortestMs = 50; // of less, most is chance: pieces that wait for each other on the way
 
-/** Tokens a second after the first; undefined where there is too little to divide. */
+/** Tokens a second after the first of each part; undefined where there is too little to divide. */
 export function speed(stats: Stats): number | undefined {
-  if (stats.completionTokens < 2 || stats.decodeMs < kShortestMs) return undefined;
-  return ((stats.completionTokens - 1) * 1000) / stats.decodeMs;
+  const counted = stats.completionTokens - (stats.parts ?? 1);
+  if (counted < 1 || stats.decodeMs < kShortestMs) return undefined;
+  return (counted * 1000) / stats.decodeMs;
 }

@@ -1,6 +1,6 @@
 // The server's OpenAI dialect, as far as the page speaks it.
 import { sseEvents } from './sse';
-import { parseTools, type Settings } from './settings';
+import { comesWhole, parseBias, parseTools, validNumbers, type Settings } from './settings';
 import type { Message, Token, ToolCall } from './tree';
 
 export interface Model {
@@ -45,6 +45,7 @@ export interface Chunk {
     delta?: { content?: string | null; tool_calls?: ToolCallDelta[] };
     logprobs?: { content?: LogprobEntry[] | null } | null;
     finish_reason?: string | null;
+    tokens?: number; // the page's own, of an answer that came whole
   }[];
   usage?: Usage | null;
   warnings?: string[];
@@ -88,19 +89,49 @@ export function requestBody(messages: Message[], settings: Settings): Record<str
       wire.push({ role: message.role, content: message.content });
     }
   }
-  const body: Record<string, unknown> = { messages: wire, stream: true };
+  const body: Record<string, unknown> = { messages: wire, stream: !comesWhole(settings) };
   if (settings.model) body['model'] = settings.model;
-  const n = settings.numbers.n ?? 1;
-  body['stream_options'] = { include_usage: true, continuous_usage_stats: n === 1 };
-  Object.assign(body, settings.numbers);
+  const numbers = validNumbers(settings);
+  if (body['stream']) body['stream_options'] = { include_usage: true, continuous_usage_stats: (numbers.n ?? 1) === 1 };
+  else body['logprobs'] = true; // to count each answer's tokens: the usage counts those of all that were computed
+  Object.assign(body, numbers);
+  if (settings.beams) body['use_beam_search'] = true;
   if (settings.stop.length > 0) body['stop'] = settings.stop;
+  const biased = parseBias(settings.bias);
+  if ('bias' in biased && Object.keys(biased.bias).length > 0) body['logit_bias'] = biased.bias;
   const parsed = parseTools(settings.tools);
   if ('tools' in parsed && parsed.tools.length > 0) body['tools'] = parsed.tools;
   if (settings.logprobs) Object.assign(body, { logprobs: true, top_logprobs: 5 });
   return body;
 }
 
-/** The chunks of a streamed answer. Throws ApiError, or what fetch throws. */
+interface WholeAnswer {
+  choices: {
+    index: number;
+    message: { content?: string | null; tool_calls?: ToolCallDelta[] };
+    logprobs?: { content?: LogprobEntry[] | null } | null;
+    finish_reason?: string | null;
+  }[];
+  usage?: Usage;
+  warnings?: string[];
+}
+
+/** An answer that was not streamed, as one chunk; with its log-probabilities where the page shows them. */
+export function chunkOfWhole({ choices, usage, warnings }: WholeAnswer, withTokens: boolean): Chunk {
+  return {
+    choices: choices.map(({ index, message, logprobs, finish_reason }) => ({
+      index,
+      delta: { content: message.content ?? '', tool_calls: message.tool_calls ?? [] },
+      logprobs: withTokens ? (logprobs ?? null) : null,
+      finish_reason: finish_reason ?? null,
+      tokens: logprobs?.content?.length ?? 0,
+    })),
+    usage: usage ?? null,
+    warnings: warnings ?? [],
+  };
+}
+
+/** The chunks of an answer; one where it is not streamed. Throws ApiError, or what fetch throws. */
 export async function* streamChat(
   body: Record<string, unknown>,
   key: string,
@@ -113,6 +144,10 @@ export async function* streamChat(
     signal,
   });
   if (!response.ok) throw await failure(response);
+  if (body['stream'] === false) {
+    yield chunkOfWhole((await response.json()) as WholeAnswer, 'top_logprobs' in body);
+    return;
+  }
   if (!response.body) throw new ApiError('', 0);
   for await (const data of sseEvents(response.body)) {
     if (data === '[DONE]') return;

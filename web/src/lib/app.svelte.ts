@@ -4,13 +4,17 @@ import { Paragraphs } from './announcer';
 import { AnswerStream } from './answer';
 import { ApiError, listModels, requestBody, streamChat, type Model } from './api';
 import { chooseLanguage, languages, say, type Key } from './i18n';
-import { defaultSettings, type Settings } from './settings';
+import { defaultSettings, validNumbers, type Settings } from './settings';
 import * as store from './store';
 import { ImportError, importJson } from './transfer';
-import { addMessage, newConversation, path, pathTo, titleFrom, type Conversation, type Message } from './tree';
+import {
+  addMessage, later, mergeInto, newConversation, openToolCalls, path, pathTo, titleFrom,
+  type Conversation, type Message, type Stats,
+} from './tree';
 
 const kFlushMs = 40; // how often a growing answer is drawn
 const kSaveMs = 1000; // and stored
+const kFaultsShown = 5; // settings of an imported file
 
 export class AppState {
   preferences = $state(store.loadPreferences());
@@ -29,8 +33,12 @@ export class AppState {
   language = $derived(chooseLanguage(this.preferences.language, navigator.languages));
   shown = $derived(path(this.current));
   busy = $derived(this.running.has(this.current.id));
+  openCalls = $derived(openToolCalls(this.shown)); // of tools: the server takes no question before their results
 
-  private readonly saves = new Map<string, number>();
+  private readonly saves = new Map<string, number>(); // timers, by the conversation's id
+  private readonly known = new Set<string>(); // ids of what the storage has had: gone from it means deleted
+  private readonly dropped = new Set<string>(); // ids of deleted ones, which a late reading must not bring back
+  private readonly growing = new Set<string>(); // ids of messages that are written here at present
   private readonly channel = typeof BroadcastChannel === 'undefined' ? undefined : new BroadcastChannel('qianwen');
 
   t = (key: Key, values?: Record<string, string | number>): string => say(this.language, key, values);
@@ -51,6 +59,7 @@ export class AppState {
     void this.loadModels();
     try {
       const stored = await store.loadConversations();
+      for (const { id } of stored) this.known.add(id);
       const begun = this.conversations; // while they were loaded
       const others = stored.filter((c) => begun.every((b) => b.id !== c.id));
       this.conversations = [...begun, ...others].sort((a, b) => b.updated - a.updated);
@@ -98,7 +107,8 @@ export class AppState {
   settingsChanged(): void {
     this.preferences.settings = $state.snapshot(this.current.settings) as Settings;
     this.savePreferences();
-    if (this.isStored(this.current)) this.saveSoon(this.current);
+    this.current.configured = later(this.current.configured);
+    if (this.isStored(this.current)) this.saveSoon(this.current.id);
   }
 
   // ---- conversations ----
@@ -117,29 +127,38 @@ export class AppState {
   }
   private openFromAddress(): void {
     const id = location.hash.slice(1);
-    this.open(this.conversations.find((c) => c.id === id), false);
+    this.open(this.find(id), false);
   }
 
   rename(conversation: Conversation, title: string): void {
-    if (title.trim()) conversation.title = title.trim();
-    this.saveSoon(conversation);
+    if (!title.trim()) return;
+    conversation.title = title.trim();
+    conversation.renamed = later(conversation.renamed);
+    this.saveSoon(conversation.id);
   }
   remove(conversation: Conversation): void {
-    this.running.get(conversation.id)?.abort();
-    this.conversations = this.conversations.filter((c) => c.id !== conversation.id);
-    clearTimeout(this.saves.get(conversation.id));
-    this.saves.delete(conversation.id);
+    this.drop(conversation.id);
     void store.deleteConversation(conversation.id).then(() => this.channel?.postMessage(conversation.id));
     if (this.current.id === conversation.id) this.open(undefined);
+  }
+  private drop(id: string): void {
+    this.dropped.add(id);
+    this.running.get(id)?.abort();
+    this.conversations = this.conversations.filter((c) => c.id !== id);
+    clearTimeout(this.saves.get(id));
+    this.saves.delete(id);
   }
 
   import(text: string): void {
     try {
-      const imported = importJson(text);
+      const { conversations: imported, leftOut } = importJson(text);
       this.conversations = [...imported, ...this.conversations].sort((a, b) => b.updated - a.updated);
-      for (const { id } of imported) this.saveNow(this.conversations.find((c) => c.id === id)!);
-      this.notice = this.t('imported', { count: imported.length });
-      if (imported[0]) this.open(this.conversations.find((c) => c.id === imported[0]!.id));
+      for (const { id } of imported) this.saveNow(id);
+      const count = imported.length;
+      const faults = [...new Set(leftOut.map(({ key, value }) => `${this.t(key)} ${value}`))];
+      const list = faults.slice(0, kFaultsShown).join(', ') + (faults.length > kFaultsShown ? ', …' : '');
+      this.notice = list ? this.t('importedWithout', { count, list }) : this.t('imported', { count });
+      if (imported[0]) this.open(this.find(imported[0].id));
     } catch (error) {
       if (!(error instanceof ImportError)) throw error;
       const words = {
@@ -149,40 +168,74 @@ export class AppState {
     }
   }
 
-  saveSoon(conversation: Conversation): void {
-    if (this.saves.has(conversation.id)) return;
-    this.saves.set(conversation.id, window.setTimeout(() => this.saveNow(conversation), kSaveMs));
+  private find(id: string): Conversation | undefined {
+    return this.conversations.find((c) => c.id === id);
   }
-  saveNow(conversation: Conversation): void {
-    clearTimeout(this.saves.get(conversation.id));
-    this.saves.delete(conversation.id);
-    if (!this.isStored(conversation)) return;
-    store.saveConversation($state.snapshot(conversation) as Conversation).then(
-      () => this.channel?.postMessage(conversation.id),
-      (error: Error) => (this.notice = this.t('storageFailed', { reason: error.message })),
-    );
+  saveSoon(id: string): void {
+    if (this.saves.has(id)) return;
+    this.saves.set(id, window.setTimeout(() => this.saveNow(id), kSaveMs));
+  }
+  saveNow(id: string): void {
+    clearTimeout(this.saves.get(id));
+    this.saves.delete(id);
+    void this.save(id).catch((error: Error) => (this.notice = this.t('storageFailed', { reason: error.message })));
+  }
+  /** Together with what other tabs have stored meanwhile. */
+  private async save(id: string): Promise<void> {
+    const conversation = this.find(id);
+    if (!conversation) return;
+    const mine = $state.snapshot(conversation) as Conversation;
+    const known = this.known.has(id);
+    const saved = await store.updateConversation(id, (stored) => {
+      if (!stored && known) return undefined; // deleted in another tab
+      if (stored) mergeInto(mine, stored, this.growing);
+      return mine;
+    });
+    if (!saved) return this.take(id, undefined);
+    this.known.add(id);
+    this.take(id, saved);
+    this.channel?.postMessage(id);
   }
   private saveAllNow(): void {
     for (const id of [...this.saves.keys()]) {
-      const conversation = this.conversations.find((c) => c.id === id);
-      if (conversation) this.saveNow(conversation);
+      clearTimeout(this.saves.get(id));
+      this.saves.delete(id);
+      const conversation = this.find(id);
+      if (!conversation) continue;
+      store.overwriteConversation($state.snapshot(conversation) as Conversation).catch(() => {}); // nobody is there to tell
     }
   }
   /** Another tab has changed a conversation. */
   private async reload(id: string): Promise<void> {
-    if (this.running.has(id)) return;
-    const stored = await store.loadConversation(id);
-    const others = this.conversations.filter((c) => c.id !== id);
-    this.conversations = (stored ? [stored, ...others] : others).sort((a, b) => b.updated - a.updated);
-    if (this.current.id === id) this.open(this.conversations.find((c) => c.id === id), false);
+    this.take(id, await store.loadConversation(id));
+  }
+  /** What is stored of a conversation, beside what has happened to it here since. */
+  private take(id: string, stored: Conversation | undefined): void {
+    if (this.dropped.has(id)) return;
+    const mine = this.find(id);
+    if (!stored) {
+      if (!mine || !this.known.has(id)) return;
+      this.drop(id);
+      if (this.current.id === id) this.open(undefined, false);
+      return;
+    }
+    this.known.add(id);
+    if (mine) mergeInto(mine, stored, this.growing);
+    else this.conversations.push(stored);
+    this.conversations.sort((a, b) => b.updated - a.updated);
   }
 
   // ---- asking ----
 
-  send(text: string): void {
-    const conversation = this.current;
-    if (this.running.has(conversation.id) || text.trim() === '') return;
-    this.ask(conversation, this.shown.at(-1)?.id ?? null, text);
+  /** False where the text must stay in its box. */
+  send(text: string): boolean {
+    if (this.busy || text.trim() === '') return false;
+    if (this.openCalls.length > 0) {
+      this.speak(this.current, this.t('callsOpen'));
+      return false;
+    }
+    this.ask(this.current, this.shown.at(-1)?.id ?? null, text);
+    return true;
   }
   /** The same question in other words, as a branch beside it. */
   edit(message: Message, text: string): void {
@@ -218,7 +271,7 @@ export class AppState {
   private async generate(conversation: Conversation, parent: string | null): Promise<void> {
     const settings = $state.snapshot(conversation.settings) as Settings;
     const body = requestBody(pathTo(conversation, parent), settings);
-    const n = settings.numbers.n ?? 1;
+    const n = validNumbers(settings).n ?? 1;
     const model = this.model?.id;
     const answers = Array.from({ length: n }, () =>
       addMessage(conversation, parent, { role: 'assistant', content: '', ...(model ? { model } : {}) }),
@@ -231,13 +284,13 @@ export class AppState {
   async resume(message: Message): Promise<void> {
     if (this.busy) return;
     const settings = $state.snapshot(this.current.settings) as Settings;
+    const { n, best_of } = validNumbers(settings);
+    if (settings.beams) settings.numbers.best_of = best_of ?? n ?? 1; // as many beams as before
     delete settings.numbers.n;
+    // Probabilities of a part would be of no use: all of an answer or none of it.
+    settings.logprobs = message.tokens !== undefined;
     const body = requestBody(pathTo(this.current, message.id), settings);
     Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
-    // Probabilities of a part would be of no use: all of an answer or none of it.
-    delete body['logprobs'];
-    delete body['top_logprobs'];
-    if (message.tokens) Object.assign(body, { logprobs: true, top_logprobs: 5 });
     delete message.finish;
     delete message.error;
     await this.stream(this.current, [message], body);
@@ -246,12 +299,20 @@ export class AppState {
   private async stream(conversation: Conversation, answers: Message[], body: Record<string, unknown>): Promise<void> {
     const controller = new AbortController();
     this.running.set(conversation.id, controller);
-    this.saveNow(conversation);
-    const gathered = new AnswerStream(answers.length, performance.now());
+    for (const answer of answers) {
+      this.growing.add(answer.id);
+      answer.changed = later(answer.changed);
+    }
+    this.saveNow(conversation.id);
+    const before = answers.length === 1 ? ($state.snapshot(answers[0]!.stats) as Stats | undefined) : undefined;
+    const gathered = new AnswerStream(answers.length, performance.now(), before);
     const paragraphs = new Paragraphs(answers[0]!.content.length);
     this.speak(conversation, this.t('answering'));
     const flush = (ended: boolean) => {
-      answers.forEach((answer, index) => gathered.flush(index, answer));
+      answers.forEach((answer, index) => {
+        gathered.flush(index, answer);
+        answer.changed = later(answer.changed);
+      });
       this.speak(conversation, paragraphs.next(answers[0]!.content, ended));
     };
     let timer = 0;
@@ -261,7 +322,7 @@ export class AppState {
         timer ||= window.setTimeout(() => {
           timer = 0;
           flush(false);
-          this.saveSoon(conversation);
+          this.saveSoon(conversation.id);
         }, kFlushMs);
       }
       clearTimeout(timer);
@@ -273,9 +334,13 @@ export class AppState {
       this.fail(answers, error, controller.signal.aborted);
     }
     this.running.delete(conversation.id);
+    for (const answer of answers) {
+      this.growing.delete(answer.id);
+      answer.changed = later(answer.changed);
+    }
     conversation.updated = Date.now();
     this.conversations.sort((a, b) => b.updated - a.updated);
-    this.saveNow(conversation);
+    this.saveNow(conversation.id);
     if (this.model?.max_model_len === undefined) void this.loadModels(); // known once it is loaded
   }
 

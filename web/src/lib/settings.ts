@@ -7,6 +7,7 @@ export interface NumberField {
   max?: number;
   step: number; // 1: whole numbers only
   slider?: number; // upper end of the slider; none: a number box alone
+  advanced?: boolean; // of the group that is closed at first
 }
 
 export const numberFields = [
@@ -21,21 +22,41 @@ export const numberFields = [
   { key: 'max_tokens', min: 1, step: 1 },
   { key: 'seed', min: 0, step: 1 },
   { key: 'n', min: 1, max: 8, step: 1 },
-] as const satisfies readonly { key: string; min: number; max?: number; step: number; slider?: number }[];
+  { key: 'min_tokens', min: 0, step: 1, advanced: true },
+  { key: 'no_repeat_ngram_size', min: 0, step: 1, advanced: true },
+  { key: 'epsilon_cutoff', min: 0, max: 1, step: 0.0001, advanced: true },
+  { key: 'eta_cutoff', min: 0, max: 1, step: 0.0001, advanced: true },
+  { key: 'guidance_scale', min: 0.05, max: 1000, step: 0.1, advanced: true },
+  { key: 'best_of', min: 1, max: 128, step: 1, advanced: true },
+  { key: 'length_penalty', min: -1000, max: 1000, step: 0.1, advanced: true },
+] as const satisfies readonly (Omit<NumberField, 'key'> & { key: string })[];
 
 export type NumberKey = (typeof numberFields)[number]['key'];
+
+/** Whether the panel's own control would take the value. */
+export function inRange(key: NumberKey, value: number): boolean {
+  const { min, max, step }: NumberField = numberFields.find((field) => field.key === key)!;
+  return value >= min && value <= (max ?? Infinity) && (step !== 1 || Number.isSafeInteger(value));
+}
+/** What was chosen, without what no control would take: stored by another version, or by hand. */
+export function validNumbers(settings: Settings): Settings['numbers'] {
+  const chosen = Object.entries(settings.numbers) as [NumberKey, number][];
+  return Object.fromEntries(chosen.filter(([key, value]) => inRange(key, value)));
+}
 
 export interface Settings {
   model: string; // '': the server's default
   system: string;
   numbers: Partial<Record<NumberKey, number>>; // what is not there is left to the model
   stop: string[];
+  bias: string; // a token's number and what is added to its score, one a line; '': none
+  beams: boolean; // the likeliest answer is looked for, with `best_of` or else `n` beams
   tools: string; // JSON: a list of OpenAI's tool definitions; '': none
   logprobs: boolean;
 }
 
 export function defaultSettings(): Settings {
-  return { model: '', system: '', numbers: {}, stop: [], tools: '', logprobs: false };
+  return { model: '', system: '', numbers: {}, stop: [], bias: '', beams: false, tools: '', logprobs: false };
 }
 
 export type ToolsResult = { tools: unknown[] } | { problem: 'json' | 'list' | 'name'; detail: string };
@@ -59,6 +80,32 @@ export function parseTools(text: string): ToolsResult {
     return typeof name !== 'string' || name === '';
   });
   return bad < 0 ? { tools } : { problem: 'name', detail: String(bad + 1) };
+}
+
+/** Settings that another version of the page has stored, with all that this one has. */
+export function completeSettings(settings: Partial<Settings>): Settings {
+  return { ...defaultSettings(), ...settings };
+}
+
+/** Whether the server computes more answers than it gives. Which they are is known at the end: nothing is streamed. */
+export function comesWhole(settings: Settings): boolean {
+  const { n, best_of } = validNumbers(settings);
+  return (best_of ?? 1) > (n ?? 1);
+}
+
+export type BiasResult = { bias: Record<string, number> } | { problem: 'line'; detail: string };
+
+/** Lines such as "1234: -5". Of a token that stands twice the last line counts. */
+export function parseBias(text: string): BiasResult {
+  const bias: Record<string, number> = {};
+  for (const [index, line] of text.split('\n').entries()) {
+    if (line.trim() === '') continue;
+    const [, token, amount] = /^\s*(\d{1,9})\s*[:：\s]\s*([+-]?[\d.]+(?:e[+-]?\d+)?)\s*$/i.exec(line) ?? [];
+    // Beyond 1e38 it is none of the server's 32-bit numbers.
+    if (token === undefined || !(Math.abs(Number(amount)) <= 1e38)) return { problem: 'line', detail: String(index + 1) };
+    bias[Number(token)] = Number(amount);
+  }
+  return { bias };
 }
 
 /** One stop string a line; \n, \t and \\ stand for what they usually do. */

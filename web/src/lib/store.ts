@@ -1,6 +1,6 @@
 // Where conversations and preferences stay: in this browser, nowhere else.
 import { openDB, type DBSchema, type IDBPDatabase } from 'idb';
-import { defaultSettings, type Settings } from './settings';
+import { completeSettings, defaultSettings, type Settings } from './settings';
 import type { Conversation } from './tree';
 
 interface Schema extends DBSchema {
@@ -15,13 +15,31 @@ function open(): Promise<IDBPDatabase<Schema>> {
   return database;
 }
 
+function complete(stored: Conversation): Conversation {
+  return { ...stored, settings: completeSettings(stored.settings) };
+}
+
 export async function loadConversations(): Promise<Conversation[]> {
-  return (await open()).getAll('conversations');
+  return (await (await open()).getAll('conversations')).map(complete);
 }
 export async function loadConversation(id: string): Promise<Conversation | undefined> {
-  return (await open()).get('conversations', id);
+  const stored = await (await open()).get('conversations', id);
+  return stored && complete(stored);
 }
-export async function saveConversation(conversation: Conversation): Promise<void> {
+/** Reads, changes and writes in one transaction, which no other tab comes into. Nothing is written of `undefined`. */
+export async function updateConversation(
+  id: string,
+  change: (stored: Conversation | undefined) => Conversation | undefined,
+): Promise<Conversation | undefined> {
+  const transaction = (await open()).transaction('conversations', 'readwrite');
+  const stored = await transaction.store.get(id);
+  const changed = change(stored && complete(stored));
+  if (changed) await transaction.store.put(changed);
+  await transaction.done;
+  return changed;
+}
+/** Writes without reading first, which a page that is being closed may have no time for. */
+export async function overwriteConversation(conversation: Conversation): Promise<void> {
   await (await open()).put('conversations', conversation);
 }
 export async function deleteConversation(id: string): Promise<void> {
@@ -43,7 +61,7 @@ export function loadPreferences(): Preferences {
   const defaults: Preferences = { theme: 'system', language: '', sidebar: true, panel: false, settings: defaultSettings() };
   try {
     const stored = JSON.parse(localStorage.getItem(kPreferences) ?? '{}') as Partial<Preferences>;
-    return { ...defaults, ...stored, settings: { ...defaults.settings, ...stored.settings } };
+    return { ...defaults, ...stored, settings: completeSettings(stored.settings ?? {}) };
   } catch {
     return defaults;
   }

@@ -7,41 +7,57 @@ export interface ShownToken {
   top: { text: string; probability: number; chosen: boolean }[];
 }
 
-/** Tokens that are only parts of a character are joined until they make one; their product is shown. */
+/**
+ * Tokens that are only parts of a character are joined until they make one; their product is shown. Bytes that no
+ * character begins with, or that the next token does not go on with, stand alone.
+ */
 export function shownTokens(tokens: Token[]): ShownToken[] {
   const out: ShownToken[] = [];
-  let bytes: number[] = [];
-  let logprob = 0;
+  let parts: Token[] = [];
   const flush = (text: string) => {
-    out.push({ text, probability: Math.exp(logprob), top: [] });
-    bytes = [];
-    logprob = 0;
+    if (parts.length > 0) out.push(shown(text, parts));
+    parts = [];
   };
   for (const token of tokens) {
-    if (token.bytes || bytes.length > 0) {
-      bytes.push(...(token.bytes ?? new TextEncoder().encode(token.text)));
-      logprob += token.logprob;
-      const text = decode(bytes);
-      if (text !== null) flush(text);
+    if (!token.bytes) {
+      flush('\uFFFD');
+      out.push(shown(token.text, [token]));
       continue;
     }
-    out.push({
-      text: token.text,
-      probability: Math.exp(token.logprob),
-      top: token.top.map((top) => ({
-        text: top.text,
-        probability: Math.exp(top.logprob),
-        chosen: top.text === token.text && top.logprob === token.logprob,
-      })),
-    });
+    if (decode([...parts, token]) === undefined) flush('\uFFFD');
+    parts.push(token);
+    const text = decode(parts);
+    if (text !== null) flush(text ?? token.text);
   }
-  if (bytes.length > 0) flush('\uFFFD');
+  flush('\uFFFD');
   return out;
 }
 
-function decode(bytes: number[]): string | null {
+function shown(text: string, parts: Token[]): ShownToken {
+  const [token, ...more] = parts as [Token, ...Token[]];
+  const top = more.length > 0 ? [] : token.top;
+  return {
+    text,
+    probability: Math.exp(parts.reduce((sum, part) => sum + part.logprob, 0)),
+    top: top.map((other) => ({
+      text: other.text,
+      probability: Math.exp(other.logprob),
+      chosen: other.text === token.text && other.logprob === token.logprob,
+    })),
+  };
+}
+
+/** The text of the bytes; null while a character is not complete, undefined where it can never be. */
+function decode(parts: Token[]): string | null | undefined {
+  const bytes = new Uint8Array(parts.flatMap((part) => part.bytes ?? []));
+  const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
   try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(new Uint8Array(bytes));
+    decoder.decode(bytes, { stream: true });
+  } catch {
+    return undefined;
+  }
+  try {
+    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
   } catch {
     return null;
   }

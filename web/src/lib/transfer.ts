@@ -1,6 +1,6 @@
 // Conversations as files: JSON that comes back in, Markdown to read.
-import { defaultSettings, numberFields, type Settings } from './settings';
-import { newId, path, type Conversation, type Message, type Token, type ToolCall } from './tree';
+import { defaultSettings, inRange, numberFields, type NumberKey, type Settings } from './settings';
+import { newId, path, type Conversation, type Message, type Stats, type Token, type ToolCall } from './tree';
 
 const kFormat = 'qianwen-conversations';
 const kVersion = 1;
@@ -19,8 +19,14 @@ export class ImportError extends Error {
   }
 }
 
+/** A setting that no control of the page would take. */
+export interface LeftOut {
+  key: NumberKey;
+  value: number;
+}
+
 /** The conversations of an exported file, under new numbers, checked field by field. */
-export function importJson(text: string): Conversation[] {
+export function importJson(text: string): { conversations: Conversation[]; leftOut: LeftOut[] } {
   let file: unknown;
   try {
     file = JSON.parse(text);
@@ -30,13 +36,15 @@ export function importJson(text: string): Conversation[] {
   if (!isObject(file) || file['format'] !== kFormat || !Array.isArray(file['conversations']))
     throw new ImportError('format');
   if (file['version'] !== kVersion) throw new ImportError('version', String(file['version']));
-  return file['conversations'].map((item: unknown, index) => {
+  const leftOut: LeftOut[] = [];
+  const conversations = file['conversations'].map((item: unknown, index) => {
     try {
-      return readConversation(item);
+      return readConversation(item, leftOut);
     } catch {
       throw new ImportError('conversation', String(index + 1));
     }
   });
+  return { conversations, leftOut };
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {
@@ -47,6 +55,7 @@ function bad(): never {
 }
 const text = (value: unknown): string => (typeof value === 'string' ? value : bad());
 const number = (value: unknown): number => (Number.isFinite(value) ? (value as number) : bad());
+const byte = (value: unknown): number => (Number.isInteger(value) && (value as number) >>> 8 === 0 ? (value as number) : bad());
 const object = (value: unknown): Record<string, unknown> => (isObject(value) ? value : bad());
 function list<T>(value: unknown, read: (item: unknown) => T): T[] {
   return Array.isArray(value) ? value.map(read) : bad();
@@ -57,16 +66,23 @@ function optional<T, K extends keyof T>(out: T, from: Record<string, unknown>, k
   if (value !== undefined && value !== null) out[key] = read(value);
 }
 
-function readSettings(value: unknown): Settings {
+function readSettings(value: unknown, leftOut: LeftOut[]): Settings {
   const from = object(value ?? {});
   const out = defaultSettings();
   optional(out, from, 'model', text);
   optional(out, from, 'system', text);
   optional(out, from, 'tools', text);
   optional(out, from, 'stop', (v) => list(v, text));
+  optional(out, from, 'bias', text);
+  out.beams = from['beams'] === true;
   out.logprobs = from['logprobs'] === true;
   const numbers = object(from['numbers'] ?? {});
-  for (const { key } of numberFields) if (numbers[key] !== undefined) out.numbers[key] = number(numbers[key]);
+  for (const { key } of numberFields) {
+    if (numbers[key] === undefined) continue;
+    const value = number(numbers[key]);
+    if (inRange(key, value)) out.numbers[key] = value;
+    else leftOut.push({ key, value });
+  }
   return out;
 }
 
@@ -77,7 +93,7 @@ function readToken(value: unknown): Token {
     logprob: number(from['logprob']),
     top: list(from['top'], (item) => ({ text: text(object(item)['text']), logprob: number(object(item)['logprob']) })),
   };
-  optional(out, from, 'bytes', (v) => list(v, number));
+  optional(out, from, 'bytes', (v) => list(v, byte));
   return out;
 }
 
@@ -112,18 +128,20 @@ function readMessage(value: unknown): Message {
   optional(out, from, 'tokens', (v) => list(v, readToken));
   optional(out, from, 'stats', (v) => {
     const s = object(v);
-    return {
+    const stats: Stats = {
       promptTokens: number(s['promptTokens']),
       completionTokens: number(s['completionTokens']),
       cachedTokens: number(s['cachedTokens']),
       firstTokenMs: number(s['firstTokenMs']),
       decodeMs: number(s['decodeMs']),
     };
+    optional(stats, s, 'parts', number);
+    return stats;
   });
   return out;
 }
 
-function readConversation(value: unknown): Conversation {
+function readConversation(value: unknown, leftOut: LeftOut[]): Conversation {
   const from = object(value);
   const messages = list(from['messages'], readMessage);
   // Every parent comes before its children, so there are no circles and nothing hangs in the air.
@@ -148,7 +166,7 @@ function readConversation(value: unknown): Conversation {
     updated: number(from['updated']),
     messages,
     selected,
-    settings: readSettings(from['settings']),
+    settings: readSettings(from['settings'], leftOut),
   };
 }
 

@@ -22,6 +22,7 @@ export interface Stats {
   cachedTokens: number;
   firstTokenMs: number; // from asking to the first token
   decodeMs: number; // from the first token to the last
+  parts?: number; // how often an answer was gone on with, and the first time; decodeMs is of each part
 }
 
 /** Why an answer ended; "stopped" and "error" are the page's own, the others the server's. */
@@ -42,6 +43,7 @@ export interface Message {
   warnings?: string[];
   tokens?: Token[];
   stats?: Stats;
+  changed?: number; // milliseconds since 1970: an answer grew or ended
 }
 
 export interface Conversation {
@@ -52,6 +54,8 @@ export interface Conversation {
   messages: Message[]; // in the order in which they were made
   selected: Record<string, string>; // parent's id ('' at the root) -> the child that is shown
   settings: Settings;
+  renamed?: number; // milliseconds since 1970: the title was given by hand
+  configured?: number; // the settings were changed
 }
 
 export function newId(): string {
@@ -98,6 +102,44 @@ export function addMessage(
   conversation.selected[parent ?? ''] = full.id;
   conversation.updated = now;
   return conversation.messages.at(-1)!; // where state is tracked, the tracked one
+}
+
+/** The time of a change: now, and after the one before, whatever the clock says. */
+export function later(before: number | undefined, now = Date.now()): number {
+  return Math.max(now, (before ?? 0) + 1);
+}
+
+/**
+ * Brings into `mine` what another tab has made of the same conversation. No message is lost; of two versions of
+ * one thing the later stays, and what is shown stays as it is here. Messages keep their identity, and those that
+ * are `growing` here are not touched.
+ */
+export function mergeInto(mine: Conversation, other: Conversation, growing: ReadonlySet<string> = new Set()): void {
+  const byId = new Map(mine.messages.map((message) => [message.id, message]));
+  for (const message of other.messages) {
+    const own = byId.get(message.id);
+    if (!own) insertByTime(mine.messages, message);
+    else if ((message.changed ?? 0) > (own.changed ?? 0) && !growing.has(own.id)) replaceFields(own, message);
+  }
+  for (const [parent, child] of Object.entries(other.selected)) mine.selected[parent] ??= child;
+  if ((other.renamed ?? 0) > (mine.renamed ?? 0)) {
+    mine.title = other.title;
+    mine.renamed = other.renamed!;
+  }
+  if ((other.configured ?? 0) > (mine.configured ?? 0)) {
+    mine.settings = other.settings;
+    mine.configured = other.configured!;
+  }
+  mine.updated = Math.max(mine.updated, other.updated);
+}
+/** Siblings are in order of time in every tab, and every parent stays before its children. */
+function insertByTime(messages: Message[], message: Message): void {
+  const next = messages.findIndex((m) => m.parent === message.parent && m.created > message.created);
+  messages.splice(next < 0 ? messages.length : next, 0, message);
+}
+function replaceFields<T extends object>(to: T, from: T): void {
+  for (const key of Object.keys(to) as (keyof T)[]) if (!(key in from)) delete to[key];
+  Object.assign(to, from);
 }
 
 /** Position among the branches: { index, count }, index from 0. */

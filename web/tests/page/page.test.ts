@@ -126,7 +126,32 @@ describe('asking', () => {
       messages: [{ role: 'system', content: 'Be brief.' }, { role: 'user', content: 'Hello' }],
       top_k: 20, seed: 7, max_tokens: 12, stop: ['END\n'],
     });
-    expect(requests[0]).not.toHaveProperty('top_p');
+    for (const key of ['top_p', 'best_of', 'use_beam_search', 'logit_bias']) expect(requests[0]).not.toHaveProperty(key);
+
+    // The advanced ones, with beams, whose answer comes whole.
+    await page.getByText('Advanced', { exact: true }).click();
+    for (const [label, value] of [['Fewest tokens', '2'], ['Best of', '3'], ['Length penalty', '0.5'], ['No repetition of', '6']] as const)
+      await page.getByLabel(label, { exact: true }).fill(value);
+    await page.getByLabel('Token biases').fill('17');
+    await page.getByText('Line 1 is not', { exact: false }).waitFor();
+    await page.getByLabel('Token biases').fill('17: -2.5');
+    await page.getByLabel('Beam search').check();
+    expect((await visit.ask('Tell me a story.')).length).toBeGreaterThan(10);
+    const advanced = {
+      stream: false, min_tokens: 2, best_of: 3, length_penalty: 0.5, no_repeat_ngram_size: 6, use_beam_search: true,
+      logit_bias: { '17': -2.5 },
+    };
+    expect(requests[1]).toMatchObject(advanced);
+    const facts = page.locator('.facts').last();
+    expect(await facts.textContent()).toMatch(/Cut at the token limit.*12 tokens/);
+    expect(await page.getByRole('listbox').count()).toBe(0); // probabilities were not asked for
+    await page.getByRole('button', { name: 'Continue' }).click();
+    await page.locator('.facts', { hasText: /1[3-9] tokens|2[0-4] tokens/ }).waitFor();
+    await visit.lastAnswer();
+    expect(requests[2]).toMatchObject({ ...advanced, continue_final_message: true });
+    await page.getByRole('button', { name: 'Leave all to the model' }).click();
+    expect(await page.getByLabel('Beam search').isChecked()).toBe(false);
+    expect(await page.getByLabel('Token biases').inputValue()).toBe('');
   });
 
   visit('shows the probabilities of tokens', async (visit, page) => {
@@ -188,6 +213,11 @@ describe('what the server says', () => {
     const card = page.getByRole('region', { name: 'Call of get_weather' });
     await card.waitFor();
     expect(await card.textContent()).toContain('"city": "Kyoto"');
+    // Nothing else can be asked before.
+    await page.locator('.composer-note', { hasText: 'The calls above wait for their results' }).waitFor();
+    await visit.composer.fill('And in Osaka?');
+    await visit.composer.press('Enter');
+    expect(await visit.composer.inputValue()).toBe('And in Osaka?');
     // The result goes to the real server.
     await page.unroute('**/v1/chat/completions');
     const sent = page.waitForRequest('**/v1/chat/completions');
@@ -284,6 +314,53 @@ describe('conversations', () => {
     await page.reload();
     await list.locator('li').first().waitFor();
     expect(await list.locator('li').count()).toBe(1);
+  });
+
+  visit('lose nothing of what is done in two tabs', async (visit, page) => {
+    const answers: ((text: string) => void)[] = []; // of the requests that wait
+    await visit.context.route('**/v1/chat/completions', async (route) => {
+      const text = await new Promise<string>((done) => answers.push(done));
+      const chunk = { choices: [{ index: 0, delta: { content: text }, finish_reason: 'stop' }] };
+      await route.fulfill({ contentType: 'text/event-stream', body: `data: ${JSON.stringify(chunk)}\n\ndata: [DONE]\n\n` });
+    });
+    const ask = async (tab: Page, text: string) => {
+      const waiting = answers.length;
+      await tab.locator('#composer').fill(text);
+      await tab.locator('#composer').press('Enter');
+      await expect.poll(() => answers.length).toBe(waiting + 1);
+    };
+    const shows = (tab: Page, text: string) => tab.locator('.message.assistant', { hasText: text }).waitFor();
+    await ask(page, 'q1');
+    answers[0]!('one');
+    await stored(page, 2);
+    const other = await visit.context.newPage();
+    await other.goto(page.url());
+    await shows(other, 'one');
+    // A change waits in one tab to be stored while the other is asked.
+    await page.keyboard.press('Control+,');
+    await page.getByLabel('System prompt').fill('Be brief.');
+    await ask(other, 'q2');
+    answers[1]!('two');
+    await shows(page, 'two');
+    await page.waitForTimeout(1100);
+    await shows(other, 'two');
+    // An answer grows in one tab while the other is asked.
+    await ask(page, 'q3');
+    await other.locator('.message.user', { hasText: 'q3' }).waitFor();
+    await other.locator('.message.user', { hasText: 'q2' }).getByRole('button', { name: 'Edit' }).click();
+    await other.getByLabel('Edit the message').fill('q4');
+    await other.keyboard.press('Enter');
+    await expect.poll(() => answers.length).toBe(4);
+    answers[3]!('four');
+    await shows(other, 'four');
+    answers[2]!('three');
+    await shows(page, 'three');
+    await stored(page, 8);
+    await page.reload();
+    for (const [tab, text] of [[page, 'three'], [other, 'four']] as const) {
+      await shows(tab, text);
+      expect(await tab.locator('.message.user .branches').textContent()).toContain('/ 2');
+    }
   });
 
   visit('go to a file and come back from it', async (visit, page) => {
@@ -402,7 +479,7 @@ describe('access', () => {
     await page.keyboard.type('Sent');
     await page.keyboard.press('Enter');
     await page.locator('.message.user', { hasText: 'Sent' }).waitFor();
-    await page.waitForTimeout(2500);
+    await items.nth(1).waitFor(); // now they are loaded
     await page.locator('.message.user', { hasText: 'Sent' }).waitFor();
     expect(await items.count()).toBe(2);
   });
@@ -442,6 +519,7 @@ describe('access', () => {
       await visit.ask('Hello');
       await page.keyboard.press('Control+,');
       await page.getByText('Tools', { exact: true }).click();
+      await page.getByText('Advanced', { exact: true }).click();
       expect(await findings()).toEqual([]);
       await page.unroute('**/v1/chat/completions');
       await page.getByLabel('Ask for token probabilities').check();

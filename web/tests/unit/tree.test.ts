@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { defaultSettings } from '../../src/lib/settings';
 import {
-  addMessage, branch, matches, newConversation, newId, openToolCalls, path, pathTo, selectBranch, titleFrom, type Message,
+  addMessage, branch, childrenOf, later, matches, mergeInto, newConversation, newId, openToolCalls, path, pathTo, selectBranch, titleFrom, type Message,
 } from '../../src/lib/tree';
 
 const words = (messages: Message[]) => messages.map((message) => message.content);
@@ -68,6 +68,42 @@ describe('a tree of messages', () => {
     addMessage(conversation, a2.id, { role: 'tool', content: 'r', toolCallId: '1' });
     expect(openToolCalls(path(conversation)).map((c) => c.id)).toEqual(['2']);
     expect(openToolCalls([])).toEqual([]);
+  });
+  it('is one with what another tab has made of it, from either side', () => {
+    const { conversation: a, a1, a2 } = talk();
+    const b = structuredClone(a);
+    addMessage(a, a1.id, { role: 'user', content: 'q3' }, a2.created + 20);
+    const q4 = addMessage(b, a1.id, { role: 'user', content: 'q4' }, a2.created + 10);
+    addMessage(b, q4.id, { role: 'assistant', content: 'a4' }, a2.created); // a clock that was set back
+    Object.assign(a.messages[3]!, { content: 'a2 whole', finish: 'stop', changed: 5 });
+    Object.assign(b.messages[3]!, { content: 'a2', error: 'e', changed: 4 });
+    Object.assign(a, { title: 'old', renamed: 1, settings: { ...defaultSettings(), system: 's' }, configured: 2 });
+    Object.assign(b, { title: 'new', renamed: 2 });
+    const merged = [structuredClone(a), structuredClone(b)];
+    const identity = merged[1]!.messages[3];
+    mergeInto(merged[0]!, b);
+    mergeInto(merged[1]!, a);
+    for (const one of merged) {
+      expect(words(childrenOf(one, a1.id))).toEqual(['q2', 'q4', 'q3']);
+      expect(words(one.messages).sort()).toEqual(['a1', 'a2 whole', 'a4', 'q1', 'q2', 'q3', 'q4']);
+      expect(one.messages[3]).toEqual(a.messages[3]);
+      one.messages.forEach((m, index) => expect(one.messages.findIndex((p) => p.id === m.parent)).toBeLessThan(index));
+      expect(one).toMatchObject({ title: 'new', renamed: 2, settings: { system: 's' }, configured: 2 });
+    }
+    expect(merged[1]!.messages[3]).toBe(identity);
+    expect(merged.map((one) => words(path(one)).at(-1))).toEqual(['q3', 'a4']); // what is shown stays
+  });
+  it('leaves alone what grows here when it takes what another tab has made of it', () => {
+    const { conversation, a2 } = talk();
+    const other = structuredClone(conversation);
+    Object.assign(other.messages[3]!, { content: 'other', changed: 9 });
+    mergeInto(conversation, other, new Set([a2.id]));
+    expect(a2.content).toBe('a2');
+    mergeInto(conversation, other);
+    expect(a2.content).toBe('other');
+  });
+  it('knows what is later where the clock does not', () => {
+    expect([later(undefined, 5), later(3, 5), later(5, 5), later(9, 5)]).toEqual([5, 5, 6, 10]);
   });
   it('makes titles of first lines, cut at words, never within a character', () => {
     expect(titleFrom('  Hello there \nmore')).toBe('Hello there');
