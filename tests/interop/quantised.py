@@ -1,8 +1,10 @@
-"""What `quantize --to gptq-...` and `--to awq` writes, as AutoGPTQ and AutoAWQ unpack it (see quantised.sh)."""
+"""What `quantize --to gptq-...` and `--to awq` writes, as AutoGPTQ and AutoAWQ unpack it, and what Transformers predicts with
+these matrices in its own network, beside what the program predicts from the directory (see quantised.sh)."""
 import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 
 PROGRAM, ROOT = sys.argv[1:3]
 BUNDLED = os.path.join(ROOT, "models/qianwen-mini-chat")
+IDS = [(7 * i * i + 13 * i) % 5000 for i in range(200)]
 
 
 def module_of(name):
@@ -64,8 +67,39 @@ def by_autoawq(tensors, name, config):
                            config["bits"], config["group_size"]).T
 
 
+def bits_of(name, config):
+    """Of a matrix: "dynamic" is GPTQModel's list of patterns with other options."""
+    for pattern, options in config.get("dynamic", {}).items():
+        if re.match(pattern.removeprefix("+:"), name):
+            return {**config, **options}
+    return config
+
+
+def loss_by_transformers(path, tensors, unpacked):
+    """Mean negative log-likelihood of IDS: the network is made of config.json, all tensors must find their place."""
+    with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+        settings = json.load(file)
+    settings.pop("quantization_config")
+    config = transformers.AutoConfig.for_model(**settings)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    packed = (".qweight", ".qzeros", ".scales", ".g_idx")
+    state = {name: tensor.float() for name, tensor in tensors.items() if not name.endswith(packed)}
+    state.update({name + ".weight": weight for name, weight in unpacked.items()})
+    for name in list(state):  # GPTQ files have a bias for every matrix: of zeros where the network has none
+        if name.endswith(".bias") and name not in model.state_dict() and not state[name].any():
+            del state[name]
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    tied = {"lm_head.weight"} if settings.get("tie_word_embeddings") else set()
+    if set(missing) - tied or unexpected:
+        sys.exit(f"{path}: missing {missing}, unexpected {unexpected}")
+    model.tie_weights()
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        return model(ids, labels=ids).loss.item()
+
+
 def check(work, to, unpack, *flags):
-    path = os.path.join(work, "-".join([to, *flags]).replace("--", ""))
+    path = os.path.join(work, "-".join([to, *flags]).replace("--", "").replace("/", ""))
     run("quantize", BUNDLED, "--to", to, "--output", path, *flags)
     with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
         config = json.load(file)["quantization_config"]
@@ -73,11 +107,20 @@ def check(work, to, unpack, *flags):
     names = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
     run("convert", path, "--to", "safetensors", "--type", "f32", "--output", path + ".f32")
     ours = tensors_of(path + ".f32")
+    unpacked = {name: unpack(tensors, name, bits_of(name, config)) for name in names}
     # -0 is 0: their layers give sums.
-    wrong = [name for name in names if not torch.equal(ours[name + ".weight"], unpack(tensors, name, config))]
+    wrong = [name for name in names if not torch.equal(ours[name + ".weight"], unpacked[name])]
     print(f"{'WRONG' if wrong or not names else 'ok'}  {' '.join([to, *flags])}: {len(names)} matrices have the values "
           f"that the library reads{'; others: ' + ', '.join(wrong) if wrong else ''}", flush=True)
-    return bool(names) and not wrong
+    ids = os.path.join(work, "ids.json")
+    with open(ids, "w", encoding="utf-8") as file:
+        json.dump({"ids": IDS}, file)
+    theirs = loss_by_transformers(path, tensors, unpacked)
+    own = json.loads(run("perplexity", path, "--file", ids, "--activations", "f32", "--json"))["nll"]
+    differs = abs(own - theirs) > 1e-4 * theirs
+    print(f"{'WRONG' if differs else 'ok'}  {' '.join([to, *flags])}: log-likelihoods {theirs:.6f} by Transformers, {own:.6f} by "
+          "the program", flush=True)
+    return bool(names) and not wrong and not differs
 
 
 def main():
@@ -85,6 +128,8 @@ def main():
         results = [check(work, f"gptq-int{bits}", by_autogptq) for bits in (2, 3, 4, 8)]
         results += [check(work, "gptq-int4", by_autogptq, *flags) for flags in (
             ["--desc-act"], ["--desc-act", "--static-groups"], ["--no-sym"], ["--group-size", "32"])]
+        # Bits chosen matrix by matrix.
+        results.append(check(work, "gptq", by_autogptq, "--budget", "4", "--sensitivity-tokens", "256"))
         results += [check(work, "awq", by_autoawq), check(work, "awq", by_autoawq, "--group-size", "64")]
     sys.exit(0 if all(results) else 1)
 
