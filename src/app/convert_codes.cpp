@@ -63,7 +63,7 @@ void convert_codes(const CommonOptions& options, const CodesRequest& asked) {
   std::optional<TokenizerSpec> tokenizer;
   if (checkpoint.gguf) tokenizer = gguf_tokenizer_spec(*checkpoint.gguf);
   quantize::TranscodeRequest request;
-  request.output = asked.output;
+  request.output = directory_name(asked.output);
   request.shard_bytes = asked.shard_bytes;
   request.eos_ids = files.generation.eos_token_id;
   request.cancel = &interrupted();

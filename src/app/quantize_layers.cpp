@@ -376,7 +376,7 @@ class LayerRun {
       : options_(options),
         flags_(flags),
         to_(to),
-        output_(std::move(output)),
+        output_(directory_name(output)),
         model_(open_model(options)),
         pool_(options.load.threads > 0 ? options.load.threads : physical_cores()) {
     request_.shard_bytes = flags.shard_bytes;
