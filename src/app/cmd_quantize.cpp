@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "app/command.h"
 #include "app/gguf_output.h"
@@ -103,6 +104,10 @@ void run_budget(const Options& options) {
   init_logging(options.log_level);
   const auto start = Clock::now();
   const GgufOutput& output = options.output;
+  if (!output.dry_run) check_gguf_output(output);
+  // What is promised of the divergence is seen to be kept before there is a file.
+  std::optional<UnprovenFiles> unproven;
+  if (!output.dry_run && options.budget.max_kl > 0) unproven.emplace(output);
   BudgetPlanner planner(options, options.budget, options.layers.calibration, options.imatrix,
                         output.name);
   const GgufPlan* plan = &planner.plan();
@@ -111,18 +116,20 @@ void run_budget(const Options& options) {
   GgufWritten written;
   double measured = 0;
   if (!output.dry_run) {
+    const GgufOutput& target = unproven ? unproven->hidden() : output;
     const auto write = [&] {
-      written = planner.write(output);
-      measured = planner.compare(gguf_output_paths(output, *plan).front());
+      written = planner.write(target);
+      measured = planner.compare(gguf_output_paths(target, *plan).front());
     };
     write();
     // The search measures without a cache of keys and values, which rounds a little, too.
     while (options.budget.max_kl > 0 && measured > options.budget.max_kl) {
       // The next may be in fewer files, or not be found.
-      remove_all(gguf_output_paths(output, *plan));
+      remove_all(gguf_output_paths(target, *plan));
       plan = &planner.stricter_plan(measured);
       write();
     }
+    if (unproven) unproven->give_names(*plan);
   }
   const std::chrono::duration<double> seconds = Clock::now() - start;
   ordered_json more = planner.json();
