@@ -152,6 +152,14 @@ bool is_layered(std::string_view to) {
   return is_gptq(to) || is_awq(to) || is_nf4(to);
 }
 
+/// The names of directories in lower case; those of recipes are found in any.
+void take_any_case(std::string& to) {
+  std::string lower = to;
+  for (char& c : lower)
+    c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  if (is_layered(lower) || lower == kGptqOfBudget) to = lower;
+}
+
 /// Flags that have no effect on what is asked for. Errors: invalid_argument.
 void check_flags(const CLI::App& app, const Options& options) {
   const auto refuse = [&](const std::string& flag, std::string_view with) {
@@ -239,6 +247,8 @@ Command register_quantize(CLI::App& root) {
   add_layer_flags(*app, options->layers);
   add_budget_flags(*app, options->budget);
   return {app, [app, options] {
+            refuse_adapters(*options, "quantize");
+            take_any_case(options->to);
             need_output(options->output);
             take_shard_bytes(*app, options->output, options->layers.shard_bytes);
             if (options->budget.is_asked()) {
