@@ -3,9 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <ranges>
 
 #include "support/cli_fixture.h"
 #include "support/golden.h"
@@ -16,6 +18,8 @@ namespace {
 using nlohmann::json;
 using ::testing::HasSubstr;
 using ::testing::Not;
+
+constexpr std::string_view kMeasured = "KL divergence predicted";
 
 /// The bundled model; texts of the kind that it was made for, some to measure with, others to judge
 /// by.
@@ -40,22 +44,31 @@ class CliBudget : public CliTest {
     judged_ = write("judged.txt", judged);
   }
   std::string path(const std::string& name) const { return (folder_ / name).string(); }
+  static RunOptions patient() {
+    RunOptions options;  // the model is run some fifty times
+    options.timeout_s = 600;
+    return options;
+  }
   Ran quantize(const std::vector<std::string>& more) {
     std::vector<std::string> args = {"quantize", kBundled, "--json"};
     args.insert(args.end(), more.begin(), more.end());
-    RunOptions patient;  // the model is run some fifty times
-    patient.timeout_s = 600;
-    return qianwen(args, patient);
+    return qianwen(args, patient());
   }
   /// With a budget, on the calibration; what it said.
-  json budget(const std::string& name, std::vector<std::string> more) {
+  json budget(const std::string& name, const std::vector<std::string>& more) {
+    const Ran ran = qianwen(with_budget(name, more), patient());
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return json::parse(ran.out, nullptr, false);
+  }
+  std::vector<std::string> with_budget(const std::string& name,
+                                       const std::vector<std::string>& more) const {
+    std::vector<std::string> args = {"quantize", kBundled, "--json"};
+    args.insert(args.end(), more.begin(), more.end());
     for (const std::string& flag :
          {std::string("--calibration"), calibration_, std::string("--sensitivity-tokens"),
           std::string("256"), std::string("--output"), path(name)})
-      more.push_back(flag);
-    const Ran ran = quantize(more);
-    EXPECT_EQ(ran.code, 0) << ran.err;
-    return json::parse(ran.out, nullptr, false);
+      args.push_back(flag);
+    return args;
   }
   double judge(const std::string& name) {
     const Ran ran = qianwen({"compare", kBundled, path(name), "--file", judged_, "--json"});
@@ -138,9 +151,31 @@ TEST_F(CliBudget, SharesOutTheBitsOfGptq) {
   EXPECT_GT(predicted, 0.25 * measured);
   EXPECT_LT(predicted, 2.5 * measured);
 
-  const json kl = budget("c", {"--to", "gptq", "--max-kl", "0.02"});
+  // Interrupted while bits are written that come after others were measured.
+  const std::vector<std::string> asked = {"--to", "gptq", "--max-kl", "0.02"};
+  const auto count = [&](const Ran& ran) {
+    return std::ranges::distance(ran.err | std::views::split(kMeasured)) - 1;
+  };
+  RunOptions interrupt;
+  interrupt.timeout_s = 600;
+  interrupt.signal_after_output = SIGINT;
+  interrupt.signal_after = kMeasured;
+  const Ran ended = qianwen(with_budget("c", asked), interrupt);
+  EXPECT_EQ(ended.code, 130) << ended.err;
+  EXPECT_EQ(count(ended), 1) << ended.err;
+  EXPECT_TRUE(std::filesystem::exists(path("c.work/job.json")));
+  EXPECT_FALSE(std::filesystem::exists(path("c")));
+  const size_t at = ended.err.find(kMeasured);
+  const std::string first = ended.err.substr(at, ended.err.find('\n', at) - at);
+  const Ran rest = qianwen(with_budget("c", asked), patient());
+  ASSERT_EQ(rest.code, 0) << rest.err;
+  EXPECT_THAT(rest.err, Not(HasSubstr(first))) << "measured again";
+  EXPECT_GE(count(rest), 1);
+  const json kl = json::parse(rest.out);
   EXPECT_LE(kl["measured_kl"], 0.02);
   EXPECT_GE(kl["measured_kl"], 0.012);
+  for (const char* left : {"c.work", "c.unproven", "c.attempts.json"})
+    EXPECT_FALSE(std::filesystem::exists(path(left))) << left;
   expect_failure(quantize({"--to", "gptq", "--output", path("d")}), 2, "--budget");
   expect_failure(
       quantize({"--to", "gptq", "--budget", "4", "--imatrix", "i", "--output", path("d")}), 2,
@@ -170,8 +205,10 @@ TEST_F(CliBudget, SaysWhatItWouldDoAndWhatItCannot) {
   expect_failure(with({"--budget", "4.25bpx", "--dry-run"}), 2, "4.25bpw");
   // Before anything is measured.
   for (const std::vector<std::string>& too_small :
-       {std::vector<std::string>{"--max-bytes", "1000000"}, {"--budget", "1"},
-        {"--to", "gptq", "--max-bytes", "1000000"}, {"--to", "gptq", "--budget", "2"}}) {
+       {std::vector<std::string>{"--max-bytes", "1000000"},
+        {"--budget", "1"},
+        {"--to", "gptq", "--max-bytes", "1000000"},
+        {"--to", "gptq", "--budget", "2"}}) {
     std::vector<std::string> args = too_small;
     args.push_back("--dry-run");
     const Ran refused = with(args);

@@ -151,7 +151,7 @@ TEST_F(CliTranscodeDirectory, GptqToAwqAndBackIsTheSameFile) {
   };
   EXPECT_EQ(weights("a"), weights("c"));
   EXPECT_FALSE(std::filesystem::exists(path("c.unproven")));
-  EXPECT_FALSE(std::filesystem::exists(path("c.unproven.work")));
+  EXPECT_FALSE(std::filesystem::exists(path("c.work")));
   expect_failure(qianwen(convert("b", "gptq", "c")), 2, "not there yet");
 }
 

@@ -166,6 +166,7 @@ Command register_convert(CLI::App& root) {
   app->add_flag("--v2", options->v2, "GPTQ: zero points as they are (checkpoint_format gptq_v2)");
   add_shard_flag(*app, options->shard_bytes);
   return {app, [app, options] {
+            refuse_adapters(*options, "convert");
             need_output(options->output);
             take_shard_bytes(*app, options->output, options->shard_bytes);
             check_flags(*app, *options);

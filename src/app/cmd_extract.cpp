@@ -73,6 +73,7 @@ std::string to_text(const Options& options, const Extraction& extraction, double
 
 void run(Options& options) {
   init_logging(options.log_level);
+  refuse_adapters(options, "extract");
   const auto start = std::chrono::steady_clock::now();
   const Opened base(options.base), tuned(options.model);
   options.extraction.dtype = *dtype_from_name(options.type);

@@ -61,6 +61,7 @@ quantize::ImportanceMatrix collect(const Options& options) {
 
 void run(const Options& options) {
   init_logging(options.log_level);
+  refuse_adapters(options, "imatrix");
   const auto start = std::chrono::steady_clock::now();
   check_output(options);
   quantize::ImportanceMatrix matrix;

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "app/command.h"
 #include "app/gguf_feedback_output.h"
@@ -109,6 +110,10 @@ void run_budget(const Options& options) {
   init_logging(options.log_level);
   const auto start = Clock::now();
   const GgufOutput& output = options.output;
+  if (!output.dry_run) check_gguf_output(output);
+  // What is promised of the divergence is seen to be kept before there is a file.
+  std::optional<UnprovenFiles> unproven;
+  if (!output.dry_run && options.budget.max_kl > 0) unproven.emplace(output);
   BudgetPlanner planner(options, options.budget, options.layers.calibration, options.imatrix,
                         output.name);
   const GgufPlan* plan = &planner.plan();
@@ -117,18 +122,20 @@ void run_budget(const Options& options) {
   GgufWritten written;
   double measured = 0;
   if (!output.dry_run) {
+    const GgufOutput& target = unproven ? unproven->hidden() : output;
     const auto write = [&] {
-      written = planner.write(output);
-      measured = planner.compare(gguf_output_paths(output, *plan).front());
+      written = planner.write(target);
+      measured = planner.compare(gguf_output_paths(target, *plan).front());
     };
     write();
     // The search measures without a cache of keys and values, which rounds a little, too.
     while (options.budget.max_kl > 0 && measured > options.budget.max_kl) {
       // The next may be in fewer files, or not be found.
-      remove_all(gguf_output_paths(output, *plan));
+      remove_all(gguf_output_paths(target, *plan));
       plan = &planner.stricter_plan(measured);
       write();
     }
+    if (unproven) unproven->give_names(*plan);
   }
   const std::chrono::duration<double> seconds = Clock::now() - start;
   ordered_json more = planner.json();
@@ -149,6 +156,14 @@ constexpr std::array kOnlyGguf = {
 
 bool is_layered(std::string_view to) {
   return is_gptq(to) || is_awq(to) || is_nf4(to);
+}
+
+/// The names of directories in lower case; those of recipes are found in any.
+void take_any_case(std::string& to) {
+  std::string lower = to;
+  for (char& c : lower)
+    c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  if (is_layered(lower) || lower == kGptqOfBudget) to = lower;
 }
 
 /// Flags that have no effect on what is asked for. Errors: invalid_argument.
@@ -244,6 +259,8 @@ Command register_quantize(CLI::App& root) {
   add_layer_flags(*app, options->layers);
   add_budget_flags(*app, options->budget);
   return {app, [app, options] {
+            refuse_adapters(*options, "quantize");
+            take_any_case(options->to);
             need_output(options->output);
             take_shard_bytes(*app, options->output, options->layers.shard_bytes);
             if (options->budget.is_asked()) {

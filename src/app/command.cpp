@@ -80,6 +80,14 @@ void add_compute_flags(CLI::App& app, CommonOptions& options, ComputeFlags flags
     option->group("Flags of every command; without effect in this one");
 }
 
+void refuse_adapters(const CommonOptions& options, std::string_view component) {
+  if (options.adapters.empty()) return;
+  fail(ErrorKind::kInvalidArgument, component,
+       "--adapter: expected none, for weights are read as they are (qianwen merge puts adapters "
+       "into them), got {}",
+       printable(options.adapters.front(), 4096));
+}
+
 void add_draft_flag(CLI::App& app, CommonOptions& options) {
   app.add_option("--draft-model,--assistant-model", options.load.draft_model,
                  "A smaller checkpoint with the same vocabulary that guesses ahead; only faster");

@@ -46,6 +46,9 @@ enum class ComputeFlags { kUsed, kWithoutEffect };
 void add_compute_flags(CLI::App& app, CommonOptions& options,
                        ComputeFlags flags = ComputeFlags::kUsed);
 
+/// For commands that read weights without adapters. Errors: invalid_argument, where some are given.
+void refuse_adapters(const CommonOptions& options, std::string_view component);
+
 /// Adds --draft-model, for commands that generate or plan for it.
 void add_draft_flag(CLI::App& app, CommonOptions& options);
 

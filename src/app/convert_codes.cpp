@@ -8,6 +8,7 @@
 #include "app/open.h"
 #include "app/output_room.h"
 #include "app/weight_report.h"
+#include "base/atomic_directory.h"
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -34,21 +35,16 @@ WeightDifferences write_proved(const quantize::LayerSource& source, const quanti
                                quantize::TranscodeRequest request, double max_error,
                                ThreadPool& pool) {
   const std::string output = request.output;
-  std::error_code error;
   check_output(output);
   check_room("convert", output, plan.quantised_bytes + plan.bytes());
-  request.output += ".unproven";
-  fs::remove_all(request.output, error);  // of a run that was killed
+  const OwnDirectory folder(output + ".unproven");
+  request.output = folder.file("directory");
+  request.work = output + ".work";
   quantize::write_transcoded(source, plan, pool, request);
-  try {
-    WeightDifferences weights = read_back(request.output, source.sources, pool);
-    check_errors(weights, max_error);
-    rename_synced(request.output, output);
-    return weights;
-  } catch (...) {
-    fs::remove_all(request.output, error);
-    throw;
-  }
+  WeightDifferences weights = read_back(request.output, source.sources, pool);
+  check_errors(weights, max_error);
+  rename_synced(request.output, output);
+  return weights;
 }
 
 }  // namespace
@@ -63,7 +59,7 @@ void convert_codes(const CommonOptions& options, const CodesRequest& asked) {
   std::optional<TokenizerSpec> tokenizer;
   if (checkpoint.gguf) tokenizer = gguf_tokenizer_spec(*checkpoint.gguf);
   quantize::TranscodeRequest request;
-  request.output = asked.output;
+  request.output = directory_name(asked.output);
   request.shard_bytes = asked.shard_bytes;
   request.eos_ids = files.generation.eos_token_id;
   request.cancel = &interrupted();

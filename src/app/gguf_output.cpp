@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/output_room.h"
+#include "base/atomic_directory.h"
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -47,39 +48,17 @@ void write_files(const GgufOutput& output, const GgufPlan& plan, const std::stri
   checkpoint.check_readable();
 }
 
-/// The first file of a model comes last: without it the others cannot be opened.
-void give_names(const Paths& hidden, const Paths& paths) {
-  std::error_code ignored;
-  if (paths.size() > 1) fs::remove(paths.front(), ignored);
-  for (size_t i = paths.size(); i-- > 0;)
-    rename_synced(hidden[i], paths[i]);
-}
-
-/// Writes into a folder beside the output, out of which the files come when they are proved.
+/// What is proved is that the weights are what they were.
 WeightDifferences write_proved(const GgufOutput& output, const GgufPlan& plan,
                                const Checkpoint& checkpoint, const NetworkSources& sources,
                                ThreadPool& pool) {
-  const fs::path folder = output.path + ".unproven";
-  GgufOutput hidden = output;
-  hidden.path = (folder / fs::path(output.path).filename()).string();
-  std::error_code error;
-  fs::remove_all(folder, error);  // of a run that was killed
-  if (!fs::create_directory(folder, error)) {
-    fail(ErrorKind::kIo, "convert", "output: expected to make {}, got: {}",
-         printable(folder.string(), 4096), error.message());
-  }
-  try {
-    write_files(output, plan, hidden.path, checkpoint, pool);
-    const Paths files = gguf_output_paths(hidden, plan);
-    WeightDifferences weights = read_back(files.front(), sources, pool);
-    check_errors(weights, *output.max_error);
-    give_names(files, gguf_output_paths(output, plan));
-    fs::remove_all(folder, error);
-    return weights;
-  } catch (...) {
-    fs::remove_all(folder, error);
-    throw;
-  }
+  const UnprovenFiles files(output);
+  write_files(output, plan, files.hidden().path, checkpoint, pool);
+  WeightDifferences weights =
+      read_back(gguf_output_paths(files.hidden(), plan).front(), sources, pool);
+  check_errors(weights, *output.max_error);
+  files.give_names(plan);
+  return weights;
 }
 
 /// Matrices, weights and bytes of a type.
@@ -163,6 +142,26 @@ GgufModel GgufModel::open(const std::string& path) {
 
 GgufPlan GgufModel::plan(const GgufChoices& choices) const {
   return plan_gguf(*checkpoint, config, sources, tokenizer ? &*tokenizer : nullptr, choices);
+}
+
+void check_gguf_output(const GgufOutput& output) {
+  const bool is_split = output.split.max_bytes > 0 || output.split.max_tensors > 0;
+  // The names of several files tell how many there are, which is not known yet.
+  check_output(output, is_split ? Paths() : Paths{output.path}, 0);
+}
+
+UnprovenFiles::UnprovenFiles(const GgufOutput& output)
+    : output_(output), hidden_(output), folder_(output.path + ".unproven") {
+  hidden_.path = folder_.file(fs::path(output.path).filename().string());
+}
+
+void UnprovenFiles::give_names(const GgufPlan& plan) const {
+  const Paths from = gguf_output_paths(hidden_, plan), to = gguf_output_paths(output_, plan);
+  // The first file of a model comes last: without it the others cannot be opened.
+  std::error_code ignored;
+  if (to.size() > 1) fs::remove(to.front(), ignored);
+  for (size_t i = to.size(); i-- > 0;)
+    rename_synced(from[i], to[i]);
 }
 
 std::vector<std::string> gguf_output_paths(const GgufOutput& output, const GgufPlan& plan) {

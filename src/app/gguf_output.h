@@ -14,6 +14,7 @@
 
 #include "app/command.h"
 #include "app/weight_report.h"
+#include "base/atomic_directory.h"
 #include "quantize/gguf_plan.h"
 
 namespace qw::app {
@@ -54,6 +55,10 @@ struct GgufWritten {
   std::vector<std::string> warnings;
 };
 
+/// Errors before anything is read or measured: invalid_argument, where --output is a directory, or
+/// a file without --force; not_found, where there is no directory for it.
+void check_gguf_output(const GgufOutput& output);
+
 /// The files that a plan becomes.
 std::vector<std::string> gguf_output_paths(const GgufOutput& output, const GgufPlan& plan);
 
@@ -64,6 +69,24 @@ std::vector<std::string> gguf_output_paths(const GgufOutput& output, const GgufP
 GgufWritten write_gguf_output(const GgufOutput& output, const GgufPlan& plan,
                               const Checkpoint& checkpoint, const NetworkSources& sources,
                               ThreadPool& pool);
+
+/// Files that are proved before they get their names: they are written into a folder beside the
+/// output, of which nothing is left in the end.
+class UnprovenFiles {
+ public:
+  /// Errors: invalid_argument (a folder of that name that is not ours), io.
+  explicit UnprovenFiles(const GgufOutput& output);
+
+  /// The same output, in the folder.
+  const GgufOutput& hidden() const { return hidden_; }
+  /// Of what `plan` became. Errors: io.
+  void give_names(const GgufPlan& plan) const;
+
+ private:
+  const GgufOutput output_;
+  GgufOutput hidden_;
+  const OwnDirectory folder_;
+};
 
 /// Sizes, types, and how far weights are from what they were. `more` joins what is printed as JSON.
 void report_gguf(const CommonOptions& options, const GgufOutput& output, const GgufPlan& plan,

@@ -201,6 +201,13 @@ bool GptqBudget::choose_again(double measured_kl) {
        limit);
 }
 
+std::vector<int> GptqBudget::chosen_bits() const {
+  std::vector<int> bits;
+  for (size_t i = 0; i < state_->groups.size(); ++i)
+    bits.push_back(state_->groups[i].choices[state_->chosen[i]].bits);
+  return bits;
+}
+
 double GptqBudget::predicted_kl() const {
   return state_->prediction(state_->chosen);
 }
@@ -210,9 +217,8 @@ double GptqBudget::compare(const std::string& path) const {
 }
 
 std::string GptqBudget::bits() const {
-  std::set<int> all;
-  for (size_t i = 0; i < state_->groups.size(); ++i)
-    all.insert(state_->groups[i].choices[state_->chosen[i]].bits);
+  const std::vector<int> chosen = chosen_bits();
+  const std::set<int> all(chosen.begin(), chosen.end());
   std::string text = fmt::format("{}", fmt::join(all, ", "));
   if (const size_t comma = text.rfind(','); comma != std::string::npos)
     text.replace(comma, 1, " and");

@@ -7,6 +7,7 @@
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <vector>
 
 #include "app/command.h"
 #include "app/quantize_budget.h"
@@ -41,6 +42,8 @@ class GptqBudget {
   /// best bits do not keep it.
   bool choose_again(double measured_kl);
 
+  /// Of the bits that are chosen: a number for each group.
+  std::vector<int> chosen_bits() const;
   double predicted_kl() const;
   /// measured_divergence() of the directory at `path`.
   double compare(const std::string& path) const;

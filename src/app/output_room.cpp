@@ -6,9 +6,14 @@
 
 namespace qw::app {
 
+std::string directory_name(const std::string& output) {
+  const std::filesystem::path path = std::filesystem::path(output).lexically_normal();
+  return path.has_filename() ? path.string() : path.parent_path().string();
+}
+
 void check_room(std::string_view component, const std::string& output, int64_t n_bytes) {
   namespace fs = std::filesystem;
-  const fs::path path(output);
+  const fs::path path(directory_name(output));
   const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
   std::error_code error;
   const fs::space_info space = fs::space(folder, error);

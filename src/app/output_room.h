@@ -9,6 +9,9 @@
 
 namespace qw::app {
 
+/// "name/" is "name": other names are made of it.
+std::string directory_name(const std::string& output);
+
 /// `component` and --output are named in errors. Errors: not_found (no directory that it would be
 /// in), io (fewer than n_bytes free).
 void check_room(std::string_view component, const std::string& output, int64_t n_bytes);

@@ -11,11 +11,13 @@
 #include <optional>
 #include <utility>
 
+#include "app/budget_attempts.h"
 #include "app/directory_output.h"
 #include "app/gptq_budget.h"
 #include "app/open.h"
 #include "app/output_room.h"
 #include "app/weight_report.h"
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
@@ -370,11 +372,11 @@ namespace {
 class LayerRun {
  public:
   LayerRun(const CommonOptions& options, const LayerFlags& flags, std::string_view to,
-           std::string output)
+           const std::string& output)
       : options_(options),
         flags_(flags),
         to_(to),
-        output_(std::move(output)),
+        output_(directory_name(output)),
         model_(open_model(options)),
         pool_(options.load.threads > 0 ? options.load.threads : physical_cores()) {
     request_.shard_bytes = flags.shard_bytes;
@@ -396,28 +398,21 @@ class LayerRun {
   void run(bool dry_run, const BudgetFlags& flags) {
     quantize::GptqRequest asked = gptq_request(flags_);
     static_cast<quantize::LayerRequest&>(asked) = request_;
+    if (!dry_run) check_new(output_);
     calibrate();
+    std::optional<BudgetAttempts> attempts;
+    if (!dry_run && flags.max_kl > 0) attempts.emplace(begin_search(asked, flags));
     GptqBudget budget(
         {options_, flags, model_.source(), model_.tokenizer ? &*model_.tokenizer : nullptr,
          calibration_, flags_.calibration.cut.length, *backend(), pool_},
         asked);
     use_budget(budget);
     double measured = 0;
-    while (!dry_run) {
+    if (attempts) {
+      measured = search(budget, *attempts);
+    } else if (!dry_run) {
       write();
-      measured = budget.compare(output_);
-      logger().info("KL divergence predicted {:.6f}, measured {:.6f}", budget.predicted_kl(),
-                    measured);
-      bool again = false;
-      try {
-        again = budget.choose_again(measured);
-      } catch (const Error&) {
-        remove_output();
-        throw;
-      }
-      if (!again) break;
-      remove_output();
-      use_budget(budget);
+      measured = compare(budget);
     }
     outcome_.more = budget.json();
     if (!dry_run) outcome_.more["measured_kl"] = measured;
@@ -462,9 +457,16 @@ class LayerRun {
     request_.on_quantised = [&](int64_t bytes) { report_->quantised(bytes); };
     method_.write(model_, request_, plan_, calibration_, *backend(), pool_);
     report_->finish();
+    tell_changes();
+  }
+
+  /// What became of weights that were quantised already, and all that is to be told.
+  void tell_changes() {
+    if (!report_) report_.emplace(model_.config.n_layers, plan_.source_bytes, is_awq(to_));
     // AWQ moves scales from matrix to matrix: what it wrote cannot be laid beside the source.
     if (has_quantised(model_.sources))
-      outcome_.weights = is_awq(to_) ? report_->changes : read_back(output_, model_.sources, pool_);
+      outcome_.weights =
+          is_awq(to_) ? report_->changes : read_back(request_.output, model_.sources, pool_);
     std::vector<std::string> said = report_->warnings();
     said.push_back(requantised_warning(outcome_.weights));
     for (const std::string& warning : said) {
@@ -474,14 +476,77 @@ class LayerRun {
     }
   }
 
-  /// Of bits that do not keep --max-kl.
-  void remove_output() const {
+  double compare(const GptqBudget& budget) {
+    const double measured = budget.compare(request_.output);
+    logger().info("KL divergence predicted {:.6f}, measured {:.6f}", budget.predicted_kl(),
+                  measured);
+    return measured;
+  }
+
+  /// Errors, before anything is measured: those of BudgetAttempts; invalid_argument (what search()
+  /// would write over is not ours).
+  BudgetAttempts begin_search(const quantize::GptqRequest& asked, const BudgetFlags& flags) {
+    const std::string job = fmt::format("{}tokens {}, sequences {}\n",
+                                        gptq_job(model_.source(), calibration_, *backend(), asked),
+                                        flags.sensitivity_tokens, flags_.calibration.cut.length);
+    BudgetAttempts attempts(output_ + ".attempts.json", job);
+    request_.output = output_ + ".unproven";
+    request_.work = output_ + ".work";
+    if (!attempts.is_resumed()) check_new(request_.output);
+    return attempts;
+  }
+
+  /// Writes under another name until the divergence keeps --max-kl, from where an interrupted run
+  /// was. What is measured of what then gets its name.
+  double search(GptqBudget& budget, BudgetAttempts& attempts) {
+    for (;; use_budget(budget)) {
+      const std::vector<int> bits = budget.chosen_bits();
+      const std::optional<double> known = attempts.measured(bits);
+      if (!known && attempts.is_begun(bits) && is_there(request_.output)) {
+        tell_changes();  // interrupted while it was compared
+      } else if (!known) {
+        remove_unproven();
+        attempts.begin(bits);
+        write();
+      }
+      const double measured = known ? *known : compare(budget);
+      if (!known) attempts.finish(measured);
+      bool again = false;
+      try {
+        again = budget.choose_again(measured);
+      } catch (const Error&) {
+        remove_unproven();
+        attempts.remove();
+        throw;
+      }
+      if (again) continue;
+      if (known) {  // what is there is another, if any
+        remove_unproven();
+        write();
+      }
+      rename_synced(request_.output, output_);
+      attempts.remove();
+      return measured;
+    }
+  }
+
+  static bool is_there(const std::string& path) {
     std::error_code error;
-    std::filesystem::remove_all(output_, error);
+    return std::filesystem::exists(path, error);
+  }
+  static void check_new(const std::string& output) {
+    if (!is_there(output)) return;
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--output: expected a directory that is not there yet, got {}", printable(output, 4096));
+  }
+  /// Of bits that others are chosen for.
+  void remove_unproven() const {
+    std::error_code error;
+    std::filesystem::remove_all(request_.output, error);
     if (!error) return;
     fail(ErrorKind::kIo, "quantize",
          "output: expected to remove what other bits are chosen for, got {} ({})", error.message(),
-         printable(output_));
+         printable(request_.output, 4096));
   }
 
   void finish(bool dry_run) {

@@ -5,28 +5,51 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 
 namespace qw {
 
+/// In directories that are on the way: who finds it knows that they may be removed.
+inline constexpr const char* kOwnMark = ".qianwen-partial";
+
+/// A directory for a while.
+class OwnDirectory {
+ public:
+  /// Makes it, empty but for kOwnMark, in the place of one that a killed process left. Errors:
+  /// invalid_argument (what is there is neither ours nor empty), io.
+  explicit OwnDirectory(std::filesystem::path path);
+  /// Removes it with all that is in it, unless it was released.
+  ~OwnDirectory();
+  OwnDirectory(const OwnDirectory&) = delete;
+  OwnDirectory& operator=(const OwnDirectory&) = delete;
+
+  const std::filesystem::path& path() const noexcept { return path_; }
+  /// Where a file of that name is to be written.
+  std::string file(const std::string& name) const { return (path_ / name).string(); }
+  /// Renames it to `path`, without the mark. Errors: io.
+  void release(const std::filesystem::path& path);
+
+ private:
+  std::filesystem::path path_;
+  bool is_released_ = false;
+};
+
 class AtomicDirectory {
  public:
-  /// Makes `path`.partial, empty. Errors: invalid_argument (`path` is there already), io.
+  /// Makes `path`.partial, empty. Errors: invalid_argument (`path` is there already), those of
+  /// OwnDirectory.
   explicit AtomicDirectory(const std::string& path);
-  /// Removes what was written if commit() was not reached.
-  ~AtomicDirectory();
-  AtomicDirectory(const AtomicDirectory&) = delete;
-  AtomicDirectory& operator=(const AtomicDirectory&) = delete;
 
   /// Where a file of that name is to be written.
-  std::string file(const std::string& name) const { return (partial_ / name).string(); }
+  std::string file(const std::string& name) const { return partial_->file(name); }
   /// Renames, and syncs the directory above; the files are the caller's to sync (AtomicFile does).
   /// Errors: io.
   void commit();
 
  private:
-  std::filesystem::path path_, partial_;
-  bool is_whole_ = false;
+  std::filesystem::path path_;
+  std::optional<OwnDirectory> partial_;  // removed with what was written if commit() is not reached
 };
 
 }  // namespace qw

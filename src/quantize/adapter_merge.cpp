@@ -12,10 +12,31 @@ namespace qw {
 
 namespace {
 
-/// A matrix with low-rank changes.
+/// Errors: corrupt, naming the module and the adapter's file, where one is NaN or infinite.
+void check_finite(std::span<const float> values, const std::string& module,
+                  const std::string& path) {
+  const auto found = std::ranges::find_if(values, [](float v) { return !std::isfinite(v); });
+  if (found == values.end()) return;
+  fail(ErrorKind::kCorrupt, "adapter", "module {}: expected finite values, got {} ({})",
+       printable(module), *found, printable(path));
+}
+
+void check_finite(const LinearSource& matrix, const std::string& module, const std::string& path) {
+  constexpr int64_t kRows = 64;
+  std::vector<float> values(static_cast<size_t>(std::min(kRows, matrix.n) * matrix.k));
+  for (int64_t row = 0; row < matrix.n; row += kRows) {
+    const int64_t n = std::min(kRows, matrix.n - row);
+    matrix.decode_rows(row, n, values.data());
+    check_finite(std::span(values).first(static_cast<size_t>(n * matrix.k)), module, path);
+  }
+}
+
+/// A matrix with changes.
 class ChangedRows {
  public:
-  explicit ChangedRows(LinearSource base) : base_(std::move(base)) {}
+  /// `paths`: of the adapters that change it, for errors.
+  ChangedRows(LinearSource base, std::string paths)
+      : base_(std::move(base)), paths_(std::move(paths)) {}
   void add(const LowRankDelta& delta, double scale) { deltas_.emplace_back(delta, scale); }
 
   void decode(int64_t begin, int64_t n, float* out) const {
@@ -32,11 +53,14 @@ class ChangedRows {
           sum[i] += change[i];
       }
       std::ranges::transform(sum, row.begin(), [](double v) { return static_cast<float>(v); });
+      // Finite adapters can come to more than a float holds; or the model's own weight is none.
+      if (!paths_.empty()) check_finite(row, base_.name, paths_);
     }
   }
 
  private:
   LinearSource base_;
+  std::string paths_;
   std::vector<DeltaRows> deltas_;
 };
 
@@ -80,7 +104,10 @@ void AdapterMerge::add_replacements(const AdapterFile& file) {
     replace(replacement.id, file.path);
     check_adapter_shape(hf_name(replacement.id), replacement.weight, config_.vocab, config_.hidden,
                         file.path);
-    modules_[replacement.id].replacement = replacement.weight;
+    check_finite(replacement.weight, hf_name(replacement.id), file.path);
+    Change& change = modules_[replacement.id];
+    change.replacement = replacement.weight;
+    change.add_path(file.path);
   }
   for (const NormReplacement& norm : file.norms) {
     replace(norm.id, file.path);
@@ -100,7 +127,11 @@ void AdapterMerge::add_deltas(const AdapterFile& file, double scale) {
     check_adapter_shape("embed_tokens", delta.a, delta.a_rows_are_tokens ? config_.vocab : rank,
                         delta.a_rows_are_tokens ? rank : config_.vocab, file.path);
     check_adapter_shape("embed_tokens", delta.b, config_.hidden, rank, file.path);
-    modules_[{Slot::kEmbedding}].embedding_deltas.emplace_back(&delta, scale);
+    check_finite(delta.a, "embed_tokens", file.path);
+    check_finite(delta.b, "embed_tokens", file.path);
+    Change& change = modules_[{Slot::kEmbedding}];
+    change.embedding_deltas.emplace_back(&delta, scale);
+    change.add_path(file.path);
   }
   for (const LowRankDelta& delta : file.deltas) {
     const auto base = base_.find(delta.id);
@@ -111,7 +142,12 @@ void AdapterMerge::add_deltas(const AdapterFile& file, double scale) {
     }
     check_adapter_shape(delta.name, delta.a, delta.a.n, base->second->k, file.path);
     check_adapter_shape(delta.name, delta.b, base->second->n, delta.a.n, file.path);
-    modules_[delta.id].deltas.emplace_back(&delta, scale);
+    check_finite(delta.a, delta.name, file.path);
+    check_finite(delta.b, delta.name, file.path);
+    check_finite(delta.magnitude, delta.name, file.path);
+    Change& change = modules_[delta.id];
+    change.deltas.emplace_back(&delta, scale);
+    change.add_path(file.path);
   }
 }
 
@@ -142,7 +178,8 @@ RowDecoder AdapterMerge::rows(const ModuleId& id, const LinearSource& base) cons
       source = LinearSource::of_floats(base.name, source.n, source.k, std::move(table));
     }
   }
-  auto changed = std::make_shared<ChangedRows>(std::move(source));
+  auto changed = std::make_shared<ChangedRows>(std::move(source),
+                                               found != modules_.end() ? found->second.paths : "");
   if (found != modules_.end()) {
     for (const auto& [delta, scale] : found->second.deltas)
       changed->add(*delta, delta->scaling * scale);

@@ -6,6 +6,7 @@
 
 #include <map>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "model/adapter_file.h"
@@ -21,7 +22,8 @@ using RowDecoder = std::function<void(int64_t begin, int64_t n, float* out)>;
 class AdapterMerge {
  public:
   /// Reads and checks the adapters against the network. `config` and `sources` must outlive it.
-  /// Errors: those of read_adapter; corrupt (a module that the network has not, shapes);
+  /// Errors: those of read_adapter; corrupt (a module that the network has not, shapes, values that
+  /// are not finite);
   /// invalid_argument (a scale that is no number, two adapters that replace the same tensor).
   AdapterMerge(const ModelConfig& config, const NetworkSources& sources,
                const std::vector<AdapterSpec>& adapters);
@@ -29,7 +31,7 @@ class AdapterMerge {
   bool changes(const ModuleId& id) const;
   /// The rows of a module's matrix with what the adapters make of them. `base`: its source. What it
   /// returns holds the module's A matrices in f32, and for an embedding with a low-rank change the
-  /// whole table.
+  /// whole table. It throws corrupt where what is changed is not finite.
   RowDecoder rows(const ModuleId& id, const LinearSource& base) const;
   /// A norm that an adapter replaces; null: none does.
   const std::vector<float>* norm(const ModuleId& id) const;
@@ -43,6 +45,9 @@ class AdapterMerge {
     std::optional<LinearSource> replacement;
     std::vector<std::pair<const LowRankDelta*, double>> deltas;              // with their scales
     std::vector<std::pair<const EmbeddingDelta*, double>> embedding_deltas;  // likewise
+    std::string paths;  // of the adapters, for errors
+
+    void add_path(const std::string& path) { paths += (paths.empty() ? "" : ", ") + path; }
   };
   struct ById {
     bool operator()(const ModuleId& a, const ModuleId& b) const;

@@ -53,13 +53,33 @@ class TypeChooser {
               .tied = config.tied_embeddings};
     for (const auto& [pattern, dtype] : choices.tensor_types) {
       try {
-        patterns_.emplace_back(std::regex(pattern), dtype);
+        patterns_.push_back({pattern, std::regex(pattern), dtype});
       } catch (const std::regex_error& error) {
         fail(ErrorKind::kInvalidArgument, "quantize",
              "tensor type: expected a regular expression, got '{}': {}", printable(pattern),
              error.what());
       }
     }
+    if (model_.tied && choices.embedding && choices.output &&
+        *choices.embedding != *choices.output) {
+      fail(ErrorKind::kInvalidArgument, "quantize",
+           "output type: expected that of the embedding, {}, which this model has for both, got {}",
+           name_of(*choices.embedding), name_of(*choices.output));
+    }
+  }
+
+  /// Errors: invalid_argument, where a pattern has decided no matrix.
+  void check_patterns() const {
+    std::string unused;
+    for (const Pattern& pattern : patterns_) {
+      if (pattern.is_used) continue;
+      unused += fmt::format("{}'{}'", unused.empty() ? "" : ", ", printable(pattern.text));
+    }
+    if (unused.empty()) return;
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "tensor type: expected what is found in the name of a matrix, such as ffn_down in "
+         "blk.0.ffn_down.weight, and not decided before it, got {}",
+         unused);
   }
 
   DType choose(const ModuleId& id, const std::string& name, int64_t cols,
@@ -84,9 +104,13 @@ class TypeChooser {
     if (const auto found = choices_.types.find(name); found != choices_.types.end())
       return found->second;
     if (id.slot == Slot::kEmbedding && choices_.embedding) return choices_.embedding;
-    if (id.slot == Slot::kLmHead && choices_.output) return choices_.output;
-    for (const auto& [pattern, dtype] : patterns_) {
-      if (std::regex_search(name, pattern)) return dtype;
+    // The embedding of a tied model is its output matrix.
+    const bool is_output = id.slot == Slot::kLmHead || (id.slot == Slot::kEmbedding && model_.tied);
+    if (is_output && choices_.output) return choices_.output;
+    for (const Pattern& pattern : patterns_) {
+      if (!std::regex_search(name, pattern.regex)) continue;
+      pattern.is_used = true;
+      return pattern.dtype;
     }
     return std::nullopt;
   }
@@ -110,7 +134,13 @@ class TypeChooser {
 
   const GgufChoices& choices_;
   RecipeModel model_;
-  std::vector<std::pair<std::regex, DType>> patterns_;
+  struct Pattern {
+    std::string text;
+    std::regex regex;
+    DType dtype;
+    mutable bool is_used = false;
+  };
+  std::vector<Pattern> patterns_;
   mutable std::set<std::string> noted_;
 };
 
@@ -139,6 +169,7 @@ class Planner {
     add_vector({Slot::kFinalNorm}, ".weight", sources.final_norm);
     add_matrices(sources.embedding);
     if (!sources.tied) add_matrices(sources.lm_head);
+    chooser_.check_patterns();
     std::ranges::sort(plan_.tensors, comes_before);
     warn_of_rounded_sources();
     warn_of_missing_importances();

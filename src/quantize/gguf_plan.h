@@ -26,9 +26,9 @@ struct GgufChoices {
   const GgufRecipe* recipe = nullptr;
   /// Type of every matrix whose name the regular expression is found in; the first that is decides.
   std::vector<std::pair<std::string, DType>> tensor_types;
-  std::optional<DType> embedding, output;
-  std::map<std::string, DType> types;  // of tensors by name, before all other rules
-  bool pure = false;                   // the recipe's base type for all matrices
+  std::optional<DType> embedding, output;  // of a tied model they are one
+  std::map<std::string, DType> types;      // of tensors by name, before all other rules
+  bool pure = false;                       // the recipe's base type for all matrices
   /// How much errors of each input count; null: all as much. Must outlive the plan.
   const quantize::ImportanceMatrix* importance = nullptr;
   std::string name;  // general.name; "": from the path
@@ -66,8 +66,8 @@ struct GgufPlan {
 };
 
 /// `sources` must outlive the plan's use. `tokenizer`: see gguf_entries(). Errors:
-/// invalid_argument (a pattern that is no regular expression, a type that cannot be written),
-/// unsupported.
+/// invalid_argument (a pattern that is no regular expression, or decides nothing; a type that
+/// cannot be written; two types for the one matrix of a tied model), unsupported.
 GgufPlan plan_gguf(const Checkpoint& checkpoint, const ModelConfig& config,
                    const NetworkSources& sources, const TokenizerSpec* tokenizer,
                    const GgufChoices& choices);

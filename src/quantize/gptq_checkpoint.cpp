@@ -125,6 +125,11 @@ LayerPlan plan_gptq(const LayerSource& source, const TokenizerSpec* tokenizer,
   return plan;
 }
 
+std::string gptq_job(const LayerSource& source, const CalibrationSet& calibration,
+                     const Backend& backend, const GptqRequest& request) {
+  return job_text(source.checkpoint, calibration, backend, job_of(request));
+}
+
 void write_gptq(const LayerSource& source, const LayerPlan& plan, const CalibrationSet& calibration,
                 Backend& backend, ThreadPool& pool, const GptqRequest& request) {
   GptqLayerOptions options;

@@ -35,6 +35,10 @@ LayerPlan plan_gptq(const LayerSource& source, const TokenizerSpec* tokenizer,
 void write_gptq(const LayerSource& source, const LayerPlan& plan, const CalibrationSet& calibration,
                 Backend& backend, ThreadPool& pool, const GptqRequest& request);
 
+/// All that the bits of what write_gptq() writes depend on, as text.
+std::string gptq_job(const LayerSource& source, const CalibrationSet& calibration,
+                     const Backend& backend, const GptqRequest& request);
+
 /// A finished matrix's tensors. Those without a bias (all but q, k, v) get one of zeros, as
 /// AutoGPTQ writes it. Errors: those of publish_gptq.
 void add_gptq_tensors(const QuantisedModule& module, bool v2_zeros, std::vector<RawTensor>& out);

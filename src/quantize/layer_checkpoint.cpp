@@ -30,17 +30,6 @@ Json files_of(const Checkpoint& checkpoint) {
   return files;
 }
 
-/// All that the bits of the result depend on.
-std::string job_text(const Checkpoint& checkpoint, const CalibrationSet& calibration,
-                     const Backend& backend, const std::string& method) {
-  const Json job = {{"config", checkpoint.config_json.value_or("")},
-                    {"files", files_of(checkpoint)},
-                    {"method", parse_json_object(method, "job")},
-                    {"calibration", calibration_name(calibration)},
-                    {"numerics", backend.numerics()}};
-  return job.dump(1) + "\n";
-}
-
 /// The tensors of finished layers, which are views of files that this keeps mapped.
 class FinishedLayers {
  public:
@@ -103,6 +92,10 @@ void check_new(const LayerRequest& request) {
        printable(request.output, 4096));
 }
 
+std::string work_path(const LayerRequest& request) {
+  return request.work.empty() ? request.output + ".work" : request.work;
+}
+
 void finish_layer(const Checkpoint& checkpoint, const LayerSources& layer,
                   const std::vector<RawTensor>& made, const std::vector<float>& hidden,
                   WorkDirectory& work) {
@@ -114,6 +107,16 @@ void finish_layer(const Checkpoint& checkpoint, const LayerSources& layer,
 }
 
 }  // namespace
+
+std::string job_text(const Checkpoint& checkpoint, const CalibrationSet& calibration,
+                     const Backend& backend, const std::string& method) {
+  const Json job = {{"config", checkpoint.config_json.value_or("")},
+                    {"files", files_of(checkpoint)},
+                    {"method", parse_json_object(method, "job")},
+                    {"calibration", calibration_name(calibration)},
+                    {"numerics", backend.numerics()}};
+  return job.dump(1) + "\n";
+}
 
 double LayerPlan::bits_per_weight() const {
   return n_weights == 0 ? 0
@@ -191,8 +194,7 @@ void make_layers(const LayerSource& source, const CalibrationSet& calibration, B
                  const std::function<void(std::span<const RawTensor>)>& finish) {
   const auto& [checkpoint, config, sources] = source;
   check_new(request);
-  WorkDirectory work(request.output + ".work",
-                     job_text(checkpoint, calibration, backend, method.job));
+  WorkDirectory work(work_path(request), job_text(checkpoint, calibration, backend, method.job));
   LayerPass pass(backend, config, calibration.sequences, request.cancel);
   if (work.n_finished() > 0) {
     pass.set_hidden(work.read_hidden(pass.n_tokens() * config.hidden), work.n_finished());
@@ -227,7 +229,7 @@ void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadP
   for (const auto& [name, text] : plan.kept.texts) {
     if (name == "config.json") job["made"] = text;
   }
-  WorkDirectory work(request.output + ".work", job.dump(1) + "\n");
+  WorkDirectory work(work_path(request), job.dump(1) + "\n");
   for (size_t l = static_cast<size_t>(work.n_finished()); l < source.sources.layers.size(); ++l) {
     if (request.cancel != nullptr) request.cancel->check("writing " + request.output);
     const LayerSources& layer = source.sources.layers[l];

@@ -26,7 +26,8 @@ namespace qw::quantize {
 /// What is asked for, whatever the format.
 struct LayerRequest {
   std::string output;     // the directory or file to make
-  bool replaces = false;  // what is there under that name, once the new one is whole
+  std::string work;       // the directory of what is on the way; "": output + ".work"
+  bool replaces = false;  // what is there under `output`, once the new one is whole
   std::string isa;     // as BackendOptions::isa
   int64_t shard_bytes = DirectoryChoices().shard_bytes;
   std::vector<int32_t> eos_ids;  // of a GGUF file: DirectoryChoices::eos_ids
@@ -82,6 +83,10 @@ void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadP
                        const LayerRequest& request,
                        const std::function<std::vector<RawTensor>(const LayerSources&)>& make);
 
+/// All that the bits of a result depend on, as text. `method`: LayerMethod::job.
+std::string job_text(const Checkpoint& checkpoint, const CalibrationSet& calibration,
+                     const Backend& backend, const std::string& method);
+
 /// How a format quantises.
 struct LayerMethod {
   /// A JSON object: all that the bits of the result depend on, beside checkpoint, calibration and
@@ -98,7 +103,7 @@ void make_layers(const LayerSource& source, const CalibrationSet& calibration, B
                  const std::function<void(std::span<const RawTensor>)>& finish);
 
 /// Quantises and writes. A calibration without sequences is for a method that looks at no inputs
-/// and uses `pass` only to move on. An interruption leaves request.output + ".work", and the same
+/// and uses `pass` only to move on. An interruption leaves the work directory, and the same
 /// request goes on with the layer after the last that was finished, to the same bits. Errors:
 /// invalid_argument (the output is there, the work directory is another job's), those of
 /// method.quantise, io, cancelled.

@@ -108,7 +108,7 @@ Ran run_program(const std::string& program, const std::vector<std::string>& args
           input += options.after_output();
           more_input = false;
         }
-        if (!signalled) {
+        if (!signalled && ran.err.find(options.signal_after) != std::string::npos) {
           kill(child, options.signal_after_output);
           signalled = true;
         }

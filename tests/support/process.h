@@ -20,7 +20,8 @@ struct RunOptions {
   bool close_stdin = false;  // stdin is not there at all
   /// Called once the first byte of stdout came; what it returns is given to stdin, too.
   std::function<std::string()> after_output = {};
-  int signal_after_output = 0;  // this signal once the first byte of stdout or stderr came
+  int signal_after_output = 0;    // this signal once the first byte of stdout or stderr came
+  std::string signal_after = {};  // or once stderr has this
   std::vector<std::string> environment = {};  // NAME=VALUE, added
   int timeout_s = 120;
 };
