@@ -119,12 +119,12 @@ void run_budget(const Options& options) {
   const GgufPlan* plan = &planner.plan();
   for (const std::string& warning : plan->warnings)
     logger().warn("{}", warning);
-  GgufWritten written;
+  FeedbackWritten made;
   double measured = 0;
   if (!output.dry_run) {
     const GgufOutput& target = unproven ? unproven->hidden() : output;
     const auto write = [&] {
-      written = planner.write(target);
+      made = planner.write(target);
       measured = planner.compare(gguf_output_paths(target, *plan).front());
     };
     write();
@@ -140,13 +140,15 @@ void run_budget(const Options& options) {
   const std::chrono::duration<double> seconds = Clock::now() - start;
   ordered_json more = planner.json();
   if (!output.dry_run) more["measured_kl"] = measured;
+  if (!made.more.is_null()) more.update(made.more);
   if (!options.json) {
     print_result(planner.table());
+    print_result(made.line);
     print_result(
         fmt::format("KL divergence predicted {:.6f}, measured {}\n", planner.predicted_kl(),
                     output.dry_run ? "not: nothing was written" : fmt::format("{:.6f}", measured)));
   }
-  report_gguf(options, output, *plan, written, seconds.count(), more);
+  report_gguf(options, output, *plan, made.written, seconds.count(), more);
 }
 
 /// Flags of GGUF files.
@@ -216,9 +218,14 @@ void check_budget_flags(const CLI::App& app, const Options& options) {
          flag, is_gptq ? "--to a GGUF type, or awq, or nf4" : "--to",
          is_gptq ? " for gptq" : ", which chooses all types");
   };
-  for (const char* flag :
-       {"--tensor-type", "--embedding-type", "--output-type", "--pure", "--feedback"}) {
+  for (const char* flag : {"--tensor-type", "--embedding-type", "--output-type", "--pure"}) {
     if (app.count(flag) > 0) refuse(flag);
+  }
+  if (options.feedback.is_asked && options.budget.max_kl > 0) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--feedback: expected it with --budget or --max-bytes, got it with --max-kl, which "
+         "searches "
+         "among plain files");
   }
   if (is_gptq) {
     for (const char* flag : kOnlyGguf) {
@@ -230,7 +237,8 @@ void check_budget_flags(const CLI::App& app, const Options& options) {
     if (is_gptq && (flags == &layers.of_gptq || flags == &layers.of_both)) continue;
     for (const CLI::Option* flag : *flags) {
       const std::string name = flag->get_name();
-      if (flag->count() > 0 && !name.starts_with("--calibration")) refuse(name);
+      const bool is_feedbacks = options.feedback.is_asked && name == "--damp";
+      if (flag->count() > 0 && !name.starts_with("--calibration") && !is_feedbacks) refuse(name);
     }
   }
 }
@@ -265,6 +273,8 @@ Command register_quantize(CLI::App& root) {
             take_shard_bytes(*app, options->output, options->layers.shard_bytes);
             if (options->budget.is_asked()) {
               check_budget_flags(*app, *options);
+              options->budget.feedback = options->feedback.is_asked;
+              options->budget.damp = options->layers.gptq.damp;
               if (options->to == kGptqOfBudget)
                 return run_gptq_budget(*options, options->layers, options->budget,
                                        options->output.path, options->output.dry_run);

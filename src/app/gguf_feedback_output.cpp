@@ -64,10 +64,54 @@ void add_feedback_flag(CLI::App& app, FeedbackFlags& flags) {
       "types and bytes, closer predictions");
 }
 
+FeedbackWritten write_with_feedback(const FeedbackInput& input, const GgufOutput& output,
+                                    const GgufPlan& plan) {
+  const auto& [checkpoint, config, sources] = input.source;
+  FeedbackWritten out;
+  Gain gain;
+  quantize::GgufFeedbackRequest request;
+  request.output = output.path;
+  request.replaces = output.force;
+  request.isa = input.options.load.isa;
+  request.damp = input.damp;
+  request.cancel = &interrupted();
+  request.on_layer = [&](int layer, const auto& modules) { gain.add(layer, modules); };
+  std::optional<Progress> progress;
+  request.on_quantised = [&](int64_t bytes) {
+    if (!progress) {
+      const int64_t n_layers = std::max(config.n_layers, 1);
+      progress.emplace("quantising",
+                       quantize::feedback_bytes(plan) * (n_layers - gain.n_resumed) / n_layers,
+                       Progress::Unit::kBytes);
+    }
+    progress->add(bytes);
+  };
+  quantize::make_gguf_feedback(input.source, plan, input.calibration, input.backend, input.pool,
+                               request, [&](const GgufPlan& made) {
+                                 progress.reset();
+                                 out.written = write_gguf_output(output, made, checkpoint, sources,
+                                                                 input.pool);
+                               });
+  if (gain.n_cold > 0) {
+    out.written.warnings.push_back(fmt::format(
+        "{} matrices of experts got too few tokens and were made with those of all tokens",
+        gain.n_cold));
+    logger().warn("{}", out.written.warnings.back());
+  }
+  out.more = {{"layers", gain.layers}, {"loss_beside_plain", gain.share()}};
+  out.line = fmt::format(
+      "{} matrices: {:.1f} % of the squared error that the plain file's codes have in their "
+      "outputs{}\n",
+      gain.n_matrices, 100 * gain.share(),
+      gain.n_resumed > 0 ? fmt::format(" ({} layers were there already)", gain.n_resumed) : "");
+  return out;
+}
+
 void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, GgufChoices choices,
                        const CalibrationFlags& calibration_flags, const std::string& imatrix,
                        double damp) {
   const auto start = Clock::now();
+  if (!output.dry_run) check_gguf_output(output);
   const ModelFiles files = open_for_reading(options, true);
   GgufModel model;
   model.checkpoint = files.checkpoint;
@@ -96,38 +140,15 @@ void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, G
   const GgufPlan plan = model.plan(choices);
   for (const std::string& warning : plan.warnings)
     logger().warn("{}", warning);
-  GgufWritten written;
-  Gain gain;
+  FeedbackWritten made;
   if (!output.dry_run) {
-    quantize::GgufFeedbackRequest request;
-    request.output = output.path;
-    request.replaces = output.force;
-    request.isa = options.load.isa;
-    request.damp = damp;
-    request.cancel = &interrupted();
-    request.on_layer = [&](int layer, const auto& modules) { gain.add(layer, modules); };
-    std::optional<Progress> progress;
-    request.on_quantised = [&](int64_t bytes) {
-      if (!progress) {
-        const int64_t n_layers = std::max(model.config.n_layers, 1);
-        progress.emplace("quantising",
-                         quantize::feedback_bytes(plan) * (n_layers - gain.n_resumed) / n_layers,
-                         Progress::Unit::kBytes);
-      }
-      progress->add(bytes);
-    };
-    quantize::make_gguf_feedback({*model.checkpoint, model.config, model.sources}, plan,
-                                 calibration, *backend, pool, request, [&](const GgufPlan& made) {
-                                   progress.reset();
-                                   written = write_gguf_output(output, made, *model.checkpoint,
-                                                               model.sources, pool);
-                                 });
-    if (gain.n_cold > 0) {
-      written.warnings.push_back(fmt::format(
-          "{} matrices of experts got too few tokens and were made with those of all tokens",
-          gain.n_cold));
-      logger().warn("{}", written.warnings.back());
-    }
+    made = write_with_feedback({options,
+                                {*model.checkpoint, model.config, model.sources},
+                                calibration,
+                                *backend,
+                                pool,
+                                damp},
+                               output, plan);
   }
   const std::chrono::duration<double> seconds = Clock::now() - start;
   ordered_json more = {{"calibration",
@@ -135,19 +156,9 @@ void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, G
                          {"sequences", calibration.sequences.size()},
                          {"tokens", calibration.n_tokens},
                          {"tokens_given", calibration.n_tokens_given}}}};
-  if (!output.dry_run) {
-    more["layers"] = gain.layers;
-    more["loss_beside_plain"] = gain.share();
-    if (!options.json) {
-      print_result(fmt::format(
-          "{} matrices: {:.1f} % of the squared error that the plain file's codes have in their "
-          "outputs{}\n",
-          gain.n_matrices, 100 * gain.share(),
-          gain.n_resumed > 0 ? fmt::format(" ({} layers were there already)", gain.n_resumed)
-                             : ""));
-    }
-  }
-  report_gguf(options, output, plan, written, seconds.count(), more);
+  if (!made.more.is_null()) more.update(made.more);
+  if (!options.json) print_result(made.line);
+  report_gguf(options, output, plan, made.written, seconds.count(), more);
 }
 
 }  // namespace qw::app

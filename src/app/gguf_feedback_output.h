@@ -4,11 +4,14 @@
 #pragma once
 
 #include <CLI/App.hpp>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "app/calibration_input.h"
 #include "app/gguf_output.h"
+#include "backend/backend.h"
+#include "quantize/layer_checkpoint.h"
 
 namespace qw::app {
 
@@ -18,9 +21,28 @@ struct FeedbackFlags {
 
 void add_feedback_flag(CLI::App& app, FeedbackFlags& flags);
 
-/// Collects importances unless `imatrix` names a file of them, makes the layers one by one
-/// (resumable: OUTPUT.work), writes and reports. Errors: those of write_gguf_output,
-/// make_gguf_feedback and read_calibration.
+struct FeedbackInput {
+  const CommonOptions& options;
+  quantize::LayerSource source;
+  const quantize::CalibrationSet& calibration;
+  Backend& backend;
+  ThreadPool& pool;
+  double damp = 0.01;
+};
+
+struct FeedbackWritten {
+  GgufWritten written;
+  nlohmann::ordered_json more;  // "layers", "loss_beside_plain"
+  std::string line;             // the same in words
+};
+
+/// Makes the layers of `plan` one by one (resumable: OUTPUT.work) and writes, with progress.
+/// Errors: those of write_gguf_output and make_gguf_feedback.
+FeedbackWritten write_with_feedback(const FeedbackInput& input, const GgufOutput& output,
+                                    const GgufPlan& plan);
+
+/// Collects importances unless `imatrix` names a file of them, writes and reports. Errors: those of
+/// write_with_feedback and read_calibration.
 void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, GgufChoices choices,
                        const CalibrationFlags& calibration, const std::string& imatrix,
                        double damp);

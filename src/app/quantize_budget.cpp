@@ -78,7 +78,7 @@ struct BudgetPlanner::State {
   NetworkSources sources;
   std::optional<TokenizerSpec> tokenizer;
   quantize::ImportanceMatrix importance;
-  quantize::CalibrationSet probed;
+  quantize::CalibrationSet calibration, probed;
   ThreadPool pool;
   std::unique_ptr<Backend> backend;
   std::unique_ptr<quantize::NetworkProbe> probe;
@@ -261,7 +261,8 @@ BudgetPlanner::BudgetPlanner(const CommonOptions& options, const BudgetFlags& fl
   s.limit = flags.max_kl;
   s.take_matrices();
   s.check_least();
-  const quantize::CalibrationSet set = read_calibration(calibration, s.files, model_path(options));
+  s.calibration = read_calibration(calibration, s.files, model_path(options));
+  const quantize::CalibrationSet& set = s.calibration;
   logger().info("calibration: {}", set.summary());
   s.backend = calibration_backend(options);
   if (imatrix.empty()) {
@@ -382,9 +383,20 @@ double BudgetPlanner::compare(const std::string& path) const {
   return measured_divergence(state_->options, state_->probed, path);
 }
 
-GgufWritten BudgetPlanner::write(const GgufOutput& output) {
+FeedbackWritten BudgetPlanner::write(const GgufOutput& output) {
   State& s = *state_;
-  return write_gguf_output(output, s.plan, *s.files.checkpoint, s.sources, s.pool);
+  if (s.flags.feedback) {
+    return write_with_feedback({s.options,
+                                {*s.files.checkpoint, s.config, s.sources},
+                                s.calibration,
+                                *s.backend,
+                                s.pool,
+                                s.flags.damp},
+                               output, s.plan);
+  }
+  FeedbackWritten out;
+  out.written = write_gguf_output(output, s.plan, *s.files.checkpoint, s.sources, s.pool);
+  return out;
 }
 
 }  // namespace qw::app

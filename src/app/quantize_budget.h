@@ -11,6 +11,7 @@
 
 #include "app/calibration_input.h"
 #include "app/command.h"
+#include "app/gguf_feedback_output.h"
 #include "app/gguf_output.h"
 #include "quantize/gguf_plan.h"
 #include "quantize/sensitivity.h"
@@ -22,6 +23,8 @@ struct BudgetFlags {
   int64_t max_bytes = 0;  // of the file; 0: none
   double max_kl = 0;      // 0: none
   int64_t sensitivity_tokens = 4096;
+  bool feedback = false;  // gguf_feedback_output.h
+  double damp = 0.01;     // of that
   std::vector<const CLI::Option*> all;
 
   bool is_asked() const;
@@ -59,8 +62,8 @@ class BudgetPlanner {
   nlohmann::ordered_json json() const;
   /// measured_divergence() of the file at `path`, on the tokens that the model was measured with.
   double compare(const std::string& path) const;
-  /// Writes the last plan. Errors: those of write_gguf_output.
-  GgufWritten write(const GgufOutput& output);
+  /// Writes the last plan. Errors: those of write_gguf_output, or of write_with_feedback.
+  FeedbackWritten write(const GgufOutput& output);
 
  private:
   struct State;
