@@ -24,7 +24,8 @@ class Notes {
     static const GenerationConfig defaults;
     for (const std::string_view name : names) {
       const nlohmann::ordered_json value = config_.get(name);
-      const bool is_off = name == "top_k" && value == 0;
+      // None, or the likeliest alone: what is done anyway where nothing is drawn.
+      const bool is_off = name == "top_k" && (value == 0 || value == 1);
       if (config_.source_of(name) == ParameterSource::kUser && value != defaults.get(name) &&
           !is_off)
         out_.push_back({std::string(name), value.dump(), std::string(why)});

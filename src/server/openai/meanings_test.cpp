@@ -125,6 +125,7 @@ TEST_F(OpenAiMeanings, WhatAsksForNothingIsNotNamed) {
   const std::vector<ordered_json> bodies = {
       {{"temperature", 0}, {"top_p", 1}, {"n", 1}, {"seed", 3}, {"min_p", 0}, {"top_k", 0}},
       {{"temperature", 0}, {"top_k", -1}, {"presence_penalty", 0}, {"stop", nullptr}},
+      {{"temperature", 0}, {"top_k", 1}},
       {{"documents", ordered_json::array()}, {"chat_template_kwargs", ordered_json::object()}},
       {{"chat_template_kwargs", {{"thinking", nullptr}}}},
       {{"stream_options", {{"include_usage", false}}}, {"stream", false}},
