@@ -63,6 +63,7 @@ constexpr FlagHelp kHelp[] = {
     {"remove_invalid_values", "BOOL", "Replace NaN and infinity in logits; false: an error"},
     {"renormalize_logits", "BOOL", "Normalise after all processors"},
     {"eos_token_id", "ID,...", "Tokens that end the answer"},
+    {"stop_token_ids", "ID,...", "More of them, which --ignore-eos leaves in force"},
     {"pad_token_id", "ID", "The padding token"},
     {"bos_token_id", "ID", "The token that begins a text"},
     {"logprobs", "N", "Report log-probabilities, and the N most likely tokens"},

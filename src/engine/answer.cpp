@@ -6,7 +6,10 @@ namespace qw {
 
 Answer::Answer(int index, const Request& request, int64_t max_len,
                std::shared_ptr<const Tokenizer> tokenizer)
-    : config_(request.config), max_new_(max_len - static_cast<int64_t>(request.prompt.size())) {
+    : config_(request.config),
+      stop_after_(request.stop_after),
+      n_turn_ends_(request.n_turn_ends),
+      max_new_(max_len - static_cast<int64_t>(request.prompt.size())) {
   completion_.index = index;
   if (tokenizer != nullptr) detokenizer_.emplace(std::move(tokenizer), request.skip_special_tokens);
   if (request.stop) stop_ = *request.stop;
@@ -18,8 +21,13 @@ Answer::Piece Answer::push(int32_t id, std::optional<TokenLogprobs> logprobs) {
   if (logprobs) completion_.logprobs.push_back(std::move(*logprobs));
 
   Piece piece;
-  if (config_.is_eos(id)) {
+  if (config_.ends_at(id)) {
     piece.finished = FinishReason::kEos;
+    if (!config_.is_eos(id)) {
+      completion_.stop_token = id;
+      if (detokenizer_ && config_.include_stop_str_in_output)
+        piece.text = pass_through_stop(detokenizer_->push(id));
+    }
   } else {
     if (detokenizer_) piece.text = pass_through_stop(detokenizer_->push(id));
     if (stopped_) {
@@ -39,7 +47,8 @@ Answer::Piece Answer::push(int32_t id, std::optional<TokenLogprobs> logprobs) {
 
 std::string Answer::pass_through_stop(const std::string& text) {
   if (!stop_) return text;
-  StopStrings::Result result = stop_->push(text);
+  const bool all_count = std::ssize(completion_.ids) > stop_after_;
+  StopStrings::Result result = stop_->push(text, all_count ? SIZE_MAX : n_turn_ends_);
   if (result.stop) {
     stopped_ = true;
     completion_.stop_string = config_.stop_strings[*result.stop];

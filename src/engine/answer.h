@@ -44,6 +44,8 @@ class Answer {
   std::string release();
 
   const GenerationConfig& config_;
+  int64_t stop_after_;
+  size_t n_turn_ends_;
   int64_t max_new_;
   std::optional<Detokenizer> detokenizer_;
   std::optional<StopStrings> stop_;

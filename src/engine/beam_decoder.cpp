@@ -45,14 +45,11 @@ class BeamDecoder : public Decoder {
     if (!config.force_words_ids.empty())
       forced_ = std::make_shared<ForcedWords>(config.force_words_ids, context.request.prompt);
     std::optional<StopWatch> watch;
-    if (!config.stop_strings.empty())
-      watch.emplace(context.tokenizer, context.request.skip_special_tokens, config.stop_strings);
+    if (!config.stop_strings.empty()) watch.emplace(context.tokenizer, context.request);
     for (int64_t g = 0; g < config.num_beam_groups; ++g) {
-      groups_.emplace_back(
-          BeamGroup::Options{size, config.length_penalty, config.early_stopping,
-                             context.max_len - context.prompt_len(),
-                             config.ignore_eos ? std::vector<int32_t>{} : config.eos_token_id,
-                             forced_, config.num_return_sequences});
+      groups_.emplace_back(BeamGroup::Options{size, config.length_penalty, config.early_stopping,
+                                              context.max_len - context.prompt_len(), config.ends(),
+                                              forced_, config.num_return_sequences});
       auto& beams = beams_.emplace_back();
       for (int b = 0; b < size; ++b)
         beams.push_back({seq, b == 0 ? 0.0f : kNotYet, -1, watch});
@@ -189,8 +186,8 @@ class BeamDecoder : public Decoder {
   void trace_ends(size_t g, std::vector<BeamCandidate>& candidates) {
     for (BeamCandidate& candidate : candidates) {
       if (!groups_[g].ends(candidate)) continue;
-      candidate.trace =
-          trace(beam_of(g, candidate), candidate.stops ? candidate.token : shown_end());
+      candidate.trace = trace(beam_of(g, candidate),
+                              candidate.stops ? candidate.token : shown_end(candidate.token));
     }
   }
 
@@ -198,7 +195,11 @@ class BeamDecoder : public Decoder {
     return beams_[g][static_cast<size_t>(candidate.beam)];
   }
 
-  int32_t shown_end() const { return context_.config().eos_token_id[0]; }
+  /// Of several end tokens Transformers shows the first; a stop token is shown as it is.
+  int32_t shown_end(int32_t id) const {
+    const GenerationConfig& config = context_.config();
+    return config.is_eos(id) ? config.eos_token_id[0] : id;
+  }
 
   /// Notes the log-probabilities of a token that follows a beam, when they are wanted.
   int64_t trace(const Beam& beam, int32_t token) {
@@ -321,7 +322,7 @@ class BeamDecoder : public Decoder {
     Answer answer(index, context_.request, context_.max_len, context_.tokenizer);
     if (hypothesis != nullptr) {
       std::vector<int32_t> ids = hypothesis->generated;
-      if (hypothesis->ended) ids.push_back(shown_end());
+      if (hypothesis->ended) ids.push_back(shown_end(hypothesis->end));
       const std::vector<TokenLogprobs> logprobs = logprobs_of(*hypothesis);
       QW_CHECK(logprobs.empty() || logprobs.size() == ids.size());
       for (size_t i = 0; i < ids.size() && !answer.finished(); ++i) {

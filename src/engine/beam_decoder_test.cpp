@@ -236,6 +236,46 @@ TEST(BeamSearch, AForcedWordMayCompleteAStopString) {
   EXPECT_GT(stopped, 0);
 }
 
+TEST(BeamSearch, EndsAtStopTokensAndWaitsWithStopStrings) {
+  const auto tokenizer = fake_tokenizer({"a", "b", "c", "d", "e", "f"});
+  FakeModel model(6 + 256);
+  EngineOptions options;
+  options.ctx = 64;
+  options.kv_tokens = 512;
+  Engine engine(model, tokenizer, options);
+  Request request;
+  request.prompt = {0, 1};
+  request.config.num_beams = 3;
+  request.config.num_return_sequences = 3;
+  request.config.max_new_tokens = 12;
+  for (int32_t id = 6; id < 6 + 256; ++id)
+    request.config.suppress_tokens.push_back(id);
+  request.config.eos_token_id = {5};
+  request.config.ignore_eos = true;
+  Request tokens = request;
+  tokens.config.stop_token_ids = {3, 4};
+  int ended = 0;
+  for (const Completion& answer : engine.generate(tokens).completions) {
+    for (size_t i = 0; i < answer.ids.size(); ++i) {
+      const bool stops = answer.ids[i] == 3 || answer.ids[i] == 4;
+      EXPECT_EQ(stops, answer.finish_reason == FinishReason::kEos && i + 1 == answer.ids.size());
+    }
+    if (answer.finish_reason != FinishReason::kEos) continue;
+    ++ended;
+    EXPECT_EQ(answer.stop_token, answer.ids.back());
+  }
+  EXPECT_GT(ended, 0);
+  Request strings = request;
+  strings.config.stop_strings = {"a", "b", "c"};
+  strings.stop_after = 4;
+  int stopped = 0;
+  for (const Completion& answer : engine.generate(strings).completions) {
+    stopped += answer.finish_reason == FinishReason::kStop ? 1 : 0;
+    EXPECT_GT(answer.ids.size(), 4u);
+  }
+  EXPECT_GT(stopped, 0);
+}
+
 TEST(BeamSearch, TheBundledModelEqualsAPlainSearch) {
   OpenOptions options;
   options.quiet = true;

@@ -48,6 +48,7 @@ void BeamGroup::end(const BeamCandidate& candidate, std::span<const int32_t> bea
   hypothesis.generated.assign(beam.begin(), beam.end());
   hypothesis.ended = !candidate.stops;
   hypothesis.trace = candidate.trace;
+  if (hypothesis.ended) hypothesis.end = candidate.token;
   if (candidate.stops) hypothesis.generated.push_back(candidate.token);
   if (options_.forced != nullptr && !options_.forced->all_said(hypothesis.generated)) return;
   add(std::move(hypothesis), candidate.score, std::ssize(beam) + 1);

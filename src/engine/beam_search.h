@@ -31,6 +31,7 @@ struct Hypothesis {
   std::vector<int32_t> generated;  // without the end token, with the token of a stop string
   bool ended = false;              // by an end token
   int64_t trace = -1;              // of the candidate that ended it, or given to close()
+  int32_t end = -1;                // the token that ended it, if one did
 };
 
 /// One group of beams.

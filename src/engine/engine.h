@@ -76,6 +76,11 @@ struct Request {
   std::string cache_salt;
   /// config.stop_strings as an automaton, which requests may share; null: the engine makes it.
   std::shared_ptr<const StopStrings> stop;
+  /// Stop strings count only beyond so many tokens of the answer: where their last character is a
+  /// later token's (vLLM; Transformers looks for them from the first token on). But the first
+  /// n_turn_ends of config.stop_strings, which end a turn that is over, always count.
+  int64_t stop_after = 0;
+  size_t n_turn_ends = 0;
   /// More processors, after the configured ones and before the warpers (grammars enter here).
   std::vector<std::shared_ptr<LogitsProcessor>> processors;
 };
@@ -87,9 +92,10 @@ inline BlockScope scope_of(const Request& request) {
 struct Completion {
   int index = 0;
   std::vector<int32_t> ids;  // new tokens, an end token included
-  std::string text;          // without end token; cut before a stop string unless asked to keep it
+  std::string text;  // without end token; cut before a stop string or token unless asked to keep it
   FinishReason finish_reason = FinishReason::kLength;
   std::string stop_string;              // the one found (kStop)
+  std::optional<int32_t> stop_token;    // the one of stop_token_ids that ended it (kEos)
   std::vector<TokenLogprobs> logprobs;  // one per id when asked for
   std::optional<double> score;          // beam search: sequences_scores
   std::string error;                    // kError
@@ -125,6 +131,7 @@ struct Event {
   std::optional<TokenLogprobs> logprobs;
   FinishReason finish_reason = FinishReason::kLength;  // kCompletion
   std::string stop_string;                             // kCompletion: the one found (kStop)
+  std::optional<int32_t> stop_token;                   // kCompletion: as in Completion
   int64_t n_cached = 0;  // kToken, kCompletion: as in Timings, which come at the end only
   /// kPrompt: as in RequestResult.
   std::shared_ptr<const std::vector<TokenLogprobs>> prompt_logprobs;

@@ -475,6 +475,7 @@ void Engine::Impl::finished(RequestId request, const Completion& answer) {
   event.index = answer.index;
   event.finish_reason = answer.finish_reason;
   event.stop_string = answer.stop_string;
+  event.stop_token = answer.stop_token;
   event.n_cached = active_.at(request)->result.timings.n_cached;
   events_.push_back(std::move(event));
 }

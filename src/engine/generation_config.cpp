@@ -375,6 +375,7 @@ constexpr auto kParameters = std::to_array<Parameter>({
     parameter<&C::remove_invalid_values>("remove_invalid_values"),
     parameter<&C::renormalize_logits>("renormalize_logits"),
     parameter<&C::eos_token_id>("eos_token_id"),
+    parameter<&C::stop_token_ids>("stop_token_ids"),
     parameter<&C::pad_token_id>("pad_token_id"),
     parameter<&C::bos_token_id>("bos_token_id"),
     parameter<&C::logprobs>("logprobs"),
@@ -552,6 +553,22 @@ ParameterSource GenerationConfig::source_of(std::string_view name) const {
 bool GenerationConfig::is_eos(int32_t id) const {
   return !ignore_eos &&
          std::find(eos_token_id.begin(), eos_token_id.end(), id) != eos_token_id.end();
+}
+
+bool GenerationConfig::is_stop_token(int32_t id) const {
+  return std::find(stop_token_ids.begin(), stop_token_ids.end(), id) != stop_token_ids.end();
+}
+
+std::vector<int32_t> GenerationConfig::effective_eos() const {
+  return ignore_eos ? std::vector<int32_t>{} : eos_token_id;
+}
+
+std::vector<int32_t> GenerationConfig::ends() const {
+  std::vector<int32_t> out = effective_eos();
+  for (const int32_t id : stop_token_ids) {
+    if (std::find(out.begin(), out.end(), id) == out.end()) out.push_back(id);
+  }
+  return out;
 }
 
 }  // namespace qw

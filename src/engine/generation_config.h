@@ -102,6 +102,9 @@ struct GenerationConfig {
 
   // Special tokens.
   std::vector<int32_t> eos_token_id;  // every one ends the answer; duplicates are kept
+  /// These end the answer, too, whatever ignore_eos says. They are words like any other: grammars
+  /// and bans know nothing of them (vLLM's name).
+  std::vector<int32_t> stop_token_ids;
   std::optional<int32_t> pad_token_id, bos_token_id;
 
   // What to report. nullopt: nothing; N: the chosen token and the N most likely.
@@ -139,6 +142,13 @@ struct GenerationConfig {
   /// is known. The file's values are not the user's; a draft model is.
   std::vector<std::string> without_effect(std::optional<int64_t> prompt_len = std::nullopt,
                                           bool has_draft_model = false) const;
+  /// The same in parts, for who calls parameters by other names.
+  struct Idle {
+    std::string name;   // of the parameter, or "draft model"
+    std::string value;  // as JSON; "" of a draft model
+    std::string why;
+  };
+  std::vector<Idle> idle(std::optional<int64_t> prompt_len, bool has_draft_model) const;
 
   /// Whether tokens are drawn at random: do_sample and temperature != 0.
   bool samples() const { return do_sample && temperature != 0; }
@@ -151,6 +161,13 @@ struct GenerationConfig {
     return num_beams == 1 && !is_contrastive() && guidance_scale == 1;
   }
   bool is_eos(int32_t id) const;
+  bool is_stop_token(int32_t id) const;
+  /// Whether the answer ends with this token.
+  bool ends_at(int32_t id) const { return is_eos(id) || is_stop_token(id); }
+  /// The end tokens that count: none where they are to be ignored.
+  std::vector<int32_t> effective_eos() const;
+  /// All tokens that end the answer, each once.
+  std::vector<int32_t> ends() const;
 
  private:
   std::map<std::string, ParameterSource, std::less<>> sources_;

@@ -214,6 +214,7 @@ void check_all_ids(const GenerationConfig& c, int64_t vocab) {
   check_ids("begin_suppress_tokens", c.begin_suppress_tokens, vocab);
   check_ids("forced_eos_token_id", c.forced_eos_token_id, vocab);
   check_ids("eos_token_id", c.eos_token_id, vocab);
+  check_ids("stop_token_ids", c.stop_token_ids, vocab);
   if (c.forced_bos_token_id) check_ids("forced_bos_token_id", {*c.forced_bos_token_id}, vocab);
 }
 

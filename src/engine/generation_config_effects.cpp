@@ -24,22 +24,27 @@ class Notes {
     static const GenerationConfig defaults;
     for (const std::string_view name : names) {
       const nlohmann::ordered_json value = config_.get(name);
-      if (config_.source_of(name) == ParameterSource::kUser && value != defaults.get(name))
-        out_.push_back(fmt::format("{} {} has no effect: {}", name, value.dump(), why));
+      // None, or the likeliest alone: what is done anyway where nothing is drawn.
+      const bool is_off = name == "top_k" && (value == 0 || value == 1);
+      if (config_.source_of(name) == ParameterSource::kUser && value != defaults.get(name) &&
+          !is_off)
+        out_.push_back({std::string(name), value.dump(), std::string(why)});
     }
   }
-  void add_sentence(std::string sentence) { out_.push_back(std::move(sentence)); }
-  std::vector<std::string> take() { return std::move(out_); }
+  void add_draft_model(std::string_view why) {
+    out_.push_back({"draft model", "", std::string(why)});
+  }
+  std::vector<GenerationConfig::Idle> take() { return std::move(out_); }
 
  private:
   const GenerationConfig& config_;
-  std::vector<std::string> out_;
+  std::vector<GenerationConfig::Idle> out_;
 };
 
 /// What shapes the distribution that tokens are drawn from.
 void note_warpers(const GenerationConfig& c, Notes& notes) {
   if (!c.samples()) {
-    const std::string_view why = c.do_sample ? "temperature is 0" : "do_sample is false";
+    const std::string_view why = c.temperature == 0 ? "temperature is 0" : "do_sample is false";
     notes.add({"top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}, why);
     if (!c.do_sample && c.temperature != 0) notes.add({"temperature"}, why);
     if (!c.is_contrastive()) notes.add({"top_k"}, why);
@@ -78,7 +83,7 @@ void note_guesses(const GenerationConfig& c, bool has_draft_model, Notes& notes)
     notes.add(of_lookup, why);
     notes.add(of_draft, why);
     notes.add({"num_assistant_tokens_schedule"}, why);
-    if (has_draft_model) notes.add_sentence(fmt::format("draft model has no effect: {}", why));
+    if (has_draft_model) notes.add_draft_model(why);
     return;
   }
   if (c.prompt_lookup_num_tokens == 0)
@@ -90,21 +95,24 @@ void note_guesses(const GenerationConfig& c, bool has_draft_model, Notes& notes)
                 "there is no draft model, and prompt_lookup_num_tokens is 0");
   } else if (c.num_assistant_tokens == 0) {
     notes.add({"assistant_confidence_threshold"}, "num_assistant_tokens is 0");
-    notes.add_sentence("draft model has no effect: num_assistant_tokens is 0");
+    notes.add_draft_model("num_assistant_tokens is 0");
   }
 }
 
 /// When an answer begins and ends.
 void note_lengths(const GenerationConfig& c, std::optional<int64_t> prompt_len, Notes& notes) {
   if (c.max_new_tokens) notes.add({"max_length"}, "max_new_tokens is set");
-  if (c.stop_strings.empty()) notes.add({"include_stop_str_in_output"}, "there is no stop string");
-  const Names about_ends = {"min_new_tokens", "min_length", "exponential_decay_length_penalty"};
+  if (c.stop_strings.empty() && c.stop_token_ids.empty())
+    notes.add({"include_stop_str_in_output"}, "there is no stop string");
+  const std::string_view why = c.ignore_eos ? "ignore_eos is true" : "there is no end token";
   if (c.eos_token_id.empty()) {
     notes.add({"ignore_eos"}, "there is no end token");
-    notes.add(about_ends, "there is no end token");
   } else if (c.ignore_eos) {
-    notes.add({"eos_token_id"}, "ignore_eos is true");
-    notes.add(about_ends, "ignore_eos is true");
+    notes.add({"eos_token_id"}, why);
+  }
+  if (c.effective_eos().empty()) notes.add({"exponential_decay_length_penalty"}, why);
+  if (c.ends().empty()) {
+    notes.add({"min_new_tokens", "min_length"}, why);
   } else if (prompt_len && c.min_length <= *prompt_len) {
     notes.add({"min_length"}, fmt::format("the length of the prompt alone is {}", *prompt_len));
   }
@@ -114,14 +122,24 @@ void note_lengths(const GenerationConfig& c, std::optional<int64_t> prompt_len, 
 
 }  // namespace
 
-std::vector<std::string> GenerationConfig::without_effect(std::optional<int64_t> prompt_len,
-                                                          bool has_draft_model) const {
+std::vector<GenerationConfig::Idle> GenerationConfig::idle(std::optional<int64_t> prompt_len,
+                                                           bool has_draft_model) const {
   Notes notes(*this);
   note_warpers(*this, notes);
   note_strategy(*this, notes);
   note_guesses(*this, has_draft_model, notes);
   note_lengths(*this, prompt_len, notes);
   return notes.take();
+}
+
+std::vector<std::string> GenerationConfig::without_effect(std::optional<int64_t> prompt_len,
+                                                          bool has_draft_model) const {
+  std::vector<std::string> out;
+  for (const Idle& idle : idle(prompt_len, has_draft_model)) {
+    const std::string what = idle.value.empty() ? idle.name : idle.name + " " + idle.value;
+    out.push_back(fmt::format("{} has no effect: {}", what, idle.why));
+  }
+  return out;
 }
 
 }  // namespace qw

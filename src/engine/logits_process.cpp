@@ -10,16 +10,12 @@
 namespace qw {
 namespace {
 
-/// The end tokens that count: none when they are to be ignored.
-std::vector<int32_t> effective_eos(const GenerationConfig& config) {
-  return config.ignore_eos ? std::vector<int32_t>{} : config.eos_token_id;
-}
-
 /// Tokens that every warper must leave: beams need one more than there are end tokens, so that a
 /// beam can always go on.
-int64_t tokens_to_keep(const GenerationConfig& config, const std::vector<int32_t>& eos) {
+int64_t tokens_to_keep(const GenerationConfig& config) {
   if (config.num_beams <= 1) return 1;
-  return eos.empty() ? 2 : static_cast<int64_t>(eos.size()) + 1;
+  const std::vector<int32_t> ends = config.ends();
+  return ends.empty() ? 2 : static_cast<int64_t>(ends.size()) + 1;
 }
 
 void add_biases(const GenerationConfig& config, ProcessorList& out) {
@@ -56,11 +52,12 @@ void add_penalties(const GenerationConfig& config, std::span<const int32_t> prom
 
 void add_lengths(const GenerationConfig& config, int64_t prompt_len, int64_t max_length,
                  const std::vector<int32_t>& eos, ProcessorList& out) {
-  if (config.min_length > 0 && !eos.empty()) {
-    out.push_back(std::make_shared<MinLength>(config.min_length, eos));
+  const std::vector<int32_t> ends = config.ends();
+  if (config.min_length > 0 && !ends.empty()) {
+    out.push_back(std::make_shared<MinLength>(config.min_length, ends));
   }
-  if (config.min_new_tokens > 0 && !eos.empty()) {
-    out.push_back(std::make_shared<MinLength>(prompt_len + config.min_new_tokens, eos));
+  if (config.min_new_tokens > 0 && !ends.empty()) {
+    out.push_back(std::make_shared<MinLength>(prompt_len + config.min_new_tokens, ends));
   }
   if (config.forced_bos_token_id) {
     out.push_back(
@@ -172,7 +169,7 @@ void LogitsPipeline::apply(const TokenHistory& history, LogitsRow& row,
 LogitsPipeline make_pipeline(const GenerationConfig& config, std::span<const int32_t> prompt,
                              int64_t max_length, int64_t usable_vocab,
                              std::span<const std::shared_ptr<LogitsProcessor>> extra) {
-  const std::vector<int32_t> eos = effective_eos(config);
+  const std::vector<int32_t> eos = config.effective_eos();
   const auto prompt_len = static_cast<int64_t>(prompt.size());
   LogitsPipeline pipeline;
   pipeline.usable_vocab = usable_vocab;
@@ -187,7 +184,7 @@ LogitsPipeline make_pipeline(const GenerationConfig& config, std::span<const int
   add_suppressions(config, prompt_len, pipeline.processors);
   for (const auto& processor : extra)
     pipeline.processors.push_back(processor);
-  if (config.samples()) add_warpers(config, tokens_to_keep(config, eos), pipeline.warpers);
+  if (config.samples()) add_warpers(config, tokens_to_keep(config), pipeline.warpers);
   if (config.renormalize_logits) pipeline.warpers.push_back(std::make_shared<Renormalize>());
   return pipeline;
 }

@@ -156,7 +156,7 @@ void Speculation::take(size_t source, DraftQuery& query, Scheduler& scheduler) {
   if (query.declined) note(source, state, 1, 0);
   // An end token follows from the one before it, too.
   const auto useless = std::ranges::find_if(
-      query.guess, [&](int32_t id) { return id >= usable_vocab_ || query.config->is_eos(id); });
+      query.guess, [&](int32_t id) { return id >= usable_vocab_ || query.config->ends_at(id); });
   query.guess.erase(useless, query.guess.end());
   if (query.guess.empty()) return;
   state.source = source;

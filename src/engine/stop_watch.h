@@ -8,17 +8,17 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <vector>
 
+#include "engine/engine.h"
 #include "text/detokenizer.h"
 
 namespace qw {
 
 class StopWatch {
  public:
-  /// stop_strings (not empty, as validate() sees to) must outlive the watch and all its copies.
-  StopWatch(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special_tokens,
-            const std::vector<std::string>& stop_strings);
+  /// The request's stop strings (not empty, as validate() sees to) count as it says; it must
+  /// outlive the watch and all its copies.
+  StopWatch(std::shared_ptr<const Tokenizer> tokenizer, const Request& request);
 
   /// Takes the next token. True: the text holds a stop string now, which ends with this token's
   /// text. Characters count once they are whole.
@@ -26,7 +26,8 @@ class StopWatch {
 
  private:
   Detokenizer detokenizer_;
-  const std::vector<std::string>* stop_strings_;
+  const Request* request_;
+  int64_t n_tokens_ = 0;
   size_t n_kept_ = 0;  // bytes: one less than the longest stop string
   std::string end_;    // of the text so far
 };

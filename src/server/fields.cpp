@@ -134,6 +134,9 @@ int64_t to_integer(std::string_view name, const Json& value, int64_t least, int6
     is_integer = std::trunc(number) == number && std::abs(number) < 9e15;
     if (is_integer) integer = static_cast<int64_t>(number);
   }
+  if (!fits_unsigned) {
+    refuse_field(name, "expected an integer from {} to {}, got {}", least, most, shown(value));
+  }
   if (!is_integer) refuse_field(name, "expected an integer, got {}", shown(value));
   if (integer < least || integer > most) {
     if (most == INT64_MAX)

@@ -197,6 +197,8 @@ Json receipt_of_request(const GenerationTask& task, const Prepared& prepared,
       {"constraint", constraint_json(task)},
       {"tools", structure},
       {"skip_special_tokens", first.skip_special_tokens},
+      {"stop_after", first.stop_after},
+      {"turn_ends", first.n_turn_ends},
       {"requests", std::move(requests)}};
 }
 
@@ -284,6 +286,10 @@ std::vector<Request> requests_of_receipt(const Json& receipt, const LoadedModel&
   base.adapter = loaded.adapter;
   base.skip_special_tokens =
       to_bool("skip_special_tokens", receipt.value("skip_special_tokens", Json(true)));
+  // Receipts of earlier versions have neither.
+  base.stop_after = to_integer("stop_after", receipt.value("stop_after", Json(0)), 0, INT64_MAX);
+  base.n_turn_ends = static_cast<size_t>(to_integer(
+      "turn_ends", receipt.value("turn_ends", Json(0)), 0, std::ssize(base.config.stop_strings)));
   const Json allowed = receipt.value("allowed_token_ids", Json());
   if (!allowed.is_null()) {
     base.processors.push_back(

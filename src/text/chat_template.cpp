@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "base/utf8.h"
+#include "text/jinja/free_names.h"
 #include "text/jinja/interpreter.h"
 #include "text/jinja/methods.h"
 #include "text/jinja/parser.h"
@@ -251,9 +253,11 @@ struct ChatTemplate::Parsed {
   explicit Parsed(std::string_view text) : source(text) {
     check_utf8(text, "template");
     body = jinja::parse(text);
+    variables = jinja::free_names(body);
   }
   std::string source;
   jinja::Body body;
+  std::set<std::string, std::less<>> variables;  // that it looks up
 };
 
 ChatTemplate::ChatTemplate(std::string_view source, SpecialTokens special_tokens)
@@ -305,6 +309,10 @@ const ChatTemplate::Parsed& ChatTemplate::chosen(bool with_tools) const {
 
 const std::string& ChatTemplate::source(bool with_tools) const {
   return chosen(with_tools).source;
+}
+
+bool ChatTemplate::reads(std::string_view variable, bool with_tools) const {
+  return chosen(with_tools).variables.contains(variable);
 }
 
 RenderResult ChatTemplate::render(const RenderInput& input) const {

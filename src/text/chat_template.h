@@ -81,6 +81,11 @@ class ChatTemplate {
   /// that shadows an argument, or continue_final_message with add_generation_prompt; cancelled.
   RenderResult render(const RenderInput& input) const;
 
+  /// Whether the template that `render` uses with or without tools looks a variable up, by its
+  /// syntax: in a branch that is never taken, too. What a loop, a macro or an unconditional `set`
+  /// has bound before is no such variable.
+  bool reads(std::string_view variable, bool with_tools = false) const;
+
   /// The source text of the template that `render` uses with or without tools.
   const std::string& source(bool with_tools = false) const;
 

@@ -439,5 +439,48 @@ TEST(ChatTemplate, RendersInManyThreads) {
     thread.join();
 }
 
+// ---- what a template reads
+
+TEST(ChatTemplate, TellsWhichVariablesItReads) {
+  const auto reads = [](const char* source, const char* name) {
+    return ChatTemplate(source).reads(name);
+  };
+  EXPECT_TRUE(reads("{% for m in messages %}{{ m.role }}{% endfor %}", "messages"));
+  EXPECT_FALSE(reads("{% for m in messages %}{{ m.role }}{% endfor %}", "m"));
+  EXPECT_TRUE(reads("{% for m in messages %}{% endfor %}{{ m }}", "m"));
+  EXPECT_FALSE(reads("documents {# documents #}{{ 'documents' }}{{ x.documents }}", "documents"));
+  EXPECT_TRUE(reads("{% if false %}{{ f(a=documents[0]) | trim }}{% endif %}", "documents"));
+  EXPECT_FALSE(reads("{{ f(documents=1) }}", "documents")) << "the name of an argument";
+  EXPECT_TRUE(reads("{{ x[1:n] ~ (y if z else w) }}", "n"));
+  EXPECT_TRUE(reads("{{ x[1:n] ~ (y if z else w) }}", "w"));
+  EXPECT_TRUE(reads("{{ x is equalto(y) and 1 < z }}", "y"));
+  EXPECT_TRUE(reads("{{ x is equalto(y) and 1 < z }}", "z"));
+  EXPECT_TRUE(reads("{{ [a, {b: c}] | join(d) }}", "c"));
+  EXPECT_TRUE(reads("{{ [a, {b: c}] | join(d) }}", "d"));
+  // What is bound before, and for how long.
+  EXPECT_FALSE(reads("{% set x = 1 %}{{ x }}", "x"));
+  EXPECT_TRUE(reads("{% set x = x %}", "x"));
+  EXPECT_TRUE(reads("{% if a %}{% set x = 1 %}{% endif %}{{ x }}", "x"));
+  EXPECT_FALSE(reads("{% if a %}{% set x = 1 %}{{ x }}{% endif %}", "x"));
+  EXPECT_TRUE(reads("{% set x %}{{ x }}{% endset %}", "x"));
+  EXPECT_TRUE(reads("{% set ns.x = 1 %}", "ns"));
+  EXPECT_FALSE(reads("{% set ns = namespace(x=1) %}{% set ns.x = 2 %}", "ns"));
+  EXPECT_TRUE(reads("{% with a = b %}{{ a }}{% endwith %}", "b"));
+  EXPECT_FALSE(reads("{% with a = b %}{{ a }}{% endwith %}", "a"));
+  const char* macro = "{% macro f(a, b=c) %}{{ a ~ b ~ d ~ caller() }}{% endmacro %}{{ f(1) }}";
+  for (const char* own : {"f", "a", "b", "caller"})
+    EXPECT_FALSE(reads(macro, own)) << own;
+  for (const char* outer : {"c", "d"})
+    EXPECT_TRUE(reads(macro, outer)) << outer;
+  EXPECT_FALSE(ChatTemplate(kQwen15DefaultTemplate).reads("documents"));
+  EXPECT_TRUE(ChatTemplate(kQwen15DefaultTemplate).reads("add_generation_prompt"));
+  const Json list = {{{"name", "default"}, {"template", "{{ a }}"}},
+                     {{"name", "tool_use"}, {"template", "{{ b }}"}}};
+  const ChatTemplate two = ChatTemplate::from_json(list);
+  EXPECT_TRUE(two.reads("a"));
+  EXPECT_FALSE(two.reads("b"));
+  EXPECT_TRUE(two.reads("b", /*with_tools=*/true));
+}
+
 }  // namespace
 }  // namespace qw

@@ -30,6 +30,8 @@ class StopStrings::Automaton {
   };
   explicit Automaton(const std::vector<std::string>& strings);
   std::optional<uint32_t> child_of(uint32_t node, unsigned char byte) const;
+  /// The longest of the first n strings that ends at a node; negative: none.
+  int32_t stop_at(uint32_t node, size_t n) const;
 
   const bool is_empty;
   std::vector<size_t> lengths;  // of the strings
@@ -69,6 +71,13 @@ StopStrings::Automaton::Automaton(const std::vector<std::string>& strings)
 std::optional<uint32_t> StopStrings::Automaton::child_of(uint32_t node, unsigned char byte) const {
   const auto it = edges_.find(edge_key(node, byte));
   return it == edges_.end() ? std::nullopt : std::optional<uint32_t>(it->second);
+}
+
+int32_t StopStrings::Automaton::stop_at(uint32_t node, size_t n) const {
+  // A node without a string of its own has its fallback's.
+  while (node != kRoot && nodes[node].stop >= 0 && static_cast<size_t>(nodes[node].stop) >= n)
+    node = nodes[node].fallback;
+  return nodes[node].stop;
 }
 
 void StopStrings::Automaton::add(std::string_view text, int32_t index) {
@@ -112,7 +121,7 @@ bool StopStrings::empty() const noexcept {
   return automaton_->is_empty;
 }
 
-StopStrings::Result StopStrings::push(std::string_view piece) {
+StopStrings::Result StopStrings::push(std::string_view piece, size_t n_counting) {
   QW_CHECK(!matched_, "text pushed after a stop string was found");
   held_.append(piece);
   const size_t first = held_.size() - piece.size();
@@ -124,7 +133,7 @@ StopStrings::Result StopStrings::push(std::string_view piece) {
       next = automaton_->child_of(state_, byte);
     }
     state_ = next.value_or(kRoot);
-    if (const int32_t stop = automaton_->nodes[state_].stop; stop >= 0) {
+    if (const int32_t stop = automaton_->stop_at(state_, n_counting); stop >= 0) {
       matched_ = true;
       const auto index = static_cast<size_t>(stop);
       return {held_.substr(0, i + 1 - automaton_->lengths[index]), index};

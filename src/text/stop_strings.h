@@ -31,7 +31,9 @@ class StopStrings {
   /// Takes the next piece. The stop string that ends first wins, of several ending together the
   /// longest, so that the outcome does not depend on how the text is cut into pieces. After a
   /// match the rest of the piece is dropped, and nothing more may be pushed before reset().
-  Result push(std::string_view piece);
+  /// What ends in this piece counts only if it is one of the first `n_counting` strings; the others
+  /// may begin here and end in a later one.
+  Result push(std::string_view piece, size_t n_counting = SIZE_MAX);
 
   /// The text held back, at the end of generation without a match.
   std::string flush();

@@ -104,6 +104,29 @@ TEST(StopStrings, HoldsBackNoMoreThanItMust) {
   EXPECT_EQ(matcher.flush(), "");
 }
 
+// However the text is cut into pieces: what ends in a piece counts by that piece's number.
+TEST(StopStrings, OnlyTheFirstFewMayCount) {
+  StopStrings matcher({"END", "ab", "b"});
+  EXPECT_EQ(matcher.push("xab", 1).stop, std::nullopt);
+  EXPECT_EQ(matcher.push("xab", 1).stop, std::nullopt);
+  const auto crossing = matcher.push("b");  // only what ends here counts now
+  EXPECT_EQ(crossing.stop, 2u);
+  EXPECT_EQ(crossing.text, "ab");
+  matcher.reset();
+  EXPECT_EQ(matcher.push("xa", 1).text, "x");
+  EXPECT_EQ(matcher.push("b").stop, 1u);  // begun before
+  matcher.reset();
+  EXPECT_EQ(matcher.push("abEND", 1).stop, 0u);
+  matcher.reset();
+  const std::string first = matcher.push("ab", 0).text;
+  EXPECT_EQ(first + matcher.flush(), "ab");
+  // A longer one that does not count hides no shorter one that does.
+  StopStrings nested({"b", "ab"});
+  const auto found = nested.push("ab", 1);
+  EXPECT_EQ(found.stop, 0u);
+  EXPECT_EQ(found.text, "a");
+}
+
 TEST(StopStrings, NeverCutsACharacter) {
   StopStrings matcher({"。完"});
   EXPECT_EQ(matcher.push("好。").text, "好");

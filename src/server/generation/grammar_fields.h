@@ -18,6 +18,19 @@ ShapePtr response_format_shape();
 /// A JSON schema, as an object or as its text.
 std::string to_schema(const std::string& field, const Json& value);
 
+/// A field of a constraint, but "" is refused: who names a constraint means one, and an answer
+/// without any would look like its work.
+template <typename Task>
+Field<Task> not_empty(Field<Task> field) {
+  field.read = [name = field.name, read = std::move(field.read)](const Json& value, Task& task) {
+    if (value == "")
+      refuse_field(name, "expected what the answer may be, got an empty text (null: anything)");
+    read(value, task);
+  };
+  field.schema = {{"allOf", Json::array({field.schema, {{"not", {{"const", ""}}}}})}};
+  return field;
+}
+
 /// A field whose value is the text of a grammar of that kind; "" asks for none.
 template <typename Task>
 Field<Task> grammar_field(std::string name, GrammarSource::Kind kind, std::string note = "") {
@@ -49,9 +62,9 @@ void add_grammar_fields(FieldTable<Task>& table) {
                       .with(response_format_shape()));
   // vLLM's newer fields, and those of its earlier versions.
   for (const std::string form : {"structured_outputs.", "guided_"}) {
-    table.push_back(schema_field<Task>(form + "json"));
-    table.push_back(grammar_field<Task>(form + "regex", GrammarSource::Kind::kRegex));
-    table.push_back(grammar_field<Task>(form + "grammar", GrammarSource::Kind::kGbnf));
+    table.push_back(not_empty(schema_field<Task>(form + "json")));
+    table.push_back(not_empty(grammar_field<Task>(form + "regex", GrammarSource::Kind::kRegex)));
+    table.push_back(not_empty(grammar_field<Task>(form + "grammar", GrammarSource::Kind::kGbnf)));
     const std::string choice = form + "choice";
     table.push_back(honoured<Task>(choice, [choice](const Json& value, Task& task) {
                       GrammarSource source;
@@ -59,7 +72,11 @@ void add_grammar_fields(FieldTable<Task>& table) {
                       source.choices = to_strings(choice, value);
                       set_grammar(task, choice, std::move(source));
                     }).as(types::strings()));
-    table.push_back(string_field<Task>(form + "whitespace_pattern", &Task::whitespace_pattern));
+    const std::string pattern = form + "whitespace_pattern";
+    table.push_back(honoured<Task>(pattern, [pattern](const Json& value, Task& task) {
+                      task.whitespace_pattern = to_string(pattern, value);
+                      task.whitespace_field = pattern;
+                    }).as(types::string()));
   }
   const std::string object = "structured_outputs.json_object";
   table.push_back(honoured<Task>(object, [object](const Json& value, Task& task) {

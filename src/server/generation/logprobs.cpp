@@ -12,6 +12,15 @@ std::string token_name(int32_t id, const Tokenizer& tokenizer, bool names_are_id
   return replace_invalid_utf8(tokenizer.token_bytes(id));
 }
 
+std::string distinct_token_name(int32_t id, const Tokenizer& tokenizer) {
+  const std::string_view bytes = tokenizer.token_bytes(id);
+  if (find_invalid_utf8(bytes) == std::string_view::npos) return std::string(bytes);
+  std::string name = "bytes:";
+  for (const char byte : bytes)
+    name += fmt::format("\\x{:02x}", static_cast<unsigned char>(byte));
+  return name;
+}
+
 Json logprob_json(const Logprob& logprob, const Tokenizer& tokenizer, TokenForm form) {
   Json json = Json::object();
   if (form.with_ids) json["id"] = logprob.id;

@@ -18,6 +18,9 @@ struct TokenForm {
 };
 /// A token's name: its text, a part of a character as U+FFFD, or "token_id:N".
 std::string token_name(int32_t id, const Tokenizer& tokenizer, bool names_are_ids);
+/// The same for keys: a token that is no whole character is its bytes, as in OpenAI's older API
+/// ("bytes:\xe4\xb8").
+std::string distinct_token_name(int32_t id, const Tokenizer& tokenizer);
 
 /// {"token", "bytes", "logprob"}; the bytes are the text's, whatever the form.
 Json logprob_json(const Logprob& logprob, const Tokenizer& tokenizer, TokenForm form = {});

@@ -1,11 +1,11 @@
 #include <algorithm>
-#include <cctype>
 #include <random>
 #include <set>
 
 #include "engine/grammar/grammar_processor.h"
 #include "engine/logits_process.h"
 #include "server/generation/allowed_tokens.h"
+#include "server/generation/client_words.h"
 #include "server/generation/task.h"
 #include "server/receipt.h"
 #include "text/chat_template.h"
@@ -41,34 +41,6 @@ GenerationConfig base_config(const GenerationTask& task, const ServedModel& mode
   }
   set_server_defaults(config);
   return config;
-}
-
-/// Where `word` stands in a text, not as a part of a longer one; npos: nowhere from `begin` on.
-size_t find_word(std::string_view text, std::string_view word, size_t begin) {
-  const auto is_part = [&](size_t i) {
-    return i < text.size() && (std::isalnum(static_cast<unsigned char>(text[i])) != 0 ||
-                               text[i] == '_' || text[i] == '.');
-  };
-  for (size_t at = text.find(word, begin); at != std::string_view::npos;
-       at = text.find(word, at + 1)) {
-    if (!is_part(at - 1) && !is_part(at + word.size())) return at;
-  }
-  return std::string_view::npos;
-}
-
-/// What is wrong with parameters, in the client's words: the field at fault, and every parameter by
-/// the name that the client gave it by.
-RequestError in_clients_words(const GenerationTask& task, const Error& error) {
-  std::string message = error.message(), field;
-  const std::string subject(subject_of(message));
-  for (const GenerationTask::Parameter& parameter : task.parameters) {
-    if (field.empty() && find_word(subject, parameter.name, 0) == 0) field = parameter.field;
-    if (parameter.name == parameter.field) continue;
-    for (size_t at = find_word(message, parameter.name, 0); at != std::string::npos;
-         at = find_word(message, parameter.name, at + parameter.field.size()))
-      message.replace(at, parameter.name.size(), parameter.field);
-  }
-  return {error.kind(), std::move(message), std::move(field)};
 }
 
 void apply_parameters(const GenerationTask& task, GenerationConfig& config) {
@@ -112,13 +84,6 @@ std::vector<std::vector<int32_t>> encode_words(const std::vector<std::string>& w
   return out;
 }
 
-/// The client's name for a parameter.
-std::string field_of(const GenerationTask& task, std::string_view parameter) {
-  const auto found =
-      std::ranges::find(task.parameters, parameter, &GenerationTask::Parameter::name);
-  return found == task.parameters.end() ? std::string(parameter) : found->field;
-}
-
 /// n_prompt_tokens: of all prompts.
 void check_logprobs(const GenerationTask& task, const GenerationConfig& config,
                     int64_t n_prompt_tokens) {
@@ -135,11 +100,6 @@ void check_logprobs(const GenerationTask& task, const GenerationConfig& config,
                  "expected at most {} tokens at each of {} places, and {} in all, got {}",
                  kMaxTopLogprobs, n_places, kMaxPromptLogprobs, *config.prompt_logprobs);
   }
-}
-
-std::string prompt_field_of(const GenerationTask& task) {
-  if (!task.prompt_field.empty()) return task.prompt_field;
-  return task.chat ? "messages" : "prompt";
 }
 
 void check_ids(const std::string& field, const std::vector<int32_t>& ids,
@@ -329,8 +289,11 @@ Json constrain_by_tools(const ToolSetup& setup, const GenerationTask& task, Requ
     // What opens a call of react's is an ordinary word.
     if (task.grammar || is_react) return nullptr;
   } else {
-    for (std::string& stop : setup.format->stop_strings())
-      request.config.stop_strings.push_back(std::move(stop));
+    // First, and for good: what would follow is for the tools to say, however short the answer is.
+    std::vector<std::string> ends = setup.format->stop_strings();
+    request.n_turn_ends = ends.size();
+    request.config.stop_strings.insert(request.config.stop_strings.begin(), ends.begin(),
+                                       ends.end());
   }
   std::optional<AnswerForm> form;
   if (task.grammar) {
@@ -359,9 +322,20 @@ std::shared_ptr<GrammarMatcher> own_grammar(const GenerationTask& task, Grammars
   }
 }
 
+/// What is said in words needs a tokenizer.
+void check_words(const GenerationTask& task, const GenerationConfig& config,
+                 const ServedModel& model) {
+  if (model.files().tokenizer != nullptr) return;
+  const auto refuse = [](const std::string& field) {
+    refuse_field(field, "expected a model with a tokenizer, got one without");
+  };
+  if (!config.stop_strings.empty()) refuse(field_of(task, "stop_strings"));
+  if (!task.bad_words.empty()) refuse("bad_words");
+}
+
 /// Everything but the prompts and what constrains the answers.
 Request base_request(const GenerationTask& task, const ServedModel& model, bool model_defaults,
-                     int64_t& n_copies) {
+                     int64_t& n_copies, std::vector<std::string>& warnings) {
   Request base;
   base.config = base_config(task, model, model_defaults);
   apply_parameters(task, base.config);
@@ -373,16 +347,23 @@ Request base_request(const GenerationTask& task, const ServedModel& model, bool 
   }
   config.seed = task.seed ? *task.seed : random_seed();
   check_length(task.stop_token_ids_field, task.stop_token_ids.size(), kMaxStopTokens);
-  for (const int32_t id : task.stop_token_ids) {
-    if (!config.is_eos(id)) config.eos_token_id.push_back(id);
-  }
   check_ids(task.stop_token_ids_field, task.stop_token_ids, model);
+  const bool is_off = config.ignore_eos && task.ignore_eos_ignores_stop_tokens;
+  if (is_off) {
+    config.stop_token_ids.clear();
+  } else if (!task.stop_token_ids.empty()) {
+    config.stop_token_ids = task.stop_token_ids;
+  }
+  if (task.min_tokens_before_stops) base.stop_after = config.min_new_tokens;
   n_copies = set_answers(task, config);
   try {
     config.validate(model.files().config().vocab);
   } catch (const Error& error) {
     throw in_clients_words(task, error);
   }
+  for (std::string& warning : idle_fields(task, config, model))
+    warnings.push_back(std::move(warning));
+  check_words(task, config, model);
   if (!task.bad_words.empty()) {
     for (auto& ids : encode_words(task.bad_words, model.tokenizer()))
       config.bad_words_ids.push_back(std::move(ids));
@@ -456,7 +437,7 @@ std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<Serv
   Prepared out;
   out.model = std::move(served);
   const ServedModel& model = *out.model;
-  Request base = base_request(task, model, options.model_defaults, out.n_copies);
+  Request base = base_request(task, model, options.model_defaults, out.n_copies, out.warnings);
   Grammars grammars(model, options);
   Json tools;
   std::vector<std::vector<int32_t>> prompts;
@@ -473,6 +454,8 @@ std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<Serv
       tools = constrain_by_tools(setup, task, base, grammars, out.warnings);
       out.tools = std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt));
     }
+    for (std::string& warning : idle_variables(task, chat, model))
+      out.warnings.push_back(std::move(warning));
   }
   const auto matcher = by_grammar ? own_grammar(task, grammars) : nullptr;
   if (grammars.is_missing()) return std::nullopt;
@@ -485,6 +468,7 @@ std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<Serv
   share_stop_strings(base);
   int64_t n_prompt_tokens = 0;
   for (std::vector<int32_t>& ids : prompts) {
+    if (ids.empty()) refuse_field(prompt_field_of(task), "expected at least one token, got none");
     truncate(task, base.config, model, ids);
     check_context(task, base.config, model, std::ssize(ids));
     n_prompt_tokens += std::ssize(ids);

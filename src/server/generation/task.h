@@ -33,7 +33,8 @@ struct GenerationTask {
 
   // What to go on with: a conversation, or prompts.
   std::optional<ChatInput> chat;
-  std::optional<ToolTask> tools;  // with chat, whose messages are these
+  std::optional<ToolTask> tools;                         // with chat, whose messages are these
+  std::string variables_field = "chat_template_kwargs";  // of the template
   std::vector<PromptInput> prompts;
   std::string prompt_field;  // the client's name for what it goes on with; "": prompt, messages
   bool add_special_tokens = true;                 // to prompts of text
@@ -44,6 +45,7 @@ struct GenerationTask {
   std::string grammar_field;
   bool grammar_forbids_calls = false;
   std::optional<std::string> whitespace_pattern;  // of JSON
+  std::string whitespace_field;                   // that says so
 
   /// Generation parameters, in the order given.
   struct Parameter {
@@ -54,6 +56,10 @@ struct GenerationTask {
   std::vector<Parameter> parameters;
   std::vector<int32_t> stop_token_ids;
   std::string stop_token_ids_field = "stop_token_ids";
+  /// As SGLang has it; elsewhere they are words that end the answer.
+  bool ignore_eos_ignores_stop_tokens = false;
+  /// Whether stop strings wait for min_new_tokens, as vLLM has it; SGLang's end the answer anyway.
+  bool min_tokens_before_stops = true;
   std::optional<std::vector<int32_t>> allowed_token_ids;
   std::vector<std::string> bad_words;
   std::optional<uint64_t> seed;    // nullopt: a random one

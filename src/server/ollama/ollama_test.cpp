@@ -282,6 +282,19 @@ TEST_F(Ollama, CallsToolsAndReadsTheirResults) {
               HasSubstr("21"));
 }
 
+TEST_F(Ollama, AResultOfNoCallIsNamed) {
+  ordered_json body = chat_body("What is the weather in Paris?");
+  const ordered_json call = {
+      {"function", {{"name", "get_weather"}, {"arguments", {{"city", "P"}}}}}};
+  body["messages"].push_back(
+      {{"role", "assistant"}, {"content", ""}, {"tool_calls", ordered_json::array({call})}});
+  body["messages"].push_back({{"role", "tool"}, {"tool_name", "get_wether"}, {"content", "21"}});
+  int status = 0;
+  const ordered_json answer = running_->post("/api/chat", body, &status);
+  EXPECT_EQ(status, 400);
+  EXPECT_THAT(answer.dump(), HasSubstr("got one of 'get_wether', of which no call waits"));
+}
+
 // Ollama's clients make every call that they get, and take its arguments for an object.
 TEST_F(Ollama, LeavesOutACallThatWasCut) {
   ordered_json body = chat_body("What is the weather in Paris?");

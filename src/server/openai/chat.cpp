@@ -178,10 +178,11 @@ class WholeChat : public ChatListener {
 
  private:
   Json message_of(const ToolAnswer& answer, int index) const {
-    Json message = {{"role", "assistant"}, {"content", echoed() + answer.text}};
+    const std::string text = echoed() + answer.text;
+    Json message = {{"role", "assistant"}, {"content", text}};
     if (!answer.thought.empty()) message["reasoning_content"] = answer.thought;
     if (answer.calls.empty()) return message;
-    if (answer.text.empty()) message["content"] = nullptr;
+    if (text.empty()) message["content"] = nullptr;
     Json calls = Json::array();
     for (size_t i = 0; i < answer.calls.size(); ++i) {
       calls.push_back(
@@ -210,8 +211,8 @@ class WholeChat : public ChatListener {
                 {"logprobs", std::move(logprobs)},
                 {"finish_reason",
                  calls ? std::string_view("tool_calls") : finish_reason(completion.finish_reason)}};
-    if (completion.finish_reason == FinishReason::kStop && !calls)
-      out["stop_reason"] = completion.stop_string;
+    if (Json stop = stop_reason(completion); !stop.is_null() && !calls)
+      out["stop_reason"] = std::move(stop);
     return out;
   }
 };
@@ -251,9 +252,7 @@ class StreamedChat : public ChatListener {
       send_events(choice, tools_->finish(choice, tools_->is_cut(reason, end.stop_string)), nullptr);
     if (tools_ && ends_in_calls(reason, tools_->has_whole_calls(choice)))
       return send(choice, Json::object(), nullptr, "tool_calls");
-    Json stop = nullptr;
-    if (reason == FinishReason::kStop) stop = end.stop_string;
-    send(choice, Json::object(), nullptr, finish_reason(reason), std::move(stop));
+    send(choice, Json::object(), nullptr, finish_reason(reason), stop_reason(end));
   }
 
   void on_end(const GenerationResult& result) override {
@@ -370,6 +369,7 @@ void chat(const std::shared_ptr<Call>& call) {
   ChatTask task;
   call->read(chat_fields(), task);
   check(task);
+  check_stream_options(task);
   choose_length(task);
   if (task.echo && !task.tool_task.continue_final_message)
     task.warnings.push_back(

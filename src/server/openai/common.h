@@ -57,6 +57,21 @@ void add_stream_fields(FieldTable<Task>& table) {
   table.push_back(ignored<Task>("stream_options.include_obfuscation", "nothing is padded"));
 }
 
+/// Says so where options of a stream are given without one.
+template <typename Task>
+void check_stream_options(Task& task) {
+  if (!task.stream.stream && (task.stream.include_usage || task.stream.continuous_usage))
+    task.warnings.push_back("stream_options: no effect (stream is not true)");
+}
+
+/// What ended an answer, as vLLM has it: the client's stop string or stop token; null: neither.
+template <typename End>  // a Completion, or an Event of kCompletion
+Json stop_reason(const End& end) {
+  if (end.finish_reason == FinishReason::kStop) return end.stop_string;
+  if (end.finish_reason == FinishReason::kEos && end.stop_token) return *end.stop_token;
+  return nullptr;
+}
+
 /// The n best of more answers, by mean log-probability, ties to the lower index; renumbered.
 std::vector<const Completion*> best_answers(const RequestResult& result, int64_t n);
 

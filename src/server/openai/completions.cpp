@@ -5,6 +5,8 @@
 #include "server/generation/sampling_fields.h"
 #include "server/openai/common.h"
 #include "server/service.h"
+#include "text/detokenizer.h"
+#include "text/jinja/unicode.h"
 #include "text/tokenizer.h"
 
 namespace qw::server::openai {
@@ -56,22 +58,38 @@ const FieldTable<CompletionTask>& completion_fields() {
 
 // ---- the answer --------------------------------------------------------------------------------
 
+/// How far an answer's text has come, in characters.
+class TextPlace {
+ public:
+  TextPlace(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special_tokens, size_t begin)
+      : detokenizer_(std::move(tokenizer), skip_special_tokens), n_chars_(begin) {}
+
+  /// Where the token's text begins: an unfinished character before it counts once it is whole, and
+  /// what is not shown does not count.
+  size_t pass(int32_t id) {
+    const size_t begin = n_chars_;
+    n_chars_ += jinja::count_chars(detokenizer_.push(id));
+    return begin;
+  }
+
+ private:
+  Detokenizer detokenizer_;
+  size_t n_chars_;
+};
+
 /// OpenAI's older form: parallel lists over the tokens of prompt (with echo) and answer.
 class LogprobLists {
  public:
-  LogprobLists(const Tokenizer& tokenizer, const CompletionTask& task, size_t text_offset)
-      : tokenizer_(tokenizer),
-        n_top_(*task.logprobs),
-        names_are_ids_(task.names_are_ids),
-        offset_(text_offset) {}
+  LogprobLists(const Tokenizer& tokenizer, const CompletionTask& task)
+      : tokenizer_(tokenizer), n_top_(*task.logprobs), names_are_ids_(task.names_are_ids) {}
 
-  void add_first(int32_t id) {
-    add_token(id);
+  void add_first(int32_t id, TextPlace& place) {
+    add_token(id, place);
     logprobs_.push_back(nullptr);
     top_.push_back(nullptr);
   }
-  void add(const TokenLogprobs& entry) {
-    add_token(entry.chosen.id);
+  void add(const TokenLogprobs& entry, TextPlace& place) {
+    add_token(entry.chosen.id, place);
     logprobs_.push_back(entry.chosen.logprob);
     Json top = Json::object();
     for (const Logprob& candidate : entry.top)
@@ -86,20 +104,20 @@ class LogprobLists {
             {"top_logprobs", n_top_ > 0 ? top_ : Json()},
             {"text_offset", offsets_}};
   }
-  size_t text_offset() const { return offset_; }
 
  private:
-  std::string name_of(int32_t id) const { return token_name(id, tokenizer_, names_are_ids_); }
-  void add_token(int32_t id) {
+  /// The names are keys here, so parts of characters must not all be called U+FFFD.
+  std::string name_of(int32_t id) const {
+    return names_are_ids_ ? token_name(id, tokenizer_, true) : distinct_token_name(id, tokenizer_);
+  }
+  void add_token(int32_t id, TextPlace& place) {
     tokens_.push_back(name_of(id));
-    offsets_.push_back(offset_);
-    offset_ += tokenizer_.token_bytes(id).size();
+    offsets_.push_back(place.pass(id));
   }
 
   const Tokenizer& tokenizer_;
   int64_t n_top_;
   bool names_are_ids_;
-  size_t offset_;
   Json tokens_ = Json::array(), logprobs_ = Json::array(), top_ = Json::array(),
        offsets_ = Json::array();
 };
@@ -130,13 +148,19 @@ class CompletionListener : public GenerationListener {
   }
   /// The prompt's text, where it is wanted before the answer.
   std::string echo_of(size_t prompt) const { return task_.echo ? echoes_[prompt] : ""; }
+  /// Where an answer's text begins: with echo, behind the prompt's.
+  TextPlace place_of(size_t prompt) const {
+    return {model_->files().tokenizer, task_.skip_special_tokens,
+            jinja::count_chars(echo_of(prompt))};
+  }
   /// Those of the answer's text: with echo, the prompt's come first.
   LogprobLists lists_of(size_t prompt, std::span<const TokenLogprobs> prompt_logprobs) const {
-    LogprobLists lists(model_->tokenizer(), task_, 0);
+    LogprobLists lists(model_->tokenizer(), task_);
     if (!task_.echo) return lists;
-    lists.add_first(prompts_[prompt][0]);
+    TextPlace place(model_->files().tokenizer, false, 0);
+    lists.add_first(prompts_[prompt][0], place);
     for (const TokenLogprobs& entry : prompt_logprobs)
-      lists.add(entry);
+      lists.add(entry, place);
     return lists;
   }
   /// null: they were not asked for, or there are none.
@@ -178,8 +202,9 @@ class WholeCompletion : public CompletionListener {
     Json logprobs = nullptr;
     if (task_.logprobs) {
       LogprobLists lists = lists_of(prompt, result.prompt_logprobs);
+      TextPlace place = place_of(prompt);
       for (const TokenLogprobs& entry : completion.logprobs)
-        if (wants_answer) lists.add(entry);
+        if (wants_answer) lists.add(entry, place);
       logprobs = lists.json();
     }
     const std::string text = echo_of(prompt) + (wants_answer ? completion.text : "");
@@ -188,8 +213,8 @@ class WholeCompletion : public CompletionListener {
                 {"logprobs", std::move(logprobs)},
                 {"finish_reason", wants_answer ? finish_reason(completion.finish_reason)
                                                : std::string_view("length")}};
-    if (completion.finish_reason == FinishReason::kStop && wants_answer)
-      out["stop_reason"] = completion.stop_string;
+    if (Json stop = stop_reason(completion); !stop.is_null() && wants_answer)
+      out["stop_reason"] = std::move(stop);
     if (!model_->files().tokenizer) out["token_ids"] = completion.ids;
     if (Json entries = prompt_logprobs_of(result.prompt_logprobs); !entries.is_null())
       out["prompt_logprobs"] = std::move(entries);
@@ -203,27 +228,25 @@ class StreamedCompletion : public CompletionListener {
 
   void on_start() override {
     call_->begin_stream("text/event-stream; charset=utf-8");
-    offsets_.assign(prompts_.size() * static_cast<size_t>(task_.n), 0);
+    for (size_t i = 0; task_.logprobs && i < prompts_.size(); ++i)
+      places_.insert(places_.end(), static_cast<size_t>(task_.n), place_of(i));
     warned_ = task_.echo || wants_prompt_logprobs();  // in the first chunk of the first answer
     if (!task_.echo || wants_prompt_logprobs()) return;
     for (size_t i = 0; i < prompts_.size(); ++i)
-      begin(i, beginning_of(i, {}));
+      call_->write(beginning_of(i, {}));
   }
 
   /// They stand in the first chunk of each choice, which waits for them.
-  std::function<void()> on_prompt(size_t prompt,
-                                  std::span<const TokenLogprobs> logprobs) override {
+  std::function<void()> on_prompt(size_t prompt, std::span<const TokenLogprobs> logprobs) override {
     if (!wants_prompt_logprobs()) return {};
-    return [this, prompt, beginning = beginning_of(prompt, logprobs)] { begin(prompt, beginning); };
+    return [call = call_, chunks = beginning_of(prompt, logprobs)] { call->write(chunks); };
   }
 
   void on_token(int choice, const Event& event) override {
     Json logprobs = nullptr;
     if (task_.logprobs && event.logprobs) {
-      size_t& offset = offsets_[static_cast<size_t>(choice)];
-      LogprobLists lists(model_->tokenizer(), task_, offset);
-      lists.add(*event.logprobs);
-      offset = lists.text_offset();
+      LogprobLists lists(model_->tokenizer(), task_);
+      lists.add(*event.logprobs, places_[static_cast<size_t>(choice)]);
       logprobs = lists.json();
     }
     Json ids = Json::object();  // of a model that has no text
@@ -234,7 +257,7 @@ class StreamedCompletion : public CompletionListener {
 
   void on_choice_end(int choice, const Event& end) override {
     Json more = Json::object();
-    if (end.finish_reason == FinishReason::kStop) more["stop_reason"] = end.stop_string;
+    if (Json stop = stop_reason(end); !stop.is_null()) more["stop_reason"] = std::move(stop);
     send(choice, "", nullptr, finish_reason(end.finish_reason), std::move(more));
   }
 
@@ -259,35 +282,21 @@ class StreamedCompletion : public CompletionListener {
   bool wants_prompt_logprobs() const {
     return task_.has("prompt_logprobs") || (task_.echo && task_.logprobs);
   }
-  /// The first chunks of all answers to a prompt, with what there is of it, and where in the text
-  /// the answers begin.
-  struct Beginning {
-    std::string chunks;
-    size_t offset = 0;
-  };
-  Beginning beginning_of(size_t prompt, std::span<const TokenLogprobs> logprobs) const {
+  /// The first chunks of all answers to a prompt, with what there is of it.
+  std::string beginning_of(size_t prompt, std::span<const TokenLogprobs> logprobs) const {
     const std::string text = echo_of(prompt);
-    Beginning out{.chunks = "", .offset = text.size()};
+    std::string chunks;
     Json lists = nullptr, more = Json::object();
-    if (task_.echo && task_.logprobs) {
-      const LogprobLists all = lists_of(prompt, logprobs);
-      out.offset = all.text_offset();
-      lists = all.json();
-    }
+    if (task_.echo && task_.logprobs) lists = lists_of(prompt, logprobs).json();
     if (Json entries = prompt_logprobs_of(logprobs); !entries.is_null())
       more["prompt_logprobs"] = std::move(entries);
     const auto n = static_cast<size_t>(task_.n);
     for (size_t choice = prompt * n; choice < (prompt + 1) * n; ++choice) {
       Json chunk = chunk_of(static_cast<int>(choice), text, lists, nullptr, more);
       if (choice == 0) add_warnings(chunk);
-      out.chunks += sse(chunk);
+      chunks += sse(chunk);
     }
-    return out;
-  }
-  void begin(size_t prompt, const Beginning& beginning) {
-    const auto n = static_cast<ptrdiff_t>(task_.n);
-    std::fill_n(offsets_.begin() + static_cast<ptrdiff_t>(prompt) * n, n, beginning.offset);
-    call_->write(beginning.chunks);
+    return chunks;
   }
   /// more: members of the choice.
   Json chunk_of(int choice, const std::string& text, Json logprobs, Json reason,
@@ -313,7 +322,7 @@ class StreamedCompletion : public CompletionListener {
     call_->end_stream();
   }
 
-  std::vector<size_t> offsets_;  // in the text, of each choice
+  std::vector<TextPlace> places_;  // of each choice
   bool warned_ = false;
 };
 
@@ -329,6 +338,14 @@ void complete(const std::shared_ptr<Call>& call) {
   CompletionTask task;
   call->read(completion_fields(), task);
   check(task);
+  check_stream_options(task);
+  if (task.logprobs || task.echo) {
+    task.complete = [field = task.logprobs ? "logprobs" : "echo"](GenerationTask&,
+                                                                  const ServedModel& model) {
+      if (model.files().tokenizer == nullptr)
+        refuse_field(field, "expected a model with a tokenizer, got one without");
+    };
+  }
   task.set("max_tokens", "max_new_tokens", std::max<int64_t>(task.max_tokens, 1));
   if (task.logprobs) {
     task.set("logprobs", "logprobs", *task.logprobs);

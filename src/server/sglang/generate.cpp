@@ -106,6 +106,7 @@ void add_sampling_fields(FieldTable<GenerateTask>& table) {
   table.push_back(stop_field<Task>(in("stop")));
   table.push_back(honoured<Task>(in("stop_token_ids"), [](const Json& value, Task& task) {
                     task.stop_token_ids_field = "sampling_params.stop_token_ids";
+                    task.ignore_eos_ignores_stop_tokens = true;
                     task.stop_token_ids = to_ids(task.stop_token_ids_field, value);
                   }).as(types::ids()));
   table.push_back(seed_field<Task>(in("sampling_seed")));
@@ -328,6 +329,7 @@ void finish(GenerateTask& task) {
   if (!task.rids.empty() && task.rids.size() != task.prompts.size())
     refuse_field("rid", "expected one for each prompt ({}), got {}", task.prompts.size(),
                  task.rids.size());
+  task.min_tokens_before_stops = false;
   task.prompt_field = task.prompts[0].is_ids ? "input_ids" : "text";
   // The engine computes a prompt to choose a token, which is not told where none was asked for.
   task.set("sampling_params.max_new_tokens", "max_new_tokens",

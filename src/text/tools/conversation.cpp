@@ -168,8 +168,9 @@ class Reader {
     if (!calls || call == calls->end()) {
       refuse("{}: expected the result of a call of the assistant's message before it, got {}",
              where,
-             id.empty() ? "one more result than calls"
-                        : fmt::format("tool_call_id '{}'", printable(id)));
+             !id.empty()    ? fmt::format("tool_call_id '{}'", printable(id))
+             : name.empty() ? "one more result than calls"
+                            : fmt::format("one of '{}', of which no call waits", printable(name)));
     }
     if (call->result) {
       refuse("{}.tool_call_id: expected one result for each call, got another of '{}'", where,
