@@ -14,7 +14,7 @@
 namespace qw::app {
 
 struct ComparisonRequest {
-  std::string file;          // a text; "-": standard input
+  std::string file;          // a text, or {"ids"}; "-": standard input
   std::vector<int32_t> ids;  // in its place, where there are some
   int64_t window = 0;        // tokens that are read together; 0: 512
   bool layers = false;
