@@ -97,7 +97,8 @@ def main() -> None:
             path = folder / (to if to in DIRECTORIES else to + ".gguf")
             how = seen if to in CALIBRATED else [] if to in DIRECTORIES else ["--imatrix", importances]
             done = run("quantize", options.model, "--to", to, "--output", path, *how, "--json")
-            if done.returncode == 5:  # a type that cannot be written
+            if done.returncode == 5:  # a type that this model cannot have
+                print(f"{to}: left out: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
                 continue
             if done.returncode != 0:
                 sys.exit(f"{to}: {done.stderr.strip()}")

@@ -78,6 +78,16 @@ std::string comparison_text(const Comparison& c) {
   return text;
 }
 
+std::vector<int32_t> read_compared_ids(const CommonOptions& options, const ModelFiles& files,
+                                       const std::string& file) {
+  std::vector<int32_t> ids = read_text_ids({file}, files, model_path(options), "compare");
+  if (ids.size() < 2) {
+    fail(ErrorKind::kInvalidArgument, "compare", "--file: expected at least 2 tokens, got {} ({})",
+         ids.size(), printable(file, 4096));
+  }
+  return ids;
+}
+
 Comparison compare_on_text(const CommonOptions& options_a, const CommonOptions& options_b,
                            const ComparisonRequest& request) {
   const auto a = open_for_running(options_a), b = open_for_running(options_b);
