@@ -100,7 +100,8 @@ def main() -> None:
             how = seen if to in CALIBRATED else [] if to in DIRECTORIES else ["--imatrix", importances]
             kind = ["nf4", "--double-quant"] if to == "nf4-double" else [to]
             done = run("quantize", options.model, "--to", *kind, "--output", path, *how, "--json")
-            if done.returncode == 5:  # a type that cannot be written
+            if done.returncode == 5:  # a type that this model cannot have
+                print(f"{to}: left out: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
                 continue
             if done.returncode != 0:
                 sys.exit(f"{to}: {done.stderr.strip()}")

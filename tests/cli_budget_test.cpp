@@ -118,7 +118,7 @@ TEST_F(CliBudget, KnowsThatCodesCanBeKept) {
       qianwen({"convert", *blocks, "--to", "gptq", "--max-error", "0.01", "--output", model}).code,
       0);
   const Ran ran = qianwen({"quantize", model, "--budget", "5bpw", "--calibration", calibration_,
-                           "--calibration-tokens", "512", "--sensitivity-tokens", "128", "--output",
+                           "--calibration-tokens", "512", "--sensitivity-tokens", "256", "--output",
                            path("m.gguf"), "--json"});
   ASSERT_EQ(ran.code, 0) << ran.err;
   const json said = json::parse(ran.out);
@@ -212,7 +212,9 @@ TEST_F(CliBudget, SaysWhatItWouldDoAndWhatItCannot) {
     std::vector<std::string> args = too_small;
     args.push_back("--dry-run");
     const Ran refused = with(args);
-    expect_failure(refused, 2, "budget: expected at least");
+    expect_failure(refused, 2, ": expected at least");
+    EXPECT_THAT(refused.last_error_line(), HasSubstr(", got " + args[args.size() - 2]));
+    EXPECT_THAT(refused.last_error_line(), HasSubstr(args[args.size() - 3] + ": expected"));
     EXPECT_THAT(refused.err, Not(HasSubstr("measuring")));
   }
   expect_failure(with({"--max-kl", "1e-12", "--to", "q8_0", "--dry-run"}), 2, "--to");

@@ -21,6 +21,7 @@ namespace {
 
 using nlohmann::json;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class CliQuantize : public CliTest {
  protected:
@@ -169,6 +170,7 @@ TEST_F(CliQuantize, MergesInTheFormatThatItHas) {
   EXPECT_LT(result["merge"]["lost"], 0.9 * result["merge"]["lost_by_plain_rounding"].get<double>());
   EXPECT_LT(result["comparison"]["kl"]["mean"],
             0.3 * result["comparison_without_adapters"]["kl"]["mean"].get<double>());
+  EXPECT_THAT(merged.err, Not(HasSubstr("further from the live adapters")));
   EXPECT_EQ(std::filesystem::file_size(path("merged.gguf")), std::filesystem::file_size(q4));
 
   EXPECT_THAT(qianwen(command).err, HasSubstr("expected a path where nothing is yet"));

@@ -54,7 +54,9 @@ Command register_compare(CLI::App& root) {
   add_model_argument(*app, *options, true);
   app->add_option("B", options->other, "The other checkpoint: what was made of MODEL")->required();
   add_compute_flags(*app, *options);
-  app->add_option("--file", options->request.file, "A text; - for standard input")->required();
+  app->add_option("--file", options->request.file,
+                  "A text, or {\"ids\": [...]}; - for standard input")
+      ->required();
   app->add_option("--window", options->request.window,
                   "Tokens that are read together (default: 512)")
       ->check(integer_from(2));

@@ -10,6 +10,7 @@
 #include "app/comparison_output.h"
 #include "app/directory_output.h"
 #include "app/open.h"
+#include "app/output_room.h"
 #include "app/own_format_output.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -56,12 +57,12 @@ std::string to_text(const Options& options, const DirectoryReport& report) {
 }
 
 /// The base with live adapters beside the directory that was written.
-Comparison compare(const Options& options) {
+Comparison compare(const Options& options, std::vector<int32_t> ids) {
   CommonOptions merged = options;
   merged.model = options.request.output;
   merged.adapters.clear();
   ComparisonRequest request;
-  request.file = options.file;
+  request.ids = std::move(ids);
   return compare_on_text(options, merged, request);
 }
 
@@ -84,7 +85,7 @@ void run(const CLI::App& app, Options& options) {
     fail(ErrorKind::kInvalidArgument, "merge", "--adapter: expected one at least, got none");
   if (options.request.type == "same") {
     OwnFormatFlags& own = options.own;
-    own.output = options.request.output;
+    own.output = directory_name(options.request.output);
     own.shard_bytes = options.request.shard_bytes;
     own.is_split = app.count("--max-shard-size") > 0;
     own.file = options.file;
@@ -92,11 +93,14 @@ void run(const CLI::App& app, Options& options) {
     return merge_in_own_format(options, own);
   }
   check_flags(app, options);
+  const bool compares = !options.file.empty() && !options.request.dry_run;
+  std::vector<int32_t> ids;
+  if (compares) ids = read_compared_ids(options, open_for_reading(options, false), options.file);
   const DirectoryReport report = write_as_directory(options.request);
   ordered_json json = to_json(options, report);
   std::string text = to_text(options, report);
-  if (!options.file.empty() && !options.request.dry_run) {
-    const Comparison comparison = compare(options);
+  if (compares) {
+    const Comparison comparison = compare(options, std::move(ids));
     json["comparison"] = comparison_json(comparison);
     text += "live adapters (A) beside what was written (B):\n" + comparison_text(comparison);
   }

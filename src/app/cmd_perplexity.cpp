@@ -6,12 +6,10 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
-#include "app/input.h"
 #include "app/open.h"
-#include "base/error.h"
+#include "app/text_ids.h"
 #include "base/progress.h"
 #include "engine/perplexity.h"
-#include "text/tokenizer.h"
 
 namespace qw::app {
 
@@ -23,28 +21,11 @@ struct Options : CommonOptions {
   bool plain = false;
 };
 
-/// The file is {"ids": [...]}, or text to be tokenized.
-std::vector<int32_t> read_ids(const Options& options, const LoadedModel& loaded) {
-  const std::string text = read_input(options.file);
-  const bool named_json = options.file.ends_with(".json");
-  if (named_json || (text.starts_with('{') && text.find("\"ids\"") != std::string::npos)) {
-    const auto json = parse_user_json(text, options.file);
-    if (json.is_object() && json.contains("ids")) return parse_ids(json["ids"].dump(), "ids");
-    if (named_json) {
-      fail(ErrorKind::kInvalidArgument, "perplexity",
-           "file: expected {{\"ids\": [...]}}, got {} ({})", printable(json.dump(), 60),
-           printable(options.file, 4096));
-    }
-  }
-  EncodeOptions encode;
-  encode.parse_special = !options.plain;
-  return tokenizer_of(loaded, model_path(options)).encode(text, encode);
-}
-
 void run(const Options& options) {
   const auto loaded = open_for_running(options);
   const auto engine = loaded->make_engine();
-  const std::vector<int32_t> ids = read_ids(options, *loaded);
+  const std::vector<int32_t> ids =
+      read_text_ids({options.file, options.plain}, *loaded, model_path(options), "perplexity");
   PerplexityOptions perplexity;
   perplexity.window = options.window.value_or(0);
   perplexity.stride = options.stride.value_or(0);

@@ -41,6 +41,12 @@ DType block_type(const std::string& flag, const std::string& name) {
     fail(ErrorKind::kInvalidArgument, "quantize",
          "{}: expected a GGML type such as q6_k, q8_0 or f16, got '{}'", flag, printable(name));
   }
+  // What others only round inputs to, and doubles.
+  if (*dtype == DType::kQ8_1 || *dtype == DType::kQ8_K || *dtype == DType::kF64) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "{}: expected a type that programs run matrices in, such as q8_0 or f32, got {}", flag,
+         name_of(*dtype));
+  }
   return *dtype;
 }
 
@@ -55,7 +61,9 @@ GgufChoices choices_of(const Options& options) {
   GgufChoices choices;
   choices.recipe = find_gguf_recipe(options.to);
   if (choices.recipe == nullptr) {
-    fail(ErrorKind::kInvalidArgument, "quantize", "--to: expected one of {}, got '{}'",
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--to: expected gptq-int8, gptq-int4, gptq-int3, gptq-int2, awq, nf4 or one of {}, got "
+         "'{}'",
          recipe_list(), printable(options.to));
   }
   for (const std::string& text : options.tensor_types) {
@@ -213,13 +221,12 @@ void check_budget_flags(const CLI::App& app, const Options& options) {
         "'{}'",
         printable(options.to));
   }
-  const auto refuse = [&](const std::string& flag) {
+  const auto refuse = [&](const std::string& flag, const char* with) {
     fail(ErrorKind::kInvalidArgument, "quantize", "{}: expected it with {}, got it with a budget{}",
-         flag, is_gptq ? "--to a GGUF type, or awq, or nf4" : "--to",
-         is_gptq ? " for gptq" : ", which chooses all types");
+         flag, with, is_gptq ? " for gptq" : "");
   };
   for (const char* flag : {"--tensor-type", "--embedding-type", "--output-type", "--pure"}) {
-    if (app.count(flag) > 0) refuse(flag);
+    if (app.count(flag) > 0) refuse(flag, "--to a GGUF type, for a budget chooses all types");
   }
   if (options.feedback.is_asked && options.budget.max_kl > 0) {
     fail(ErrorKind::kInvalidArgument, "quantize",
@@ -229,18 +236,23 @@ void check_budget_flags(const CLI::App& app, const Options& options) {
   }
   if (is_gptq) {
     for (const char* flag : kOnlyGguf) {
-      if (app.count(flag) > 0) refuse(flag);
+      if (app.count(flag) > 0) refuse(flag, "a GGUF file");
     }
   }
   const LayerFlags& layers = options.layers;
-  for (const auto* flags : {&layers.of_gptq, &layers.of_awq, &layers.of_nf4, &layers.of_both}) {
-    if (is_gptq && (flags == &layers.of_gptq || flags == &layers.of_both)) continue;
-    for (const CLI::Option* flag : *flags) {
+  const auto refuse_all = [&](const std::vector<const CLI::Option*>& flags, const char* with) {
+    for (const CLI::Option* flag : flags) {
       const std::string name = flag->get_name();
       const bool is_feedbacks = options.feedback.is_asked && name == "--damp";
-      if (flag->count() > 0 && !name.starts_with("--calibration") && !is_feedbacks) refuse(name);
+      if (flag->count() > 0 && !name.starts_with("--calibration") && !is_feedbacks)
+        refuse(name, with);
     }
-  }
+  };
+  refuse_all(layers.of_awq, "--to awq");
+  refuse_all(layers.of_nf4, "--to nf4");
+  if (is_gptq) return;
+  refuse_all(layers.of_gptq, "--to gptq");
+  refuse_all(layers.of_both, "--to gptq, or awq");
 }
 
 }  // namespace
@@ -251,6 +263,9 @@ Command register_quantize(CLI::App& root) {
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options, ComputeFlags::kWithoutEffect);
   add_gguf_output_flags(*app, options->output);
+  // These have one; all but the threads for what the model is run for.
+  for (const char* flag : {"--threads", "--isa", "--device", "--activations"})
+    app->get_option(flag)->group(app->get_option("--output")->get_group());
   app->add_option(
       "--to", options->to,
       "q4_k_m, q8_0, iq4_xs, ...: a name as llama.cpp uses it; or gptq-int4, gptq-int8, "

@@ -229,7 +229,10 @@ void install_signal_handlers() {
   if (hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, nullptr);  // nohup asks for that
   action.sa_handler = [](int) {};
   sigaction(SIGALRM, &action, nullptr);
-  signal(SIGPIPE, SIG_IGN);  // a closed stdout is an error of the write, not the end of the process
+  // A closed stdout, or a file beyond `ulimit -f`, is an error of the write, not the end of the
+  // process.
+  signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);
 }
 
 void occupy_standard_streams() {

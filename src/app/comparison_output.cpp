@@ -4,10 +4,10 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "app/input.h"
 #include "app/open.h"
+#include "app/text_ids.h"
+#include "base/error.h"
 #include "base/progress.h"
-#include "text/tokenizer.h"
 
 namespace qw::app {
 
@@ -78,16 +78,23 @@ std::string comparison_text(const Comparison& c) {
   return text;
 }
 
+std::vector<int32_t> read_compared_ids(const CommonOptions& options, const ModelFiles& files,
+                                       const std::string& file) {
+  std::vector<int32_t> ids = read_text_ids({file}, files, model_path(options), "compare");
+  if (ids.size() < 2) {
+    fail(ErrorKind::kInvalidArgument, "compare", "--file: expected at least 2 tokens, got {} ({})",
+         ids.size(), printable(file, 4096));
+  }
+  return ids;
+}
+
 Comparison compare_on_text(const CommonOptions& options_a, const CommonOptions& options_b,
                            const ComparisonRequest& request) {
   const auto a = open_for_running(options_a), b = open_for_running(options_b);
   const auto engine_a = a->make_engine(), engine_b = b->make_engine();
   std::vector<int32_t> ids = request.ids;
-  if (ids.empty()) {
-    EncodeOptions encode;
-    encode.parse_special = !request.plain;
-    ids = tokenizer_of(*a, model_path(options_a)).encode(read_input(request.file), encode);
-  }
+  if (ids.empty())
+    ids = read_text_ids({request.file, request.plain}, *a, model_path(options_a), "compare");
   ComparisonOptions comparison;
   comparison.window = request.window;
   comparison.layers = request.layers;

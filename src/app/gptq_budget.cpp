@@ -39,16 +39,18 @@ int probe_bits(double bits) {
 
 /// Of the directory's weights, beside the matrices with a choice: what is kept, and headers, which
 /// are counted as larger than they are.
-int64_t other_bytes(const quantize::LayerPlan& plan, const std::vector<GptqGroup>& groups) {
+int64_t other_bytes(const quantize::LayerPlan& plan, const NetworkSources& sources) {
   // {"dtype":"BF16","shape":[...],"data_offsets":[...]} with numbers of 12 digits.
   constexpr int64_t kHeaderBytes = 128, kFileBytes = 128;
   constexpr int64_t kTensors = 5;  // qweight, qzeros, scales, g_idx, bias
   int64_t bytes = plan.bytes() - plan.quantised_bytes;
   for (const DirectoryTensor& tensor : plan.kept.tensors)
     bytes += std::ssize(tensor.name) + kHeaderBytes;
-  for (const GptqGroup& group : groups) {
-    for (const ModuleId& id : group.modules)
-      bytes += kTensors * (std::ssize(hf_name(id)) + kHeaderBytes);
+  for (const LayerSources& layer : sources.layers) {
+    quantize::for_each_quantised(layer, [&](const LinearParts& parts) {
+      for (const ModuleId& id : parts.modules)
+        bytes += kTensors * (std::ssize(hf_name(id)) + kHeaderBytes);
+    });
   }
   // Each two files are fuller than one.
   return bytes + kFileBytes * (1 + 2 * plan.bytes() / std::max<int64_t>(1, plan.kept.shard_bytes));
@@ -143,12 +145,16 @@ GptqBudget::GptqBudget(const Input& input, const quantize::GptqRequest& request)
   const int64_t least = plan_gptq(input.source, input.tokenizer, smallest).quantised_bytes;
   const auto asked =
       static_cast<int64_t>(std::floor(bits * static_cast<double>(plan.n_weights) / 8));
-  if (flags.max_kl <= 0) quantize::check_budget(least, asked);
+  const int64_t others = other_bytes(plan, input.source.sources);
+  if (flags.max_bytes > 0 && least + others > flags.max_bytes)
+    refuse_max_bytes(flags.max_bytes, least + others);
+  if (!flags.bits.empty() && least > asked)
+    refuse_budget(flags.bits, least - asked, plan.n_weights);
   s.measure(bits);
   if (flags.max_kl > 0) {
     s.choose(s.within_prediction(flags.max_kl));
   } else if (flags.max_bytes > 0) {
-    s.choose(s.within_bytes(flags.max_bytes - other_bytes(plan, s.groups)));
+    s.choose(s.within_bytes(flags.max_bytes - others));
   } else {
     s.choose(s.within_bytes(asked));
   }

@@ -155,12 +155,13 @@ struct Comparisons {
   Comparison merged, without;  // beside the live adapters
 };
 
+/// `ids`: of flags.file.
 std::optional<Comparisons> compare(const CommonOptions& options, const OwnFormatFlags& flags,
-                                   const quantize::CalibrationSet& calibration) {
+                                   const quantize::CalibrationSet& calibration,
+                                   std::vector<int32_t> ids) {
   if (!flags.compares || (flags.file.empty() && calibration.sequences.empty())) return std::nullopt;
   ComparisonRequest request;
-  request.file = flags.file;
-  if (flags.file.empty()) request.ids = compared_ids(calibration);
+  request.ids = flags.file.empty() ? compared_ids(calibration) : std::move(ids);
   CommonOptions merged = options, without = options;
   merged.model = flags.output;
   merged.adapters.clear();
@@ -235,6 +236,9 @@ void merge_in_own_format(const CommonOptions& options, const OwnFormatFlags& fla
     calibration = read_calibration(flags.calibration, files, model_path(options));
     logger().info("calibration: {}", calibration.summary());
   }
+  std::vector<int32_t> ids;
+  if (!flags.dry_run && flags.compares && !flags.file.empty())
+    ids = read_compared_ids(options, files, flags.file);
   Report report;
   std::optional<Comparisons> comparisons;
   double seconds = 0;
@@ -276,7 +280,14 @@ void merge_in_own_format(const CommonOptions& options, const OwnFormatFlags& fla
                       100 * report.all.share(report.all.n_beyond)));
       logger().warn("{}", warnings.back());
     }
-    comparisons = compare(options, flags, calibration);
+    comparisons = compare(options, flags, calibration, std::move(ids));
+    if (comparisons && comparisons->merged.kl.mean > comparisons->without.kl.mean) {
+      warnings.push_back(fmt::format(
+          "what was written is further from the live adapters ({:.6f}) than MODEL without them "
+          "({:.6f}): --type bf16 and quantising again may lose less",
+          comparisons->merged.kl.mean, comparisons->without.kl.mean));
+      logger().warn("{}", warnings.back());
+    }
   }
   if (options.json) return print_json(json_of(flags, plan, report, comparisons, warnings, seconds));
   print_result(text_of(flags, plan, report, comparisons, seconds));

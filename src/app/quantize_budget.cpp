@@ -69,6 +69,20 @@ double parse_budget_bits(std::string text) {
   return bits;
 }
 
+void refuse_max_bytes(int64_t given, int64_t least) {
+  fail(ErrorKind::kInvalidArgument, "quantize",
+       "--max-bytes: expected at least {}, which the smallest types for all matrices take, got {}",
+       least, given);
+}
+
+void refuse_budget(const std::string& given, int64_t n_missing_bytes, int64_t n_weights) {
+  const double missing = 8 * static_cast<double>(n_missing_bytes) / static_cast<double>(n_weights);
+  fail(ErrorKind::kInvalidArgument, "quantize",
+       "--budget: expected at least {:.2f}bpw, which the smallest types for all matrices take, got "
+       "{}",
+       std::ceil(100 * (parse_budget_bits(given) + missing)) / 100, printable(given));
+}
+
 struct BudgetPlanner::State {
   const CommonOptions& options;
   const BudgetFlags& flags;
@@ -109,6 +123,7 @@ struct BudgetPlanner::State {
   void take_importance();
   void measure(double bits);
   int64_t matrix_bytes(double bits) const;
+  int64_t n_weights() const;
   int64_t other_bytes() const;
   void choose(int64_t max_bytes);
   double measured_now();
@@ -144,9 +159,11 @@ void BudgetPlanner::State::check_least() const {
     least += quantize::smallest_bytes(base.tensors[i]);
     others -= round_up<int64_t>(base.tensors[i].bytes(), 32);
   }
-  if (flags.max_bytes > 0) quantize::check_budget(least, flags.max_bytes - others);
-  if (!flags.bits.empty())
-    quantize::check_budget(least, matrix_bytes(parse_budget_bits(flags.bits)));
+  if (flags.max_bytes > 0 && least + others > flags.max_bytes)
+    refuse_max_bytes(flags.max_bytes, least + others);
+  if (flags.bits.empty()) return;
+  const int64_t asked = matrix_bytes(parse_budget_bits(flags.bits));
+  if (least > asked) refuse_budget(flags.bits, least - asked, n_weights());
 }
 
 /// The importances of the matrices' inputs.
@@ -187,14 +204,20 @@ void BudgetPlanner::State::measure(double bits) {
 
 /// For the matrices with a choice, when all matrices together take so many bits a weight.
 int64_t BudgetPlanner::State::matrix_bytes(double bits) const {
-  int64_t n_weights = 0, fixed = 0;
+  int64_t fixed = 0;
   for (size_t i = 0; i < base.tensors.size(); ++i) {
     const GgufTensor& tensor = base.tensors[i];
     if (tensor.parts.empty()) continue;
-    n_weights += tensor.shape.n_elems();
     if (std::ranges::find(matrices, i) == matrices.end()) fixed += tensor.bytes();
   }
-  return static_cast<int64_t>(std::floor(bits * static_cast<double>(n_weights) / 8)) - fixed;
+  return static_cast<int64_t>(std::floor(bits * static_cast<double>(n_weights()) / 8)) - fixed;
+}
+
+int64_t BudgetPlanner::State::n_weights() const {
+  int64_t sum = 0;
+  for (const GgufTensor& tensor : base.tensors)
+    sum += tensor.parts.empty() ? 0 : tensor.shape.n_elems();
+  return sum;
 }
 
 /// Of a file, beside the matrices with a choice.

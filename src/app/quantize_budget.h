@@ -35,6 +35,12 @@ void add_budget_flags(CLI::App& app, BudgetFlags& flags);
 /// "4.25" or "4.25bpw". Errors: invalid_argument, for what is no number of bits.
 double parse_budget_bits(std::string text);
 
+/// Errors: invalid_argument, saying what would do: in all; or by how many bytes the matrices with
+/// `n_weights` are too large.
+[[noreturn]] void refuse_max_bytes(int64_t given, int64_t least);
+[[noreturn]] void refuse_budget(const std::string& given, int64_t n_missing_bytes,
+                                int64_t n_weights);
+
 /// Mean KL divergence of the model at `path` from that of `options`, on the tokens of `probed`, by
 /// what `compare` does. Errors: those of opening and running.
 double measured_divergence(const CommonOptions& options, const quantize::CalibrationSet& probed,

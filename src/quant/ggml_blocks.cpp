@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "base/error.h"
@@ -75,10 +76,30 @@ void store_f16(const float* in, int64_t n_elems, std::byte* bytes) {
   });
 }
 
-/// Largest magnitude of a row. Errors: invalid_argument for an infinity or NaN.
+/// What no block of the type holds more than. Squares and products of smaller values are far from
+/// what a float holds, so that searches for scales find one, which check_scales() then looks at.
+float largest_held(DType dtype) {
+  switch (dtype) {
+    case DType::kQ8_K:
+    case DType::kMXFP4:
+      return std::numeric_limits<float>::max();  // scales in f32, and powers of two
+    case DType::kNVFP4:
+      return 448.0F * 6.0F;  // of ue4m3, of e2m1
+    default:
+      return kMaxF16 * 128.0F * 32.0F;  // Q6_K reaches furthest: times a part in int8, and a code
+  }
+}
+
+/// Largest magnitude of a row. Errors: invalid_argument for an infinity or NaN, and what is beyond
+/// largest_held().
 float max_magnitude(DType dtype, const float* in, int64_t n_elems) {
   const float most = ggml::largest_magnitude({in, static_cast<size_t>(n_elems)});
-  if (std::isfinite(most)) return most;
+  if (most <= largest_held(dtype)) return most;
+  if (std::isfinite(most)) {
+    fail(ErrorKind::kInvalidArgument, "quant",
+         "encode {}: expected values that the type's scales can hold, got {}", name_of(dtype),
+         most);
+  }
   int64_t i = 0;
   while (std::isfinite(in[i]))
     ++i;

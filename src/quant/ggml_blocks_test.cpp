@@ -230,6 +230,40 @@ TEST(GgmlBlocks, GridTypesTakeRowsOfAnySize) {
   }
 }
 
+/// One weight that is larger than all others is as large afterwards, as far as the type goes; or
+/// the row is refused.
+TEST(GgmlBlocks, LargeWeightsAreHeldOrRefused) {
+  for_each_type([](DType dtype) {
+    if (!is_block(dtype)) return;
+    std::vector<float> row = normal_row(512);
+    const std::vector<float> ones(512, 1.0F);
+    for (const std::vector<float>& importance : {std::vector<float>(), ones}) {
+      const auto decoded_spike = [&](float spike) {
+        row[300] = spike;
+        return encoded_and_decoded(dtype, row, importance)[300];
+      };
+      const float share = decoded_spike(1024) / 1024;
+      ASSERT_GT(share, 0) << name_of(dtype);
+      // Types with minimums hold other sizes of either sign.
+      for (const float sign : {1.0F, -1.0F}) {
+        bool is_refused = false;
+        for (float value = 2048 * sign; std::isfinite(value); value *= 2) {
+          try {
+            const float held = decoded_spike(value);
+            EXPECT_GT(held / value, 0.4 * share) << name_of(dtype) << " " << value;
+            EXPECT_LT(held / value, 2.0) << name_of(dtype) << " " << value;
+            EXPECT_FALSE(is_refused) << name_of(dtype) << " " << value;
+          } catch (const Error& error) {
+            EXPECT_EQ(error.kind(), ErrorKind::kInvalidArgument);
+            is_refused = true;
+          }
+        }
+        EXPECT_EQ(is_refused, dtype != DType::kQ8_K && dtype != DType::kMXFP4) << name_of(dtype);
+      }
+    }
+  });
+}
+
 TEST(GgmlBlocks, SignIndicesGiveAnEvenNumberOfSigns) {
   for (unsigned index = 0; index < 128; ++index) {
     EXPECT_EQ(iq_signs(index) & 127u, index);

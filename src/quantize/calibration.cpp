@@ -21,6 +21,11 @@ CalibrationSet cut_calibration(const std::vector<std::vector<int32_t>>& samples,
     fail(ErrorKind::kInvalidArgument, "calibration", "length: expected at least 2 tokens, got {}",
          options.length);
   }
+  constexpr int64_t kLeast = CalibrationSet::kLeastTokens;
+  if (options.max_tokens > 0 && options.max_tokens < kLeast) {
+    fail(ErrorKind::kInvalidArgument, "calibration",
+         "tokens: expected at least {} (or 0, no limit), got {}", kLeast, options.max_tokens);
+  }
   CalibrationSet out;
   std::vector<std::vector<int32_t>> all;
   for (const std::vector<int32_t>& sample : samples) {
@@ -32,14 +37,12 @@ CalibrationSet cut_calibration(const std::vector<std::vector<int32_t>>& samples,
       begin = end;
     }
   }
-  if (out.n_tokens_given < CalibrationSet::kLeastTokens) {
+  if (out.n_tokens_given < kLeast) {
     fail(ErrorKind::kInvalidArgument, "calibration",
-         "samples: expected at least {} tokens in all, got {} in {} samples",
-         CalibrationSet::kLeastTokens, out.n_tokens_given, out.n_samples);
+         "samples: expected at least {} tokens in all, got {} in {} samples", kLeast,
+         out.n_tokens_given, out.n_samples);
   }
-  const int64_t most = options.max_tokens > 0
-                           ? std::max(options.max_tokens, CalibrationSet::kLeastTokens)
-                           : out.n_tokens_given;
+  const int64_t most = options.max_tokens > 0 ? options.max_tokens : out.n_tokens_given;
   // The place of a sequence among all tokens, scaled to the tokens wanted: where that reaches what
   // was taken so far, the sequence is taken.
   const double share = static_cast<double>(most) / static_cast<double>(out.n_tokens_given);
@@ -52,6 +55,12 @@ CalibrationSet cut_calibration(const std::vector<std::vector<int32_t>>& samples,
     if (share < 1 && !(is_due && out.n_tokens + size <= most)) continue;
     out.n_tokens += size;
     out.sequences.push_back(std::move(sequence));
+  }
+  if (out.n_tokens < kLeast) {
+    fail(ErrorKind::kInvalidArgument, "calibration",
+         "tokens: expected a limit within which at least {} fit in whole sequences, got {}, within "
+         "which {} do",
+         kLeast, most, out.n_tokens);
   }
   return out;
 }

@@ -28,7 +28,7 @@ struct CalibrationSet {
 
 /// Cuts samples that are longer than options.length; nothing of a sample is dropped for its length.
 /// What is beyond max_tokens is left out evenly: of every so many sequences one. Errors:
-/// invalid_argument (length below 2, fewer than kLeastTokens in all).
+/// invalid_argument (length below 2; fewer than kLeastTokens in all, as a limit, or within it).
 CalibrationSet cut_calibration(const std::vector<std::vector<int32_t>>& samples,
                                const CalibrationOptions& options);
 

@@ -56,6 +56,12 @@ TEST(Calibration, TooLittleIsRefused) {
   expect_error(ErrorKind::kInvalidArgument, {"128 tokens", "got 127 in 1 samples"},
                [] { cut_calibration({counting(127)}, {}); });
   expect_error(ErrorKind::kInvalidArgument, {"got 0 in 0"}, [] { cut_calibration({}, {}); });
+  // Of what is used, not of what is given.
+  expect_error(ErrorKind::kInvalidArgument, {"at least 128", "got 127"},
+               [] { cut_calibration({counting(4000)}, {.length = 50, .max_tokens = 127}); });
+  expect_error(ErrorKind::kInvalidArgument, {"at least 128", "got 130, within which 100 do"},
+               [] { cut_calibration({counting(4000)}, {.length = 50, .max_tokens = 130}); });
+  EXPECT_EQ(cut_calibration({counting(6400)}, {.length = 64, .max_tokens = 128}).n_tokens, 128);
   expect_error(ErrorKind::kInvalidArgument, {"length"},
                [] { cut_calibration({counting(500)}, {.length = 1}); });
 }

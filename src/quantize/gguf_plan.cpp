@@ -475,9 +475,9 @@ void write_gguf_plan(const GgufPlan& plan, const std::string& path, ThreadPool& 
                      const GgufSplitLimits& limits) {
   if (!plan.in_want_of_importance.empty()) {
     fail(ErrorKind::kInvalidArgument, "quantize",
-         "{}: expected an importance matrix with this tensor, without which types of one to three "
-         "bits with codebooks are worth little, got none ({} tensors in all); qianwen imatrix "
-         "makes one",
+         "{}: expected an importance matrix with this tensor, without which IQ1, IQ2 and IQ3_XXS "
+         "are "
+         "worth little, got none ({} tensors in all); qianwen imatrix makes one",
          plan.in_want_of_importance.front(), plan.in_want_of_importance.size());
   }
   write_split_gguf(path, plan.content(), limits, [&](size_t i, GgufSink sink) {

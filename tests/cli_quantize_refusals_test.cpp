@@ -1,0 +1,179 @@
+// What quantising commands refuse before they work for it, and what they leave alone.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "support/adapter_writer.h"
+#include "support/cli_fixture.h"
+
+namespace qw::test {
+namespace {
+
+using nlohmann::json;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class CliQuantizeRefusals : public CliTest {
+ protected:
+  using Args = std::vector<std::string>;
+
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+  /// Of the bundled model, without writing anything.
+  static Ran dry(Args more) {
+    more.insert(more.begin(), {"quantize", kBundled, "--dry-run", "--json"});
+    return qianwen(more);
+  }
+  static std::string type_of(const Ran& ran, const char* tensor) {
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return ran.code == 0 ? json::parse(ran.out)["tensors"][tensor].get<std::string>() : "";
+  }
+};
+
+TEST_F(CliQuantizeRefusals, AdaptersAreMergedFirst) {
+  for (const Args& command : {Args{"quantize", kBundled, "--to", "q8_0", "--output", path("a")},
+                              {"quantize", kBundled, "--budget", "5", "--output", path("a")},
+                              {"convert", kBundled, "--to", "gguf", "--output", path("a")},
+                              {"imatrix", kBundled, "--output", path("a")},
+                              {"extract", kBundled, "--base", kBundled, "--output", path("a")}}) {
+    Args args = command;
+    args.insert(args.end(), {"--adapter", "nosuch"});
+    expect_failure(qianwen(args), 2, "--adapter: expected none");
+  }
+  EXPECT_FALSE(std::filesystem::exists(path("a")));
+}
+
+TEST_F(CliQuantizeRefusals, PatternsThatDecideNothing) {
+  for (const char* pattern : {"FFN_DOWN=q6_k", "nomatch=q4_0", "output_norm=q4_0"})
+    expect_failure(dry({"--to", "q4_k_m", "--tensor-type", pattern}), 2,
+                   std::string(pattern).substr(0, std::string(pattern).find('=')));
+  expect_failure(dry({"--to", "q4_k_m", "--tensor-type", "ffn_down=q6_k,attn_v=q8_0"}), 2,
+                 "'ffn_down=q6_k,attn_v'");
+  // The second finds only what the first has decided; the third is as good as the first.
+  expect_failure(dry({"--to", "q4_k_m", "--tensor-type", "ffn=q6_k", "--tensor-type",
+                      "ffn_down=q8_0", "--tensor-type", "attn_v=q8_0"}),
+                 2, "got 'ffn_down'");
+}
+
+TEST_F(CliQuantizeRefusals, TiedModelsHaveOneTypeForBothEnds) {
+  constexpr const char* kEmbedding = "token_embd.weight";
+  EXPECT_EQ(type_of(dry({"--to", "q4_k_m", "--output-type", "q8_0"}), kEmbedding), "q8_0");
+  EXPECT_EQ(type_of(dry({"--to", "q4_k_m", "--embedding-type", "f16"}), kEmbedding), "f16");
+  EXPECT_EQ(type_of(dry({"--to", "q4_k_m"}), kEmbedding), "q6_k");
+  expect_failure(dry({"--to", "q4_k_m", "--output-type", "q8_0", "--embedding-type", "f16"}), 2,
+                 "output type");
+}
+
+TEST_F(CliQuantizeRefusals, TypesThatNoProgramRuns) {
+  for (const char* type : {"q8_k", "q8_1", "f64"})
+    expect_failure(dry({"--to", "q8_0", "--tensor-type", std::string("ffn_down=") + type}), 2,
+                   std::string("got ") + type);
+}
+
+TEST_F(CliQuantizeRefusals, NamesAreKnownInAnyCase) {
+  EXPECT_EQ(dry({"--to", "GPTQ-Int4"}).code, 0);
+  EXPECT_EQ(dry({"--to", "AWQ"}).code, 0);
+  const Ran typo = dry({"--to", "gtpq-int4"});
+  expect_failure(typo, 2, "gptq-int4");
+  EXPECT_THAT(typo.err, HasSubstr("nf4"));
+  EXPECT_THAT(typo.err, HasSubstr("Q4_K_M"));
+  expect_failure(dry({"--to", "gptq", "--budget", "4", "--force"}), 2,
+                 "--force: expected it with a GGUF file, got it with a budget for gptq");
+}
+
+TEST_F(CliQuantizeRefusals, TooFewTokensToCalibrateWith) {
+  expect_failure(dry({"--to", "gptq-int4", "--calibration-tokens", "10"}), 2, "at least 128");
+}
+
+/// Before anything is measured.
+TEST_F(CliQuantizeRefusals, OutputsThatBudgetsWouldReplace) {
+  const std::string file = write("there.gguf", "mine"), inner = write("there/mine", "mine");
+  write("b.gguf.unproven/thesis", "mine");
+  write("c.unproven/thesis", "mine");
+  const auto refused = [&](Args args, const char* part) {
+    args.insert(args.begin(), {"quantize", kBundled});
+    const Ran ran = qianwen(args);
+    expect_failure(ran, 2, part);
+    EXPECT_THAT(ran.err, Not(HasSubstr("measuring")));
+    EXPECT_THAT(ran.err, Not(HasSubstr("predicted")));
+  };
+  refused({"--budget", "5", "--output", file}, "--force");
+  refused({"--max-kl", "0.01", "--output", file}, "--force");
+  refused({"--to", "gptq", "--budget", "5", "--output", path("there")}, "not there yet");
+  refused({"--to", "gptq", "--max-kl", "0.05", "--output", path("there")}, "not there yet");
+  refused({"--max-kl", "0.01", "--output", path("b.gguf")}, "b.gguf.unproven");
+  refused({"--to", "gptq", "--max-kl", "0.05", "--output", path("c")}, "c.unproven");
+  for (const char* name :
+       {"there.gguf", "there/mine", "b.gguf.unproven/thesis", "c.unproven/thesis"})
+    EXPECT_TRUE(std::filesystem::exists(path(name))) << name;
+}
+
+TEST_F(CliQuantizeRefusals, FilesLargerThanTheLimitOfTheShell) {
+  const Ran ran = run_program(
+      "/bin/sh", {"-c", "ulimit -f 2000; exec \"$0\" convert \"$1\" --to gguf --output \"$2\"",
+                  QIANWEN_PROGRAM, kBundled, path("m.gguf")});
+  expect_failure(ran, 7, "File too large");
+  EXPECT_TRUE(std::filesystem::is_empty(folder_));
+}
+
+TEST_F(CliQuantizeRefusals, DirectoriesMayEndInASlash) {
+  const Ran made = qianwen({"convert", kBundled, "--to", "safetensors", "--output", path("hf/")});
+  EXPECT_EQ(made.code, 0) << made.err;
+  EXPECT_TRUE(std::filesystem::exists(path("hf/config.json")));
+  EXPECT_FALSE(std::filesystem::exists(path("hf/.qianwen-partial")));
+}
+
+TEST_F(CliQuantizeRefusals, TextsThatAMergeIsToBeComparedOn) {
+  Adapter adapter;
+  adapter.add("model.layers.2.self_attn.q_proj.lora_A.weight", {3, 256});
+  adapter.add("model.layers.2.self_attn.q_proj.lora_B.weight", {256, 3});
+  for (const char* type : {"bf16", "same"}) {
+    expect_failure(qianwen({"merge", kBundled, "--adapter", adapter.write_peft(), "--type", type,
+                            "--output", path("m"), "--file", path("no.txt")}),
+                   3, "no.txt");
+  }
+  expect_failure(qianwen({"merge", kBundled, "--adapter", adapter.write_peft(), "--output",
+                          path("m"), "--file", write("empty.txt", "")}),
+                 2, "at least 2 tokens");
+  EXPECT_FALSE(std::filesystem::exists(path("m")));
+}
+
+/// A change far below a step of two bits, with inputs unlike those of any text.
+TEST_F(CliQuantizeRefusals, MergesThatDoHarmAreTold) {
+  const std::string q2 = path("q2.gguf");
+  ASSERT_EQ(qianwen({"quantize", kBundled, "--to", "q2_k", "--output", q2}).code, 0);
+  Adapter adapter;
+  for (const char* module :
+       {"model.layers.1.self_attn.o_proj", "model.layers.2.self_attn.q_proj"}) {
+    adapter.add(std::string(module) + ".lora_A.weight", {3, 256});
+    adapter.add(std::string(module) + ".lora_B.weight", {256, 3});
+  }
+  json ids = json::array();
+  for (int i = 0; i < 200; ++i)
+    ids.push_back(300 + i * 1237 % 4700);
+  const Ran ran =
+      qianwen({"merge", q2, "--adapter", adapter.write_peft() + ":0.003", "--type", "same",
+               "--calibration", write("ids.jsonl", json{{"ids", ids}}.dump()), "--file",
+               kBundled + "/../README.md", "--output", path("m.gguf"), "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const json said = json::parse(ran.out);
+  const double merged = said["comparison"]["kl"]["mean"],
+               without = said["comparison_without_adapters"]["kl"]["mean"];
+  EXPECT_GT(merged, without);
+  EXPECT_THAT(said["warnings"].dump(), HasSubstr("further from the live adapters"));
+  EXPECT_THAT(ran.err, HasSubstr("further from the live adapters"));
+}
+
+TEST_F(CliQuantizeRefusals, IdsAreComparedAsIds) {
+  const auto compare = [&](const std::string& file) {
+    return qianwen({"compare", kBundled, kBundled, "--file", file, "--json"});
+  };
+  const Ran ran = compare(write("ids.json", "{\"ids\": [1, 2, 3, 4, 5]}"));
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(json::parse(ran.out)["n_tokens"], 4);
+  expect_failure(compare(write("odd.json", "{\"id\": [1]}")), 2, "\"ids\"");
+}
+
+}  // namespace
+}  // namespace qw::test
