@@ -493,6 +493,18 @@ describe('access', () => {
     }
   });
 
+  visit('keeps a dialog that is opened before the last one has told that it is closed', async (_, page) => {
+    const dialog = page.getByRole('dialog', { name: 'Keyboard' });
+    await page.keyboard.press('Control+/');
+    await dialog.waitFor();
+    const last = await dialog.elementHandle();
+    await page.keyboard.press('Escape');
+    await page.keyboard.press('Control+/');
+    await dialog.waitFor();
+    await last!.evaluate((node) => node.dispatchEvent(new Event('close'))); // as late as it may come
+    await page.evaluate(() => new Promise(requestAnimationFrame));
+    expect(await dialog.isVisible()).toBe(true);
+  });
   visit('starts with a link past the lists', async (_, page) => {
     const link = page.locator(':is(a, button, input, select, textarea):visible').first();
     expect(await link.textContent()).toBe('Skip to the message box');
