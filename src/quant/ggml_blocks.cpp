@@ -82,9 +82,10 @@ float largest_held(DType dtype) {
   switch (dtype) {
     case DType::kQ8_K:
     case DType::kMXFP4:
-      return std::numeric_limits<float>::max();  // scales in f32, and powers of two
     case DType::kNVFP4:
-      return 448.0F * 6.0F;  // of ue4m3, of e2m1
+      // Scales in f32, and powers of two; one that is clamped, as by whoever defined it (no recipe
+      // of ours writes it).
+      return std::numeric_limits<float>::max();
     default:
       return kMaxF16 * 128.0F * 32.0F;  // Q6_K reaches furthest: times a part in int8, and a code
   }

@@ -231,10 +231,10 @@ TEST(GgmlBlocks, GridTypesTakeRowsOfAnySize) {
 }
 
 /// One weight that is larger than all others is as large afterwards, as far as the type goes; or
-/// the row is refused.
+/// the row is refused. But NVFP4 is clamped by its definition, which goldens of its bytes follow.
 TEST(GgmlBlocks, LargeWeightsAreHeldOrRefused) {
   for_each_type([](DType dtype) {
-    if (!is_block(dtype)) return;
+    if (!is_block(dtype) || dtype == DType::kNVFP4) return;
     std::vector<float> row = normal_row(512);
     const std::vector<float> ones(512, 1.0F);
     for (const std::vector<float>& importance : {std::vector<float>(), ones}) {
