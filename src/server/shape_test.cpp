@@ -121,7 +121,7 @@ const Nested kNested[] = {
      "response_format.json_schema.foo"},
     {"/v1/chat/completions",
      R"({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1,
-         "stream_options": {"include_usage": true, "foo": 1}})",
+         "stream_options": {"include_usage": false, "foo": 1}})",
      "stream_options.foo"},
     {"/v1/completions", R"({"prompt": "Hi", "max_tokens": 1, "stream_options": {"foo": 1}})",
      "stream_options.foo"},

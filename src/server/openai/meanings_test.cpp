@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "support/running_service.h"
+#include "support/tiny_checkpoint.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_files.h"
 
@@ -159,8 +160,8 @@ TEST_F(OpenAiMeanings, AnEmptyConstraintIsRefused) {
   for (const std::string field : {"guided_regex", "guided_json", "guided_grammar"}) {
     const ordered_json error =
         error_of("/v1/completions", {{"prompt", "One"}, {"max_tokens", 1}, {field, ""}});
-    EXPECT_EQ(error["param"], field);
-    EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("empty text"));
+    EXPECT_EQ(error.value("param", ordered_json()), field);
+    EXPECT_THAT(error.value("message", ""), HasSubstr("empty text"));
   }
 }
 
@@ -222,6 +223,7 @@ TEST_F(OpenAiMeanings, StopTokensCanBeBanned) {
   const ordered_json choice =
       complete({{"max_tokens", 3}, {"bad_words", {" Australia"}}, {"stop_token_ids", {australia}}});
   EXPECT_THAT(choice["text"].get<std::string>(), ::testing::Not(HasSubstr("Australia")));
+  EXPECT_NE(choice["text"], "") << "it goes on with another word";
   EXPECT_FALSE(choice.contains("stop_reason")) << choice.dump();
 }
 
@@ -336,6 +338,29 @@ TEST_F(OpenAiMeanings, ErrorsNameTheFieldAndWhatIsAllowed) {
   EXPECT_EQ(error["param"], "seed");
   EXPECT_THAT(error["message"].get<std::string>(),
               HasSubstr("from -9223372036854775808 to 9223372036854775807"));
+}
+
+// Ids are taken there, so it is not they that are at fault.
+TEST(OpenAiMeaningsWithoutTokenizer, ErrorsNameWhatNeedsOne) {
+  const qw::test::TinyCheckpoint tiny;
+  ServiceOptions options = service_options();
+  options.models[0].path = tiny.write();
+  options.models[0].open.engine.ctx = 64;
+  const RunningService running(options);
+  const ordered_json plain = {{"prompt", {1, 2, 3}}, {"max_tokens", 2}};
+  ASSERT_TRUE(running.post("/v1/completions", plain).contains("choices"));
+  const std::vector<std::pair<std::string, ordered_json>> fields = {
+      {"logprobs", 1}, {"echo", true}, {"stop", "x"}, {"bad_words", {"x"}}};
+  for (const auto& [field, value] : fields) {
+    ordered_json body = plain;
+    body[field] = value;
+    int status = 0;
+    const ordered_json answer = running.post("/v1/completions", body, &status);
+    EXPECT_EQ(status, 400) << field;
+    const ordered_json error = answer.value("error", ordered_json::object());
+    EXPECT_EQ(error.value("param", ordered_json()), field) << answer.dump();
+    EXPECT_THAT(error.value("message", ""), HasSubstr("expected a model with a tokenizer"));
+  }
 }
 
 }  // namespace
