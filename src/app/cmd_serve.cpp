@@ -15,6 +15,7 @@
 #include "app/open.h"
 #include "app/version.h"
 #include "base/error.h"
+#include "base/heap.h"
 #include "base/log.h"
 #include "server/openapi.h"
 #include "server/service.h"
@@ -203,6 +204,7 @@ void serve(Options& options) {
     logger().warn("{} is reachable from outside, and everybody may use it (--api-key-file)",
                   settings.http.host);
   take_descriptors(settings.http);
+  keep_little_freed_memory();
   settings.stop_asked = &interrupted();
   settings.version = QIANWEN_VERSION;
   settings.build = build_commit();

@@ -13,4 +13,12 @@ void give_back_freed_memory() noexcept {
 #endif
 }
 
+void keep_little_freed_memory() noexcept {
+#ifdef __GLIBC__
+  // Setting either ends that they are adapted.
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+  mallopt(M_TRIM_THRESHOLD, 2 << 20);
+#endif
+}
+
 }  // namespace qw

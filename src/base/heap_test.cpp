@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <memory>
+#include <thread>
 #include <vector>
 
 namespace qw {
@@ -34,6 +35,32 @@ TEST(Heap, GivesBackWhatWasFreedAmidWhatStays) {
   EXPECT_GT(resident_bytes(), before - 20'000'000) << "else there is nothing to show";
   give_back_freed_memory();
   EXPECT_LT(resident_bytes(), before - 60'000'000);
+}
+
+// glibc keeps blocks as large as those that it once got back.
+TEST(Heap, KeepsLittleOfLargeBlocks) {
+#if !defined(__GLIBC__) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "the allocator is another";
+#endif
+  // On a thread, whose memory is apart from everybody's.
+  std::thread([] {
+    constexpr size_t kOnce = 31'000'000, kBytes = 20'000'000;
+    const auto kept_of = [](size_t bytes) {
+      const auto small = std::make_unique<char[]>(1000);
+      const int64_t before = resident_bytes();
+      auto* block = static_cast<volatile char*>(std::malloc(bytes));
+      for (size_t i = 0; i < bytes; i += 4096)
+        block[i] = 1;
+      std::free(const_cast<char*>(block));
+      return resident_bytes() - before;
+    };
+    kept_of(kOnce);
+    EXPECT_GT(kept_of(kBytes), 15'000'000) << "else there is nothing to show";
+    keep_little_freed_memory();
+    EXPECT_LT(kept_of(kBytes), 3'000'000);
+    kept_of(kOnce);
+    EXPECT_LT(kept_of(kBytes), 3'000'000) << "it is adapted again";
+  }).join();
 }
 
 }  // namespace

@@ -400,7 +400,7 @@ TEST(Limits, NobodyIsReadyBeforeTheModelIsLoaded) {
 
 /// Waits until so many grammars are being compiled.
 void wait_until_under_way(const ServedModel& model, size_t n) {
-  while (model.grammars().size() < n)
+  while (model.grammars_held().n < n)
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
@@ -463,13 +463,13 @@ TEST(Compilers, EndWithTheirClientsAndWithTheServer) {
     wait_until_under_way(*model, 2);
   }
   meet_all(*services.compilers, kCompilers);
-  EXPECT_EQ(model->grammars().size(), 0u) << "nobody waited for them";
+  EXPECT_EQ(model->grammars_held().n, 0u) << "nobody waited for them";
   last.emplace(running.service.port());
   last->send(HttpClient::post_text("/v1/completions", slow));
   wait_until_under_way(*model, 1);
   running.service.stop();
   meet_all(*services.compilers, kCompilers);
-  EXPECT_EQ(model->grammars().size(), 0u) << "the server would wait for it";
+  EXPECT_EQ(model->grammars_held().n, 0u) << "the server would wait for it";
 }
 
 TEST(Compilers, RefuseWhatTakesTooManySteps) {

@@ -78,6 +78,8 @@ struct Families {
                    "Share of the KV cache that holds prompts nobody uses now, from 0 to 1")),
         preemptions(counter(r, "vllm:num_preemptions_total", "Sequences computed a second time")),
         steps(counter(r, "qianwen_engine_steps_total", "Forward passes")),
+        grammars(gauge(r, "qianwen_grammars", "Grammars and schemas that are kept compiled")),
+        grammar_bytes(gauge(r, "qianwen_grammar_bytes", "Memory that they take")),
         disk_queries(counter(r, "vllm:external_prefix_cache_queries_total",
                              "Prompt tokens that were looked up in the prefix cache on disk")),
         disk_hits(
@@ -112,7 +114,7 @@ struct Families {
   Family<Gauge>&running, &waiting, &adapter_running, &adapter_waiting, &lora_info, &cache_use,
       &kept;
   Family<Counter>&preemptions, &steps, &disk_queries, &disk_hits;
-  Family<Gauge>& disk_bytes;
+  Family<Gauge>&grammars, &grammar_bytes, &disk_bytes;
   Family<Counter>&disk_read, &disk_written, &disk_dropped, &disk_refused, &disk_evicted;
 };
 
@@ -211,6 +213,11 @@ class OneModel : public ModelMetrics {
     count(families_.preemptions, stats.n_preemptions);
     count(families_.steps, stats.n_steps);
     if (stats.disk) set_disk_stats(*stats.disk, stats.store);
+  }
+
+  void set_grammars(const GrammarCache::Held& held) {
+    families_.grammars.Add(labels_).Set(static_cast<double>(held.n));
+    families_.grammar_bytes.Add(labels_).Set(static_cast<double>(held.bytes));
   }
 
   /// Of an adapter.
@@ -313,6 +320,7 @@ class Metrics::Impl {
         Served& engine = engines[model.name];
         if (!model.loaded) continue;
         engine.stats = model.loaded->host().stats();
+        engine.grammars = model.loaded->grammars_held();
         engine.n_slots = model.loaded->files().engine_options.n_slots;
       } else {  // an engine is its base's, which comes before
         engines[model.parent].stats.labels[model.name];
@@ -322,6 +330,7 @@ class Metrics::Impl {
     for (const auto& [name, engine] : engines) {
       OneModel& model = *entry_of(name).model;
       model.set_stats(engine.stats);
+      model.set_grammars(engine.grammars);
       // Those that were unloaded, too, as long as they have requests.
       for (const auto& [adapter, load] : engine.stats.labels)
         entry_of(adapter).model->set_load(load);
@@ -347,6 +356,7 @@ class Metrics::Impl {
  private:
   struct Served {
     HostStats stats;
+    GrammarCache::Held grammars;
     int64_t n_slots = 0;  // 0: not loaded
   };
   struct Entry {

@@ -103,5 +103,26 @@ TEST(CacheMetrics, AreNothingWhereTheModelIsNotLoaded) {
               HasSubstr("\nvllm:kv_cache_usage_perc{model_name=\"mini\"} 0\n"));
 }
 
+TEST(GrammarMetrics, TellWhatIsKept) {
+  const RunningService running;
+  const auto metric = [&](const std::string& name) {
+    const std::string text = running.client().get("/metrics").body;
+    const std::string series = "\n" + name + "{model_name=\"mini\"} ";
+    const size_t at = text.find(series);
+    return at == std::string::npos ? -1 : std::stod(text.substr(at + series.size()));
+  };
+  EXPECT_EQ(metric("qianwen_grammars"), 0);
+  EXPECT_EQ(metric("qianwen_grammar_bytes"), 0);
+  double bytes = 0;
+  for (const int n : {1, 2, 2}) {  // the last one is known
+    running.post("/v1/completions", {{"prompt", "One"},
+                                     {"max_tokens", 2},
+                                     {"guided_regex", fmt::format("[0-9]{{{}}}", n)}});
+    EXPECT_EQ(metric("qianwen_grammars"), n);
+    EXPECT_GT(metric("qianwen_grammar_bytes"), bytes);
+    if (n == 1) bytes = metric("qianwen_grammar_bytes");
+  }
+}
+
 }  // namespace
 }  // namespace qw::server

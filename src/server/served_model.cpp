@@ -136,8 +136,15 @@ GrammarCache& ServedModel::grammars() const {
   const Tokenizer& own = tokenizer();
   std::call_once(grammars_made_, [&] {
     grammars_ = std::make_unique<GrammarCache>(std::make_shared<const GrammarVocabulary>(own));
+    known_grammars_ = grammars_.get();
   });
   return *grammars_;
+}
+
+GrammarCache::Held ServedModel::grammars_held() const {
+  if (base_) return base_->grammars_held();
+  const GrammarCache* known = known_grammars_;
+  return known == nullptr ? GrammarCache::Held{} : known->held();
 }
 
 }  // namespace qw::server

@@ -101,6 +101,8 @@ class ServedModel {
   size_t longest_token_bytes() const;
   /// Grammars compiled for its vocabulary. Any thread. Errors: as tokenizer().
   GrammarCache& grammars() const;
+  /// Nothing before any was wanted. Any thread.
+  GrammarCache::Held grammars_held() const;
   /// Its head; nullopt: it is no classification model.
   const std::optional<Classifier>& classifier() const {
     return base_ ? base_->classifier() : classifier_;
@@ -136,6 +138,7 @@ class ServedModel {
   mutable size_t longest_token_bytes_ = 0;
   mutable std::once_flag grammars_made_;
   mutable std::unique_ptr<GrammarCache> grammars_;  // when they are first wanted
+  mutable std::atomic<const GrammarCache*> known_grammars_ = nullptr;  // the same, for others
   std::unique_ptr<FileHashes> hashes_;              // null with a base
   std::optional<Classifier> classifier_;            // none with a base
   mutable std::atomic<double> typical_seconds_{0};

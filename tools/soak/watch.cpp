@@ -65,7 +65,9 @@ std::vector<std::string> Watch::faults_at_rest(const Place& place, Child& child,
   for (int i = 0; i < 150; ++i) {
     last_ = child.footprint();
     if (restarted) first_ = last_;  // those of the first process say nothing of this one
-    faults = faults_of(Metrics::read(place), first_, last_);
+    const Metrics metrics = Metrics::read(place);
+    faults = faults_of(metrics, first_, last_);
+    grammar_bytes_ = static_cast<int64_t>(metrics.of("qianwen_grammar_bytes"));
     if (faults.empty()) break;
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
   }
@@ -95,11 +97,11 @@ std::string Watch::summary() const {
   const double hours = 0.6 * samples_.back().seconds / 3600;  // between the two medians
   return fmt::format(
       "memory: {:.1f} MiB of its own at the beginning, {:.1f} early, {:.1f} late, {:.1f} at rest "
-      "({:+.1f} MiB, {:+.1f} MiB/h); resident {:.1f} to {:.1f} MiB\n"
+      "({:+.1f} MiB, {:+.1f} MiB/h); resident {:.1f} to {:.1f} MiB; compiled grammars {:.1f} MiB\n"
       "threads: {} to {}; open files: {} to {}\n",
       mib(first_.anonymous_bytes), median(0.2, 0.4), median(0.8, 1), mib(last_.anonymous_bytes),
       growth(), growth() / hours, mib(first_.resident_bytes), mib(last_.resident_bytes),
-      first_.n_threads, last_.n_threads, first_.n_files, last_.n_files);
+      mib(grammar_bytes_), first_.n_threads, last_.n_threads, first_.n_files, last_.n_files);
 }
 
 }  // namespace qw::soak

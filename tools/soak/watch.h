@@ -36,6 +36,7 @@ class Watch {
   double growth() const { return median(0.8, 1) - median(0.2, 0.4); }
 
   Footprint first_, last_;
+  int64_t grammar_bytes_ = 0;  // at rest
   std::vector<Sample> samples_;
 };
 

@@ -158,14 +158,9 @@ size_t GrammarCache::bytes_held() const {
   return sum;
 }
 
-size_t GrammarCache::bytes() const {
+GrammarCache::Held GrammarCache::held() const {
   const std::lock_guard lock(mutex_);
-  return bytes_held();
-}
-
-size_t GrammarCache::size() const {
-  const std::lock_guard lock(mutex_);
-  return entries_.size();
+  return {entries_.size(), bytes_held()};
 }
 
 }  // namespace qw

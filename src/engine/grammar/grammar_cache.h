@@ -57,9 +57,11 @@ class GrammarCache {
   /// What is there already; null: it would have to be compiled, or waited for.
   std::shared_ptr<GrammarMatcher> find(const std::string& key);
   const std::shared_ptr<const GrammarVocabulary>& vocabulary() const { return vocabulary_; }
-  size_t size() const;
-  /// What the entries hold. Grows while they are used; get() lets go of the oldest.
-  size_t bytes() const;
+  struct Held {
+    size_t n = 0, bytes = 0;
+  };
+  /// The entries, and what they hold: grows while they are used; get() lets go of the oldest.
+  Held held() const;
 
  private:
   using Future = std::shared_future<std::shared_ptr<GrammarMatcher>>;

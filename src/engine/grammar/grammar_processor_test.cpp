@@ -290,7 +290,7 @@ TEST(GrammarCache, CompilesOnceAndForgetsTheOldest) {
   cache.get(b);
   GrammarSource gbnf{.kind = GrammarSource::Kind::kGbnf, .text = "root ::= \"a\""};
   cache.get(gbnf);
-  EXPECT_EQ(cache.size(), 2u);
+  EXPECT_EQ(cache.held().n, 2u);
   EXPECT_NE(cache.get(a), first);  // it was the oldest
   GrammarSource two{.kind = GrammarSource::Kind::kChoice, .choices = {"a", "bc"}};
   GrammarSource other{.kind = GrammarSource::Kind::kChoice, .choices = {"ab", "c"}};

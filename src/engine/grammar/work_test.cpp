@@ -144,9 +144,9 @@ TEST(GrammarCache, HoldsSoManyBytes) {
   EXPECT_GT(one->bytes(), 100'000u);
   for (int i = 1; i < 20; ++i)
     cache.get(large(i));
-  EXPECT_LE(cache.bytes(), kBytes);
-  EXPECT_GE(cache.size(), 2u);
-  EXPECT_LE(cache.size(), kBytes / one->bytes() + 1);
+  EXPECT_LE(cache.held().bytes, kBytes);
+  EXPECT_GE(cache.held().n, 2u);
+  EXPECT_LE(cache.held().n, kBytes / one->bytes() + 1);
   EXPECT_EQ(cache.find(large(0).key()), nullptr) << "the oldest goes first";
   // Sources count, too: one that says little at length.
   GrammarCache small(bytes(), 64, kBytes);

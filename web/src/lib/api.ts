@@ -95,7 +95,11 @@ export function requestBody(messages: Message[], settings: Settings): Record<str
   if (body['stream']) body['stream_options'] = { include_usage: true, continuous_usage_stats: (numbers.n ?? 1) === 1 };
   else body['logprobs'] = true; // to count each answer's tokens: the usage counts those of all that were computed
   Object.assign(body, numbers);
-  if (settings.beams) body['use_beam_search'] = true;
+  if (settings.ignoreEos) body['ignore_eos'] = true;
+  if (settings.beams) {
+    body['use_beam_search'] = true;
+    if (settings.beamsEnd !== 'likely') body['early_stopping'] = settings.beamsEnd === 'first' || 'never';
+  }
   if (settings.stop.length > 0) body['stop'] = settings.stop;
   const biased = parseBias(settings.bias);
   if ('bias' in biased && Object.keys(biased.bias).length > 0) body['logit_bias'] = biased.bias;

@@ -15,7 +15,7 @@ export const numberFields = [
   { key: 'top_p', min: 0, max: 1, step: 0.01, slider: 1 },
   { key: 'top_k', min: 0, step: 1 },
   { key: 'min_p', min: 0, max: 1, step: 0.01, slider: 1 },
-  { key: 'typical_p', min: 0, max: 1, step: 0.01, slider: 1 },
+  { key: 'typical_p', min: 0.01, max: 1, step: 0.01, slider: 1 },
   { key: 'repetition_penalty', min: 0.05, max: 10, step: 0.01, slider: 2 },
   { key: 'presence_penalty', min: -2, max: 2, step: 0.05, slider: 2 },
   { key: 'frequency_penalty', min: -2, max: 2, step: 0.05, slider: 2 },
@@ -44,19 +44,28 @@ export function validNumbers(settings: Settings): Settings['numbers'] {
   return Object.fromEntries(chosen.filter(([key, value]) => inRange(key, value)));
 }
 
+/** When beams end: `early_stopping` false, true and "never". */
+export const beamsEnds = ['likely', 'first', 'certain'] as const;
+export type BeamsEnd = (typeof beamsEnds)[number];
+
 export interface Settings {
   model: string; // '': the server's default
   system: string;
   numbers: Partial<Record<NumberKey, number>>; // what is not there is left to the model
   stop: string[];
   bias: string; // a token's number and what is added to its score, one a line; '': none
+  ignoreEos: boolean; // answers go on where the model would end them
   beams: boolean; // the likeliest answer is looked for, with `best_of` or else `n` beams
+  beamsEnd: BeamsEnd;
   tools: string; // JSON: a list of OpenAI's tool definitions; '': none
   logprobs: boolean;
 }
 
 export function defaultSettings(): Settings {
-  return { model: '', system: '', numbers: {}, stop: [], bias: '', beams: false, tools: '', logprobs: false };
+  return {
+    model: '', system: '', numbers: {}, stop: [], bias: '', ignoreEos: false, beams: false, beamsEnd: 'likely',
+    tools: '', logprobs: false,
+  };
 }
 
 export type ToolsResult = { tools: unknown[] } | { problem: 'json' | 'list' | 'name'; detail: string };

@@ -1,5 +1,5 @@
 // Conversations as files: JSON that comes back in, Markdown to read.
-import { defaultSettings, inRange, numberFields, type NumberKey, type Settings } from './settings';
+import { beamsEnds, defaultSettings, inRange, numberFields, type NumberKey, type Settings } from './settings';
 import { newId, path, type Conversation, type Message, type Stats, type Token, type ToolCall } from './tree';
 
 const kFormat = 'qianwen-conversations';
@@ -74,7 +74,9 @@ function readSettings(value: unknown, leftOut: LeftOut[]): Settings {
   optional(out, from, 'tools', text);
   optional(out, from, 'stop', (v) => list(v, text));
   optional(out, from, 'bias', text);
+  out.ignoreEos = from['ignoreEos'] === true;
   out.beams = from['beams'] === true;
+  out.beamsEnd = beamsEnds.find((end) => end === from['beamsEnd']) ?? out.beamsEnd;
   out.logprobs = from['logprobs'] === true;
   const numbers = object(from['numbers'] ?? {});
   for (const { key } of numberFields) {

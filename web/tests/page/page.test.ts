@@ -135,11 +135,14 @@ describe('asking', () => {
     await page.getByLabel('Token biases').fill('17');
     await page.getByText('Line 1 is not', { exact: false }).waitFor();
     await page.getByLabel('Token biases').fill('17: -2.5');
+    await page.getByLabel('Do not end').check();
+    expect(await page.getByLabel('When beams end').count()).toBe(0);
     await page.getByLabel('Beam search').check();
+    await page.getByLabel('When beams end').selectOption('When there can be no better one');
     expect((await visit.ask('Tell me a story.')).length).toBeGreaterThan(10);
     const advanced = {
       stream: false, min_tokens: 2, best_of: 3, length_penalty: 0.5, no_repeat_ngram_size: 6, use_beam_search: true,
-      logit_bias: { '17': -2.5 },
+      early_stopping: 'never', ignore_eos: true, logit_bias: { '17': -2.5 },
     };
     expect(requests[1]).toMatchObject(advanced);
     const facts = page.locator('.facts').last();
@@ -150,7 +153,7 @@ describe('asking', () => {
     await visit.lastAnswer();
     expect(requests[2]).toMatchObject({ ...advanced, continue_final_message: true });
     await page.getByRole('button', { name: 'Leave all to the model' }).click();
-    expect(await page.getByLabel('Beam search').isChecked()).toBe(false);
+    for (const label of ['Beam search', 'Do not end']) expect(await page.getByLabel(label).isChecked()).toBe(false);
     expect(await page.getByLabel('Token biases').inputValue()).toBe('');
   });
 

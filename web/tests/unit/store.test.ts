@@ -28,7 +28,7 @@ describe('the storage', () => {
     log = [];
   });
   it('gives conversations of an earlier page all the settings of this one', async () => {
-    const { bias: _bias, beams: _beams, ...earlier } = { ...defaultSettings(), system: 'Be brief.' };
+    const { bias: _bias, beams: _beams, ignoreEos: _ignoreEos, beamsEnd: _beamsEnd, ...earlier } = { ...defaultSettings(), system: 'Be brief.' };
     const old = newConversation(earlier as ReturnType<typeof defaultSettings>);
     rows.set(old.id, old);
     const settings = { ...defaultSettings(), system: 'Be brief.' };

@@ -138,7 +138,7 @@ describe('a request', () => {
   it('says all that was chosen', () => {
     const body = requestBody(messages, {
       model: 'm', system: 'be brief', numbers: { temperature: 0, top_k: 5, n: 2, min_tokens: 1, eta_cutoff: 0.001 }, stop: ['\n'],
-      bias: '7: -5', beams: true, tools: '[{"name":"f"}]', logprobs: true,
+      bias: '7: -5', ignoreEos: true, beams: true, beamsEnd: 'first', tools: '[{"name":"f"}]', logprobs: true,
     });
     expect(body).toEqual({
       model: 'm',
@@ -150,7 +150,8 @@ describe('a request', () => {
       ],
       stream: true,
       stream_options: { include_usage: true, continuous_usage_stats: false },
-      temperature: 0, top_k: 5, n: 2, min_tokens: 1, eta_cutoff: 0.001, stop: ['\n'], logit_bias: { 7: -5 }, use_beam_search: true,
+      temperature: 0, top_k: 5, n: 2, min_tokens: 1, eta_cutoff: 0.001, stop: ['\n'], logit_bias: { 7: -5 }, ignore_eos: true,
+      use_beam_search: true, early_stopping: true,
       tools: [{ type: 'function', function: { name: 'f' } }],
       logprobs: true, top_logprobs: 5,
     });

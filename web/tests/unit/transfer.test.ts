@@ -5,7 +5,7 @@ import { exportJson, exportMarkdown, fileName, ImportError, importJson } from '.
 import { addMessage, newConversation, path, type Conversation } from '../../src/lib/tree';
 
 function talk(): Conversation {
-  const conversation = newConversation({ ...defaultSettings(), system: 'Be brief.', numbers: { temperature: 0.5, best_of: 3 }, stop: ['x'], bias: '1: 2', beams: true });
+  const conversation = newConversation({ ...defaultSettings(), system: 'Be brief.', numbers: { temperature: 0.5, best_of: 3 }, stop: ['x'], bias: '1: 2', ignoreEos: true, beams: true, beamsEnd: 'certain' });
   conversation.title = 'A talk';
   const q = addMessage(conversation, null, { role: 'user', content: 'q' });
   const a = addMessage(conversation, q.id, {
