@@ -210,10 +210,14 @@ Json Call::body() {
       warn(fmt::format("body: {} more keys that come again in their objects are ignored", n));
     return json;
   } catch (const Json::parse_error& error) {
-    throw RequestError(ErrorKind::kInvalidArgument,
-                       fmt::format("[request] body: expected JSON, got a fault at byte {} of {}",
-                                   error.byte, text.size()),
-                       "body");
+    throw RequestError(
+        ErrorKind::kInvalidArgument,
+        error.byte > text.size()
+            ? fmt::format("[request] body: expected JSON, got its beginning ({} bytes)",
+                          text.size())
+            : fmt::format("[request] body: expected JSON, got a fault at byte {} of {}", error.byte,
+                          text.size()),
+        "body");
   } catch (const Json::out_of_range&) {
     throw RequestError(ErrorKind::kInvalidArgument,
                        "[request] body: expected numbers that a double can hold, got a larger one",

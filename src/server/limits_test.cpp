@@ -146,6 +146,40 @@ TEST_F(RequestLimits, OfBodiesAreToldInTheDialectsForm) {
               HasSubstr("body: expected at most 16777216 bytes"));
 }
 
+TEST_F(RequestLimits, OfTheirFormAreToldInTheDialectsForm) {
+  for (const auto& [head, status, word] :
+       {std::tuple("POST /v1/completions HTTP/1.1\r\n\r\n", 400, "one Host header"),
+        {"POST /v1/comple%ions HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "percent-encoded"},
+        {"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\n"
+         "Content-Length: 2\r\n\r\n{}",
+         415, "Content-Encoding: expected none, got gzip"}}) {
+    HttpClient client = running_->client();
+    client.send(head);
+    const HttpAnswer answer = client.read();
+    EXPECT_EQ(answer.status, status) << head;
+    EXPECT_EQ(answer.headers.at("x-request-id").size(), 32u) << head;
+    EXPECT_THAT(ordered_json::parse(answer.body)["error"]["message"].get<std::string>(),
+                HasSubstr(word));
+  }
+  HttpClient plain = running_->client();
+  EXPECT_EQ(plain.post("/tokenize", R"({"prompt": "a"})", "Content-Encoding: Identity\r\n").status,
+            200);
+}
+
+TEST(RequestBodies, OfAllTogetherAreToldInTheDialectsForm) {
+  ServiceOptions options = qw::testing::service_options();
+  options.http.max_bodies_bytes = 2000;
+  const RunningService running(options);
+  HttpClient client = running.client();
+  client.send("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\n" +
+              std::string(3900, ' '));
+  const HttpAnswer answer = client.read();
+  EXPECT_EQ(answer.status, 503);
+  EXPECT_EQ(answer.headers.at("retry-after"), "1");
+  EXPECT_THAT(ordered_json::parse(answer.body)["error"]["message"].get<std::string>(),
+              HasSubstr("room for its body"));
+}
+
 TEST_F(RequestLimits, RefusalsHaveANumberAndAreCounted) {
   const HttpAnswer nowhere = running_->client().get("/nowhere");
   EXPECT_EQ(nowhere.status, 404);
@@ -182,6 +216,12 @@ TEST_F(RequestLimits, AreToldInTheClientsWords) {
   EXPECT_THAT(error["message"].get<std::string>(), ::testing::Not(HasSubstr("max_new_tokens")));
   error = error_of("/v1/responses", {{"input", ordered_json::array()}});
   EXPECT_EQ(error["param"], "input");
+  error =
+      error_of("/v1/completions", {{"prompt", "a"}, {"guided_regex", "abc"}, {"min_tokens", 20}});
+  EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("min_tokens"));
+  EXPECT_THAT(error["message"].get<std::string>(), ::testing::Not(HasSubstr("min_new_tokens")));
+  error = error_of("/api/generate", {{"prompt", "a"}, {"context", {1, 99999}}});
+  EXPECT_THAT(error.get<std::string>(), HasSubstr("context: expected token ids"));
   error = error_of("/generate", {{"text", "a"}, {"input_ids", {1}}});
   EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("input_ids"));
   error = error_of("/v1/embeddings", {{"input", std::vector<int>(2049, 1)}});

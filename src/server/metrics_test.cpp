@@ -85,8 +85,8 @@ TEST(AdapterMetrics, EndWithTheLastAdapter) {
   options.lora_dir = ::testing::TempDir();
   const RunningService running(options);
   EXPECT_THAT(running.client().get("/metrics").body, HasSubstr("\nvllm:lora_requests_info{"));
-  EXPECT_EQ(
-      running.client().post("/v1/unload_lora_adapter", R"({"lora_name": "plain"})").status, 200);
+  EXPECT_EQ(running.client().post("/v1/unload_lora_adapter", R"({"lora_name": "plain"})").status,
+            200);
   EXPECT_THAT(running.client().get("/metrics").body,
               ::testing::Not(HasSubstr("\nvllm:lora_requests_info{")));
 }
@@ -115,9 +115,9 @@ TEST(GrammarMetrics, TellWhatIsKept) {
   EXPECT_EQ(metric("qianwen_grammar_bytes"), 0);
   double bytes = 0;
   for (const int n : {1, 2, 2}) {  // the last one is known
-    running.post("/v1/completions", {{"prompt", "One"},
-                                     {"max_tokens", 2},
-                                     {"guided_regex", fmt::format("[0-9]{{{}}}", n)}});
+    running.post(
+        "/v1/completions",
+        {{"prompt", "One"}, {"max_tokens", 2}, {"guided_regex", fmt::format("[0-9]{{{}}}", n)}});
     EXPECT_EQ(metric("qianwen_grammars"), n);
     EXPECT_GT(metric("qianwen_grammar_bytes"), bytes);
     if (n == 1) bytes = metric("qianwen_grammar_bytes");

@@ -63,9 +63,21 @@ std::string quantization_of(const Checkpoint& checkpoint, const QuantizationConf
              : fmt::format("{} {} bits{}", name, config.bits, is_mixed ? " and others" : "");
 }
 
+/// Sorted; none of "", nor of what is gone.
+std::vector<std::string> files_of_adapter(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_regular_file(path, error)) return {path};
+  std::vector<std::string> out;
+  for (const auto& entry : std::filesystem::directory_iterator(path, error)) {
+    if (entry.is_regular_file(error)) out.push_back(entry.path().string());
+  }
+  std::ranges::sort(out);
+  return out;
+}
+
 }  // namespace
 
-ModelFacts read_model_facts(const std::string& path) {
+ModelFacts read_model_facts(const std::string& path, const std::string& adapter_path) {
   const auto checkpoint = Checkpoint::open(path);
   ModelFacts facts;
   facts.config = ModelConfig::from_checkpoint(*checkpoint);
@@ -75,7 +87,10 @@ ModelFacts read_model_facts(const std::string& path) {
   facts.quantization = quantization_of(*checkpoint, facts.config.quantization);
   facts.file_bytes = checkpoint->file_bytes();
   Sha256 hash;
-  for (const std::string& file : checkpoint->weight_files) {
+  std::vector<std::string> files = checkpoint->weight_files;
+  for (std::string& file : files_of_adapter(adapter_path))
+    files.push_back(std::move(file));
+  for (const std::string& file : files) {
     struct stat status {};
     if (::stat(file.c_str(), &status) != 0) continue;
     facts.modified = std::max<int64_t>(facts.modified, status.st_mtime);

@@ -20,12 +20,13 @@ struct ModelFacts {
   std::string quantization;
   int64_t file_bytes = 0;
   int64_t modified = 0;  // seconds since 1970
-  /// SHA-256 of the names, sizes and times of the weight files: tells versions apart without
-  /// reading them.
+  /// SHA-256 of the names, sizes and times of the weight files, and of an adapter's: tells versions
+  /// apart without reading them.
   std::string digest;
 };
 
-/// Errors: those of Checkpoint::open and ModelConfig::from_checkpoint.
-ModelFacts read_model_facts(const std::string& path);
+/// adapter_path: of the adapter that the model has; "": none. Errors: those of Checkpoint::open and
+/// ModelConfig::from_checkpoint.
+ModelFacts read_model_facts(const std::string& path, const std::string& adapter_path = "");
 
 }  // namespace qw::server

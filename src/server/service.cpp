@@ -179,6 +179,15 @@ void Service::check_origin(const http::Request& request) const {
   if (!services_.options.origins.allows(request)) throw foreign_origin();
 }
 
+void Service::check_encoding(const http::Request& request) {
+  const std::string* encoding = request.header("content-encoding");
+  if (encoding == nullptr || http::equal_ignoring_case(*encoding, "identity")) return;
+  throw RequestError(
+      ErrorKind::kUnsupported,
+      fmt::format("[request] Content-Encoding: expected none, got {}", printable(*encoding)), "",
+      415);
+}
+
 const Endpoint& Service::find_endpoint(const http::Request& request,
                                        PathParameters& parameters) const {
   const std::string method = request.method == "HEAD" ? "GET" : request.method;
@@ -218,6 +227,7 @@ std::optional<http::Response> Service::check_head(const http::Request& request) 
     check_origin(request);
     PathParameters parameters;
     identify(request, find_endpoint(request, parameters));
+    check_encoding(request);
     return std::nullopt;
   } catch (const RequestError& error) {
     return refusal(request, error);
@@ -241,6 +251,7 @@ void Service::route(const std::shared_ptr<http::Exchange>& exchange) {
     PathParameters parameters;
     const Endpoint& endpoint = find_endpoint(request, parameters);
     Client client = identify(request, endpoint);
+    check_encoding(request);
     if (endpoint.needs_key) take_request(client);
     dispatch(exchange, endpoint, std::move(parameters), std::move(client));
   } catch (const RequestError& error) {

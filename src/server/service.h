@@ -107,6 +107,8 @@ class Service {
   std::optional<http::Response> check_head(const http::Request& request);
   /// Who may have what. Errors: RequestError, which names what is wrong.
   void check_origin(const http::Request& request) const;
+  /// Bodies are read as they are.
+  static void check_encoding(const http::Request& request);
   const Endpoint& find_endpoint(const http::Request& request, PathParameters& parameters) const;
   Client identify(const http::Request& request, const Endpoint& endpoint) const;
   /// From its quota.

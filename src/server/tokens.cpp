@@ -4,6 +4,7 @@
 
 #include "base/utf8.h"
 #include "server/call.h"
+#include "server/generation/client_words.h"
 #include "server/generation/messages.h"
 #include "server/generation/task.h"
 #include "server/service.h"
@@ -27,6 +28,8 @@ Json error_body(const Error& error, int status) {
 
 const Dialect kTokens{"tokens", error_body};
 
+constexpr const char* kVariables = "chat_template_kwargs";
+
 /// A conversation to render.
 struct TemplateTask {
   std::string model;
@@ -34,8 +37,8 @@ struct TemplateTask {
   Json tools = Json::array();
   bool add_generation_prompt = true, continue_final_message = false;
 
-  /// As a chat of it would be.
-  ChatInput input(const ServedModel& served, const CancelFlag* cancel) const {
+  /// As a chat of it would be. What the model's template does not read becomes a warning.
+  EncodedChat render(const ServedModel& served, Call& call) const {
     ToolTask with;
     with.tools = tools;
     with.continue_final_message = continue_final_message;
@@ -44,9 +47,11 @@ struct TemplateTask {
     task.set_chat(messages, with);
     if (!template_variables.is_null())
       task.chat->variables = std::make_shared<const Json>(template_variables);
-    ChatInput out = chat_of(task, served);
-    out.cancel = cancel;
-    return out;
+    ChatInput chat = chat_of(task, served);
+    chat.cancel = &call.cancel_flag();
+    for (std::string& sentence : idle_variables(kVariables, chat, served))
+      call.warn(std::move(sentence));
+    return served.files().encode_chat(chat);
   }
 };
 
@@ -60,7 +65,7 @@ void add_template_fields(FieldTable<Task>& table) {
           .with(messages_shape()));
   table.push_back(flag_field<Task>("add_generation_prompt", &Task::add_generation_prompt));
   table.push_back(flag_field<Task>("continue_final_message", &Task::continue_final_message));
-  table.push_back(object_field<Task>("chat_template_kwargs", &Task::template_variables));
+  table.push_back(object_field<Task>(kVariables, &Task::template_variables));
   table.push_back(list_field<Task>("tools", &Task::tools, "with messages").with(tools_shape()));
 }
 
@@ -119,7 +124,7 @@ Json pieces_json(const std::vector<int32_t>& ids, const Tokenizer& tokenizer) {
 }
 
 /// vLLM's: {"count", "max_model_len", "tokens"}; for a list of prompts, as SGLang, lists of them.
-Json tokens_json(const TokenizeTask& task, const ServedModel& model) {
+Json tokens_json(const TokenizeTask& task, const ServedModel& model, Call& call) {
   Json counts = Json::array(), tokens = Json::array(), texts = Json::array();
   const auto add = [&](const std::vector<int32_t>& ids) {
     counts.push_back(ids.size());
@@ -134,13 +139,31 @@ Json tokens_json(const TokenizeTask& task, const ServedModel& model) {
     for (const std::string& prompt : *task.prompts)
       add(model.tokenizer().encode(prompt, task.options));
   } else {
-    add(model.files().encode_chat(task.input(model, task.options.cancel)).ids);
+    add(task.render(model, call).ids);
   }
   Json answer = {{"count", task.is_list ? counts : counts[0]},
                  {"max_model_len", model.context()},
                  {"tokens", std::move(task.is_list ? tokens : tokens[0])}};
   if (task.return_token_strs) answer["token_strs"] = std::move(task.is_list ? texts : texts[0]);
   return answer;
+}
+
+/// Fields of one system's clients that another's form has no place for.
+void warn_of_idle_fields(const TokenizeTask& task, Call& call) {
+  const auto note = [&](bool given, std::string_view field, std::string_view why) {
+    if (given) call.warn(idle_sentence(field, why));
+  };
+  if (task.messages.is_null()) {
+    constexpr std::string_view kWhy = "there are no messages";
+    note(!task.template_variables.empty(), kVariables, kWhy);
+    note(!task.tools.empty(), "tools", kWhy);
+    note(task.continue_final_message, "continue_final_message", kWhy);
+    note(!task.add_generation_prompt, "add_generation_prompt", kWhy);
+  } else {
+    note(!task.options.parse_special, "parse_special", "messages are rendered, not text");
+  }
+  note(task.return_token_strs && task.content, "return_token_strs", "content has with_pieces");
+  note(task.with_pieces && !task.content, "with_pieces", "there is no content");
 }
 
 void tokenize(const std::shared_ptr<Call>& call) {
@@ -156,8 +179,9 @@ void tokenize(const std::shared_ptr<Call>& call) {
                  : n_inputs == 1 ? "an empty list"
                                  : "more");
   }
+  warn_of_idle_fields(task, *call);
   with_model(call, task.model, [call, task](const std::shared_ptr<ServedModel>& model) {
-    if (!task.content) return call->respond(tokens_json(task, *model));
+    if (!task.content) return call->respond(tokens_json(task, *model, *call));
     const std::vector<int32_t> ids = model->tokenizer().encode(*task.content, task.options);
     call->respond(
         {{"tokens", task.with_pieces ? pieces_json(ids, model->tokenizer()) : Json(ids)}});
@@ -214,8 +238,7 @@ void apply_template(const std::shared_ptr<Call>& call) {
   call->read(template_fields(), task);
   if (task.messages.is_null()) refuse_field("messages", "expected a list of messages, got none");
   with_model(call, task.model, [call, task](const std::shared_ptr<ServedModel>& model) {
-    const ChatInput input = task.input(*model, &call->cancel_flag());
-    call->respond({{"prompt", model->files().encode_chat(input).text}});
+    call->respond({{"prompt", task.render(*model, *call).text}});
   });
 }
 

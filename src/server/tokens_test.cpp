@@ -66,6 +66,44 @@ TEST(Tokens, ShowWhatAModelHearsOfTools) {
   EXPECT_EQ(status, 400);
 }
 
+TEST(Tokens, NameFieldsWithoutEffect) {
+  RunningService running;
+  const auto warnings = [&](const std::string& path, const ordered_json& body) {
+    const ordered_json answer = running.post(path, body);
+    return answer.contains("warnings") ? answer["warnings"].dump() : "";
+  };
+  const ordered_json messages = {{{"role", "user"}, {"content", "Hi"}}};
+  const ordered_json variables = {{"mood", "bright"}, {"nothing", nullptr}};
+  for (const char* path : {"/apply-template", "/tokenize"}) {
+    EXPECT_EQ(
+        warnings(path, {{"messages", messages}, {"chat_template_kwargs", variables}}),
+        R"x(["chat_template_kwargs.mood: no effect (the model's template does not read mood)"])x")
+        << path;
+  }
+  const ordered_json tool = {{"type", "function"}, {"function", {{"name", "f"}}}};
+  EXPECT_EQ(warnings("/tokenize", {{"prompt", "a"},
+                                   {"chat_template_kwargs", variables},
+                                   {"tools", {tool}},
+                                   {"continue_final_message", true},
+                                   {"add_generation_prompt", false},
+                                   {"with_pieces", true}}),
+            R"x(["chat_template_kwargs: no effect (there are no messages)",)x"
+            R"x("tools: no effect (there are no messages)",)x"
+            R"x("continue_final_message: no effect (there are no messages)",)x"
+            R"x("add_generation_prompt: no effect (there are no messages)",)x"
+            R"x("with_pieces: no effect (there is no content)"])x");
+  EXPECT_EQ(warnings("/tokenize", {{"content", "a"}, {"return_token_strs", true}}),
+            R"x(["return_token_strs: no effect (content has with_pieces)"])x");
+  EXPECT_EQ(warnings("/tokenize", {{"messages", messages}, {"parse_special", false}}),
+            R"x(["parse_special: no effect (messages are rendered, not text)"])x");
+  // What asks for nothing.
+  EXPECT_EQ(warnings("/tokenize", {{"prompt", "a"},
+                                   {"chat_template_kwargs", ordered_json::object()},
+                                   {"tools", ordered_json::array()},
+                                   {"with_pieces", false}}),
+            "");
+}
+
 TEST(Tokens, UnknownIdsAreNoText) {
   RunningService running;
   const std::string range = "0 to 6002";

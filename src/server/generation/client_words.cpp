@@ -38,10 +38,6 @@ std::string reason_of(const GenerationTask& task, const GenerationConfig::Idle& 
   return why;
 }
 
-std::string idle_sentence(std::string_view field, std::string_view why) {
-  return fmt::format("{}: no effect ({})", field, why);
-}
-
 bool is_of_json(const std::optional<GrammarSource>& grammar) {
   using Kind = GrammarSource::Kind;
   return grammar && (grammar->kind == Kind::kJsonSchema || grammar->kind == Kind::kJsonObject ||
@@ -49,6 +45,10 @@ bool is_of_json(const std::optional<GrammarSource>& grammar) {
 }
 
 }  // namespace
+
+std::string idle_sentence(std::string_view field, std::string_view why) {
+  return fmt::format("{}: no effect ({})", field, why);
+}
 
 std::string field_of(const GenerationTask& task, std::string_view parameter) {
   const auto found =
@@ -97,7 +97,7 @@ std::vector<std::string> idle_fields(const GenerationTask& task, const Generatio
   return out;
 }
 
-std::vector<std::string> idle_variables(const GenerationTask& task, const ChatInput& chat,
+std::vector<std::string> idle_variables(std::string_view variables_field, const ChatInput& chat,
                                         const ServedModel& model) {
   std::vector<std::string> out;
   const ChatTemplate* chat_template = model.files().chat_template.get();
@@ -112,7 +112,7 @@ std::vector<std::string> idle_variables(const GenerationTask& task, const ChatIn
   if (chat.documents != nullptr && !chat.documents->empty()) note("documents", "documents");
   if (chat.variables == nullptr || !chat.variables->is_object()) return out;
   for (const auto& [name, value] : chat.variables->items()) {
-    if (!value.is_null()) note(task.variables_field + "." + printable(name), name);
+    if (!value.is_null()) note(fmt::format("{}.{}", variables_field, printable(name)), name);
   }
   return out;
 }

@@ -19,13 +19,16 @@ std::string prompt_field_of(const GenerationTask& task);
 /// client gave it by.
 RequestError in_clients_words(const GenerationTask& task, const Error& error);
 
+/// That a field was given and changes nothing, and why.
+std::string idle_sentence(std::string_view field, std::string_view why);
 /// A sentence for each field that was given and changes nothing, since others do not let it. Values
 /// that ask for nothing are none, for clients send those unasked. config: the task's, before
 /// anything of the tools is in it.
 std::vector<std::string> idle_fields(const GenerationTask& task, const GenerationConfig& config,
                                      const ServedModel& model);
-/// The same of what only the template could read.
-std::vector<std::string> idle_variables(const GenerationTask& task, const ChatInput& chat,
+/// The same of what only the template could read. variables_field: the client's name for the
+/// template's variables.
+std::vector<std::string> idle_variables(std::string_view variables_field, const ChatInput& chat,
                                         const ServedModel& model);
 
 }  // namespace qw::server

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/sha256.h"
 #include "engine/current_error.h"
+#include "server/generation/client_words.h"
 #include "server/receipt.h"
 #include "server/service.h"
 
@@ -80,7 +81,7 @@ class GenerationJob::Sink : public RequestSink {
 
 namespace {
 
-/// Of the fair queue: a key's name, else what the client says of itself, else its address.
+/// In the fair queue: a key's name, else what the client says of itself, else its address.
 std::string client_of(const Call& call, const std::string& user) {
   if (!call.client().name.empty()) return "key " + call.client().name;
   if (!user.empty()) return "user " + sha256_hex(std::as_bytes(std::span(user)));
@@ -91,9 +92,10 @@ std::string client_of(const Call& call, const std::string& user) {
 }  // namespace
 
 void GenerationJob::start(const std::shared_ptr<Call>& call, Prepared prepared,
-                          const std::string& user, std::shared_ptr<GenerationListener> listener) {
+                          std::shared_ptr<const GenerationTask> task,
+                          std::shared_ptr<GenerationListener> listener) {
   const std::shared_ptr<GenerationJob> job(
-      new GenerationJob(call, prepared, client_of(*call, user), std::move(listener)));
+      new GenerationJob(call, prepared, std::move(task), std::move(listener)));
   job->take_place();
   // Before the engine can say anything. The job holds the call, so the call must not hold the job.
   call->post([call, weak = std::weak_ptr(job)] {
@@ -110,10 +112,12 @@ void GenerationJob::start(const std::shared_ptr<Call>& call, Prepared prepared,
 }
 
 GenerationJob::GenerationJob(std::shared_ptr<Call> call, const Prepared& prepared,
-                             std::string client, std::shared_ptr<GenerationListener> listener)
+                             std::shared_ptr<const GenerationTask> task,
+                             std::shared_ptr<GenerationListener> listener)
     : call_(std::move(call)),
       model_(prepared.model),
-      client_(std::move(client)),
+      task_(std::move(task)),
+      client_(client_of(*call_, task_->user)),
       metrics_(call_->services().metrics.of_model(model_->name())),
       listener_(std::move(listener)),
       n_copies_(static_cast<int>(prepared.n_copies)),
@@ -364,7 +368,13 @@ void GenerationJob::failed(const Error& error) {
   if (std::exchange(over_, true)) return;
   cancel();
   metrics_->failed_request();
-  guarded([&] { listener_->on_error(error); });
+  // What the engine says of parameters, it says in its own words.
+  const bool is_of_request = error.kind() == ErrorKind::kInvalidArgument &&
+                             dynamic_cast<const RequestError*>(&error) == nullptr;
+  guarded([&] {
+    is_of_request ? listener_->on_error(in_clients_words(*task_, error))
+                  : listener_->on_error(error);
+  });
 }
 
 /// Of one call, before anything is made of it: many more would be memory that no queue counts.
@@ -401,7 +411,7 @@ void generate(const std::shared_ptr<Call>& call, GenerationTask task,
                  // Read while the answer is computed, so that it need not wait for them.
                  if (full->receipt) prepared.model->with_hashes([](const auto&, const Error*) {});
                  auto listener = make(prepared);
-                 GenerationJob::start(call, std::move(prepared), full->user, std::move(listener));
+                 GenerationJob::start(call, std::move(prepared), full, std::move(listener));
                };
                PrepareOptions options;
                options.model_defaults = call->services().options.model_defaults;

@@ -61,8 +61,9 @@ class GenerationListener {
 class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
  public:
   /// Submits. The job lives until its end, and is cancelled when the call's client goes or its time
-  /// is over. `user`: who asks, where no keys are in use; "": whoever is at the other end.
-  static void start(const std::shared_ptr<Call>& call, Prepared prepared, const std::string& user,
+  /// is over. `task`: what `prepared` was made of.
+  static void start(const std::shared_ptr<Call>& call, Prepared prepared,
+                    std::shared_ptr<const GenerationTask> task,
                     std::shared_ptr<GenerationListener> listener);
 
   /// Any thread.
@@ -71,7 +72,8 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
  private:
   class Sink;
 
-  GenerationJob(std::shared_ptr<Call> call, const Prepared& prepared, std::string client,
+  GenerationJob(std::shared_ptr<Call> call, const Prepared& prepared,
+                std::shared_ptr<const GenerationTask> task,
                 std::shared_ptr<GenerationListener> listener);
   void submit(std::vector<Request> requests);
   void take_place();
@@ -97,6 +99,7 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
 
   std::shared_ptr<Call> call_;
   std::shared_ptr<ServedModel> model_;
+  std::shared_ptr<const GenerationTask> task_;
   std::string client_;                     // in the fair queue
   std::optional<CallQueue::Place> place_;  // until the engine has ended all of it
   std::shared_ptr<ModelMetrics> metrics_;

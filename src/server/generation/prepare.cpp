@@ -454,7 +454,7 @@ std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<Serv
       tools = constrain_by_tools(setup, task, base, grammars, out.warnings);
       out.tools = std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt));
     }
-    for (std::string& warning : idle_variables(task, chat, model))
+    for (std::string& warning : idle_variables(task.variables_field, chat, model))
       out.warnings.push_back(std::move(warning));
   }
   const auto matcher = by_grammar ? own_grammar(task, grammars) : nullptr;

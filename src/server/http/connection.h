@@ -254,18 +254,12 @@ class Connection : public ConnectionBase {
     return n == 1 || (n == 0 && message.version() < 11);
   }
   void refuse_host() {
-    refuse({}, {400,
-                "text/plain; charset=utf-8",
-                {},
-                "[http] request: expected one Host header, got none or several\n"});
+    refuse(400, "[http] request: expected one Host header, got none or several");
   }
-
   void refuse_body() {
-    refuse({}, {503,
-                "text/plain; charset=utf-8",
-                {{"Retry-After", "1"}},
-                "[http] request: expected room for its body beside those of others, got none; try "
-                "again later\n"});
+    refuse(503,
+           "[http] request: expected room for its body beside those of others, got none; try "
+           "again later");
   }
 
   void on_header() {
@@ -291,11 +285,20 @@ class Connection : public ConnectionBase {
       why = fmt::format("[http] header: expected at most {} bytes, got more",
                         limits.max_header_bytes);
     }
+    refuse(status, why);
+  }
+  void refuse(int status, const std::string& why) {
     Request request = request_head();
-    Response response{status, "text/plain; charset=utf-8", {}, why + "\n"};
-    if (state_.refuse && split_target(request.target, request))
-      response = state_.refuse(request, status, why);
+    split_target(request.target, request);  // where it cannot be, the path stays empty
+    Response response = refusal(request, status, why);
     refuse(std::move(request), std::move(response));
+  }
+  /// In the form of the address, where somebody knows it.
+  Response refusal(const Request& request, int status, const std::string& why) const {
+    if (state_.refuse) return state_.refuse(request, status, why);
+    Response response{status, "text/plain; charset=utf-8", {}, why + "\n"};
+    if (status == 503) response.headers.push_back({"Retry-After", "1"});
+    return response;
   }
   void refuse(Request request, Response response) {
     logger().info("[http] client {}: refused with status {}", peer_, response.status);
@@ -320,10 +323,9 @@ class Connection : public ConnectionBase {
     parser_.reset();
     const std::shared_ptr<ExchangeImpl> exchange = current_;  // the answer may come at once
     if (!has_target) {
-      exchange->respond({400,
-                         "text/plain; charset=utf-8",
-                         {},
-                         "[http] target: expected percent-encoded UTF-8, got a broken escape\n"});
+      exchange->respond(
+          refusal(exchange->request(), 400,
+                  "[http] target: expected percent-encoded UTF-8, got a broken escape"));
     } else {
       try {
         state_.handler(exchange);

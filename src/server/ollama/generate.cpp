@@ -93,6 +93,7 @@ void set_prompt(GenerateTask& task) {
   if (!task.context.empty()) {
     task.complete = [own = task](GenerationTask& generation, const ServedModel& model) {
       generation.prompts.push_back({"", go_on(own, model), true});
+      generation.prompt_field = "context";
     };
     return;
   }

@@ -29,7 +29,7 @@ Json details_json(const ModelFacts& facts) {
 Json model_json(const ModelHub::Listing& model) {
   Json json = {{"name", model.name}, {"model", model.name}};
   try {
-    const ModelFacts facts = read_model_facts(model.path);
+    const ModelFacts facts = read_model_facts(model.path, model.adapter_path);
     json["modified_at"] = time_text(system_clock::from_time_t(facts.modified));
     json["size"] = facts.file_bytes;
     json["digest"] = facts.digest;

@@ -90,10 +90,20 @@ void add_other_fields(FieldTable<ChatTask>& table) {
   table.push_back(refused<ChatTask>("functions", "deprecated by OpenAI: use tools"));
   table.push_back(refused<ChatTask>("function_call", "deprecated by OpenAI: use tool_choice"));
   table.push_back(refused<ChatTask>("audio", "these models read and write text only"));
+  table.push_back(honoured<ChatTask>(
+                      "modalities",
+                      [](const Json& value, ChatTask&) {
+                        if (value == Json::array({"text"})) return;
+                        refuse_field("modalities", "expected [\"text\"], got {}", shown(value));
+                      },
+                      "text alone")
+                      .as(types::list(types::choice({"text"}))));
   table.push_back(refused<ChatTask>("web_search_options", "the server does not search the web"));
   table.push_back(refused<ChatTask>("chat_template", "a request cannot bring a template"));
   for (const char* name : {"user", "safety_identifier"})
     table.push_back(user_field<ChatTask>(name));
+  table.push_back(
+      ignored<ChatTask>("prompt_cache_retention", "what is kept depends on the memory"));
   for (const char* name : {"prompt_cache_key", "metadata", "store"})
     table.push_back(ignored<ChatTask>(name, "nothing is kept about users"));
   table.push_back(ignored<ChatTask>("service_tier", "there is one"));

@@ -2,6 +2,7 @@
 // sent whole each time.
 #include <map>
 
+#include "server/generation/client_words.h"
 #include "server/generation/grammar_fields.h"
 #include "server/generation/messages.h"
 #include "server/generation/sampling_fields.h"
@@ -12,12 +13,17 @@ namespace qw::server::openai {
 
 namespace {
 
+/// Of `include`.
+constexpr const char* kLogprobs = "message.output_text.logprobs";
+
 struct ResponsesTask : GenerationTask {
   Json input;
   std::string instructions;
   ToolTask tool_task;  // but for the messages
   Json tools = Json::array(), tool_choice = "auto", metadata = Json::object();
-  bool stream = false;
+  Json format = {{"type", "text"}}, max_output_tokens = nullptr;  // as they were given
+  bool stream = false, logprobs = false;
+  std::optional<int64_t> top_logprobs;
 };
 
 /// Tools have their function's members at the top here.
@@ -50,10 +56,25 @@ ToolChoice choice_of(const Json& value) {
 
 /// {"type": "json_schema", "schema"}: response_format without the object between.
 void read_text_format(const Json& value, ResponsesTask& task) {
-  Json format = to_object("text.format", value);
+  task.format = to_object("text.format", value);
+  Json format = task.format;
   if (format.value("type", Json()) == "json_schema" && format.contains("schema"))
     format = {{"type", "json_schema"}, {"json_schema", {{"schema", format["schema"]}}}};
   read_response_format("text.format", format, task);
+}
+
+/// Of what OpenAI can add to an answer there is one thing here.
+void read_include(const Json& value, ResponsesTask& task) {
+  for (size_t i = 0; i < to_array("include", value).size(); ++i) {
+    const std::string where = fmt::format("include[{}]", i);
+    const std::string name = to_string(where, value[i]);
+    if (name == kLogprobs) {
+      task.logprobs = true;
+    } else {
+      task.warnings.push_back(
+          idle_sentence(where, fmt::format("answers have no {} here", printable(name))));
+    }
+  }
 }
 
 ShapePtr text_format_shape() {
@@ -92,7 +113,10 @@ const FieldTable<ResponsesTask>& fields() {
                       .with(input_shape())
                       .must());
     out.push_back(string_field<Task>("instructions", &Task::instructions));
-    out.push_back(parameter_field<Task>("max_output_tokens", "max_new_tokens"));
+    out.push_back(honoured<Task>("max_output_tokens", [](const Json& value, Task& task) {
+                    task.max_output_tokens = value;
+                    task.set("max_output_tokens", "max_new_tokens", value);
+                  }).as(GenerationConfig::schema("max_new_tokens")));
     out.push_back(parameter_field<Task>("temperature", "temperature"));
     out.push_back(parameter_field<Task>("top_p", "top_p"));
     out.push_back(honoured<Task>("seed", [](const Json& value, Task& task) {
@@ -140,7 +164,13 @@ const FieldTable<ResponsesTask>& fields() {
     out.push_back(ignored<Task>("prompt_cache_key", "nothing is kept about users"));
     add_server_fields(out);
     out.push_back(ignored<Task>("reasoning", "these models do not reason apart"));
-    out.push_back(ignored<Task>("include", "there is nothing more to include"));
+    out.push_back(
+        honoured<Task>("include", read_include, kLogprobs).as(types::list(types::string())));
+    out.push_back(integer_field<Task>("top_logprobs", &Task::top_logprobs, 0,
+                                      "with log-probabilities; at most 256"));
+    out.push_back(ignored<Task>("stream_options.include_obfuscation", "nothing is padded"));
+    out.push_back(ignored<Task>("max_tool_calls", "the server has no tools of its own"));
+    out.push_back(ignored<Task>("prompt_cache_retention", "what is kept depends on the memory"));
     out.push_back(ignored<Task>("service_tier", "there is one"));
     return out;
   }();
@@ -215,14 +245,25 @@ Json chat_messages(ResponsesTask& task) {
 class ResponsesListener : public GenerationListener {
  public:
   ResponsesListener(std::shared_ptr<Call> call, const ResponsesTask& task, const Prepared& prepared)
-      : call_(std::move(call)), task_(task), model_(prepared.model), tools_(prepared.tools) {}
+      : call_(std::move(call)),
+        task_(task),
+        model_(prepared.model),
+        tools_(prepared.tools),
+        config_(prepared.requests[0].config) {}
   void on_error(const Error& error) override { call_->fail(error); }
 
  protected:
   /// Of an item that has ended.
   static const char* status_of(bool is_whole) { return is_whole ? "completed" : "incomplete"; }
-  Json text_part(const std::string& text) const {
-    return {{"type", "output_text"}, {"text", text}, {"annotations", Json::array()}};
+  Json text_part(const std::string& text, Json logprobs = Json::array()) const {
+    return {{"type", "output_text"},
+            {"text", text},
+            {"annotations", Json::array()},
+            {"logprobs", std::move(logprobs)}};
+  }
+  Json logprobs_of(std::span<const TokenLogprobs> entries) const {
+    if (!task_.logprobs) return Json::array();
+    return chat_logprobs(entries, model_->tokenizer(), false)["content"];
   }
   Json message_item(size_t index, const char* status, Json content) const {
     return {{"type", "message"},
@@ -254,6 +295,14 @@ class ResponsesListener : public GenerationListener {
             {"tool_choice", task_.tool_choice},
             {"tools", task_.tools},
             {"metadata", task_.metadata},
+            {"temperature", config_.do_sample ? config_.temperature : 0},
+            {"top_p", config_.top_p},
+            {"max_output_tokens", task_.max_output_tokens},
+            {"top_logprobs", task_.top_logprobs.value_or(0)},
+            {"text", {{"format", task_.format}}},
+            {"truncation", "disabled"},
+            {"previous_response_id", nullptr},
+            {"store", false},
             {"usage", std::move(usage)}};
   }
   Json finished(Json output, const GenerationResult& result) const {
@@ -275,6 +324,7 @@ class ResponsesListener : public GenerationListener {
   ResponsesTask task_;
   std::shared_ptr<ServedModel> model_;
   std::shared_ptr<ToolStreams> tools_;  // null: answers are text only
+  GenerationConfig config_;
 };
 
 class WholeResponse : public ResponsesListener {
@@ -289,8 +339,9 @@ class WholeResponse : public ResponsesListener {
     if (tools_) answer = tools_->parse(completion.text, is_cut);
     Json output = Json::array();
     if (!answer.text.empty() || answer.calls.empty()) {
-      output.push_back(message_item(0, status_of(!is_cut || !answer.calls.empty()),
-                                    Json::array({text_part(answer.text)})));
+      output.push_back(
+          message_item(0, status_of(!is_cut || !answer.calls.empty()),
+                       Json::array({text_part(answer.text, logprobs_of(completion.logprobs))})));
     }
     for (size_t i = 0; i < answer.calls.size(); ++i) {
       const ToolAnswer::Call& call = answer.calls[i];
@@ -314,6 +365,10 @@ class StreamedResponse : public ResponsesListener {
     }
   }
   void on_token(int choice, const Event& event) override {
+    if (event.logprobs) {
+      for (Json& entry : logprobs_of({&*event.logprobs, 1}))
+        new_logprobs_.push_back(std::move(entry));
+    }
     if (!tools_) return add_text(event.text);
     take(tools_->push(choice, event.text));
   }
@@ -364,7 +419,15 @@ class StreamedResponse : public ResponsesListener {
     if (text.empty()) return;
     if (open_ != Open::kText) begin_text();
     text_ += text;
-    send_item("response.output_text.delta", {{"content_index", 0}, {"delta", text}});
+    const Json logprobs = take_logprobs();
+    send_item("response.output_text.delta",
+              {{"content_index", 0}, {"delta", text}, {"logprobs", logprobs}});
+  }
+  /// Those of the tokens since the last text.
+  Json take_logprobs() {
+    for (const Json& entry : new_logprobs_)
+      logprobs_.push_back(entry);
+    return std::exchange(new_logprobs_, Json::array());
   }
   void begin_call(size_t call, const std::string& name) {
     end_item();
@@ -396,9 +459,12 @@ class StreamedResponse : public ResponsesListener {
   void end_item() {
     if (open_ == Open::kNone) return;
     if (open_ == Open::kText) {
-      send_item("response.output_text.done", {{"content_index", 0}, {"text", text_}});
-      send_item("response.content_part.done", {{"content_index", 0}, {"part", text_part(text_)}});
-      item_["content"] = Json::array({text_part(text_)});
+      take_logprobs();
+      const Json part = text_part(text_, std::exchange(logprobs_, Json::array()));
+      send_item("response.output_text.done",
+                {{"content_index", 0}, {"text", text_}, {"logprobs", part["logprobs"]}});
+      send_item("response.content_part.done", {{"content_index", 0}, {"part", part}});
+      item_["content"] = Json::array({part});
     } else {
       send_item("response.function_call_arguments.done", {{"arguments", text_}});
       item_["arguments"] = text_;
@@ -413,6 +479,8 @@ class StreamedResponse : public ResponsesListener {
   Json output_ = Json::array();  // items that are done
   Json item_;                    // under way
   std::string text_;             // its text or arguments so far
+  Json logprobs_ = Json::array(),
+       new_logprobs_ = Json::array();  // of what was sent, of what was not
   Open open_ = Open::kNone;
   bool is_whole_ = true;  // what is open, once it ends
   int64_t sequence_ = 0;
@@ -425,6 +493,15 @@ void respond(const std::shared_ptr<Call>& call) {
   if (task.input.is_array() && task.input.empty())
     refuse_field("input", "expected at least one item, got none");
   task.prompt_field = "input";
+  if (task.logprobs && has_tools(task.tool_task)) {
+    // Whose tokens are text, and whose a call, is known of the text only.
+    task.warnings.push_back(idle_sentence("include", "tools are given"));
+    task.logprobs = false;
+  } else if (!task.logprobs && task.top_logprobs.value_or(0) > 0) {
+    task.warnings.push_back(
+        idle_sentence("top_logprobs", fmt::format("include does not name {}", kLogprobs)));
+  }
+  if (task.logprobs) task.set("top_logprobs", "logprobs", task.top_logprobs.value_or(0));
   check_tool_choice(task.tool_task);
   // Of what OpenAI's newer form has by default a client may say that it is so.
   if (task.tool_task.parallel_tool_calls && !has_tools(task.tool_task))
