@@ -172,7 +172,7 @@ void add_extra_sampling_fields(FieldTable<Task>& table) {
   table.push_back(flag_field<Task>("skip_special_tokens", &Task::skip_special_tokens));
   table.push_back(truncate_field<Task>());
   table.push_back(integer_field<Task>("best_of", &Task::best_of, 1, 128,
-                                      "so many answers, of which the n likeliest are returned"));
+                                      "so many answers, of which the n likeliest are returned; more than n are not streamed"));
   table.push_back(flag_field<Task>("use_beam_search", &Task::use_beam_search,
                                    "n (or best_of) beams, of which n are returned"));
   table.push_back(honoured<Task>(
