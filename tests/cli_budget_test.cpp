@@ -6,11 +6,14 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <ranges>
 
+#include "base/mapped_file.h"
 #include "support/cli_fixture.h"
 #include "support/golden.h"
+#include "support/tiny_checkpoint.h"
 
 namespace qw::test {
 namespace {
@@ -223,6 +226,102 @@ TEST_F(CliBudget, SaysWhatItWouldDoAndWhatItCannot) {
   expect_failure(quantize({"--dry-run"}), 2, "--budget");
   expect_failure(quantize({"--to", "q8_0", "--sensitivity-tokens", "500", "--dry-run"}), 2,
                  "--sensitivity-tokens");
+}
+
+/// A network of no sense, which is measured in a moment.
+class CliTinyBudget : public CliTest {
+ protected:
+  void SetUp() override {
+    CliTest::SetUp();
+    namespace fs = std::filesystem;
+    tiny_.write();
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"})
+      fs::copy(fs::path(kBundled) / name, fs::path(tiny_.path()) / name);
+    std::string lines;
+    for (int line = 0; line < 8; ++line) {
+      json ids = json::array();
+      for (int i = 0; i < 32; ++i)
+        ids.push_back((line * 977 + i * i * 131) % 6000);
+      lines += json{{"ids", ids}}.dump() + "\n";
+    }
+    calibration_ = write("ids.jsonl", lines);
+  }
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+  /// Ended by `signal` once it has said `after`.
+  Ran quantize(const std::string& name, const std::vector<std::string>& asked, int signal = 0,
+               const std::string& after = "") const {
+    std::vector<std::string> args = {
+        "quantize", tiny_.path(), "--log-level", "debug", "--calibration",        calibration_,
+        "--output", path(name),   "--threads",   "1",     "--sensitivity-tokens", "128"};
+    args.insert(args.end(), asked.begin(), asked.end());
+    RunOptions options;
+    options.signal_after_output = signal;
+    options.signal_after = after;
+    return qianwen(args, options);
+  }
+  static ptrdiff_t count(const Ran& ran, std::string_view what) {
+    return std::ranges::distance(ran.err | std::views::split(what)) - 1;
+  }
+  /// Of a file, or of all in a directory.
+  std::map<std::string, std::string> bytes_of(const std::string& name) const {
+    namespace fs = std::filesystem;
+    if (!fs::is_directory(path(name))) return {{"", read_text_file(path(name))}};
+    std::map<std::string, std::string> out;
+    for (const auto& entry : fs::directory_iterator(path(name)))
+      out[entry.path().filename().string()] = read_text_file(entry.path().string());
+    return out;
+  }
+  /// Run without an end of its own, and ended by `signal` after `after`, it measures each of what
+  /// it tells with `measured` once, and writes the same bytes. `kept`: the files beside the output.
+  void expect_goes_on(const std::vector<std::string>& asked, int signal, const std::string& after,
+                      std::string_view measured, const std::vector<std::string>& kept) {
+    const Ran straight = quantize("straight", asked);
+    ASSERT_EQ(straight.code, 0) << straight.err;
+    EXPECT_FALSE(std::filesystem::exists(path("straight.measured")));
+    const Ran ended = quantize("out", asked, signal, after);
+    EXPECT_EQ(ended.code, 128 + signal) << ended.err;
+    EXPECT_FALSE(std::filesystem::exists(path("out")));
+    for (const std::string& name : kept)
+      EXPECT_TRUE(std::filesystem::exists(path("out.measured/" + name))) << name;
+    std::vector<std::string> other = asked;
+    other.insert(other.end(), {"--calibration-length", "16"});
+    expect_failure(quantize("out", other), 2, "another's (remove " + path("out.measured"));
+    const Ran rest = quantize("out", asked);
+    ASSERT_EQ(rest.code, 0) << rest.err;
+    EXPECT_THAT(rest.err, HasSubstr("were measured by a run that was interrupted"));
+    const auto n = count(straight, measured), n_before = count(ended, measured);
+    EXPECT_GE(n_before, 1);
+    // One may have been noted and not told.
+    EXPECT_GE(n_before + count(rest, measured), n - 1);
+    EXPECT_LE(n_before + count(rest, measured), n);
+    EXPECT_EQ(bytes_of("out"), bytes_of("straight"));
+    EXPECT_FALSE(std::filesystem::exists(path("out.measured")));
+  }
+
+  TinyCheckpoint tiny_{
+      TinyShape{.tied = true, .hidden = 64, .intermediate = 96, .vocab = 6016, .n_layers = 3}};
+  std::string calibration_;
+};
+
+TEST_F(CliTinyBudget, GoesOnAfterErrorsThatWereMeasured) {
+  expect_goes_on({"--budget", "5bpw"}, SIGKILL, "measured 7 of 44", "] measured ",
+                 {"journal.jsonl", "imatrix.gguf"});
+}
+
+TEST_F(CliTinyBudget, GoesOnAfterDivergencesThatWereMeasured) {
+  expect_goes_on({"--budget", "5bpw"}, SIGINT, "measured 29 of 44", "KL divergence with ",
+                 {"journal.jsonl", "imatrix.gguf"});
+}
+
+TEST_F(CliTinyBudget, GoesOnWithASearch) {
+  expect_goes_on({"--max-kl", "0.001"}, SIGKILL, "KL divergence with 22 ", "KL divergence with ",
+                 {"journal.jsonl", "imatrix.gguf"});
+}
+
+TEST_F(CliTinyBudget, GoesOnAfterLayersOfGptqThatWereMeasured) {
+  expect_goes_on({"--to", "gptq", "--budget", "4bpw", "--group-size", "32"}, SIGKILL,
+                 "measured 1 of 3", "] measured ",
+                 {"job.json", "layer-00000.safetensors", "hidden.safetensors"});
 }
 
 }  // namespace

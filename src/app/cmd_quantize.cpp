@@ -123,7 +123,7 @@ void run_budget(const Options& options) {
   std::optional<UnprovenFiles> unproven;
   if (!output.dry_run && options.budget.max_kl > 0) unproven.emplace(output);
   BudgetPlanner planner(options, options.budget, options.layers.calibration, options.imatrix,
-                        output.name);
+                        output);
   const GgufPlan* plan = &planner.plan();
   for (const std::string& warning : plan->warnings)
     logger().warn("{}", warning);
@@ -133,17 +133,21 @@ void run_budget(const Options& options) {
     const GgufOutput& target = unproven ? unproven->hidden() : output;
     const auto write = [&] {
       made = planner.write(target);
+      if (!unproven) planner.forget_measured();
       measured = planner.compare(gguf_output_paths(target, *plan).front());
     };
     write();
-    // The search measures without a cache of keys and values, which rounds a little, too.
+    // The search measures what the types make of the matrices; this, what is read from the file.
     while (options.budget.max_kl > 0 && measured > options.budget.max_kl) {
       // The next may be in fewer files, or not be found.
       remove_all(gguf_output_paths(target, *plan));
       plan = &planner.stricter_plan(measured);
       write();
     }
-    if (unproven) unproven->give_names(*plan);
+    if (unproven) {
+      unproven->give_names(*plan);
+      planner.forget_measured();
+    }
   }
   const std::chrono::duration<double> seconds = Clock::now() - start;
   ordered_json more = planner.json();

@@ -129,8 +129,9 @@ void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, G
     importance = quantize::read_importance(imatrix);
   } else {
     Progress progress("layers", model.config.n_layers, Progress::Unit::kItems);
-    importance = quantize::collect_importance(model.config, model.sources, calibration, *backend,
-                                              &interrupted(), [&](int) { progress.add(1); });
+    importance =
+        quantize::collect_importance({*model.checkpoint, model.config, model.sources}, calibration,
+                                     *backend, &interrupted(), [&](int) { progress.add(1); });
     importance.file = calibration_flags.file.empty()
                           ? "built-in calibration"
                           : std::filesystem::path(calibration_flags.file).filename().string();

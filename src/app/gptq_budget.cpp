@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 
+#include "app/output_room.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
@@ -62,7 +63,7 @@ struct GptqBudget::State {
   Input input;
   quantize::GptqRequest request;
   quantize::CalibrationSet probed;
-  int64_t n_predictions = 0;
+  std::optional<quantize::WorkDirectory> work;  // of what is measured
   std::vector<GptqGroup> groups;
   std::vector<std::vector<quantize::BudgetChoice>> items;
   Chosen chosen;
@@ -84,14 +85,29 @@ struct GptqBudget::State {
 };
 
 void GptqBudget::State::measure(double bits) {
-  quantize::NetworkProbe probe(input.source.config, input.source.sources, probed, input.backend,
-                               input.pool, request.cancel);
-  n_predictions = probe.n_predictions();
-  Progress progress("measuring", input.source.config.n_layers, Progress::Unit::kItems);
   quantize::GptqSensitivityOptions how;
   how.probe_bits = probe_bits(bits);
-  how.on_layer = [&](int) { progress.add(1); };
-  groups = quantize::measure_gptq(input.source, input.calibration, probe, input.backend, input.pool,
+  if (!input.measured.empty()) {
+    constexpr int kVersion = 1;  // raised when the same is measured to be another number
+    work.emplace(
+        input.measured,
+        fmt::format("{}measured {}, bits {}, at most {} times, on {}\n",
+                    gptq_job(input.source, input.calibration, input.backend, request), kVersion,
+                    how.probe_bits, how.max_probes, quantize::calibration_name(probed)));
+    how.work = &*work;
+    // Hidden states, old and new.
+    check_room(
+        "quantize", input.measured,
+        2 * input.calibration.n_tokens * input.source.config.hidden * int64_t{sizeof(float)});
+  }
+  MeasuringProgress progress(input.source.config.n_layers, input.measured);
+  how.on_layer = [&](int, bool is_known) { progress.next(is_known); };
+  std::unique_ptr<quantize::NetworkProbe> probe;
+  const auto open = [&]() -> quantize::NetworkProbe& {
+    if (!probe) probe = open_probe(input.source, probed, input.backend, input.pool);
+    return *probe;
+  };
+  groups = quantize::measure_gptq(input.source, input.calibration, open, input.backend, input.pool,
                                   request, how);
   for (const GptqGroup& group : groups) {
     items.emplace_back();
@@ -219,7 +235,16 @@ double GptqBudget::predicted_kl() const {
 }
 
 double GptqBudget::compare(const std::string& path) const {
-  return measured_divergence(state_->input.options, state_->probed, path);
+  const State& s = *state_;
+  // Run once.
+  const auto probe = open_probe(s.input.source, s.probed, s.input.backend, s.input.pool,
+                                {.packed_bytes = 0, .hidden_bytes = 0});
+  return measured_divergence(*probe, path);
+}
+
+void GptqBudget::forget_measured() {
+  if (state_->work) state_->work->remove();
+  state_->work.reset();
 }
 
 std::string GptqBudget::bits() const {
@@ -287,7 +312,7 @@ ordered_json GptqBudget::json() const {
                     {"damage", choice.damage}});
   }
   return {{"predicted_kl", predicted_kl()},
-          {"predictions", s.n_predictions},
+          {"predictions", quantize::NetworkProbe::n_predictions(s.input.source.config, s.probed)},
           {"groups", std::move(list)}};
 }
 

@@ -29,9 +29,11 @@ class GptqBudget {
     int64_t sequence_length = 512;
     Backend& backend;
     ThreadPool& pool;
+    std::string measured;  // the directory of what is measured, kept; "": nowhere
   };
-  /// Measures, with progress on stderr, and chooses. `request`: how to quantise, bits apart.
-  /// Errors: those of measure_gptq; invalid_argument, where nothing is small enough.
+  /// Measures, with progress on stderr, and chooses; an interrupted run goes on with what is not
+  /// measured. `request`: how to quantise, bits apart. Errors: those of measure_gptq and
+  /// WorkDirectory; invalid_argument, where nothing is small enough.
   GptqBudget(const Input& input, const quantize::GptqRequest& request);
   ~GptqBudget();
 
@@ -47,6 +49,8 @@ class GptqBudget {
   double predicted_kl() const;
   /// measured_divergence() of the directory at `path`.
   double compare(const std::string& path) const;
+  /// The output is whole: what was kept of what was measured is removed. Errors: io.
+  void forget_measured();
   std::string bits() const;  // "3, 4 and 8"
   std::string table() const;
   /// {"predicted_kl", "predictions", "groups": [{"name", "bits", "bytes", "damage"}]}

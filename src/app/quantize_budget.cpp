@@ -11,12 +11,15 @@
 #include <optional>
 
 #include "app/open.h"
+#include "app/output_room.h"
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/log.h"
-#include "base/progress.h"
-#include "eval/comparison.h"
+#include "base/mapped_file.h"
+#include "base/sha256.h"
 #include "quantize/byte_budget.h"
+#include "quantize/measurement_journal.h"
+#include "quantize/sensitivity.h"
 #include "text/tokenizer_files.h"
 
 namespace qw::app {
@@ -27,6 +30,23 @@ using nlohmann::ordered_json;
 
 /// Sizes between which --max-kl is searched end this near to each other.
 constexpr double kSizeTolerance = 0.003;
+
+/// Of an importance matrix, to tell it from another; "": none.
+std::string name_of_file(const std::string& path) {
+  if (path.empty()) return "";
+  const auto file = MappedFile::open(path);
+  std::string name = sha256_hex(file->bytes());
+  file->check_readable();
+  return name;
+}
+
+/// What is measured with these tensors in their types, as the journal has it.
+std::string kl_name(const std::vector<const GgufTensor*>& changed) {
+  std::string name = "divergence with";
+  for (const GgufTensor* tensor : changed)
+    name += fmt::format(" {}={}", tensor->name, name_of(tensor->dtype));
+  return name;
+}
 
 }  // namespace
 
@@ -83,6 +103,28 @@ void refuse_budget(const std::string& given, int64_t n_missing_bytes, int64_t n_
        std::ceil(100 * (parse_budget_bits(given) + missing)) / 100, printable(given));
 }
 
+std::string measured_path(const std::string& output) {
+  return directory_name(output) + ".measured";
+}
+
+void MeasuringProgress::next(bool is_known) {
+  ++n_done_;
+  if (is_known) {
+    ++n_known_;
+    if (n_known_ < total_) return;
+  }
+  if (!progress_) {
+    if (n_known_ > 0) {
+      logger().info("{} of {} were measured by a run that was interrupted ({})", n_known_, total_,
+                    printable(kept_, 4096));
+    }
+    progress_.emplace("measuring", total_ - n_known_, Progress::Unit::kItems);
+  }
+  if (is_known) return;
+  progress_->add(1);
+  logger().debug("measured {} of {}", n_done_, total_);
+}
+
 struct BudgetPlanner::State {
   const CommonOptions& options;
   const BudgetFlags& flags;
@@ -95,19 +137,20 @@ struct BudgetPlanner::State {
   quantize::CalibrationSet calibration, probed;
   ThreadPool pool;
   std::unique_ptr<Backend> backend;
-  std::unique_ptr<quantize::NetworkProbe> probe;
-  GgufPlan base;                 // in the types that the model has
-  std::vector<size_t> matrices;  // of base.tensors: those with a choice
+  std::unique_ptr<quantize::NetworkProbe> probe;        // when it is needed
+  std::optional<quantize::MeasurementJournal> journal;  // none of a dry run
+  GgufPlan base;                                        // in the types that the model has
+  std::vector<size_t> matrices;                         // of base.tensors: those with a choice
   std::vector<quantize::MatrixChoices> choices;
   std::vector<std::vector<quantize::BudgetChoice>> items;
   std::vector<size_t> chosen;
   GgufPlan plan;
   double limit = 0;  // of the divergence that is measured while searching
 
-  State(const CommonOptions& common, const BudgetFlags& budget, std::string model_name)
+  State(const CommonOptions& common, const BudgetFlags& budget, const std::string& model_name)
       : options(common),
         flags(budget),
-        name(std::move(model_name)),
+        name(model_name),
         files(open_for_reading(common, true)),
         config(ModelConfig::from_checkpoint(*files.checkpoint)),
         sources(open_network(*files.checkpoint, config)),
@@ -120,7 +163,12 @@ struct BudgetPlanner::State {
   }
   void take_matrices();
   void check_least() const;
+  quantize::LayerSource source() const { return {*files.checkpoint, config, sources}; }
+  quantize::NetworkProbe& open_probe();
+  void open_journal(const std::string& output, const std::string& imatrix);
+  void collect_importance();
   void take_importance();
+  double kl(const std::vector<const GgufTensor*>& changed);
   void measure(double bits);
   int64_t matrix_bytes(double bits) const;
   int64_t n_weights() const;
@@ -180,6 +228,55 @@ void BudgetPlanner::State::take_importance() {
   }
 }
 
+quantize::NetworkProbe& BudgetPlanner::State::open_probe() {
+  if (!probe) probe = app::open_probe(source(), probed, *backend, pool);
+  return *probe;
+}
+
+/// The numbers depend on neither the budget nor what else is asked for.
+void BudgetPlanner::State::open_journal(const std::string& output, const std::string& imatrix) {
+  constexpr int kVersion = 1;  // raised when the same is measured to be another number
+  const ordered_json method = {{"version", kVersion},
+                               {"sensitivity", "gguf"},
+                               {"imatrix", name_of_file(imatrix)},
+                               {"tokens", quantize::calibration_name(probed)}};
+  journal.emplace(measured_path(output),
+                  quantize::job_text(*files.checkpoint, calibration, *backend, method.dump()));
+}
+
+/// From the calibration, resumed likewise.
+void BudgetPlanner::State::collect_importance() {
+  Progress progress("layers", config.n_layers, Progress::Unit::kItems);
+  if (!journal) {
+    importance = quantize::collect_importance(source(), calibration, *backend, &interrupted(),
+                                              [&](int) { progress.add(1); });
+    return;
+  }
+  quantize::LayerRequest request;
+  request.output = (std::filesystem::path(journal->directory()) / "imatrix.gguf").string();
+  request.isa = options.load.isa;
+  request.cancel = &interrupted();
+  request.on_layer = [&](int, const auto&) { progress.add(1); };
+  std::error_code error;
+  if (!std::filesystem::exists(request.output, error)) {
+    // Hidden states, old and new.
+    check_room("quantize", request.output,
+               2 * calibration.n_tokens * config.hidden * int64_t{sizeof(float)});
+    quantize::make_importance(source(), calibration, *backend, pool, request, {});
+  }
+  importance = quantize::read_importance(request.output);
+}
+
+double BudgetPlanner::State::kl(const std::vector<const GgufTensor*>& changed) {
+  const std::string what = kl_name(changed);
+  if (const auto known = journal ? journal->find(what) : std::nullopt; known && known->size() == 1)
+    return known->front();
+  const double measured = open_probe().kl(changed);
+  if (journal) journal->add(what, {measured});
+  logger().debug("KL divergence with {} matrices in other types: {:.6f}", changed.size(), measured);
+  return measured;
+}
+
 void BudgetPlanner::State::measure(double bits) {
   std::vector<GgufTensor> tensors;
   for (const size_t i : matrices)
@@ -187,14 +284,19 @@ void BudgetPlanner::State::measure(double bits) {
   quantize::SensitivityOptions how;
   how.probe_bits = bits;
   how.cancel = &interrupted();
-  std::optional<Progress> progress;
-  int64_t shown = 0;
-  how.on_progress = [&](int64_t done, int64_t total) {
-    if (!progress) progress.emplace("measuring", total, Progress::Unit::kItems);
-    progress->add(done - shown);
-    shown = done;
+  how.journal = journal ? &*journal : nullptr;
+  std::optional<MeasuringProgress> progress;
+  size_t n_noted = journal ? journal->size() : 0;
+  how.on_progress = [&](int64_t, int64_t total) {
+    if (!progress) progress.emplace(total, journal ? journal->directory() : "");
+    progress->next(journal && journal->size() == n_noted);
+    n_noted = journal ? journal->size() : 0;
+    drop_pages(*files.checkpoint);
   };
-  choices = quantize::measure_choices(tensors, config.n_layers, *probe, pool, how);
+  const auto measure_kl = [&](const std::vector<const GgufTensor*>& changed) {
+    return kl(changed);
+  };
+  choices = quantize::measure_choices(tensors, config.n_layers, measure_kl, pool, how);
   for (const quantize::MatrixChoices& matrix : choices) {
     items.emplace_back();
     for (const quantize::MatrixChoice& choice : matrix.choices)
@@ -250,7 +352,7 @@ double BudgetPlanner::State::measured_now() {
   for (const GgufTensor& tensor : plan.tensors) {
     if (!tensor.parts.empty()) changed.push_back(&tensor);
   }
-  return probe->kl(changed);
+  return kl(changed);
 }
 
 /// The fewest bytes at which the divergence is within the limit, by halving.
@@ -277,8 +379,8 @@ void BudgetPlanner::State::search() {
 
 BudgetPlanner::BudgetPlanner(const CommonOptions& options, const BudgetFlags& flags,
                              const CalibrationFlags& calibration, const std::string& imatrix,
-                             const std::string& name)
-    : state_(std::make_unique<State>(options, flags, name)) {
+                             const GgufOutput& output)
+    : state_(std::make_unique<State>(options, flags, output.name)) {
   State& s = *state_;
   const double bits = flags.bits.empty() ? 0 : parse_budget_bits(flags.bits);
   s.limit = flags.max_kl;
@@ -288,10 +390,11 @@ BudgetPlanner::BudgetPlanner(const CommonOptions& options, const BudgetFlags& fl
   const quantize::CalibrationSet& set = s.calibration;
   logger().info("calibration: {}", set.summary());
   s.backend = calibration_backend(options);
+  s.probed = quantize::cut_calibration(
+      set.sequences, {.length = calibration.cut.length, .max_tokens = flags.sensitivity_tokens});
+  if (!output.dry_run) s.open_journal(output.path, imatrix);
   if (imatrix.empty()) {
-    Progress progress("layers", s.config.n_layers, Progress::Unit::kItems);
-    s.importance = quantize::collect_importance(s.config, s.sources, set, *s.backend,
-                                                &interrupted(), [&](int) { progress.add(1); });
+    s.collect_importance();
     s.importance.file = calibration.file.empty()
                             ? "built-in calibration"
                             : std::filesystem::path(calibration.file).filename().string();
@@ -299,10 +402,6 @@ BudgetPlanner::BudgetPlanner(const CommonOptions& options, const BudgetFlags& fl
   } else {
     s.importance = quantize::read_importance(imatrix);
   }
-  s.probed = quantize::cut_calibration(
-      set.sequences, {.length = calibration.cut.length, .max_tokens = flags.sensitivity_tokens});
-  s.probe = std::make_unique<quantize::NetworkProbe>(s.config, s.sources, s.probed, *s.backend,
-                                                     s.pool, &interrupted());
   s.take_importance();
   double probe_bits = bits > 0 ? bits : 4;
   if (flags.max_bytes > 0) {
@@ -369,46 +468,41 @@ ordered_json BudgetPlanner::json() const {
                        {"damage", choice.damage}});
   }
   return {{"predicted_kl", predicted_kl()},
-          {"predictions", s.probe->n_predictions()},
+          {"predictions", quantize::NetworkProbe::n_predictions(s.config, s.probed)},
           {"tensors", std::move(tensors)}};
 }
 
-double measured_divergence(const CommonOptions& options, const quantize::CalibrationSet& probed,
-                           const std::string& path) {
-  std::vector<int32_t> ids;
-  for (const std::vector<int32_t>& sequence : probed.sequences)
-    ids.insert(ids.end(), sequence.begin(), sequence.end());
-  CommonOptions other = options;
-  other.model = path;
-  // Inputs as they are in both, so that only what the file has lost is seen.
-  const auto open = [](const CommonOptions& from) {
-    OpenOptions how = open_options(from);
-    if (how.backend.activations == ActivationMode::kAuto)
-      how.backend.activations = ActivationMode::kF32;
-    return open_for_running(from, how);
-  };
-  const auto a = open(options), b = open(other);
-  const auto engine_a = a->make_engine(), engine_b = b->make_engine();
-  ComparisonOptions compared;
-  compared.cancel = &interrupted();
-  Progress progress("comparing", std::ssize(ids), Progress::Unit::kTokens);
-  int64_t shown = 0;
-  compared.on_progress = [&](int64_t done, int64_t) {
-    progress.add(done - shown);
-    shown = done;
-  };
-  return compare_models({*engine_a, a->config().vocab}, {*engine_b, b->config().vocab}, ids,
-                        compared)
-      .kl.mean;
+std::unique_ptr<quantize::NetworkProbe> open_probe(const quantize::LayerSource& source,
+                                                   const quantize::CalibrationSet& probed,
+                                                   Backend& backend, ThreadPool& pool,
+                                                   quantize::ProbeOptions options) {
+  Progress progress("running the model", source.config.n_layers, Progress::Unit::kItems);
+  options.on_layer = [&](int) { progress.add(1); };
+  return std::make_unique<quantize::NetworkProbe>(source, probed, backend, pool, &interrupted(),
+                                                  options);
 }
 
-double BudgetPlanner::compare(const std::string& path) const {
-  return measured_divergence(state_->options, state_->probed, path);
+double measured_divergence(quantize::NetworkProbe& probe, const std::string& path) {
+  const auto checkpoint = Checkpoint::open(path);
+  const ModelConfig config = ModelConfig::from_checkpoint(*checkpoint);
+  const NetworkSources sources = open_network(*checkpoint, config);
+  Progress progress("comparing", config.n_layers, Progress::Unit::kItems);
+  return probe.kl({*checkpoint, config, sources}, [&](int) { progress.add(1); });
+}
+
+double BudgetPlanner::compare(const std::string& path) {
+  return measured_divergence(state_->open_probe(), path);
+}
+
+void BudgetPlanner::forget_measured() {
+  if (state_->journal) state_->journal->remove();
+  state_->journal.reset();
 }
 
 FeedbackWritten BudgetPlanner::write(const GgufOutput& output) {
   State& s = *state_;
   if (s.flags.feedback) {
+    s.probe.reset();  // memory for matrices of second moments
     return write_with_feedback({s.options,
                                 {*s.files.checkpoint, s.config, s.sources},
                                 s.calibration,

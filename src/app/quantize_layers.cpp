@@ -404,7 +404,8 @@ class LayerRun {
     if (!dry_run && flags.max_kl > 0) attempts.emplace(begin_search(asked, flags));
     GptqBudget budget(
         {options_, flags, model_.source(), model_.tokenizer ? &*model_.tokenizer : nullptr,
-         calibration_, flags_.calibration.cut.length, *backend(), pool_},
+         calibration_, flags_.calibration.cut.length, *backend(), pool_,
+         dry_run ? "" : measured_path(output_)},
         asked);
     use_budget(budget);
     double measured = 0;
@@ -412,6 +413,7 @@ class LayerRun {
       measured = search(budget, *attempts);
     } else if (!dry_run) {
       write();
+      budget.forget_measured();
       measured = compare(budget);
     }
     outcome_.more = budget.json();
@@ -526,6 +528,7 @@ class LayerRun {
       }
       rename_synced(request_.output, output_);
       attempts.remove();
+      budget.forget_measured();
       return measured;
     }
   }

@@ -133,6 +133,11 @@ void drop_pages(const Checkpoint& checkpoint, const LinearParts& parts) {
   }
 }
 
+void drop_pages(const Checkpoint& checkpoint) {
+  for (const auto& mapping : checkpoint.mappings)
+    mapping->drop(mapping->bytes());
+}
+
 Network pack_network(const NetworkSources& sources, const ModelConfig& config,
                      const Checkpoint& checkpoint, Backend& backend, const LoadOptions& options) {
   Packer packer(checkpoint, backend, options, sources.published_bytes());

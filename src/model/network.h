@@ -50,6 +50,8 @@ Linear pack_linear(Backend& backend, const LinearParts& parts);
 LayerWeights pack_layer(Backend& backend, const LayerSources& layer, const ModelConfig& config);
 /// Tells the kernel that pages of the file that hold these matrices are not wanted any more.
 void drop_pages(const Checkpoint& checkpoint, const LinearParts& parts);
+/// The same of the whole file.
+void drop_pages(const Checkpoint& checkpoint);
 
 /// Packs everything with progress, and lets go of file pages that were packed.
 /// Errors: unsupported, corrupt, out_of_memory, io, cancelled.

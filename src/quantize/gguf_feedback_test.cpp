@@ -9,7 +9,7 @@
 
 #include "quant/code_grid.h"
 #include "quantize/checkpoint_test_support.h"
-#include "quantize/sensitivity.h"
+#include "quantize/network_probe.h"
 
 namespace qw::quantize {
 namespace {
@@ -26,7 +26,7 @@ struct Bench : test::Bench {
   explicit Bench(const TinyShape& shape) : test::Bench(shape) {
     if (shape.n_experts > 0) tiny.config["norm_topk_prob"] = false;  // as GGUF has it
     open();
-    importance = collect_importance(config, sources, calibration(), *backend, nullptr, {});
+    importance = collect_importance(source(), calibration(), *backend, nullptr, {});
   }
 
   GgufPlan plan(const char* type, bool pure = true) const {
@@ -73,7 +73,7 @@ struct Bench : test::Bench {
           changed.push_back({parts.modules[i], [source = parts.parts[i]] { return source; }});
       });
     }
-    return NetworkProbe(config, sources, calibration(), *backend, pool, nullptr).kl(changed);
+    return NetworkProbe(source(), calibration(), *backend, pool, nullptr).kl(changed);
   }
 
   ImportanceMatrix importance;

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <nlohmann/json.hpp>
+#include <string_view>
 #include <utility>
 
 #include "base/error.h"
+#include "base/mapped_file.h"
 #include "kernels/isa.h"
 
 namespace qw::quantize {
@@ -40,11 +43,58 @@ double size_of(const LinearSource& w, const Hessian& hessian) {
   return sum;
 }
 
+// A band's groups, without their modules, as the one tensor of its file in a work directory.
+
+constexpr const char* kGroupsTensor = "groups";
+
+std::string text_of(std::span<const GptqGroup> groups) {
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const GptqGroup& group : groups) {
+    nlohmann::ordered_json choices = nlohmann::ordered_json::array();
+    for (const GptqGroupChoice& choice : group.choices)
+      choices.push_back({choice.bits, choice.bytes, choice.error, choice.damage});
+    list.push_back(
+        {{"name", group.name}, {"weights", group.n_weights}, {"choices", std::move(choices)}});
+  }
+  return list.dump();
+}
+
+[[noreturn]] void refuse_groups(const std::string& path) {
+  fail(ErrorKind::kCorrupt, "quantize", "measurements: expected those of groups, got others ({})",
+       printable(path, 4096));
+}
+
+std::vector<GptqGroup> read_groups(const std::string& path) {
+  const auto mapping = MappedFile::open(path);
+  const SafetensorsFile file = read_safetensors(mapping);
+  if (file.tensors.size() != 1) refuse_groups(path);
+  const auto bytes = file.tensors.front().bytes;
+  std::vector<GptqGroup> out;
+  try {
+    const auto list = nlohmann::ordered_json::parse(
+        std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+    for (const auto& from : list) {
+      GptqGroup& group = out.emplace_back();
+      group.name = from.at("name").get<std::string>();
+      group.n_weights = from.at("weights").get<int64_t>();
+      for (const auto& choice : from.at("choices")) {
+        group.choices.push_back({choice.at(0).get<int>(), choice.at(1).get<int64_t>(),
+                                 choice.at(2).get<double>(), choice.at(3).get<double>()});
+      }
+    }
+  } catch (const nlohmann::ordered_json::exception&) {
+    refuse_groups(path);
+  }
+  mapping->check_readable();
+  return out;
+}
+
 /// What a group's matrices lose with each number of bits, and the matrices of the probe.
 class Measurement {
  public:
-  Measurement(const LayerSource& source, NetworkProbe& probe, const GptqRequest& request,
-              const GptqSensitivityOptions& options, const MatrixTeam& team)
+  Measurement(const LayerSource& source, const std::function<NetworkProbe&()>& probe,
+              const GptqRequest& request, const GptqSensitivityOptions& options,
+              const MatrixTeam& team)
       : source_(source), probe_(probe), request_(request), options_(options), team_(team) {
     std::map<Slot, int> kinds;
     for (const LayerSources& layer : source.sources.layers)
@@ -91,10 +141,41 @@ class Measurement {
     pending_.push_back(std::move(pending));
   }
 
-  void finish_layer(int layer) {
+  /// Behind the layer stand the hidden states `hidden`.
+  void finish_layer(int layer, const std::vector<float>& hidden) {
     share_out_experts(layer);
-    const bool ends_band = layer + 1 == source_.config.n_layers || band(layer) != band(layer + 1);
-    if (ends_band) measure_band();
+    const int next = layer + 1;
+    const bool is_last = next == source_.config.n_layers;
+    if (!is_last && band(layer) == band(next)) return;
+    const size_t n_before = groups.size();
+    measure_band();
+    if (options_.work == nullptr) return;
+    const std::string text = text_of(std::span(groups).subspan(n_before));
+    options_.work->finish_layer(
+        {{{kGroupsTensor, DType::kU8, {std::ssize(text)}}, std::as_bytes(std::span(text))}},
+        is_last ? std::vector<float>() : hidden);
+  }
+
+  /// Takes what is known already; the layer to go on with.
+  int resume() {
+    if (options_.work == nullptr) return 0;
+    const int n_bands = options_.work->n_finished();
+    std::map<std::string, const LinearParts*> parts_of;
+    for (const LayerSources& layer : source_.sources.layers)
+      for_each_quantised(layer, [&](const LinearParts& parts) { parts_of[parts.name] = &parts; });
+    for (int done = 0; done < n_bands; ++done) {
+      const std::string path = options_.work->layer_path(done);
+      for (GptqGroup& group : read_groups(path)) {
+        const auto parts = parts_of.find(group.name);
+        if (parts == parts_of.end()) refuse_groups(path);
+        group.modules = parts->second->modules;
+        groups.push_back(std::move(group));
+      }
+    }
+    int layer = 0;
+    while (layer < source_.config.n_layers && band(layer) < n_bands)
+      ++layer;
+    return layer;
   }
 
   std::vector<GptqGroup> groups;
@@ -143,7 +224,7 @@ class Measurement {
         for (const GptqGroupChoice& choice : pending->group.choices)
           sum += choice.bits == options_.probe_bits ? choice.error : 0;
       }
-      const double per_error = sum > 0 ? probe_.kl(changed) / sum : 0;
+      const double per_error = sum > 0 ? probe_().kl(changed) / sum : 0;
       for (Pending* pending : members) {
         for (GptqGroupChoice& choice : pending->group.choices)
           choice.damage = per_error * choice.error;
@@ -155,7 +236,7 @@ class Measurement {
   }
 
   const LayerSource& source_;
-  NetworkProbe& probe_;
+  const std::function<NetworkProbe&()>& probe_;
   const GptqRequest& request_;
   const GptqSensitivityOptions& options_;
   const MatrixTeam& team_;
@@ -166,8 +247,8 @@ class Measurement {
 }  // namespace
 
 std::vector<GptqGroup> measure_gptq(const LayerSource& source, const CalibrationSet& calibration,
-                                    NetworkProbe& probe, Backend& backend, ThreadPool& pool,
-                                    const GptqRequest& request,
+                                    const std::function<NetworkProbe&()>& probe, Backend& backend,
+                                    ThreadPool& pool, const GptqRequest& request,
                                     const GptqSensitivityOptions& options) {
   const MatrixTeam team{&pool, &kernels::matrix_ops(kernels::choose_isa(request.isa))};
   Measurement measurement(source, probe, request, options, team);
@@ -177,12 +258,21 @@ std::vector<GptqGroup> measure_gptq(const LayerSource& source, const Calibration
   layer_options.true_sequential = request.true_sequential;
   layer_options.on_group = [&](const GptqGroupDone& done) { measurement.add(done); };
   LayerPass pass(backend, source.config, calibration.sequences, request.cancel);
-  pass.embed(*backend.pack_embedding(source.sources.embedding.parts.front()));
-  for (int layer = 0; layer < source.config.n_layers; ++layer) {
-    gptq_layer(source.sources.layers[static_cast<size_t>(layer)], source.config, layer_options,
-               backend, team, pass);
-    measurement.finish_layer(layer);
-    if (options.on_layer) options.on_layer(layer);
+  const int n_layers = source.config.n_layers, n_known = measurement.resume();
+  for (int layer = 0; layer < n_known && options.on_layer; ++layer)
+    options.on_layer(layer, true);
+  if (n_known == 0) {
+    pass.embed(*backend.pack_embedding(source.sources.embedding.parts.front()));
+  } else if (n_known < n_layers) {
+    pass.set_hidden(options.work->read_hidden(pass.n_tokens() * source.config.hidden), n_known);
+  }
+  for (int layer = n_known; layer < n_layers; ++layer) {
+    const LayerSources& from = source.sources.layers[static_cast<size_t>(layer)];
+    gptq_layer(from, source.config, layer_options, backend, team, pass);
+    for_each_quantised(from,
+                       [&](const LinearParts& parts) { drop_pages(source.checkpoint, parts); });
+    measurement.finish_layer(layer, pass.hidden());
+    if (options.on_layer) options.on_layer(layer, false);
   }
   source.checkpoint.check_readable();
   return std::move(measurement.groups);

@@ -16,7 +16,8 @@
 #include <vector>
 
 #include "quantize/gptq_checkpoint.h"
-#include "quantize/sensitivity.h"
+#include "quantize/network_probe.h"
+#include "quantize/work_directory.h"
 
 namespace qw::quantize {
 
@@ -40,15 +41,22 @@ struct GptqSensitivityOptions {
   /// The most groups that are measured by themselves; those of one kind in layers next to each
   /// other share one measurement, and so do the experts of a layer.
   int64_t max_probes = 96;
-  std::function<void(int layer)> on_layer;
+  /// Where what is measured of each band of layers is kept, with what is given behind it, so that
+  /// an interrupted run goes on with the next band, to the same bits; null: nowhere. Its job says
+  /// all that the numbers depend on.
+  WorkDirectory* work = nullptr;
+  /// A layer is done, or was (in `work`).
+  std::function<void(int layer, bool is_known)> on_layer;
 };
 
 /// All groups in the order of the network. `request` says how to quantise; its bits do not matter.
-/// Memory beside the probe's: that of write_gptq, and the codes of the layers that share a
-/// measurement. Errors: those of gptq_layer and NetworkProbe; cancelled.
+/// `probe()` is asked for when it is needed. Memory beside the probe's: that of write_gptq, and the
+/// codes (a byte a weight) of the layers that share a measurement: of n, n / 24 of a dense network,
+/// rounded up. Errors: those of gptq_layer and NetworkProbe; io, corrupt (of the work directory);
+/// cancelled.
 std::vector<GptqGroup> measure_gptq(const LayerSource& source, const CalibrationSet& calibration,
-                                    NetworkProbe& probe, Backend& backend, ThreadPool& pool,
-                                    const GptqRequest& request,
+                                    const std::function<NetworkProbe&()>& probe, Backend& backend,
+                                    ThreadPool& pool, const GptqRequest& request,
                                     const GptqSensitivityOptions& options);
 
 /// Bits for each group: the commonest (by matrices) as request.gptq.bits, the others by module.

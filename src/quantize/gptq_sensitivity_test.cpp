@@ -8,6 +8,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 
 #include "quantize/byte_budget.h"
 #include "quantize/checkpoint_test_support.h"
@@ -30,10 +31,11 @@ struct Bench : test::Bench {
   std::vector<GptqGroup> measure(const GptqRequest& request, int probe_bits = 4) {
     open();
     const CalibrationSet set = calibration();
-    NetworkProbe probe(config, sources, set, *backend, pool, nullptr);
+    NetworkProbe probe(source(), set, *backend, pool, nullptr);
     GptqSensitivityOptions options;
     options.probe_bits = probe_bits;
-    return measure_gptq(source(), set, probe, *backend, pool, request, options);
+    return measure_gptq(
+        source(), set, [&]() -> NetworkProbe& { return probe; }, *backend, pool, request, options);
   }
 };
 
@@ -149,6 +151,68 @@ TEST(GptqSensitivity, ExpertsHaveBitsOfTheirOwn) {
   for (const LayerSources& layer : read.layers)
     pass_layer(layer, config, *bench.backend, pass);
   EXPECT_TRUE(std::ranges::all_of(pass.hidden(), [](float x) { return std::isfinite(x); }));
+}
+
+/// Interrupted behind any layer it goes on with the next, to the same numbers.
+TEST(GptqSensitivity, GoesOnWhereItWasInterrupted) {
+  for (test::TinyShape shape : {test::kDense, test::kMoe}) {
+    shape.n_layers = 3;
+    Bench bench(shape);
+    const GptqRequest request = bench.request("out");
+    const std::vector<GptqGroup> straight = bench.measure(request);
+    for (int ends_after = 0; ends_after < 3; ++ends_after) {
+      const CalibrationSet set = calibration();
+      const std::string path = bench.folder / fmt::format("m{}", ends_after);
+      std::vector<bool> known;
+      int n_probes = 0;
+      const auto measure = [&](CancelFlag* cancel, const std::string& job) {
+        WorkDirectory work(path, job);
+        GptqRequest own = request;
+        own.cancel = cancel;
+        GptqSensitivityOptions options;
+        options.work = &work;
+        options.on_layer = [&](int layer, bool is_known) {
+          known.push_back(is_known);
+          if (cancel != nullptr && layer == ends_after) cancel->cancel();
+        };
+        std::optional<NetworkProbe> probe;
+        const auto open = [&]() -> NetworkProbe& {
+          ++n_probes;
+          if (!probe) probe.emplace(bench.source(), set, *bench.backend, bench.pool, nullptr);
+          return *probe;
+        };
+        return measure_gptq(bench.source(), set, open, *bench.backend, bench.pool, own, options);
+      };
+      CancelFlag cancel;
+      const bool is_done = ends_after == 2;
+      if (is_done) {
+        measure(&cancel, "job");
+      } else {
+        expect_error(ErrorKind::kCancelled, {}, [&] { measure(&cancel, "job"); });
+      }
+      expect_error(ErrorKind::kInvalidArgument, {"another's"}, [&] { measure(nullptr, "other"); });
+      known.clear();
+      n_probes = 0;
+      const std::vector<GptqGroup> resumed = measure(nullptr, "job");
+      EXPECT_EQ(std::ranges::count(known, true), ends_after + 1);
+      EXPECT_EQ(known.size(), 3u);
+      EXPECT_EQ(n_probes == 0, is_done);
+      ASSERT_EQ(resumed.size(), straight.size());
+      for (size_t i = 0; i < straight.size(); ++i) {
+        EXPECT_EQ(resumed[i].name, straight[i].name);
+        EXPECT_EQ(resumed[i].modules, straight[i].modules);
+        EXPECT_EQ(resumed[i].n_weights, straight[i].n_weights);
+        ASSERT_EQ(resumed[i].choices.size(), straight[i].choices.size());
+        for (size_t c = 0; c < straight[i].choices.size(); ++c) {
+          const GptqGroupChoice &a = resumed[i].choices[c], &b = straight[i].choices[c];
+          EXPECT_EQ(a.bits, b.bits);
+          EXPECT_EQ(a.bytes, b.bytes);
+          EXPECT_EQ(a.error, b.error) << a.bits << " bits of " << straight[i].name;
+          EXPECT_EQ(a.damage, b.damage) << a.bits << " bits of " << straight[i].name;
+        }
+      }
+    }
+  }
 }
 
 TEST(GptqRules, MatchSingleAndFusedNames) {

@@ -50,9 +50,8 @@ void write_importance(const ImportanceMatrix& matrix, const std::string& path);
 /// Runs the sequences through the network as published, a layer in memory at a time. Of tied
 /// networks the inputs of the output matrix are kept under the embedding's name, under which it is
 /// quantised. `on_layer(index)` may be empty. Errors: those of LayerPass.
-ImportanceMatrix collect_importance(const ModelConfig& config, const NetworkSources& sources,
-                                    const CalibrationSet& calibration, Backend& backend,
-                                    const CancelFlag* cancel,
+ImportanceMatrix collect_importance(const LayerSource& source, const CalibrationSet& calibration,
+                                    Backend& backend, const CancelFlag* cancel,
                                     const std::function<void(int)>& on_layer);
 
 /// The same, resumable, and written to request.output (write_importance) with `datasets`: an

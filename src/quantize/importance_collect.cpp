@@ -173,18 +173,21 @@ ImportanceMatrix make_importance(const LayerSource& source, const CalibrationSet
   return out;
 }
 
-ImportanceMatrix collect_importance(const ModelConfig& config, const NetworkSources& sources,
-                                    const CalibrationSet& calibration, Backend& backend,
-                                    const CancelFlag* cancel,
+ImportanceMatrix collect_importance(const LayerSource& source, const CalibrationSet& calibration,
+                                    Backend& backend, const CancelFlag* cancel,
                                     const std::function<void(int)>& on_layer) {
+  const auto& [checkpoint, config, sources] = source;
   LayerPass pass(backend, config, calibration.sequences, cancel);
   pass.embed(*backend.pack_embedding(sources.embedding.parts.front()));
   Collector collector(config, backend, pass);
   for (int layer = 0; layer < config.n_layers; ++layer) {
-    collector.layer(sources.layers[static_cast<size_t>(layer)]);
+    const LayerSources& from = sources.layers[static_cast<size_t>(layer)];
+    collector.layer(from);
+    for_each_quantised(from, [&](const LinearParts& parts) { drop_pages(checkpoint, parts); });
     if (on_layer) on_layer(layer);
   }
   collector.output(sources);
+  checkpoint.check_readable();
   ImportanceMatrix out = collector.take();
   note_chunks(calibration, out);
   return out;

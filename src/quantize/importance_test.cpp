@@ -126,8 +126,8 @@ void expect_collected(const TinyShape& shape) {
     loaded.model->forward(qw::test::plan_of(ids), *kv, nullptr, &sums);
   }
   int n_layers = 0;
-  const ImportanceMatrix got =
-      collect_importance(config, sources, set, *loaded.backend, nullptr, [&](int) { ++n_layers; });
+  const ImportanceMatrix got = collect_importance(
+      {*checkpoint, config, sources}, set, *loaded.backend, nullptr, [&](int) { ++n_layers; });
   EXPECT_EQ(n_layers, 2);
   for (int layer = 0; layer < 2; ++layer) {
     const std::string ours = "blk." + std::to_string(layer) + ".";
@@ -178,8 +178,8 @@ TEST(Importance, GoesOnWhereItWasInterrupted) {
   for (const bool tied : {false, true}) {
     test::Bench bench({.tied = tied, .n_experts = 4});
     bench.open();
-    const ImportanceMatrix straight = collect_importance(
-        bench.config, bench.sources, test::calibration(), *bench.backend, nullptr, {});
+    const ImportanceMatrix straight =
+        collect_importance(bench.source(), test::calibration(), *bench.backend, nullptr, {});
     CancelFlag cancel;
     LayerRequest request;
     request.output = bench.folder / "i.gguf";

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <numeric>
+#include <limits>
+#include <map>
 #include <optional>
+#include <utility>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -41,9 +43,9 @@ bool fits(const GgufTensor& tensor) {
   return tensor.shape.cols() % info(tensor.dtype).block_elems == 0;
 }
 
-/// sum_i h_i (w_i - q_i)^2 and sum_i h_i w_i^2 over rows of all parts, evenly chosen; nullopt: the
-/// type cannot hold some value.
-std::optional<double> relative_error(const GgufTensor& tensor, ThreadPool& pool) {
+/// sum_i h_i (w_i - q_i)^2 / sum_i h_i w_i^2 over rows of all parts, evenly chosen; NaN: the type
+/// cannot hold some value.
+double relative_error(const GgufTensor& tensor, ThreadPool& pool) {
   const auto n_parts = static_cast<int64_t>(tensor.parts.size());
   const int64_t wanted = std::max(kLeastSampleRows, kSampleRows / n_parts);
   const ScaleSearchOps& ops = kernels::scale_search_ops(kernels::choose_isa(""));
@@ -77,7 +79,7 @@ std::optional<double> relative_error(const GgufTensor& tensor, ThreadPool& pool)
         sums[static_cast<size_t>(2 * r + 1)] = size;
       }
     });
-    if (std::ranges::find(holds, 0) != holds.end()) return std::nullopt;
+    if (std::ranges::find(holds, 0) != holds.end()) return std::numeric_limits<double>::quiet_NaN();
     for (size_t i = 0; i < sums.size(); i += 2) {
       lost += sums[i];
       all += sums[i + 1];
@@ -86,26 +88,54 @@ std::optional<double> relative_error(const GgufTensor& tensor, ThreadPool& pool)
   return all > 0 ? lost / all : 0;
 }
 
-MatrixChoices choices_of(const GgufTensor& tensor, ThreadPool& pool) {
-  MatrixChoices out;
-  out.name = tensor.name;
+/// Types to measure, the matrix's own last unless it is among the others.
+std::vector<DType> types_of(const GgufTensor& tensor) {
+  std::vector<DType> out;
   GgufTensor as = tensor;
-  const auto add = [&](DType dtype) {
-    as.dtype = dtype;
-    const std::optional<double> error =
-        as.is_copied() ? std::optional<double>(0) : relative_error(as, pool);
-    if (error) out.choices.push_back({dtype, bytes_in_file(as), *error, 0});
-  };
   for (const DType dtype : kTypes) {
     as.dtype = dtype;
     if (!fits(as)) continue;
     // Without importances (an expert that no token reached) these are worth little.
     if (is_grid_type(dtype) && tensor.importance.empty() && !as.is_copied()) continue;
-    if (can_encode(dtype) || as.is_copied()) add(dtype);
+    if (can_encode(dtype) || as.is_copied()) out.push_back(dtype);
   }
-  const bool has_own = std::ranges::any_of(
-      out.choices, [&](const MatrixChoice& choice) { return choice.dtype == tensor.dtype; });
-  if (!has_own) add(tensor.dtype);
+  if (std::ranges::find(out, tensor.dtype) == out.end()) out.push_back(tensor.dtype);
+  return out;
+}
+
+std::vector<double> errors_of(const GgufTensor& tensor, const std::vector<DType>& types,
+                              ThreadPool& pool) {
+  std::vector<double> out;
+  GgufTensor as = tensor;
+  for (const DType dtype : types) {
+    as.dtype = dtype;
+    out.push_back(as.is_copied() ? 0 : relative_error(as, pool));
+  }
+  return out;
+}
+
+MatrixChoices choices_of(const GgufTensor& tensor, ThreadPool& pool, MeasurementJournal* journal) {
+  const std::vector<DType> types = types_of(tensor);
+  const std::string name = "errors of " + tensor.name;
+  std::optional<std::vector<double>> errors;
+  if (journal != nullptr) errors = journal->find(name);
+  if (!errors) {
+    errors = errors_of(tensor, types, pool);
+    if (journal != nullptr) journal->add(name, *errors);
+  }
+  if (errors->size() != types.size()) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "measurements: expected {} errors of {}, got {} (remove {})", types.size(),
+         printable(tensor.name), errors->size(), printable(journal->directory(), 4096));
+  }
+  MatrixChoices out;
+  out.name = tensor.name;
+  GgufTensor as = tensor;
+  for (size_t i = 0; i < types.size(); ++i) {
+    as.dtype = types[i];
+    if (!std::isnan((*errors)[i]))
+      out.choices.push_back({types[i], bytes_in_file(as), (*errors)[i], 0});
+  }
   return out;
 }
 
@@ -155,7 +185,7 @@ int64_t smallest_bytes(const GgufTensor& tensor) {
 }
 
 std::vector<MatrixChoices> measure_choices(const std::vector<GgufTensor>& tensors, int n_layers,
-                                           NetworkProbe& probe, ThreadPool& pool,
+                                           const MeasureKl& kl, ThreadPool& pool,
                                            const SensitivityOptions& options) {
   std::vector<MatrixChoices> out;
   const auto groups = groups_of(tensors, n_layers, options.max_probes);
@@ -167,7 +197,7 @@ std::vector<MatrixChoices> measure_choices(const std::vector<GgufTensor>& tensor
     if (options.on_progress) options.on_progress(done, total);
   };
   for (const GgufTensor& tensor : tensors) {
-    out.push_back(choices_of(tensor, pool));
+    out.push_back(choices_of(tensor, pool, options.journal));
     tell();
   }
   for (const std::vector<size_t>& group : groups) {
@@ -183,7 +213,7 @@ std::vector<MatrixChoices> measure_choices(const std::vector<GgufTensor>& tensor
     std::vector<const GgufTensor*> pointers;
     for (const GgufTensor& tensor : changed)
       pointers.push_back(&tensor);
-    const double per_error = changed.empty() ? 0 : probe.kl(pointers) / sum;
+    const double per_error = changed.empty() ? 0 : kl(pointers) / sum;
     for (const size_t i : group) {
       for (MatrixChoice& choice : out[i].choices)
         choice.damage = per_error * choice.error;

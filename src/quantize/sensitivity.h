@@ -10,17 +10,13 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "base/cancel.h"
 #include "base/thread_pool.h"
-#include "model/network.h"
-#include "quantize/calibration.h"
 #include "quantize/gguf_plan.h"
-#include "quantize/layer_pass.h"
+#include "quantize/measurement_journal.h"
 
 namespace qw::quantize {
 
@@ -36,38 +32,11 @@ struct MatrixChoices {
   std::vector<MatrixChoice> choices;
 };
 
-/// A matrix in the place of a module's. `make` gives it when its layer is reached.
-struct ChangedMatrix {
-  ModuleId id;
-  std::function<LinearSource()> make;
-};
+/// The mean divergence of a network's predictions with these tensors in the types that they have.
+using MeasureKl = std::function<double(const std::vector<const GgufTensor*>&)>;
 
-/// The network as published, ready to be run with some matrices in other types. Memory: the packed
-/// network, 4 (layers + 1) * tokens * hidden bytes, and up to half a gigabyte of logits.
-class NetworkProbe {
- public:
-  /// All must outlive this. Errors: those of LayerPass and packing.
-  NetworkProbe(const ModelConfig& config, const NetworkSources& sources,
-               const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
-               const CancelFlag* cancel);
-  ~NetworkProbe();
-  NetworkProbe(const NetworkProbe&) = delete;
-  NetworkProbe& operator=(const NetworkProbe&) = delete;
-
-  /// Mean over predictions of sum_i p(i) log(p(i) / q(i)), in nats, where q is predicted with these
-  /// tensors in the types that they have. Errors: those of LayerPass and encoding.
-  double kl(const std::vector<const GgufTensor*>& changed);
-  /// The same, predicted with these matrices.
-  double kl(const std::vector<ChangedMatrix>& changed);
-  int64_t n_predictions() const;
-
- private:
-  struct State;
-  std::unique_ptr<State> state_;
-};
-
-/// What this matrix takes in a file in the smallest type that measure_choices() may give it, whatever
-/// its values: with importances, if it has none.
+/// What this matrix takes in a file in the smallest type that measure_choices() may give it,
+/// whatever its values: with importances, if it has none.
 int64_t smallest_bytes(const GgufTensor& tensor);
 
 struct SensitivityOptions {
@@ -77,13 +46,16 @@ struct SensitivityOptions {
   int64_t max_probes = 96;
   std::function<void(int64_t done, int64_t total)> on_progress;
   const CancelFlag* cancel = nullptr;
+  /// Of a matrix's errors: those that it knows are not measured, the others are added; null: none.
+  MeasurementJournal* journal = nullptr;
 };
 
 /// For each of `tensors` (matrices of a plan with all importances), in order, every type that can
 /// be written and that its rows fit, beside the type that it has already. Types that are made for
-/// networks trained in them are left out.
+/// networks trained in them are left out. `kl`: NetworkProbe::kl, or what is known of it. Errors:
+/// invalid_argument (a journal of another version), io, those of kl; cancelled.
 std::vector<MatrixChoices> measure_choices(const std::vector<GgufTensor>& tensors, int n_layers,
-                                           NetworkProbe& probe, ThreadPool& pool,
+                                           const MeasureKl& kl, ThreadPool& pool,
                                            const SensitivityOptions& options);
 
 }  // namespace qw::quantize
