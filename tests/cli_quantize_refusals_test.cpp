@@ -2,11 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "support/adapter_writer.h"
 #include "support/cli_fixture.h"
+#include "support/tiny_checkpoint.h"
 
 namespace qw::test {
 namespace {
@@ -80,6 +82,36 @@ TEST_F(CliQuantizeRefusals, NamesAreKnownInAnyCase) {
   EXPECT_THAT(typo.err, HasSubstr("Q4_K_M"));
   expect_failure(dry({"--to", "gptq", "--budget", "4", "--force"}), 2,
                  "--force: expected it with a GGUF file, got it with a budget for gptq");
+}
+
+/// A calibration of ids, below `n_ids`.
+std::string ids_line(int n, int n_ids) {
+  json ids = json::array();
+  for (int i = 0; i < n; ++i)
+    ids.push_back(i * 1237 % n_ids);
+  return json{{"ids", ids}}.dump();
+}
+
+/// Types are known, and flags checked, before the model is run.
+TEST_F(CliQuantizeRefusals, FeedbackIsPlannedWithoutRunningTheModel) {
+  TinyCheckpoint tiny(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  for (float& weight : tiny.tensors.at("model.layers.0.self_attn.o_proj.weight").values)
+    weight = std::nanf("");
+  const std::string ids = write("ids.jsonl", ids_line(200, 40));
+  const auto ran = [&](const char* how, const std::string& value) {
+    return qianwen({"quantize", tiny.write(), "--to", "q4_0", "--feedback", "--calibration", ids,
+                    how, value});
+  };
+  const Ran table = ran("--dry-run", "--json=false");
+  ASSERT_EQ(table.code, 0) << table.err;
+  EXPECT_THAT(table.out, HasSubstr("blk.0.attn_k.weight"));
+  EXPECT_THAT(table.out, HasSubstr("nothing was written"));
+  EXPECT_NE(ran("--output", path("a.gguf")).code, 0) << "the model cannot be run";
+  const Ran said = dry({"--to", "q4_k_m", "--feedback"});
+  EXPECT_EQ(type_of(said, "blk.0.attn_k.weight"), "q4_k");
+  EXPECT_FALSE(json::parse(said.out).contains("layers"));
+  for (const char* damp : {"0", "-1", "nan"})
+    expect_failure(dry({"--to", "q4_0", "--feedback", "--damp", damp}), 2, "damp: expected more");
 }
 
 TEST_F(CliQuantizeRefusals, TooFewTokensToCalibrateWith) {

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "quantize/gguf_feedback.h"
+#include "quantize/gptq_solver.h"
 #include "text/tokenizer_files.h"
 
 namespace qw::app {
@@ -111,6 +112,7 @@ void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, G
                        const CalibrationFlags& calibration_flags, const std::string& imatrix,
                        double damp) {
   const auto start = Clock::now();
+  quantize::check_options(quantize::recode_options(damp));
   if (!output.dry_run) check_gguf_output(output);
   const ModelFiles files = open_for_reading(options, true);
   GgufModel model;
@@ -122,26 +124,27 @@ void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, G
   const quantize::CalibrationSet calibration =
       read_calibration(calibration_flags, files, model_path(options));
   logger().info("calibration: {}", calibration.summary());
-  const auto backend = calibration_backend(options);
-  ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
   quantize::ImportanceMatrix importance;
-  if (!imatrix.empty()) {
-    importance = quantize::read_importance(imatrix);
-  } else {
-    Progress progress("layers", model.config.n_layers, Progress::Unit::kItems);
-    importance = quantize::collect_importance(model.config, model.sources, calibration, *backend,
-                                              &interrupted(), [&](int) { progress.add(1); });
-    importance.file = calibration_flags.file.empty()
-                          ? "built-in calibration"
-                          : std::filesystem::path(calibration_flags.file).filename().string();
-    importance.datasets = {importance.file};
-  }
+  if (!imatrix.empty()) importance = quantize::read_importance(imatrix);
   choices.importance = &importance;
-  const GgufPlan plan = model.plan(choices);
+  choices.collects_importance = imatrix.empty();
+  GgufPlan plan = model.plan(choices);
   for (const std::string& warning : plan.warnings)
     logger().warn("{}", warning);
   FeedbackWritten made;
   if (!output.dry_run) {
+    const auto backend = calibration_backend(options);
+    ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
+    if (imatrix.empty()) {
+      Progress progress("layers", model.config.n_layers, Progress::Unit::kItems);
+      importance = quantize::collect_importance(model.config, model.sources, calibration, *backend,
+                                                &interrupted(), [&](int) { progress.add(1); });
+      importance.file = calibration_flags.file.empty()
+                            ? "built-in calibration"
+                            : std::filesystem::path(calibration_flags.file).filename().string();
+      importance.datasets = {importance.file};
+      plan = model.plan(choices);
+    }
     made = write_with_feedback({options,
                                 {*model.checkpoint, model.config, model.sources},
                                 calibration,

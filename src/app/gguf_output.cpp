@@ -197,7 +197,7 @@ void report_gguf(const CommonOptions& options, const GgufOutput& output, const G
   std::string text;
   if (!written.weights.empty())
     text = output.max_error ? tensor_lines(written.weights) : class_lines(written.weights);
-  if (output.dry_run && more.is_null()) {
+  if (output.dry_run && !more.contains("tensors")) {  // a budget has a table of its own
     for (const GgufTensor& tensor : plan.tensors)
       text +=
           fmt::format("{:<40} {:<8} {}\n", tensor.name, name_of(tensor.dtype), tensor.shape.str());

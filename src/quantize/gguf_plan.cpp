@@ -172,7 +172,7 @@ class Planner {
     chooser_.check_patterns();
     std::ranges::sort(plan_.tensors, comes_before);
     warn_of_rounded_sources();
-    warn_of_missing_importances();
+    if (!choices.collects_importance) warn_of_missing_importances();
     std::ranges::sort(plan_.in_want_of_importance);
   }
 

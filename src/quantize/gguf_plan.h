@@ -31,6 +31,9 @@ struct GgufChoices {
   bool pure = false;                       // the recipe's base type for all matrices
   /// How much errors of each input count; null: all as much. Must outlive the plan.
   const quantize::ImportanceMatrix* importance = nullptr;
+  /// These are collected from the model itself, or will be: the types are those with importances,
+  /// and what is missing (an embedding that is only looked up) has none.
+  bool collects_importance = false;
   std::string name;  // general.name; "": from the path
 };
 
