@@ -78,6 +78,18 @@ FeedbackWritten write_with_feedback(const FeedbackInput& input, const GgufOutput
   request.cancel = &interrupted();
   request.on_layer = [&](int layer, const auto& modules) { gain.add(layer, modules); };
   std::optional<Progress> progress;
+  if (input.with_importance) {
+    request.with_importance = [&](quantize::ImportanceMatrix collected) {
+      progress.reset();
+      return input.with_importance(std::move(collected));
+    };
+  }
+  request.on_importance_resumed = [&](int n_layers) {
+    if (n_layers > 0 && n_layers < config.n_layers)
+      logger().info("importances of {} layers were there already", n_layers);
+    progress.emplace("importances", config.n_layers - n_layers, Progress::Unit::kItems);
+  };
+  request.on_importance = [&] { progress->add(1); };
   request.on_quantised = [&](int64_t bytes) {
     if (!progress) {
       const int64_t n_layers = std::max(config.n_layers, 1);
@@ -87,10 +99,12 @@ FeedbackWritten write_with_feedback(const FeedbackInput& input, const GgufOutput
     }
     progress->add(bytes);
   };
+  GgufOutput written = output;
+  written.resumes = false;  // the layers are in OUTPUT.work
   quantize::make_gguf_feedback(input.source, plan, input.calibration, input.backend, input.pool,
                                request, [&](const GgufPlan& made) {
                                  progress.reset();
-                                 out.written = write_gguf_output(output, made, checkpoint, sources,
+                                 out.written = write_gguf_output(written, made, checkpoint, sources,
                                                                  input.pool);
                                });
   if (gain.n_cold > 0) {
@@ -128,30 +142,26 @@ void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, G
   if (!imatrix.empty()) importance = quantize::read_importance(imatrix);
   choices.importance = &importance;
   choices.collects_importance = imatrix.empty();
-  GgufPlan plan = model.plan(choices);
+  const GgufPlan plan = model.plan(choices);
   for (const std::string& warning : plan.warnings)
     logger().warn("{}", warning);
   FeedbackWritten made;
   if (!output.dry_run) {
     const auto backend = calibration_backend(options);
     ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
+    FeedbackInput input{options, {*model.checkpoint, model.config, model.sources},
+                        calibration, *backend, pool, damp};
     if (imatrix.empty()) {
-      Progress progress("layers", model.config.n_layers, Progress::Unit::kItems);
-      importance = quantize::collect_importance(model.config, model.sources, calibration, *backend,
-                                                &interrupted(), [&](int) { progress.add(1); });
-      importance.file = calibration_flags.file.empty()
-                            ? "built-in calibration"
-                            : std::filesystem::path(calibration_flags.file).filename().string();
-      importance.datasets = {importance.file};
-      plan = model.plan(choices);
+      input.with_importance = [&](quantize::ImportanceMatrix collected) {
+        importance = std::move(collected);
+        importance.file = calibration_flags.file.empty()
+                              ? "built-in calibration"
+                              : std::filesystem::path(calibration_flags.file).filename().string();
+        importance.datasets = {importance.file};
+        return model.plan(choices);
+      };
     }
-    made = write_with_feedback({options,
-                                {*model.checkpoint, model.config, model.sources},
-                                calibration,
-                                *backend,
-                                pool,
-                                damp},
-                               output, plan);
+    made = write_with_feedback(input, output, plan);
   }
   const std::chrono::duration<double> seconds = Clock::now() - start;
   ordered_json more = {{"calibration",

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <CLI/App.hpp>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -28,6 +29,8 @@ struct FeedbackInput {
   Backend& backend;
   ThreadPool& pool;
   double damp = 0.01;
+  /// As GgufFeedbackRequest::with_importance.
+  std::function<GgufPlan(quantize::ImportanceMatrix)> with_importance = {};
 };
 
 struct FeedbackWritten {

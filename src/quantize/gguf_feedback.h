@@ -20,6 +20,12 @@ namespace qw::quantize {
 /// is set of all matrices that have been recoded.
 struct GgufFeedbackRequest : LayerRequest {
   double damp = 0.01;  // as GptqOptions::damp
+  /// Where the plan has no importances yet: they are collected first, of the same calibration, and
+  /// this gives the plan with them, of the same types. Kept in the work directory, as layers are.
+  std::function<GgufPlan(ImportanceMatrix)> with_importance;
+  /// Layers whose importances an interrupted run had; a layer's importances are there.
+  std::function<void(int n_layers)> on_importance_resumed;
+  std::function<void()> on_importance;
 };
 
 /// Makes the layers of `plan`, which must be of `source`, and calls write(plan with these) once all

@@ -189,6 +189,47 @@ TEST(GgufFeedback, GoesOnWhereItWasInterrupted) {
   EXPECT_FALSE(fs::exists(request.output + ".work"));
 }
 
+TEST(GgufFeedback, ImportancesAreCollectedOnceAndKept) {
+  Bench bench(kMoe);
+  const GgufPlan plan = bench.plan("q4_1");
+  const GgufFeedbackRequest straight = bench.request("straight.gguf");
+  bench.make(plan, straight);
+  GgufPlan bare = plan;
+  for (GgufTensor& tensor : bare.tensors)
+    tensor.importance.clear();
+  CancelFlag cancel;
+  GgufFeedbackRequest request = bench.request("made.gguf");
+  request.cancel = &cancel;
+  std::vector<int> resumed;
+  int n_collected = 0;
+  request.on_importance_resumed = [&](int n_layers) { resumed.push_back(n_layers); };
+  request.on_importance = [&] {
+    ++n_collected;
+    cancel.cancel();
+  };
+  request.with_importance = [&](const ImportanceMatrix& collected) {
+    EXPECT_EQ(collected.entries.size(), bench.importance.entries.size());
+    for (const auto& [name, entry] : bench.importance.entries)
+      EXPECT_EQ(collected.entries.at(name).sums, entry.sums) << name;
+    return plan;
+  };
+  expect_error(ErrorKind::kCancelled, {}, [&] { bench.make(bare, request); });
+  cancel.reset();
+  // Other types have the same importances, another calibration has others.
+  expect_error(ErrorKind::kInvalidArgument, {"another's", "made.gguf.work/imatrix"},
+               [&] { bench.make(bare, request, calibration(39)); });
+  request.on_importance = [&] { ++n_collected; };
+  request.on_layer = [&](int, const auto&) { cancel.cancel(); };
+  expect_error(ErrorKind::kCancelled, {}, [&] { bench.make(bare, request); });
+  cancel.reset();
+  request.on_layer = {};
+  EXPECT_EQ(bench.make(bare, request).size(), 4u + 3 + 4 * 3) << "the second layer";
+  EXPECT_EQ(resumed, (std::vector{0, 1, 2}));
+  EXPECT_EQ(n_collected, 2);
+  EXPECT_EQ(read_text_file(request.output), read_text_file(straight.output));
+  EXPECT_FALSE(fs::exists(request.output + ".work"));
+}
+
 TEST(GgufFeedback, ReplacesOnlyWhenAsked) {
   Bench bench(kMoe);
   const GgufPlan plan = bench.plan("q8_0");

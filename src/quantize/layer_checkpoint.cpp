@@ -73,27 +73,36 @@ void write_output(const LayerPlan& plan, const LayerRequest& request, ThreadPool
 }
 
 /// Writes what the layers' files are for, and removes them.
-void finish_output(const Checkpoint& checkpoint, WorkDirectory& work,
+void finish_output(const Checkpoint& checkpoint, const LayerRequest& request, WorkDirectory& work,
                    const std::function<void(std::span<const RawTensor>)>& finish) {
   {
     const FinishedLayers layers(work);
     finish(layers.tensors);
     layers.check_readable();
   }
-  work.remove();
+  if (!request.keeps_work) work.remove();
   checkpoint.check_readable();
 }
 
 void check_new(const LayerRequest& request) {
   std::error_code error;
   if (request.replaces || !fs::exists(request.output, error)) return;
-  fail(ErrorKind::kInvalidArgument, "quantize",
-       "--output: expected a directory that is not there yet, got {}",
+  fail(ErrorKind::kInvalidArgument, request.component,
+       "--output: expected one that is not there yet, got {}",
        printable(request.output, 4096));
 }
 
-std::string work_path(const LayerRequest& request) {
-  return request.work.empty() ? request.output + ".work" : request.work;
+/// Errors: those of WorkDirectory; invalid_argument, where something is under the output's name.
+WorkDirectory open_work(const LayerRequest& request, const std::string& job) {
+  check_new(request);
+  WorkDirectory work(request.work.empty() ? request.output + ".work" : request.work, job,
+                     request.component);
+  // Another run may have ended meanwhile.
+  std::error_code error;
+  if (work.n_finished() == 0 && !request.replaces && fs::exists(request.output, error))
+    work.remove();
+  check_new(request);
+  return work;
 }
 
 void finish_layer(const Checkpoint& checkpoint, const LayerSources& layer,
@@ -107,6 +116,13 @@ void finish_layer(const Checkpoint& checkpoint, const LayerSources& layer,
 }
 
 }  // namespace
+
+std::string job_text(const Checkpoint& checkpoint, const std::string& method) {
+  const Json job = {{"config", checkpoint.config_json.value_or("")},
+                    {"files", files_of(checkpoint)},
+                    {"method", parse_json_object(method, "job")}};
+  return job.dump(1) + "\n";
+}
 
 std::string job_text(const Checkpoint& checkpoint, const CalibrationSet& calibration,
                      const Backend& backend, const std::string& method) {
@@ -193,8 +209,9 @@ void make_layers(const LayerSource& source, const CalibrationSet& calibration, B
                  ThreadPool& pool, const LayerRequest& request, const LayerMethod& method,
                  const std::function<void(std::span<const RawTensor>)>& finish) {
   const auto& [checkpoint, config, sources] = source;
-  check_new(request);
-  WorkDirectory work(work_path(request), job_text(checkpoint, calibration, backend, method.job));
+  WorkDirectory work = open_work(request, job_text(checkpoint, calibration, backend, method.job));
+  if (method.prepare) method.prepare(work.path());
+  if (request.on_resumed) request.on_resumed(work.n_finished());
   LayerPass pass(backend, config, calibration.sequences, request.cancel);
   if (work.n_finished() > 0) {
     pass.set_hidden(work.read_hidden(pass.n_tokens() * config.hidden), work.n_finished());
@@ -211,7 +228,7 @@ void make_layers(const LayerSource& source, const CalibrationSet& calibration, B
     finish_layer(checkpoint, layer, quantised.tensors, pass.hidden(), work);
     if (request.on_layer) request.on_layer(l, quantised.modules);
   }
-  finish_output(checkpoint, work, finish);
+  finish_output(checkpoint, request, work, finish);
 }
 
 void write_layers(const LayerSource& source, const LayerPlan& plan,
@@ -224,12 +241,11 @@ void write_layers(const LayerSource& source, const LayerPlan& plan,
 void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadPool& pool,
                        const LayerRequest& request,
                        const std::function<std::vector<RawTensor>(const LayerSources&)>& make) {
-  check_new(request);
   Json job = {{"files", files_of(source.checkpoint)}};
   for (const auto& [name, text] : plan.kept.texts) {
     if (name == "config.json") job["made"] = text;
   }
-  WorkDirectory work(work_path(request), job.dump(1) + "\n");
+  WorkDirectory work = open_work(request, job.dump(1) + "\n");
   for (size_t l = static_cast<size_t>(work.n_finished()); l < source.sources.layers.size(); ++l) {
     if (request.cancel != nullptr) request.cancel->check("writing " + request.output);
     const LayerSources& layer = source.sources.layers[l];
@@ -237,7 +253,7 @@ void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadP
     source.checkpoint.check_readable();
     finish_layer(source.checkpoint, layer, tensors, {}, work);
   }
-  finish_output(source.checkpoint, work,
+  finish_output(source.checkpoint, request, work,
                 [&](std::span<const RawTensor> made) { write_output(plan, request, pool, made); });
 }
 
