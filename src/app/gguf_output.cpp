@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "quantize/gguf_resume.h"
 #include "text/tokenizer_files.h"
 
 namespace qw::app {
@@ -40,11 +41,25 @@ void check_output(const GgufOutput& output, const Paths& paths, int64_t n_bytes)
 
 void write_files(const GgufOutput& output, const GgufPlan& plan, const std::string& path,
                  const Checkpoint& checkpoint, ThreadPool& pool) {
-  {
-    Progress progress("writing " + output.path, plan.bytes(), Progress::Unit::kBytes);
-    write_gguf_plan(
-        plan, path, pool, [&](int64_t n) { progress.add(n); }, &interrupted(), output.split);
+  std::optional<Progress> progress;
+  const auto begin = [&](int64_t n_resumed) {
+    if (n_resumed > 0) logger().info("{:.1f} MB were there already", 1e-6 * static_cast<double>(n_resumed));
+    progress.emplace("writing " + output.path, plan.bytes() - n_resumed, Progress::Unit::kBytes);
+  };
+  const auto tell = [&](int64_t n) { progress->add(n); };
+  if (output.resumes && path == output.path) {  // else it lies where nothing is kept
+    quantize::GgufWriteRequest request;
+    request.output = path;
+    request.split = output.split;
+    request.cancel = &interrupted();
+    request.on_resumed = begin;
+    request.on_written = tell;
+    quantize::write_gguf_resumably(checkpoint, plan, pool, request);
+  } else {
+    begin(0);
+    write_gguf_plan(plan, path, pool, tell, &interrupted(), output.split);
   }
+  progress.reset();
   checkpoint.check_readable();
 }
 
@@ -152,6 +167,7 @@ void check_gguf_output(const GgufOutput& output) {
 
 UnprovenFiles::UnprovenFiles(const GgufOutput& output)
     : output_(output), hidden_(output), folder_(output.path + ".unproven") {
+  hidden_.resumes = false;  // the folder is not kept
   hidden_.path = folder_.file(fs::path(output.path).filename().string());
 }
 

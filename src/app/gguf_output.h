@@ -28,6 +28,8 @@ struct GgufOutput {
   /// By how much a matrix may change (relative root mean square), for a file that is to hold the
   /// weights as they are; none: they may be rounded.
   std::optional<double> max_error;
+  /// An interruption leaves OUTPUT.work to go on with; not where another has that directory.
+  bool resumes = true;
 };
 
 /// Adds --output, --name, --force, --dry-run and --max-shard-tensors.

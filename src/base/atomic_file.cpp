@@ -37,9 +37,9 @@ bool sync_directory_of(const std::string& path) {
 
 }  // namespace
 
-AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path)) {
-  // Renaming would put a file where a device, a pipe or a link was: a link is followed to what it
-  // names, anything else that is not a regular file is refused.
+/// Renaming would put a file where a device, a pipe or a link was: a link is followed to what it
+/// names, anything else that is not a regular file is refused.
+void AtomicFile::check_target() {
   namespace fs = std::filesystem;
   std::error_code ignored;
   if (fs::is_symlink(fs::symlink_status(path_, ignored))) {
@@ -51,6 +51,10 @@ AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path))
     fail(ErrorKind::kIo, "file", "output: expected a regular file or a new one, got {} ({})",
          fs::is_directory(status) ? "a directory" : "something else", printable(path_, 4096));
   }
+}
+
+AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path)) {
+  check_target();
   // Process and counter, so that two writers of one path do not meet in one temporary file. A name
   // may still be taken: a killed process of the same number left it.
   static std::atomic<unsigned> counter{0};
@@ -62,9 +66,23 @@ AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path))
   if (fd_ < 0) fail_errno("create");
 }
 
+AtomicFile::AtomicFile(std::string path, std::string temporary, int64_t n_bytes)
+    : path_(std::move(path)), temporary_(std::move(temporary)), is_kept_(true) {
+  check_target();
+  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+  if (fd_ < 0) fail_errno("open");
+  const off_t end = ::lseek(fd_, 0, SEEK_END);
+  const bool is_cut = end >= n_bytes && ::ftruncate(fd_, n_bytes) == 0 &&
+                      ::lseek(fd_, n_bytes, SEEK_SET) == n_bytes;
+  if (is_cut) return;
+  ::close(std::exchange(fd_, -1));
+  fail(ErrorKind::kCorrupt, "file", "file on its way: expected {} bytes at least, got {} ({})",
+       n_bytes, end, printable(temporary_, 4096));
+}
+
 AtomicFile::~AtomicFile() {
   if (fd_ >= 0) ::close(fd_);
-  if (fd_ >= 0 || fd_ == kSealed) ::unlink(temporary_.c_str());
+  if ((fd_ >= 0 || fd_ == kSealed) && !is_kept_) ::unlink(temporary_.c_str());
 }
 
 void AtomicFile::fail_errno(const char* action) const {

@@ -111,6 +111,33 @@ TEST_F(AtomicFileTest, WhatNeedNotBeSyncedIsWholeAllTheSame) {
   EXPECT_EQ(names().size(), 1u);
 }
 
+TEST_F(AtomicFileTest, GoesOnWithWhatIsKept) {
+  const auto add = [](AtomicFile& file, std::string_view text) {
+    file.write(std::as_bytes(std::span(text)));
+  };
+  {
+    AtomicFile file(path("x"), path("kept"), 0);
+    add(file, "first");
+    file.sync();
+    add(file, " lost");
+  }
+  EXPECT_EQ(names(), std::vector<std::string>{"kept"});
+  std::ofstream(path("kept"), std::ios::app) << " and cut";
+  {
+    AtomicFile file(path("x"), path("kept"), 5);
+    add(file, " second");
+    file.seal();
+  }
+  EXPECT_EQ(names(), std::vector<std::string>{"kept"});
+  {
+    AtomicFile file(path("x"), path("kept"), 12);
+    file.commit();
+  }
+  EXPECT_EQ(read_text_file(path("x")), "first second");
+  EXPECT_EQ(names(), std::vector<std::string>{"x"});
+  EXPECT_THROW(AtomicFile(path("x"), path("kept"), 1), Error) << "there is less";
+}
+
 TEST_F(AtomicFileTest, OnlyOldTemporaryFilesOfTheKindAreAbandoned) {
   for (const char* name : {"a.kv.tmp-1-1", "b.kv.tmp-1-2", "c.other.tmp-1-3", "d.kv"})
     std::ofstream(path(name)) << "x";

@@ -81,6 +81,9 @@ GgufPlan plan_gguf(const Checkpoint& checkpoint, const ModelConfig& config,
 /// before anything is written).
 void write_gguf_plan(const GgufPlan& plan, const std::string& path, ThreadPool& pool,
                      const std::function<void(int64_t)>& done, const CancelFlag* cancel,
-                     const GgufSplitLimits& limits = {});
+                     const GgufSplitLimits& limits = {}, const GgufStage* stage = nullptr);
+
+/// Errors: invalid_argument (a tensor in want of importances).
+void check_importances(const GgufPlan& plan);
 
 }  // namespace qw
