@@ -11,6 +11,14 @@ std::string directory_name(const std::string& output) {
   return path.has_filename() ? path.string() : path.parent_path().string();
 }
 
+void check_file_name(std::string_view component, std::string_view flag, const std::string& path) {
+  std::error_code error;
+  const bool is_directory = std::filesystem::is_directory(path, error);
+  if (!is_directory && !path.ends_with('/')) return;
+  fail(ErrorKind::kInvalidArgument, component, "{}: expected a file, got {} ({})", flag,
+       is_directory ? "a directory" : "a name that ends as a directory's", printable(path, 4096));
+}
+
 void check_room(std::string_view component, const std::string& output, int64_t n_bytes) {
   namespace fs = std::filesystem;
   const fs::path path(directory_name(output));

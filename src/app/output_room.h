@@ -16,4 +16,8 @@ std::string directory_name(const std::string& output);
 /// in), io (fewer than n_bytes free).
 void check_room(std::string_view component, const std::string& output, int64_t n_bytes);
 
+/// What `flag` names can be a file: it neither is a directory nor ends as one. Errors:
+/// invalid_argument.
+void check_file_name(std::string_view component, std::string_view flag, const std::string& path);
+
 }  // namespace qw::app
