@@ -1,21 +1,27 @@
 #include "base/atomic_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 #include <utility>
 
+#include "base/descriptor.h"
 #include "base/error.h"
 
 namespace qw {
 
 namespace {
+constexpr std::string_view kTemporary = ".tmp-";
 constexpr size_t kBufferBytes = size_t{1} << 20;
 /// In the place of a descriptor: written and closed, not renamed yet.
 constexpr int kSealed = -2;
@@ -59,11 +65,12 @@ AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path))
   // may still be taken: a killed process of the same number left it.
   static std::atomic<unsigned> counter{0};
   for (int i = 0; i < kMaxNames; ++i) {
-    temporary_ = fmt::format("{}.tmp-{}-{}", path_, ::getpid(), counter.fetch_add(1));
+    temporary_ = fmt::format("{}{}{}-{}", path_, kTemporary, ::getpid(), counter.fetch_add(1));
     fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
     if (fd_ >= 0 || errno != EEXIST) break;
   }
   if (fd_ < 0) fail_errno("create");
+  ::flock(fd_, LOCK_EX | LOCK_NB);  // for remove_dead_temporaries(), where the system has locks
 }
 
 AtomicFile::AtomicFile(std::string path, std::string temporary, int64_t n_bytes)
@@ -173,11 +180,53 @@ void write_file_atomically(const std::string& path, std::span<const std::byte> b
   file.commit();
 }
 
+namespace {
+
+/// The process in "name.tmp-PROCESS-NUMBER", and where ".tmp-" begins.
+std::optional<std::pair<pid_t, size_t>> writer_of(const std::string& name) {
+  const size_t mark = name.rfind(kTemporary);
+  if (mark == std::string::npos) return std::nullopt;
+  pid_t process = 0;
+  unsigned number = 0;
+  const char* end = name.data() + name.size();
+  const auto first = std::from_chars(name.data() + mark + kTemporary.size(), end, process);
+  if (first.ec != std::errc() || first.ptr == end || *first.ptr != '-' || process <= 0)
+    return std::nullopt;
+  const auto second = std::from_chars(first.ptr + 1, end, number);
+  if (second.ec != std::errc() || second.ptr != end) return std::nullopt;
+  return std::pair(process, mark);
+}
+
+/// Another machine, or another space of processes, may have a process that is not seen here, but
+/// has the file's lock.
+bool is_locked(const std::string& path) {
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  return file.get() < 0 || ::flock(file.get(), LOCK_EX | LOCK_NB) != 0;
+}
+
+}  // namespace
+
+void remove_dead_temporaries(const std::string& directory,
+                             const std::function<bool(const std::string&)>& is_of) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  for (fs::directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    const auto writer = writer_of(name);
+    std::error_code unknown;
+    if (!writer || !is_of(name.substr(0, writer->second)) || !entry->is_regular_file(unknown))
+      continue;
+    const bool is_dead = ::kill(writer->first, 0) != 0 && errno == ESRCH;
+    if (is_dead && !is_locked(entry->path().string())) fs::remove(entry->path(), unknown);
+  }
+}
+
 void remove_abandoned_files(const std::string& directory, std::string_view suffix) {
   namespace fs = std::filesystem;
   std::error_code error;
   const auto now = fs::file_time_type::clock::now();
-  const std::string mark = fmt::format("{}.tmp-", suffix);
+  const std::string mark = fmt::format("{}{}", suffix, kTemporary);
   for (fs::directory_iterator entry(directory, error), end; !error && entry != end;
        entry.increment(error)) {
     if (entry->path().filename().string().find(mark) == std::string::npos) continue;

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -68,6 +69,11 @@ void rename_synced(const std::string& from, const std::string& to);
 
 /// Writes `bytes` as the whole of the file. Errors: as AtomicFile.
 void write_file_atomically(const std::string& path, std::span<const std::byte> bytes);
+
+/// Removes the temporary files of processes that were killed while they wrote a file of `directory`
+/// for whose name is_of(name) holds: nobody has such a file open, and the process is no more.
+void remove_dead_temporaries(const std::string& directory,
+                             const std::function<bool(const std::string&)>& is_of);
 
 /// Removes what processes left in a directory that ended while they wrote files whose names end in
 /// `suffix`: temporary files that are an hour old.
