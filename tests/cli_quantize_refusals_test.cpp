@@ -114,6 +114,27 @@ TEST_F(CliQuantizeRefusals, FeedbackIsPlannedWithoutRunningTheModel) {
     expect_failure(dry({"--to", "q4_0", "--feedback", "--damp", damp}), 2, "damp: expected more");
 }
 
+TEST_F(CliQuantizeRefusals, DampIsCheckedBeforeAnythingIsRead) {
+  Adapter adapter;
+  adapter.add("model.layers.2.self_attn.q_proj.lora_A.weight", {3, 256});
+  adapter.add("model.layers.2.self_attn.q_proj.lora_B.weight", {256, 3});
+  const std::string q4 = path("q4.gguf");
+  ASSERT_EQ(qianwen({"quantize", kBundled, "--to", "q4_0", "--output", q4}).code, 0);
+  for (const Args& command :
+       {Args{"quantize", kBundled, "--to", "q4_0", "--feedback"},
+        {"quantize", kBundled, "--budget", "4", "--feedback"},
+        {"quantize", kBundled, "--to", "awq"},
+        {"quantize", kBundled, "--to", "gptq-int4"},
+        {"merge", q4, "--adapter", adapter.write_peft(), "--type", "same"}}) {
+    Args args = command;
+    args.insert(args.end(), {"--damp", "0", "--output", path("a")});
+    const Ran ran = qianwen(args);
+    expect_failure(ran, 2, "damp: expected more than 0");
+    EXPECT_THAT(ran.err, Not(HasSubstr("calibration:")));
+    EXPECT_FALSE(std::filesystem::exists(path("a.work")));
+  }
+}
+
 TEST_F(CliQuantizeRefusals, TooFewTokensToCalibrateWith) {
   expect_failure(dry({"--to", "gptq-int4", "--calibration-tokens", "10"}), 2, "at least 128");
 }

@@ -16,6 +16,7 @@
 #include "app/quantize_layers.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "quantize/gptq_factor.h"
 
 namespace qw::app {
 
@@ -290,6 +291,7 @@ Command register_quantize(CLI::App& root) {
               check_budget_flags(*app, *options);
               options->budget.feedback = options->feedback.is_asked;
               options->budget.damp = options->layers.gptq.damp;
+              quantize::check_damp(options->budget.damp);
               if (options->to == kGptqOfBudget)
                 return run_gptq_budget(*options, options->layers, options->budget,
                                        options->output.path, options->output.dry_run);

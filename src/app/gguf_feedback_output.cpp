@@ -12,7 +12,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "quantize/gguf_feedback.h"
-#include "quantize/gptq_solver.h"
+#include "quantize/gptq_factor.h"
 #include "text/tokenizer_files.h"
 
 namespace qw::app {
@@ -126,7 +126,7 @@ void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, G
                        const CalibrationFlags& calibration_flags, const std::string& imatrix,
                        double damp) {
   const auto start = Clock::now();
-  quantize::check_options(quantize::recode_options(damp));
+  quantize::check_damp(damp);
   if (!output.dry_run) check_gguf_output(output);
   const ModelFiles files = open_for_reading(options, true);
   GgufModel model;

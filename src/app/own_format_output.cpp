@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "quantize/gptq_factor.h"
 #include "quantize/own_format_merge.h"
 
 namespace qw::app {
@@ -33,6 +34,7 @@ constexpr double kTold = 0.001;
 
 void check_output(const OwnFormatFlags& flags) {
   std::error_code error;
+  quantize::check_damp(flags.damp);
   if (flags.dry_run) return;
   if (flags.output.empty())
     fail(ErrorKind::kInvalidArgument, "merge",

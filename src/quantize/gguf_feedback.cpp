@@ -213,6 +213,7 @@ void make_gguf_feedback(const LayerSource& source, const GgufPlan& plan,
                         const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
                         const GgufFeedbackRequest& request,
                         const std::function<void(const GgufPlan&)>& write) {
+  check_damp(request.damp);
   std::optional<GgufPlan> complete;  // with importances
   const auto prepare = [&](const std::string& work) {
     complete = request.with_importance

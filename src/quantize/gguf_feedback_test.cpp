@@ -230,6 +230,14 @@ TEST(GgufFeedback, ImportancesAreCollectedOnceAndKept) {
   EXPECT_FALSE(fs::exists(request.output + ".work"));
 }
 
+TEST(GgufFeedback, OptionsAreCheckedBeforeAnythingIsMade) {
+  Bench bench(kMoe);
+  GgufFeedbackRequest request = bench.request("made.gguf");
+  request.damp = 0;
+  expect_error(ErrorKind::kInvalidArgument, {"damp"}, [&] { bench.make(bench.plan("q4_0"), request); });
+  EXPECT_FALSE(fs::exists(request.output + ".work"));
+}
+
 TEST(GgufFeedback, ReplacesOnlyWhenAsked) {
   Bench bench(kMoe);
   const GgufPlan plan = bench.plan("q8_0");

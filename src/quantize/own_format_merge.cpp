@@ -439,6 +439,7 @@ OwnFormatPlan plan_own_format(const LayerSource& source, const AdapterMerge& mer
 void write_own_format(const LayerSource& source, const AdapterMerge& merge,
                       const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
                       const OwnFormatRequest& request) {
+  check_damp(request.damp);
   const Names names(source);
   const int last = last_recoded(source.sources, merge);
   QW_CHECK(last < 0 || !calibration.sequences.empty(), "matrices are recoded by their inputs");
