@@ -114,6 +114,23 @@ TEST_F(CliQuantizeRefusals, FeedbackIsPlannedWithoutRunningTheModel) {
     expect_failure(dry({"--to", "q4_0", "--feedback", "--damp", damp}), 2, "damp: expected more");
 }
 
+TEST_F(CliQuantizeRefusals, DirectoriesInThePlaceOfFiles) {
+  std::filesystem::create_directory(path("d"));
+  const auto refused = [&](const Args& command, const std::string& output, const char* part) {
+    Args args = command;
+    args.insert(args.end(), {"--output", output});
+    const Ran ran = qianwen(args);
+    expect_failure(ran, 2, part);
+    EXPECT_THAT(ran.err, Not(HasSubstr("calibration:")));
+  };
+  for (const Args& command : {Args{"imatrix", kBundled, "--force"},
+                              {"quantize", kBundled, "--to", "q4_0", "--force"},
+                              {"quantize", kBundled, "--to", "q4_0", "--feedback", "--force"}}) {
+    refused(command, path("d"), "expected a file, got a directory");
+    refused(command, path("x.gguf/"), "expected a file, got a name that ends as a directory's");
+  }
+}
+
 TEST_F(CliQuantizeRefusals, DampIsCheckedBeforeAnythingIsRead) {
   Adapter adapter;
   adapter.add("model.layers.2.self_attn.q_proj.lora_A.weight", {3, 256});

@@ -27,6 +27,7 @@ struct Options : CommonOptions {
 };
 
 void check_output(const Options& options) {
+  check_file_name("imatrix", "--output", options.output);
   std::error_code error;
   if (std::filesystem::exists(options.output, error) && !options.force) {
     fail(ErrorKind::kInvalidArgument, "imatrix",

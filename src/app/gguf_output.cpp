@@ -39,6 +39,11 @@ void check_output(const GgufOutput& output, const Paths& paths, int64_t n_bytes)
   check_room("quantize", output.path, n_bytes);
 }
 
+/// Of several files the name may be that of a directory, too.
+void check_is_file(const GgufOutput& output) {
+  if (output.path.ends_with('/')) check_file_name("quantize", "--output", output.path);
+}
+
 void write_files(const GgufOutput& output, const GgufPlan& plan, const std::string& path,
                  const Checkpoint& checkpoint, ThreadPool& pool) {
   std::optional<Progress> progress;
@@ -160,6 +165,7 @@ GgufPlan GgufModel::plan(const GgufChoices& choices) const {
 }
 
 void check_gguf_output(const GgufOutput& output) {
+  check_is_file(output);
   const bool is_split = output.split.max_bytes > 0 || output.split.max_tensors > 0;
   // The names of several files tell how many there are, which is not known yet.
   check_output(output, is_split ? Paths() : Paths{output.path}, 0);
@@ -187,6 +193,7 @@ std::vector<std::string> gguf_output_paths(const GgufOutput& output, const GgufP
 GgufWritten write_gguf_output(const GgufOutput& output, const GgufPlan& plan,
                               const Checkpoint& checkpoint, const NetworkSources& sources,
                               ThreadPool& pool) {
+  check_is_file(output);
   const Paths paths = gguf_output_paths(output, plan);
   check_output(output, paths, plan.bytes());
   GgufWritten written;
