@@ -114,6 +114,20 @@ TEST_F(CliQuantizeRefusals, FeedbackIsPlannedWithoutRunningTheModel) {
     expect_failure(dry({"--to", "q4_0", "--feedback", "--damp", damp}), 2, "damp: expected more");
 }
 
+TEST_F(CliQuantizeRefusals, FeedbackWithoutCodesToChoose) {
+  const std::string q8 = path("q8.gguf");
+  ASSERT_EQ(qianwen({"quantize", kBundled, "--to", "q8_0", "--output", q8}).code, 0);
+  for (const Args& command : {Args{"quantize", kBundled, "--to", "f16"},
+                              {"quantize", kBundled, "--to", "tq1_0", "--pure"},
+                              {"quantize", q8, "--to", "q8_0"}}) {
+    Args args = command;
+    args.insert(args.end(), {"--feedback", "--output", path("a.gguf")});
+    const Ran ran = qianwen(args);
+    expect_failure(ran, 2, "a code for each weight");
+    EXPECT_THAT(ran.err, Not(HasSubstr("calibration:")));
+  }
+}
+
 TEST_F(CliQuantizeRefusals, DirectoriesInThePlaceOfFiles) {
   std::filesystem::create_directory(path("d"));
   const auto refused = [&](const Args& command, const std::string& output, const char* part) {

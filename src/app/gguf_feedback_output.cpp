@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "app/open.h"
+#include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
 #include "quantize/gguf_feedback.h"
@@ -30,8 +31,7 @@ struct Gain {
   ordered_json layers = ordered_json::array();
 
   void add(int layer, const std::vector<quantize::QuantisedModule>& modules) {
-    if (modules.empty()) {
-      ++n_resumed;
+    if (layer < n_resumed) {
       layers.push_back({{"layer", layer}, {"resumed", true}});
       return;
     }
@@ -54,6 +54,15 @@ struct Gain {
   }
   /// Of the squared error of outputs, mean over matrices.
   double share() const { return n_matrices == 0 ? 1 : loss / static_cast<double>(n_matrices); }
+  std::string line() const {
+    const std::string resumed =
+        n_resumed > 0 ? fmt::format(" ({} layers were there already)", n_resumed) : "";
+    if (n_matrices == 0) return fmt::format("no matrix has got other codes{}\n", resumed);
+    return fmt::format(
+        "{} matrices: {:.1f} % of the squared error that the plain file's codes have in their "
+        "outputs{}\n",
+        n_matrices, 100 * share(), resumed);
+  }
 };
 
 }  // namespace
@@ -76,6 +85,7 @@ FeedbackWritten write_with_feedback(const FeedbackInput& input, const GgufOutput
   request.isa = input.options.load.isa;
   request.damp = input.damp;
   request.cancel = &interrupted();
+  request.on_resumed = [&](int n_layers) { gain.n_resumed = n_layers; };
   request.on_layer = [&](int layer, const auto& modules) { gain.add(layer, modules); };
   std::optional<Progress> progress;
   if (input.with_importance) {
@@ -114,11 +124,7 @@ FeedbackWritten write_with_feedback(const FeedbackInput& input, const GgufOutput
     logger().warn("{}", out.written.warnings.back());
   }
   out.more = {{"layers", gain.layers}, {"loss_beside_plain", gain.share()}};
-  out.line = fmt::format(
-      "{} matrices: {:.1f} % of the squared error that the plain file's codes have in their "
-      "outputs{}\n",
-      gain.n_matrices, 100 * gain.share(),
-      gain.n_resumed > 0 ? fmt::format(" ({} layers were there already)", gain.n_resumed) : "");
+  out.line = gain.line();
   return out;
 }
 
@@ -135,14 +141,20 @@ void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, G
   model.sources = open_network(*files.checkpoint, model.config);
   if (!files.checkpoint->gguf)
     model.tokenizer = read_tokenizer_directory(files.checkpoint->directory);
-  const quantize::CalibrationSet calibration =
-      read_calibration(calibration_flags, files, model_path(options));
-  logger().info("calibration: {}", calibration.summary());
   quantize::ImportanceMatrix importance;
   if (!imatrix.empty()) importance = quantize::read_importance(imatrix);
   choices.importance = &importance;
   choices.collects_importance = imatrix.empty();
   const GgufPlan plan = model.plan(choices);
+  if (quantize::recodable_matrices(plan) == 0) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--feedback: expected matrices of layers that get a code for each weight, as of Q4_0, "
+         "Q4_K_M or IQ4_XS, got none: what is copied, floats, IQ1 to IQ3 and TQ1_0 have no other "
+         "codes");
+  }
+  const quantize::CalibrationSet calibration =
+      read_calibration(calibration_flags, files, model_path(options));
+  logger().info("calibration: {}", calibration.summary());
   for (const std::string& warning : plan.warnings)
     logger().warn("{}", warning);
   FeedbackWritten made;

@@ -199,6 +199,16 @@ ImportanceMatrix collect(const LayerSource& source, const CalibrationSet& calibr
 
 }  // namespace
 
+int64_t recodable_matrices(const GgufPlan& plan) {
+  int64_t n = 0;
+  for (const GgufTensor& tensor : plan.tensors) {
+    LinearSource encoded;
+    encoded.data = BlockRows{tensor.dtype, nullptr, 0};
+    if (is_made(tensor) && grid_levels(encoded)) n += std::ssize(tensor.parts);
+  }
+  return n;
+}
+
 int64_t feedback_bytes(const GgufPlan& plan) {
   int64_t bytes = 0;
   for (const GgufTensor& tensor : plan.tensors) {

@@ -35,6 +35,10 @@ void make_gguf_feedback(const LayerSource& source, const GgufPlan& plan,
                         const GgufFeedbackRequest& request,
                         const std::function<void(const GgufPlan&)>& write);
 
+/// Matrices whose codes can be chosen: none where all are copied, floats, or of types that have no
+/// code for each weight.
+int64_t recodable_matrices(const GgufPlan& plan);
+
 /// Published bytes of the matrices that are made anew, for progress.
 int64_t feedback_bytes(const GgufPlan& plan);
 

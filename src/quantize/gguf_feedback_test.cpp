@@ -151,6 +151,9 @@ TEST(GgufFeedback, TypesWithoutCodesAndCopiesStay) {
   for (const QuantisedModule& module : bench.make(plan, request))
     EXPECT_FALSE(module.recoding) << hf_name(module.id);
   EXPECT_TRUE(differing(plain, request.output).empty());
+  EXPECT_EQ(recodable_matrices(plan), 0);
+  EXPECT_EQ(recodable_matrices(bench.plan("f16")), 0);
+  EXPECT_EQ(recodable_matrices(bench.plan("q4_0")), 14);
 
   // A file that is in the type already is copied.
   const std::string blocks = bench.write(bench.plan("q8_0"), "q8_0.gguf");
@@ -159,6 +162,7 @@ TEST(GgufFeedback, TypesWithoutCodesAndCopiesStay) {
   bench.sources = open_network(*bench.checkpoint, bench.config);
   EXPECT_TRUE(bench.make(bench.plan("q8_0"), bench.request("again.gguf")).empty());
   EXPECT_EQ(feedback_bytes(bench.plan("q8_0")), 0);
+  EXPECT_EQ(recodable_matrices(bench.plan("q8_0")), 0);
   EXPECT_TRUE(differing(blocks, bench.folder / "again.gguf").empty());
 }
 
