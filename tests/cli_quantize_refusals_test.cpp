@@ -114,6 +114,28 @@ TEST_F(CliQuantizeRefusals, FeedbackIsPlannedWithoutRunningTheModel) {
     expect_failure(dry({"--to", "q4_0", "--feedback", "--damp", damp}), 2, "damp: expected more");
 }
 
+/// An embedding that is only looked up has no importances: of a file that is worth a warning.
+TEST_F(CliQuantizeRefusals, OwnImportancesLackNothing) {
+  TinyCheckpoint tiny(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  const std::string ids = write("ids.jsonl", ids_line(200, 40));
+  const auto ran = [&](const Args& command) {
+    Args args = {command[0], tiny.write(), "--output", path(command[1])};
+    args.insert(args.end(), command.begin() + 2, command.end());
+    const Ran ran = qianwen(args);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return ran;
+  };
+  const Args feedback = {"quantize", "a.gguf", "--to", "q4_0", "--feedback", "--calibration", ids};
+  const Ran own = ran(feedback);
+  EXPECT_THAT(own.err, Not(HasSubstr("not in the importance matrix")));
+  EXPECT_THAT(own.out, HasSubstr("14 matrices: "));
+  ran({"imatrix", "i.gguf", "--calibration", ids});
+  Args given = feedback;
+  given[1] = "b.gguf";
+  given.insert(given.end(), {"--imatrix", path("i.gguf")});
+  EXPECT_THAT(ran(given).err, HasSubstr("such as token_embd.weight"));
+}
+
 TEST_F(CliQuantizeRefusals, FeedbackWithoutCodesToChoose) {
   const std::string q8 = path("q8.gguf");
   ASSERT_EQ(qianwen({"quantize", kBundled, "--to", "q8_0", "--output", q8}).code, 0);
