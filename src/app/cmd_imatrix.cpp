@@ -44,6 +44,7 @@ quantize::ImportanceMatrix collect(const Options& options) {
   const NetworkSources sources = open_network(*files.checkpoint, config);
   const quantize::CalibrationSet calibration = read_calibration(options.calibration, files, path);
   logger().info("calibration: {}", calibration.summary());
+  check_room("imatrix", options.output, importance_work_bytes(config, sources, calibration), true);
   const auto backend = calibration_backend(options);
   ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
   Progress progress("layers", config.n_layers, Progress::Unit::kItems);

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "app/open.h"
+#include "app/output_room.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
@@ -74,9 +75,25 @@ void add_feedback_flag(CLI::App& app, FeedbackFlags& flags) {
       "types and bytes, closer predictions");
 }
 
+namespace {
+
+/// Importances with their hidden states, hidden states, old and new, the layers, the file.
+void check_feedback_room(const FeedbackInput& input, const GgufOutput& output,
+                         const GgufPlan& plan) {
+  const ModelConfig& config = input.source.config;
+  int64_t n_bytes = 2 * plan.bytes() + 2 * input.calibration.n_tokens * config.hidden *
+                                           static_cast<int64_t>(sizeof(float));
+  if (input.with_importance)
+    n_bytes += importance_work_bytes(config, input.source.sources, input.calibration);
+  check_room("quantize", output.path, n_bytes, true);
+}
+
+}  // namespace
+
 FeedbackWritten write_with_feedback(const FeedbackInput& input, const GgufOutput& output,
                                     const GgufPlan& plan) {
   const auto& [checkpoint, config, sources] = input.source;
+  check_feedback_room(input, output, plan);
   FeedbackWritten out;
   Gain gain;
   quantize::GgufFeedbackRequest request;

@@ -36,7 +36,7 @@ void check_output(const GgufOutput& output, const Paths& paths, int64_t n_bytes)
            "--output: expected a file that is not there yet (or --force), got {}", printable(path));
     }
   }
-  check_room("quantize", output.path, n_bytes);
+  check_room("quantize", output.path, n_bytes, output.resumes);
 }
 
 /// Of several files the name may be that of a directory, too.

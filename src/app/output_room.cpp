@@ -41,7 +41,8 @@ void check_file_name(std::string_view component, std::string_view flag, const st
        is_directory ? "a directory" : "a name that ends as a directory's", printable(path, 4096));
 }
 
-void check_room(std::string_view component, const std::string& output, int64_t n_bytes) {
+void check_room(std::string_view component, const std::string& output, int64_t n_bytes,
+                bool goes_on) {
   namespace fs = std::filesystem;
   const fs::path path(directory_name(output));
   const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
@@ -50,7 +51,8 @@ void check_room(std::string_view component, const std::string& output, int64_t n
     const std::optional<ShardName> shard = parse_shard_name(name);
     return shard && shard->stem == path.stem() && shard->extension == ".gguf";
   });
-  const int64_t n_missing = std::max<int64_t>(0, n_bytes - bytes_in(path.string() + ".work"));
+  const int64_t n_there = goes_on ? bytes_in(path.string() + ".work") : 0;
+  const int64_t n_missing = std::max<int64_t>(0, n_bytes - n_there);
   std::error_code error;
   const fs::space_info space = fs::space(folder, error);
   if (error) {

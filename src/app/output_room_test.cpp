@@ -57,10 +57,11 @@ TEST_F(OutputRoom, CountsWhatIsThereToGoOnWith) {
   const std::string output = (folder_ / "m").string();
   const auto free = static_cast<int64_t>(fs::space(folder_).available);
   const int64_t more = free + (int64_t{1} << 40);
-  EXPECT_THROW(check_room("test", output, more), Error);
+  EXPECT_THROW(check_room("test", output, more, true), Error);
   const std::string large = make("m.work/imatrix/layer");
   fs::resize_file(large, static_cast<uintmax_t>(more - free / 2));  // of nothing, on the disk
-  EXPECT_NO_THROW(check_room("test", output, more));
+  EXPECT_NO_THROW(check_room("test", output, more, true));
+  EXPECT_THROW(check_room("test", output, more), Error);
 }
 
 TEST_F(OutputRoom, KnowsNamesOfFiles) {

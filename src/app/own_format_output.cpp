@@ -247,7 +247,7 @@ void merge_in_own_format(const CommonOptions& options, const OwnFormatFlags& fla
   if (!flags.dry_run) {
     const int64_t hidden_bytes =
         calibration.n_tokens * config.hidden * static_cast<int64_t>(sizeof(float));
-    check_room("merge", flags.output, 2 * plan.n_bytes + 2 * hidden_bytes);
+    check_room("merge", flags.output, 2 * plan.n_bytes + 2 * hidden_bytes, true);
     const auto backend = calibration_backend(options);
     ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
     Progress progress("merging", plan.recoded_bytes + plan.n_bytes, Progress::Unit::kBytes);

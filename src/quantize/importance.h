@@ -55,6 +55,10 @@ ImportanceMatrix collect_importance(const ModelConfig& config, const NetworkSour
                                     const CancelFlag* cancel,
                                     const std::function<void(int)>& on_layer);
 
+/// What the work directory of the following takes on the disk, at most.
+int64_t importance_work_bytes(const ModelConfig& config, const NetworkSources& sources,
+                              const CalibrationSet& calibration);
+
 /// The same, resumable: an interruption leaves the work directory of `request`, and the same request
 /// goes on with the next layer, to the same numbers. on_layer gets no modules; nothing is written.
 /// With keeps_work the caller removes the directory. Errors: as for write_layers.

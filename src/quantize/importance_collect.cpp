@@ -173,6 +173,19 @@ void collect_resumably(const LayerSource& source, const CalibrationSet& calibrat
 
 }  // namespace
 
+int64_t importance_work_bytes(const ModelConfig& config, const NetworkSources& sources,
+                              const CalibrationSet& calibration) {
+  constexpr int64_t kFileBytes = 1 << 16;  // a header, and what a file system rounds up to
+  int64_t n_floats = 2 * calibration.n_tokens * config.hidden;  // hidden states, old and new
+  for (const LayerSources& layer : sources.layers) {
+    for_each_quantised(layer, [&](const LinearParts& parts) {
+      n_floats += std::ssize(parts.parts) * (parts.parts.front().k + 1);
+    });
+  }
+  n_floats += config.hidden + 1;
+  return n_floats * static_cast<int64_t>(sizeof(float)) + (config.n_layers + 3) * kFileBytes;
+}
+
 ImportanceMatrix resume_importance(const LayerSource& source, const CalibrationSet& calibration,
                                    Backend& backend, ThreadPool& pool,
                                    const LayerRequest& request) {
