@@ -136,6 +136,36 @@ TEST_F(CliQuantizeRefusals, OwnImportancesLackNothing) {
   EXPECT_THAT(ran(given).err, HasSubstr("such as token_embd.weight"));
 }
 
+/// Before the model is run: what the very files would replace, and what is in OUTPUT.work.
+TEST_F(CliQuantizeRefusals, FeedbackLooksAtItsFilesFirst) {
+  TinyCheckpoint tiny(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  const std::string ids = write("ids.jsonl", ids_line(200, 40));
+  const auto ran = [&](const char* type, const Args& more) {
+    Args args = {"quantize",      tiny.path(), "--to",     type,          "--feedback",
+                 "--calibration", ids,         "--output", path("a.gguf")};
+    args.insert(args.end(), more.begin(), more.end());
+    return qianwen(args);
+  };
+  tiny.write();
+  const Ran split = ran("q4_0", {"--max-shard-tensors", "20", "--json"});
+  ASSERT_EQ(split.code, 0) << split.err;
+  const auto files = json::parse(split.out)["files"].get<Args>();
+  ASSERT_EQ(files.size(), 2u);
+  expect_failure(ran("q4_0", {"--max-shard-tensors", "20"}), 2, "a-00001-of-00002.gguf");
+  EXPECT_EQ(ran("q4_0", {"--max-shard-tensors", "20", "--force"}).code, 0);
+  // A layer that cannot be quantised: its importances stay.
+  TinyCheckpoint broken = TinyCheckpoint(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  for (float& weight : broken.tensors.at("model.layers.1.mlp.down_proj.weight").values)
+    weight = std::nanf("");
+  const auto with_broken = [&](const char* damp) {
+    return qianwen({"quantize", broken.path(), "--to", "q4_0", "--feedback", "--damp", damp,
+                    "--calibration", ids, "--output", path("b.gguf")});
+  };
+  broken.write();
+  EXPECT_NE(with_broken("0.01").code, 0);
+  EXPECT_TRUE(std::filesystem::exists(path("b.gguf.work/imatrix/layer-00000.safetensors")));
+}
+
 TEST_F(CliQuantizeRefusals, FeedbackWithoutCodesToChoose) {
   const std::string q8 = path("q8.gguf");
   ASSERT_EQ(qianwen({"quantize", kBundled, "--to", "q8_0", "--output", q8}).code, 0);

@@ -93,12 +93,13 @@ void check_feedback_room(const FeedbackInput& input, const GgufOutput& output,
 FeedbackWritten write_with_feedback(const FeedbackInput& input, const GgufOutput& output,
                                     const GgufPlan& plan) {
   const auto& [checkpoint, config, sources] = input.source;
+  check_gguf_output(output, plan);
   check_feedback_room(input, output, plan);
   FeedbackWritten out;
   Gain gain;
   quantize::GgufFeedbackRequest request;
   request.output = output.path;
-  request.replaces = output.force;
+  request.replaces = true;  // of split files it does not know the names: they were looked for
   request.isa = input.options.load.isa;
   request.damp = input.damp;
   request.cancel = &interrupted();

@@ -171,6 +171,11 @@ void check_gguf_output(const GgufOutput& output) {
   check_output(output, is_split ? Paths() : Paths{output.path}, 0);
 }
 
+void check_gguf_output(const GgufOutput& output, const GgufPlan& plan) {
+  check_is_file(output);
+  check_output(output, gguf_output_paths(output, plan), 0);
+}
+
 UnprovenFiles::UnprovenFiles(const GgufOutput& output)
     : output_(output), hidden_(output), folder_(output.path + ".unproven") {
   hidden_.resumes = false;  // the folder is not kept

@@ -61,6 +61,9 @@ struct GgufWritten {
 /// a file without --force; not_found, where there is no directory for it.
 void check_gguf_output(const GgufOutput& output);
 
+/// The same of the files that a plan becomes.
+void check_gguf_output(const GgufOutput& output, const GgufPlan& plan);
+
 /// The files that a plan becomes.
 std::vector<std::string> gguf_output_paths(const GgufOutput& output, const GgufPlan& plan);
 
