@@ -253,6 +253,7 @@ void merge_in_own_format(const CommonOptions& options, const OwnFormatFlags& fla
     Progress progress("merging", plan.recoded_bytes + plan.n_bytes, Progress::Unit::kBytes);
     quantize::OwnFormatRequest request;
     request.output = flags.output;
+    request.component = "merge";
     request.isa = options.load.isa;
     request.shard_bytes = flags.shard_bytes;
     if (flags.is_split) request.split.max_bytes = flags.shard_bytes;

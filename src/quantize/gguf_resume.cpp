@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "base/sha256.h"
 #include "quantize/layer_checkpoint.h"
 #include "quantize/work_directory.h"
@@ -61,8 +62,12 @@ void write_gguf_resumably(const Checkpoint& checkpoint, const GgufPlan& plan, Th
   };
   try {
     write_gguf_plan(plan, request.output, pool, done, request.cancel, request.split, &stage);
-  } catch (...) {
-    if (work.n_noted() == 0) work.remove();
+  } catch (const Error& error) {
+    if (work.n_noted() == 0) {
+      work.remove();
+    } else if (error.kind() == ErrorKind::kCancelled) {
+      work.fail_interrupted();
+    }
     throw;
   }
   work.remove();

@@ -188,7 +188,9 @@ TEST(Importance, GoesOnWhereItWasInterrupted) {
     const auto make = [&](const CalibrationSet& set) {
       return make_importance(bench.source(), set, *bench.backend, bench.pool, request, {"text"});
     };
-    expect_error(ErrorKind::kCancelled, {}, [&] { make(test::calibration()); });
+    request.component = "imatrix";
+    expect_error(ErrorKind::kCancelled, {"[imatrix]", "interrupted; the same command", "i.gguf.work"},
+                 [&] { make(test::calibration()); });
     EXPECT_FALSE(fs::exists(request.output));
     const CalibrationSet set = test::calibration();
     const int64_t expected = importance_work_bytes(bench.config, bench.sources, set);
@@ -203,7 +205,8 @@ TEST(Importance, GoesOnWhereItWasInterrupted) {
     cancel.reset();
     int n_layers = 0;
     request.on_layer = [&](int, const auto&) { ++n_layers; };
-    expect_error(ErrorKind::kInvalidArgument, {"another's"}, [&] { make(test::calibration(39)); });
+    expect_error(ErrorKind::kInvalidArgument, {"[imatrix]", "another's"},
+                 [&] { make(test::calibration(39)); });
     make(test::calibration());
     EXPECT_EQ(n_layers, 2);
     const ImportanceMatrix made = read_importance(request.output);

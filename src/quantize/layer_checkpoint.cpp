@@ -88,8 +88,7 @@ void check_new(const LayerRequest& request) {
   std::error_code error;
   if (request.replaces || !fs::exists(request.output, error)) return;
   fail(ErrorKind::kInvalidArgument, request.component,
-       "--output: expected one that is not there yet, got {}",
-       printable(request.output, 4096));
+       "--output: expected one that is not there yet, got {}", printable(request.output, 4096));
 }
 
 /// Errors: those of WorkDirectory; invalid_argument, where something is under the output's name.
@@ -113,6 +112,16 @@ void finish_layer(const Checkpoint& checkpoint, const LayerSources& layer,
     tensors.push_back({{tensor.name, tensor.dtype, tensor.shape}, tensor.bytes});
   work.finish_layer(tensors, hidden);
   for_each_quantised(layer, [&](const LinearParts& parts) { drop_pages(checkpoint, parts); });
+}
+
+/// What body() does can be gone on with.
+void run_resumably(const WorkDirectory& work, const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kCancelled) work.fail_interrupted();
+    throw;
+  }
 }
 
 }  // namespace
@@ -208,27 +217,31 @@ LayerPlan plan_layers(
 void make_layers(const LayerSource& source, const CalibrationSet& calibration, Backend& backend,
                  ThreadPool& pool, const LayerRequest& request, const LayerMethod& method,
                  const std::function<void(std::span<const RawTensor>)>& finish) {
-  const auto& [checkpoint, config, sources] = source;
+  const Checkpoint& checkpoint = source.checkpoint;
+  const ModelConfig& config = source.config;
+  const NetworkSources& sources = source.sources;
   WorkDirectory work = open_work(request, job_text(checkpoint, calibration, backend, method.job));
-  if (method.prepare) method.prepare(work.path());
-  if (request.on_resumed) request.on_resumed(work.n_finished());
-  LayerPass pass(backend, config, calibration.sequences, request.cancel);
-  if (work.n_finished() > 0) {
-    pass.set_hidden(work.read_hidden(pass.n_tokens() * config.hidden), work.n_finished());
-  } else if (!calibration.sequences.empty()) {
-    pass.embed(*backend.pack_embedding(sources.embedding.parts.front()));
-  }
-  for (int layer = 0; layer < work.n_finished() && request.on_layer; ++layer)
-    request.on_layer(layer, {});
-  const MatrixTeam team{&pool, &kernels::matrix_ops(kernels::choose_isa(request.isa))};
-  for (int l = work.n_finished(); l < config.n_layers; ++l) {
-    const LayerSources& layer = sources.layers[static_cast<size_t>(l)];
-    const QuantisedLayer quantised = method.quantise(layer, team, pass);
-    checkpoint.check_readable();
-    finish_layer(checkpoint, layer, quantised.tensors, pass.hidden(), work);
-    if (request.on_layer) request.on_layer(l, quantised.modules);
-  }
-  finish_output(checkpoint, request, work, finish);
+  run_resumably(work, [&] {
+    if (method.prepare) method.prepare(work.path());
+    if (request.on_resumed) request.on_resumed(work.n_finished());
+    LayerPass pass(backend, config, calibration.sequences, request.cancel);
+    if (work.n_finished() > 0) {
+      pass.set_hidden(work.read_hidden(pass.n_tokens() * config.hidden), work.n_finished());
+    } else if (!calibration.sequences.empty()) {
+      pass.embed(*backend.pack_embedding(sources.embedding.parts.front()));
+    }
+    for (int layer = 0; layer < work.n_finished() && request.on_layer; ++layer)
+      request.on_layer(layer, {});
+    const MatrixTeam team{&pool, &kernels::matrix_ops(kernels::choose_isa(request.isa))};
+    for (int l = work.n_finished(); l < config.n_layers; ++l) {
+      const LayerSources& layer = sources.layers[static_cast<size_t>(l)];
+      const QuantisedLayer quantised = method.quantise(layer, team, pass);
+      checkpoint.check_readable();
+      finish_layer(checkpoint, layer, quantised.tensors, pass.hidden(), work);
+      if (request.on_layer) request.on_layer(l, quantised.modules);
+    }
+    finish_output(checkpoint, request, work, finish);
+  });
 }
 
 void write_layers(const LayerSource& source, const LayerPlan& plan,
@@ -246,15 +259,18 @@ void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadP
     if (name == "config.json") job["made"] = text;
   }
   WorkDirectory work = open_work(request, job.dump(1) + "\n");
-  for (size_t l = static_cast<size_t>(work.n_finished()); l < source.sources.layers.size(); ++l) {
-    if (request.cancel != nullptr) request.cancel->check("writing " + request.output);
-    const LayerSources& layer = source.sources.layers[l];
-    const std::vector<RawTensor> tensors = make(layer);
-    source.checkpoint.check_readable();
-    finish_layer(source.checkpoint, layer, tensors, {}, work);
-  }
-  finish_output(source.checkpoint, request, work,
-                [&](std::span<const RawTensor> made) { write_output(plan, request, pool, made); });
+  run_resumably(work, [&] {
+    for (size_t l = static_cast<size_t>(work.n_finished()); l < source.sources.layers.size(); ++l) {
+      if (request.cancel != nullptr) request.cancel->check("writing " + request.output);
+      const LayerSources& layer = source.sources.layers[l];
+      const std::vector<RawTensor> tensors = make(layer);
+      source.checkpoint.check_readable();
+      finish_layer(source.checkpoint, layer, tensors, {}, work);
+    }
+    finish_output(source.checkpoint, request, work, [&](std::span<const RawTensor> made) {
+      write_output(plan, request, pool, made);
+    });
+  });
 }
 
 }  // namespace qw::quantize
