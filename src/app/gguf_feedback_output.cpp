@@ -4,7 +4,6 @@
 #include <CLI/Formatter.hpp>
 #include <chrono>
 #include <cmath>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -15,7 +14,6 @@
 #include "base/progress.h"
 #include "quantize/gguf_feedback.h"
 #include "quantize/gptq_factor.h"
-#include "text/tokenizer_files.h"
 
 namespace qw::app {
 
@@ -68,9 +66,9 @@ struct Gain {
 
 }  // namespace
 
-void add_feedback_flag(CLI::App& app, FeedbackFlags& flags) {
+void add_feedback_flag(CLI::App& app, bool& is_asked) {
   app.add_flag(
-      "--feedback", flags.is_asked,
+      "--feedback", is_asked,
       "GGUF: choose codes by what their errors do to outputs, with a calibration: the same "
       "types and bytes, closer predictions");
 }
@@ -153,12 +151,7 @@ void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, G
   quantize::check_damp(damp);
   if (!output.dry_run) check_gguf_output(output);
   const ModelFiles files = open_for_reading(options, true);
-  GgufModel model;
-  model.checkpoint = files.checkpoint;
-  model.config = ModelConfig::from_checkpoint(*files.checkpoint);
-  model.sources = open_network(*files.checkpoint, model.config);
-  if (!files.checkpoint->gguf)
-    model.tokenizer = read_tokenizer_directory(files.checkpoint->directory);
+  const GgufModel model = GgufModel::of(files.checkpoint);
   quantize::ImportanceMatrix importance;
   if (!imatrix.empty()) importance = quantize::read_importance(imatrix);
   choices.importance = &importance;
@@ -184,10 +177,7 @@ void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, G
     if (imatrix.empty()) {
       input.with_importance = [&](quantize::ImportanceMatrix collected) {
         importance = std::move(collected);
-        importance.file = calibration_flags.file.empty()
-                              ? "built-in calibration"
-                              : std::filesystem::path(calibration_flags.file).filename().string();
-        importance.datasets = {importance.file};
+        name_importance(calibration_flags, importance);
         return model.plan(choices);
       };
     }

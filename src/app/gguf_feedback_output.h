@@ -16,11 +16,7 @@
 
 namespace qw::app {
 
-struct FeedbackFlags {
-  bool is_asked = false;
-};
-
-void add_feedback_flag(CLI::App& app, FeedbackFlags& flags);
+void add_feedback_flag(CLI::App& app, bool& is_asked);
 
 struct FeedbackInput {
   const CommonOptions& options;

@@ -151,8 +151,12 @@ void need_output(const GgufOutput& output) {
 }
 
 GgufModel GgufModel::open(const std::string& path) {
+  return of(Checkpoint::open(path));
+}
+
+GgufModel GgufModel::of(std::shared_ptr<const Checkpoint> checkpoint) {
   GgufModel model;
-  model.checkpoint = Checkpoint::open(path);
+  model.checkpoint = std::move(checkpoint);
   model.config = ModelConfig::from_checkpoint(*model.checkpoint);
   model.sources = open_network(*model.checkpoint, model.config);
   if (!model.checkpoint->gguf)

@@ -48,6 +48,7 @@ struct GgufModel {
 
   /// Errors: those of opening a checkpoint.
   static GgufModel open(const std::string& path);
+  static GgufModel of(std::shared_ptr<const Checkpoint> checkpoint);
   GgufPlan plan(const GgufChoices& choices) const;
 };
 

@@ -85,7 +85,7 @@ struct Lost {
     if (!(recoding.kept_loss > 0)) return;  // an adapter that changes nothing here
     ++n_counted;
     found += module.loss / recoding.kept_loss;
-    plain += recoding.plain_loss / recoding.kept_loss;
+    plain += recoding.nearest_loss / recoding.kept_loss;
   }
   double mean(double sum) const {
     return n_counted == 0 ? 0 : std::sqrt(sum / static_cast<double>(n_counted));

@@ -292,10 +292,7 @@ BudgetPlanner::BudgetPlanner(const CommonOptions& options, const BudgetFlags& fl
     Progress progress("layers", s.config.n_layers, Progress::Unit::kItems);
     s.importance = quantize::collect_importance(s.config, s.sources, set, *s.backend,
                                                 &interrupted(), [&](int) { progress.add(1); });
-    s.importance.file = calibration.file.empty()
-                            ? "built-in calibration"
-                            : std::filesystem::path(calibration.file).filename().string();
-    s.importance.datasets = {s.importance.file};
+    name_importance(calibration, s.importance);
   } else {
     s.importance = quantize::read_importance(imatrix);
   }

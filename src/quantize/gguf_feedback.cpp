@@ -102,7 +102,7 @@ class LayerEncoder {
         RecodedMatrix made = gptq_recode(part, encoded[i], *factor, team_);
         module.loss = made.loss;
         tell_inputs(*hessian, *factor, is_cold(n_routed, source_.config), module);
-        module.recoding = Recoding{encoded[i].format_name(), made.kept_loss, made.plain_loss,
+        module.recoding = Recoding{encoded[i].format_name(), made.kept_loss, made.nearest_loss,
                                    part.n * part.k,          made.n_changed, made.n_beyond};
         encoded[i] = std::move(made.source);
       }

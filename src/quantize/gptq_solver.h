@@ -34,7 +34,7 @@ struct RecodedMatrix {
   LinearSource source;    // with_codes of the matrix
   double loss = 0;        // of these codes
   double kept_loss = 0;   // of the codes as they were
-  double plain_loss = 0;  // of the nearest codes, with no feedback
+  double nearest_loss = 0;  // of the nearest codes, with no feedback
   int64_t n_changed = 0;  // codes that are others now
   int64_t n_beyond = 0;   // weights more than half a step outside of their grid
 };

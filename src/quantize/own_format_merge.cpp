@@ -240,7 +240,7 @@ class LayerMerge {
       module.id = id;
       module.loss = made.loss;
       tell_inputs(hessian, factor, is_cold(n_routed, source_.config), module);
-      module.recoding = Recoding{part.format_name(), made.kept_loss, made.plain_loss,
+      module.recoding = Recoding{part.format_name(), made.kept_loss, made.nearest_loss,
                                  part.n * part.k,    made.n_changed, made.n_beyond};
       to.parts[i] = std::move(made.source);
       if (request_.on_quantised) request_.on_quantised(part.published_bytes());
