@@ -99,8 +99,8 @@ TEST_F(CliQuantizeRefusals, FeedbackIsPlannedWithoutRunningTheModel) {
     weight = std::nanf("");
   const std::string ids = write("ids.jsonl", ids_line(200, 40));
   const auto ran = [&](const char* how, const std::string& value) {
-    return qianwen({"quantize", tiny.write(), "--to", "q4_0", "--feedback", "--calibration", ids,
-                    how, value});
+    return qianwen(
+        {"quantize", tiny.write(), "--to", "q4_0", "--feedback", "--calibration", ids, how, value});
   };
   const Ran table = ran("--dry-run", "--json=false");
   ASSERT_EQ(table.code, 0) << table.err;
@@ -203,12 +203,11 @@ TEST_F(CliQuantizeRefusals, DampIsCheckedBeforeAnythingIsRead) {
   adapter.add("model.layers.2.self_attn.q_proj.lora_B.weight", {256, 3});
   const std::string q4 = path("q4.gguf");
   ASSERT_EQ(qianwen({"quantize", kBundled, "--to", "q4_0", "--output", q4}).code, 0);
-  for (const Args& command :
-       {Args{"quantize", kBundled, "--to", "q4_0", "--feedback"},
-        {"quantize", kBundled, "--budget", "4", "--feedback"},
-        {"quantize", kBundled, "--to", "awq"},
-        {"quantize", kBundled, "--to", "gptq-int4"},
-        {"merge", q4, "--adapter", adapter.write_peft(), "--type", "same"}}) {
+  for (const Args& command : {Args{"quantize", kBundled, "--to", "q4_0", "--feedback"},
+                              {"quantize", kBundled, "--budget", "4", "--feedback"},
+                              {"quantize", kBundled, "--to", "awq"},
+                              {"quantize", kBundled, "--to", "gptq-int4"},
+                              {"merge", q4, "--adapter", adapter.write_peft(), "--type", "same"}}) {
     Args args = command;
     args.insert(args.end(), {"--damp", "0", "--output", path("a")});
     const Ran ran = qianwen(args);

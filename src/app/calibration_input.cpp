@@ -100,9 +100,8 @@ quantize::CalibrationSet read_calibration(const CalibrationFlags& flags, const M
 }
 
 void name_importance(const CalibrationFlags& flags, quantize::ImportanceMatrix& importance) {
-  importance.file = flags.file.empty()
-                        ? "built-in calibration"
-                        : std::filesystem::path(flags.file).filename().string();
+  importance.file = flags.file.empty() ? "built-in calibration"
+                                       : std::filesystem::path(flags.file).filename().string();
   importance.datasets = {importance.file};
 }
 

@@ -34,8 +34,8 @@ bool is_page(const std::string& path) {
        "--chart: expected a name in .svg or .html, got '{}'", printable(path, 4096));
 }
 
-/// The file that is drawn into, so that one which cannot be made is known before hours of comparing.
-/// Errors: invalid_argument, where one would be lost; not_found, io.
+/// The file that is drawn into, so that one which cannot be made is known before hours of
+/// comparing. Errors: invalid_argument, where one would be lost; not_found, io.
 std::optional<AtomicFile> open_chart(const Options& options) {
   if (options.chart.empty()) return std::nullopt;
   check_file_name("compare", "--chart", options.chart);

@@ -59,7 +59,8 @@ quantize::ImportanceMatrix collect(const Options& options) {
   request.component = "imatrix";
   request.on_resumed = [&](int n_layers) {
     n_resumed = n_layers;
-    if (n_resumed > 0) logger().info("{} of {} layers were there already", n_resumed, config.n_layers);
+    if (n_resumed > 0)
+      logger().info("{} of {} layers were there already", n_resumed, config.n_layers);
     progress.emplace("layers", config.n_layers - n_resumed, Progress::Unit::kItems);
   };
   request.on_layer = [&](int layer, const auto&) {

@@ -172,8 +172,9 @@ void run_gguf_feedback(const CommonOptions& options, const GgufOutput& output, G
   if (!output.dry_run) {
     const auto backend = calibration_backend(options);
     ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
-    FeedbackInput input{options, {*model.checkpoint, model.config, model.sources},
-                        calibration, *backend, pool, damp};
+    FeedbackInput input{options,     {*model.checkpoint, model.config, model.sources},
+                        calibration, *backend,
+                        pool,        damp};
     if (imatrix.empty()) {
       input.with_importance = [&](quantize::ImportanceMatrix collected) {
         importance = std::move(collected);

@@ -48,7 +48,8 @@ void write_files(const GgufOutput& output, const GgufPlan& plan, const std::stri
                  const Checkpoint& checkpoint, ThreadPool& pool) {
   std::optional<Progress> progress;
   const auto begin = [&](int64_t n_resumed) {
-    if (n_resumed > 0) logger().info("{:.1f} MB were there already", 1e-6 * static_cast<double>(n_resumed));
+    if (n_resumed > 0)
+      logger().info("{:.1f} MB were there already", 1e-6 * static_cast<double>(n_resumed));
     progress.emplace("writing " + output.path, plan.bytes() - n_resumed, Progress::Unit::kBytes);
   };
   const auto tell = [&](int64_t n) { progress->add(n); };

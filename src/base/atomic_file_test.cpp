@@ -153,8 +153,12 @@ pid_t dead_process() {
 TEST_F(AtomicFileTest, OnlyDeadProcessesTemporaryFilesGo) {
   const std::string dead = std::to_string(dead_process());
   const auto make = [&](const std::string& name) { std::ofstream(path(name)) << "x"; };
-  const std::vector<std::string> stay = {"a.tmp-1-1", "b.tmp-" + dead + "-1", "a.tmp-" + dead,
-                                         "a.tmp-" + dead + "-1x", "a.tmp--" + dead + "-1", "a"};
+  const std::vector<std::string> stay = {"a.tmp-1-1",
+                                         "b.tmp-" + dead + "-1",
+                                         "a.tmp-" + dead,
+                                         "a.tmp-" + dead + "-1x",
+                                         "a.tmp--" + dead + "-1",
+                                         "a"};
   for (const std::string& name : stay)
     make(name);
   make("a.tmp-" + dead + "-1");
@@ -164,8 +168,7 @@ TEST_F(AtomicFileTest, OnlyDeadProcessesTemporaryFilesGo) {
   const Descriptor held(::open(path("a.tmp-" + dead + "-3").c_str(), O_RDONLY));
   ASSERT_EQ(::flock(held.get(), LOCK_EX), 0);
   const AtomicFile own(path("a"));
-  remove_dead_temporaries(directory_.string(),
-                          [](const std::string& name) { return name == "a"; });
+  remove_dead_temporaries(directory_.string(), [](const std::string& name) { return name == "a"; });
   for (const std::string& name : stay)
     EXPECT_TRUE(fs::exists(path(name))) << name;
   EXPECT_TRUE(fs::exists(path("a.tmp-" + dead + "-3")));

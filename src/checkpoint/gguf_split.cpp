@@ -116,10 +116,9 @@ void write_split_gguf(const std::string& path, const GgufWriter& content,
     size_t n_written = 0;
     if (stage != nullptr) {
       n_written = std::min(stage->n_written - std::min(stage->n_written, first), counts[i]);
-      files.emplace_back(paths[i],
-                         stage->directory + "/" +
-                             std::filesystem::path(paths[i]).filename().string(),
-                         gguf_file_bytes(part, n_written));
+      files.emplace_back(
+          paths[i], stage->directory + "/" + std::filesystem::path(paths[i]).filename().string(),
+          gguf_file_bytes(part, n_written));
     } else {
       files.emplace_back(paths[i]);
     }

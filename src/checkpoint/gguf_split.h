@@ -34,8 +34,8 @@ std::vector<size_t> split_gguf(std::span<const GgufWriter::Tensor> tensors,
 /// name. Errors: invalid_argument, when there are more files than split.count can say.
 std::vector<std::string> gguf_split_paths(const std::string& path, size_t count);
 
-/// write_gguf() into a file that the caller commits, which has the first `n_written` tensors already.
-/// `on_tensor(n)`: n tensors were written.
+/// write_gguf() into a file that the caller commits, which has the first `n_written` tensors
+/// already. `on_tensor(n)`: n tensors were written.
 void write_gguf(AtomicFile& file, const GgufWriter& content,
                 FunctionRef<void(size_t, GgufSink)> produce, size_t n_written = 0,
                 const std::function<void(size_t)>& on_tensor = {});
@@ -43,8 +43,8 @@ void write_gguf(AtomicFile& file, const GgufWriter& content,
 /// What write_gguf writes before the tensors. Errors: as write_gguf.
 std::vector<std::byte> gguf_header(const GgufWriter& content);
 
-/// What write_gguf writes, padding included, up to the end of the first `n_tensors` tensors; of none
-/// nothing. Errors: as write_gguf.
+/// What write_gguf writes, padding included, up to the end of the first `n_tensors` tensors; of
+/// none nothing. Errors: as write_gguf.
 int64_t gguf_file_bytes(const GgufWriter& content, size_t n_tensors);
 int64_t gguf_file_bytes(const GgufWriter& content);
 

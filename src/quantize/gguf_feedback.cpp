@@ -171,8 +171,8 @@ std::string job_of(const GgufPlan& plan, const GgufFeedbackRequest& request) {
   }
   const Json job = {{"version", kVersion},
                     {"gguf", std::move(types)},
-                    {"importances", request.with_importance ? "of the calibration"
-                                                            : to_hex(importances.finish())},
+                    {"importances",
+                     request.with_importance ? "of the calibration" : to_hex(importances.finish())},
                     {"damp", request.damp}};
   return job.dump();
 }
@@ -227,8 +227,8 @@ void make_gguf_feedback(const LayerSource& source, const GgufPlan& plan,
   std::optional<GgufPlan> complete;  // with importances
   const auto prepare = [&](const std::string& work) {
     complete = request.with_importance
-                   ? request.with_importance(collect(source, calibration, backend, pool, request,
-                                                     work + "/imatrix"))
+                   ? request.with_importance(
+                         collect(source, calibration, backend, pool, request, work + "/imatrix"))
                    : plan;
   };
   const auto make = [&](const LayerSources& layer, const MatrixTeam& team, LayerPass& pass) {

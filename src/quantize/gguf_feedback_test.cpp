@@ -227,6 +227,10 @@ TEST(GgufFeedback, ImportancesAreCollectedOnceAndKept) {
   expect_error(ErrorKind::kCancelled, {}, [&] { bench.make(bare, request); });
   cancel.reset();
   request.on_layer = {};
+  GgufFeedbackRequest other = request;  // is refused before importances are looked at
+  other.damp = 0.02;
+  expect_error(ErrorKind::kInvalidArgument, {"another's", "made.gguf.work, or"},
+               [&] { bench.make(bare, other); });
   EXPECT_EQ(bench.make(bare, request).size(), 4u + 3 + 4 * 3) << "the second layer";
   EXPECT_EQ(resumed, (std::vector{0, 1, 2}));
   EXPECT_EQ(n_collected, 2);
@@ -238,7 +242,8 @@ TEST(GgufFeedback, OptionsAreCheckedBeforeAnythingIsMade) {
   Bench bench(kMoe);
   GgufFeedbackRequest request = bench.request("made.gguf");
   request.damp = 0;
-  expect_error(ErrorKind::kInvalidArgument, {"damp"}, [&] { bench.make(bench.plan("q4_0"), request); });
+  expect_error(ErrorKind::kInvalidArgument, {"damp"},
+               [&] { bench.make(bench.plan("q4_0"), request); });
   EXPECT_FALSE(fs::exists(request.output + ".work"));
 }
 

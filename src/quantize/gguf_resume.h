@@ -28,8 +28,8 @@ struct GgufWriteRequest {
 };
 
 /// write_gguf_plan() of a plan of `checkpoint`, resumable: an interruption leaves OUTPUT.work, once
-/// there is something to keep, and the same plan and request go on, to the same bytes. Errors: those
-/// of write_gguf_plan and WorkDirectory.
+/// there is something to keep, and the same plan and request go on, to the same bytes. Errors:
+/// those of write_gguf_plan and WorkDirectory.
 void write_gguf_resumably(const Checkpoint& checkpoint, const GgufPlan& plan, ThreadPool& pool,
                           const GgufWriteRequest& request);
 

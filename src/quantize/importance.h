@@ -59,9 +59,9 @@ ImportanceMatrix collect_importance(const ModelConfig& config, const NetworkSour
 int64_t importance_work_bytes(const ModelConfig& config, const NetworkSources& sources,
                               const CalibrationSet& calibration);
 
-/// The same, resumable: an interruption leaves the work directory of `request`, and the same request
-/// goes on with the next layer, to the same numbers. on_layer gets no modules; nothing is written.
-/// With keeps_work the caller removes the directory. Errors: as for write_layers.
+/// The same, resumable: an interruption leaves the work directory of `request`, and the same
+/// request goes on with the next layer, to the same numbers. on_layer gets no modules; nothing is
+/// written. With keeps_work the caller removes the directory. Errors: as for write_layers.
 ImportanceMatrix resume_importance(const LayerSource& source, const CalibrationSet& calibration,
                                    Backend& backend, ThreadPool& pool, const LayerRequest& request);
 

@@ -189,7 +189,8 @@ TEST(Importance, GoesOnWhereItWasInterrupted) {
       return make_importance(bench.source(), set, *bench.backend, bench.pool, request, {"text"});
     };
     request.component = "imatrix";
-    expect_error(ErrorKind::kCancelled, {"[imatrix]", "interrupted; the same command", "i.gguf.work"},
+    expect_error(ErrorKind::kCancelled,
+                 {"[imatrix]", "interrupted; the same command", "i.gguf.work"},
                  [&] { make(test::calibration()); });
     EXPECT_FALSE(fs::exists(request.output));
     const CalibrationSet set = test::calibration();

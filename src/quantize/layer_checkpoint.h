@@ -25,11 +25,11 @@ namespace qw::quantize {
 
 /// What is asked for, whatever the format.
 struct LayerRequest {
-  std::string output;     // the directory or file to make
-  std::string work;       // the directory of what is on the way; "": output + ".work"
-  bool keeps_work = false;  // it stays: the same request then finds all layers there
-  bool replaces = false;  // what is there under `output`, once the new one is whole
-  std::string isa;        // as BackendOptions::isa
+  std::string output;                  // the directory or file to make
+  std::string work;                    // the directory of what is on the way; "": output + ".work"
+  bool keeps_work = false;             // it stays: the same request then finds all layers there
+  bool replaces = false;               // what is there under `output`, once the new one is whole
+  std::string isa;                     // as BackendOptions::isa
   std::string component = "quantize";  // the command, for errors
   int64_t shard_bytes = DirectoryChoices().shard_bytes;
   std::vector<int32_t> eos_ids;  // of a GGUF file: DirectoryChoices::eos_ids
@@ -87,8 +87,8 @@ void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadP
                        const LayerRequest& request,
                        const std::function<std::vector<RawTensor>(const LayerSources&)>& make);
 
-/// All that the bits of a result depend on, as text. `method`: LayerMethod::job. Without calibration
-/// and backend: of what depends on neither.
+/// All that the bits of a result depend on, as text. `method`: LayerMethod::job. Without
+/// calibration and backend: of what depends on neither.
 std::string job_text(const Checkpoint& checkpoint, const std::string& method);
 std::string job_text(const Checkpoint& checkpoint, const CalibrationSet& calibration,
                      const Backend& backend, const std::string& method);
