@@ -2,11 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "support/adapter_writer.h"
 #include "support/cli_fixture.h"
+#include "support/tiny_checkpoint.h"
 
 namespace qw::test {
 namespace {
@@ -80,6 +82,139 @@ TEST_F(CliQuantizeRefusals, NamesAreKnownInAnyCase) {
   EXPECT_THAT(typo.err, HasSubstr("Q4_K_M"));
   expect_failure(dry({"--to", "gptq", "--budget", "4", "--force"}), 2,
                  "--force: expected it with a GGUF file, got it with a budget for gptq");
+}
+
+/// A calibration of ids, below `n_ids`.
+std::string ids_line(int n, int n_ids) {
+  json ids = json::array();
+  for (int i = 0; i < n; ++i)
+    ids.push_back(i * 1237 % n_ids);
+  return json{{"ids", ids}}.dump();
+}
+
+/// Types are known, and flags checked, before the model is run.
+TEST_F(CliQuantizeRefusals, FeedbackIsPlannedWithoutRunningTheModel) {
+  TinyCheckpoint tiny(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  for (float& weight : tiny.tensors.at("model.layers.0.self_attn.o_proj.weight").values)
+    weight = std::nanf("");
+  const std::string ids = write("ids.jsonl", ids_line(200, 40));
+  const auto ran = [&](const char* how, const std::string& value) {
+    return qianwen(
+        {"quantize", tiny.write(), "--to", "q4_0", "--feedback", "--calibration", ids, how, value});
+  };
+  const Ran table = ran("--dry-run", "--json=false");
+  ASSERT_EQ(table.code, 0) << table.err;
+  EXPECT_THAT(table.out, HasSubstr("blk.0.attn_k.weight"));
+  EXPECT_THAT(table.out, HasSubstr("nothing was written"));
+  EXPECT_NE(ran("--output", path("a.gguf")).code, 0) << "the model cannot be run";
+  const Ran said = dry({"--to", "q4_k_m", "--feedback"});
+  EXPECT_EQ(type_of(said, "blk.0.attn_k.weight"), "q4_k");
+  EXPECT_FALSE(json::parse(said.out).contains("layers"));
+  for (const char* damp : {"0", "-1", "nan"})
+    expect_failure(dry({"--to", "q4_0", "--feedback", "--damp", damp}), 2, "damp: expected more");
+}
+
+/// An embedding that is only looked up has no importances: of a file that is worth a warning.
+TEST_F(CliQuantizeRefusals, OwnImportancesLackNothing) {
+  TinyCheckpoint tiny(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  const std::string ids = write("ids.jsonl", ids_line(200, 40));
+  const auto ran = [&](const Args& command) {
+    Args args = {command[0], tiny.write(), "--output", path(command[1])};
+    args.insert(args.end(), command.begin() + 2, command.end());
+    const Ran ran = qianwen(args);
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    return ran;
+  };
+  const Args feedback = {"quantize", "a.gguf", "--to", "q4_0", "--feedback", "--calibration", ids};
+  const Ran own = ran(feedback);
+  EXPECT_THAT(own.err, Not(HasSubstr("not in the importance matrix")));
+  EXPECT_THAT(own.out, HasSubstr("14 matrices: "));
+  ran({"imatrix", "i.gguf", "--calibration", ids});
+  Args given = feedback;
+  given[1] = "b.gguf";
+  given.insert(given.end(), {"--imatrix", path("i.gguf")});
+  EXPECT_THAT(ran(given).err, HasSubstr("such as token_embd.weight"));
+}
+
+/// Before the model is run: what the very files would replace, and what is in OUTPUT.work.
+TEST_F(CliQuantizeRefusals, FeedbackLooksAtItsFilesFirst) {
+  TinyCheckpoint tiny(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  const std::string ids = write("ids.jsonl", ids_line(200, 40));
+  const auto ran = [&](const char* type, const Args& more) {
+    Args args = {"quantize",      tiny.path(), "--to",     type,          "--feedback",
+                 "--calibration", ids,         "--output", path("a.gguf")};
+    args.insert(args.end(), more.begin(), more.end());
+    return qianwen(args);
+  };
+  tiny.write();
+  const Ran split = ran("q4_0", {"--max-shard-tensors", "20", "--json"});
+  ASSERT_EQ(split.code, 0) << split.err;
+  const auto files = json::parse(split.out)["files"].get<Args>();
+  ASSERT_EQ(files.size(), 2u);
+  expect_failure(ran("q4_0", {"--max-shard-tensors", "20"}), 2, "a-00001-of-00002.gguf");
+  EXPECT_EQ(ran("q4_0", {"--max-shard-tensors", "20", "--force"}).code, 0);
+  // A layer that cannot be quantised: its importances stay.
+  TinyCheckpoint broken = TinyCheckpoint(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  for (float& weight : broken.tensors.at("model.layers.1.mlp.down_proj.weight").values)
+    weight = std::nanf("");
+  const auto with_broken = [&](const char* damp) {
+    return qianwen({"quantize", broken.path(), "--to", "q4_0", "--feedback", "--damp", damp,
+                    "--calibration", ids, "--output", path("b.gguf")});
+  };
+  broken.write();
+  EXPECT_NE(with_broken("0.01").code, 0);
+  EXPECT_TRUE(std::filesystem::exists(path("b.gguf.work/imatrix/layer-00000.safetensors")));
+}
+
+TEST_F(CliQuantizeRefusals, FeedbackWithoutCodesToChoose) {
+  const std::string q8 = path("q8.gguf");
+  ASSERT_EQ(qianwen({"quantize", kBundled, "--to", "q8_0", "--output", q8}).code, 0);
+  for (const Args& command : {Args{"quantize", kBundled, "--to", "f16"},
+                              {"quantize", kBundled, "--to", "tq1_0", "--pure"},
+                              {"quantize", q8, "--to", "q8_0"}}) {
+    Args args = command;
+    args.insert(args.end(), {"--feedback", "--output", path("a.gguf")});
+    const Ran ran = qianwen(args);
+    expect_failure(ran, 2, "a code for each weight");
+    EXPECT_THAT(ran.err, Not(HasSubstr("calibration:")));
+  }
+}
+
+TEST_F(CliQuantizeRefusals, DirectoriesInThePlaceOfFiles) {
+  std::filesystem::create_directory(path("d"));
+  const auto refused = [&](const Args& command, const std::string& output, const char* part) {
+    Args args = command;
+    args.insert(args.end(), {"--output", output});
+    const Ran ran = qianwen(args);
+    expect_failure(ran, 2, part);
+    EXPECT_THAT(ran.err, Not(HasSubstr("calibration:")));
+  };
+  for (const Args& command : {Args{"imatrix", kBundled, "--force"},
+                              {"quantize", kBundled, "--to", "q4_0", "--force"},
+                              {"quantize", kBundled, "--to", "q4_0", "--feedback", "--force"}}) {
+    refused(command, path("d"), "expected a file, got a directory");
+    refused(command, path("x.gguf/"), "expected a file, got a name that ends as a directory's");
+  }
+}
+
+TEST_F(CliQuantizeRefusals, DampIsCheckedBeforeAnythingIsRead) {
+  Adapter adapter;
+  adapter.add("model.layers.2.self_attn.q_proj.lora_A.weight", {3, 256});
+  adapter.add("model.layers.2.self_attn.q_proj.lora_B.weight", {256, 3});
+  const std::string q4 = path("q4.gguf");
+  ASSERT_EQ(qianwen({"quantize", kBundled, "--to", "q4_0", "--output", q4}).code, 0);
+  for (const Args& command : {Args{"quantize", kBundled, "--to", "q4_0", "--feedback"},
+                              {"quantize", kBundled, "--budget", "4", "--feedback"},
+                              {"quantize", kBundled, "--to", "awq"},
+                              {"quantize", kBundled, "--to", "gptq-int4"},
+                              {"merge", q4, "--adapter", adapter.write_peft(), "--type", "same"}}) {
+    Args args = command;
+    args.insert(args.end(), {"--damp", "0", "--output", path("a")});
+    const Ran ran = qianwen(args);
+    expect_failure(ran, 2, "damp: expected more than 0");
+    EXPECT_THAT(ran.err, Not(HasSubstr("calibration:")));
+    EXPECT_FALSE(std::filesystem::exists(path("a.work")));
+  }
 }
 
 TEST_F(CliQuantizeRefusals, TooFewTokensToCalibrateWith) {

@@ -116,6 +116,32 @@ TEST_F(CliQuantize, DrawsComparisons) {
   EXPECT_TRUE(std::filesystem::exists(path("c.svg")));
   EXPECT_TRUE(std::filesystem::exists(path("c.html")));
   EXPECT_THAT(draw("c.png").err, HasSubstr("expected a name in .svg or .html"));
+  // Before B, which is not there, is looked for.
+  const auto refused = [&](const std::string& chart, int code, const char* part) {
+    expect_failure(
+        qianwen({"compare", kBundled, path("no-such"), "--file", text_, "--chart", chart}), code,
+        part);
+  };
+  refused(path("c.svg"), 2, "--force");
+  refused(path("no/where.svg"), 3, "where.svg");
+  refused("/proc/c.svg", 3, "/proc/c.svg");
+  std::filesystem::create_directory(path("d.svg"));
+  refused(path("d.svg"), 2, "got a directory");
+  write("c.svg", "mine");
+  EXPECT_EQ(read_text_file(path("c.svg")), "mine");
+  ASSERT_EQ(
+      qianwen({"compare", kBundled, kBundled, "--file", text_, "--chart", path("c.svg"), "--force"})
+          .code,
+      0);
+  EXPECT_THAT(read_text_file(path("c.svg")), HasSubstr("<svg"));
+  // A chart that fails in the end costs no figures.
+  const Ran lost = run_program(
+      "/bin/sh",
+      {"-c", "ulimit -f 0; exec \"$0\" compare \"$1\" \"$1\" --file \"$2\" --chart \"$3\"",
+       QIANWEN_PROGRAM, kBundled, text_, path("e.svg")});
+  expect_failure(lost, 7, "e.svg");
+  EXPECT_THAT(lost.out, HasSubstr("KL divergence, mean"));
+  EXPECT_FALSE(std::filesystem::exists(path("e.svg")));
 }
 
 TEST_F(CliQuantize, MakesDirectoriesOfFilesAndMergesAdapters) {

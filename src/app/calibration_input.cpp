@@ -2,6 +2,7 @@
 
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string_view>
@@ -96,6 +97,12 @@ quantize::CalibrationSet read_calibration(const CalibrationFlags& flags, const M
   if (is_json)
     return quantize::cut_calibration(ids_of_lines(files, model, text, flags.file), flags.cut);
   return quantize::cut_calibration({ids_of_text(files, model, text)}, flags.cut);
+}
+
+void name_importance(const CalibrationFlags& flags, quantize::ImportanceMatrix& importance) {
+  importance.file = flags.file.empty() ? "built-in calibration"
+                                       : std::filesystem::path(flags.file).filename().string();
+  importance.datasets = {importance.file};
 }
 
 std::unique_ptr<Backend> calibration_backend(const CommonOptions& options) {

@@ -10,6 +10,7 @@
 #include "app/command.h"
 #include "engine/bundle.h"
 #include "quantize/calibration.h"
+#include "quantize/importance.h"
 
 namespace qw::app {
 
@@ -27,6 +28,9 @@ void add_calibration_flags(CLI::App& app, CalibrationFlags& flags);
 /// invalid_argument (a line that is none of these; too little), those of the template.
 quantize::CalibrationSet read_calibration(const CalibrationFlags& flags, const ModelFiles& files,
                                           const std::string& model);
+
+/// What a file made with importances of that calibration says of them.
+void name_importance(const CalibrationFlags& flags, quantize::ImportanceMatrix& importance);
 
 /// What calibration runs on: as the flags say, but with inputs in f32 unless they say otherwise, so
 /// that they are seen as they are and not as a fast kernel rounds them.

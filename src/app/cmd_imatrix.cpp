@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "app/calibration_input.h"
 #include "app/command.h"
@@ -27,6 +28,7 @@ struct Options : CommonOptions {
 };
 
 void check_output(const Options& options) {
+  check_file_name("imatrix", "--output", options.output);
   std::error_code error;
   if (std::filesystem::exists(options.output, error) && !options.force) {
     fail(ErrorKind::kInvalidArgument, "imatrix",
@@ -43,15 +45,27 @@ quantize::ImportanceMatrix collect(const Options& options) {
   const NetworkSources sources = open_network(*files.checkpoint, config);
   const quantize::CalibrationSet calibration = read_calibration(options.calibration, files, path);
   logger().info("calibration: {}", calibration.summary());
+  check_room("imatrix", options.output, importance_work_bytes(config, sources, calibration), true);
   const auto backend = calibration_backend(options);
   ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
-  Progress progress("layers", config.n_layers, Progress::Unit::kItems);
+  // Layers that were there take no time.
+  std::optional<Progress> progress;
+  int n_resumed = 0;
   quantize::LayerRequest request;
   request.output = options.output;
   request.replaces = options.force;
   request.isa = options.load.isa;
   request.cancel = &interrupted();
-  request.on_layer = [&](int, const auto&) { progress.add(1); };
+  request.component = "imatrix";
+  request.on_resumed = [&](int n_layers) {
+    n_resumed = n_layers;
+    if (n_resumed > 0)
+      logger().info("{} of {} layers were there already", n_resumed, config.n_layers);
+    progress.emplace("layers", config.n_layers - n_resumed, Progress::Unit::kItems);
+  };
+  request.on_layer = [&](int layer, const auto&) {
+    if (layer >= n_resumed) progress->add(1);
+  };
   return make_importance(
       {*files.checkpoint, config, sources}, calibration, *backend, pool, request,
       {options.calibration.file.empty()

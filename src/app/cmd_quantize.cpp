@@ -16,6 +16,7 @@
 #include "app/quantize_layers.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "quantize/gptq_factor.h"
 
 namespace qw::app {
 
@@ -32,7 +33,7 @@ struct Options : CommonOptions {
   GgufOutput output;
   LayerFlags layers;
   BudgetFlags budget;
-  FeedbackFlags feedback;
+  bool feedback = false;
 };
 
 DType block_type(const std::string& flag, const std::string& name) {
@@ -88,7 +89,7 @@ void run(const Options& options) {
   init_logging(options.log_level);
   const auto start = Clock::now();
   GgufChoices choices = choices_of(options);
-  if (options.feedback.is_asked) {
+  if (options.feedback) {
     return run_gguf_feedback(options, options.output, std::move(choices),
                              options.layers.calibration, options.imatrix, options.layers.gptq.damp);
   }
@@ -203,7 +204,7 @@ void check_flags(const CLI::App& app, const Options& options) {
   if (!is_gptq(options.to)) refuse_all(layers.of_gptq, "--to gptq-int4 and its like");
   if (!is_awq(options.to)) refuse_all(layers.of_awq, "--to awq");
   if (!is_nf4(options.to)) refuse_all(layers.of_nf4, "--to nf4");
-  if (options.feedback.is_asked) {
+  if (options.feedback) {
     if (app.count("--group-size") > 0)
       refuse("--group-size", "--to gptq-int4 and its like, or awq");
   } else if (!is_gptq(options.to) && !is_awq(options.to)) {
@@ -232,7 +233,7 @@ void check_budget_flags(const CLI::App& app, const Options& options) {
   for (const char* flag : {"--tensor-type", "--embedding-type", "--output-type", "--pure"}) {
     if (app.count(flag) > 0) refuse(flag, "--to a GGUF type, for a budget chooses all types");
   }
-  if (options.feedback.is_asked && options.budget.max_kl > 0) {
+  if (options.feedback && options.budget.max_kl > 0) {
     fail(ErrorKind::kInvalidArgument, "quantize",
          "--feedback: expected it with --budget or --max-bytes, got it with --max-kl, which "
          "searches "
@@ -247,7 +248,7 @@ void check_budget_flags(const CLI::App& app, const Options& options) {
   const auto refuse_all = [&](const std::vector<const CLI::Option*>& flags, const char* with) {
     for (const CLI::Option* flag : flags) {
       const std::string name = flag->get_name();
-      const bool is_feedbacks = options.feedback.is_asked && name == "--damp";
+      const bool is_feedbacks = options.feedback && name == "--damp";
       if (flag->count() > 0 && !name.starts_with("--calibration") && !is_feedbacks)
         refuse(name, with);
     }
@@ -292,8 +293,9 @@ Command register_quantize(CLI::App& root) {
             take_shard_bytes(*app, options->output, options->layers.shard_bytes);
             if (options->budget.is_asked()) {
               check_budget_flags(*app, *options);
-              options->budget.feedback = options->feedback.is_asked;
+              options->budget.feedback = options->feedback;
               options->budget.damp = options->layers.gptq.damp;
+              quantize::check_damp(options->budget.damp);
               if (options->to == kGptqOfBudget)
                 return run_gptq_budget(*options, options->layers, options->budget,
                                        options->output.path, options->output.dry_run);

@@ -60,6 +60,7 @@ void convert_codes(const CommonOptions& options, const CodesRequest& asked) {
   if (checkpoint.gguf) tokenizer = gguf_tokenizer_spec(*checkpoint.gguf);
   quantize::TranscodeRequest request;
   request.output = directory_name(asked.output);
+  request.component = "convert";
   request.shard_bytes = asked.shard_bytes;
   request.eos_ids = files.generation.eos_token_id;
   request.cancel = &interrupted();

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <CLI/App.hpp>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -15,11 +16,7 @@
 
 namespace qw::app {
 
-struct FeedbackFlags {
-  bool is_asked = false;
-};
-
-void add_feedback_flag(CLI::App& app, FeedbackFlags& flags);
+void add_feedback_flag(CLI::App& app, bool& is_asked);
 
 struct FeedbackInput {
   const CommonOptions& options;
@@ -28,6 +25,8 @@ struct FeedbackInput {
   Backend& backend;
   ThreadPool& pool;
   double damp = 0.01;
+  /// As GgufFeedbackRequest::with_importance.
+  std::function<GgufPlan(quantize::ImportanceMatrix)> with_importance = {};
 };
 
 struct FeedbackWritten {

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "quantize/gguf_resume.h"
 #include "text/tokenizer_files.h"
 
 namespace qw::app {
@@ -35,16 +36,36 @@ void check_output(const GgufOutput& output, const Paths& paths, int64_t n_bytes)
            "--output: expected a file that is not there yet (or --force), got {}", printable(path));
     }
   }
-  check_room("quantize", output.path, n_bytes);
+  check_room("quantize", output.path, n_bytes, output.resumes);
+}
+
+/// Of several files the name may be that of a directory, too.
+void check_is_file(const GgufOutput& output) {
+  if (output.path.ends_with('/')) check_file_name("quantize", "--output", output.path);
 }
 
 void write_files(const GgufOutput& output, const GgufPlan& plan, const std::string& path,
                  const Checkpoint& checkpoint, ThreadPool& pool) {
-  {
-    Progress progress("writing " + output.path, plan.bytes(), Progress::Unit::kBytes);
-    write_gguf_plan(
-        plan, path, pool, [&](int64_t n) { progress.add(n); }, &interrupted(), output.split);
+  std::optional<Progress> progress;
+  const auto begin = [&](int64_t n_resumed) {
+    if (n_resumed > 0)
+      logger().info("{:.1f} MB were there already", 1e-6 * static_cast<double>(n_resumed));
+    progress.emplace("writing " + output.path, plan.bytes() - n_resumed, Progress::Unit::kBytes);
+  };
+  const auto tell = [&](int64_t n) { progress->add(n); };
+  if (output.resumes && path == output.path) {  // else it lies where nothing is kept
+    quantize::GgufWriteRequest request;
+    request.output = path;
+    request.split = output.split;
+    request.cancel = &interrupted();
+    request.on_resumed = begin;
+    request.on_written = tell;
+    quantize::write_gguf_resumably(checkpoint, plan, pool, request);
+  } else {
+    begin(0);
+    write_gguf_plan(plan, path, pool, tell, &interrupted(), output.split);
   }
+  progress.reset();
   checkpoint.check_readable();
 }
 
@@ -131,8 +152,12 @@ void need_output(const GgufOutput& output) {
 }
 
 GgufModel GgufModel::open(const std::string& path) {
+  return of(Checkpoint::open(path));
+}
+
+GgufModel GgufModel::of(std::shared_ptr<const Checkpoint> checkpoint) {
   GgufModel model;
-  model.checkpoint = Checkpoint::open(path);
+  model.checkpoint = std::move(checkpoint);
   model.config = ModelConfig::from_checkpoint(*model.checkpoint);
   model.sources = open_network(*model.checkpoint, model.config);
   if (!model.checkpoint->gguf)
@@ -145,13 +170,20 @@ GgufPlan GgufModel::plan(const GgufChoices& choices) const {
 }
 
 void check_gguf_output(const GgufOutput& output) {
+  check_is_file(output);
   const bool is_split = output.split.max_bytes > 0 || output.split.max_tensors > 0;
   // The names of several files tell how many there are, which is not known yet.
   check_output(output, is_split ? Paths() : Paths{output.path}, 0);
 }
 
+void check_gguf_output(const GgufOutput& output, const GgufPlan& plan) {
+  check_is_file(output);
+  check_output(output, gguf_output_paths(output, plan), 0);
+}
+
 UnprovenFiles::UnprovenFiles(const GgufOutput& output)
     : output_(output), hidden_(output), folder_(output.path + ".unproven") {
+  hidden_.resumes = false;  // the folder is not kept
   hidden_.path = folder_.file(fs::path(output.path).filename().string());
 }
 
@@ -171,6 +203,7 @@ std::vector<std::string> gguf_output_paths(const GgufOutput& output, const GgufP
 GgufWritten write_gguf_output(const GgufOutput& output, const GgufPlan& plan,
                               const Checkpoint& checkpoint, const NetworkSources& sources,
                               ThreadPool& pool) {
+  check_is_file(output);
   const Paths paths = gguf_output_paths(output, plan);
   check_output(output, paths, plan.bytes());
   GgufWritten written;
@@ -197,7 +230,7 @@ void report_gguf(const CommonOptions& options, const GgufOutput& output, const G
   std::string text;
   if (!written.weights.empty())
     text = output.max_error ? tensor_lines(written.weights) : class_lines(written.weights);
-  if (output.dry_run && more.is_null()) {
+  if (output.dry_run && !more.contains("tensors")) {  // a budget has a table of its own
     for (const GgufTensor& tensor : plan.tensors)
       text +=
           fmt::format("{:<40} {:<8} {}\n", tensor.name, name_of(tensor.dtype), tensor.shape.str());

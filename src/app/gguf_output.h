@@ -28,6 +28,8 @@ struct GgufOutput {
   /// By how much a matrix may change (relative root mean square), for a file that is to hold the
   /// weights as they are; none: they may be rounded.
   std::optional<double> max_error;
+  /// An interruption leaves OUTPUT.work to go on with; not where another has that directory.
+  bool resumes = true;
 };
 
 /// Adds --output, --name, --force, --dry-run and --max-shard-tensors.
@@ -46,6 +48,7 @@ struct GgufModel {
 
   /// Errors: those of opening a checkpoint.
   static GgufModel open(const std::string& path);
+  static GgufModel of(std::shared_ptr<const Checkpoint> checkpoint);
   GgufPlan plan(const GgufChoices& choices) const;
 };
 
@@ -58,6 +61,9 @@ struct GgufWritten {
 /// Errors before anything is read or measured: invalid_argument, where --output is a directory, or
 /// a file without --force; not_found, where there is no directory for it.
 void check_gguf_output(const GgufOutput& output);
+
+/// The same of the files that a plan becomes.
+void check_gguf_output(const GgufOutput& output, const GgufPlan& plan);
 
 /// The files that a plan becomes.
 std::vector<std::string> gguf_output_paths(const GgufOutput& output, const GgufPlan& plan);

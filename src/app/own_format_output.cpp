@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "quantize/gptq_factor.h"
 #include "quantize/own_format_merge.h"
 
 namespace qw::app {
@@ -33,6 +34,7 @@ constexpr double kTold = 0.001;
 
 void check_output(const OwnFormatFlags& flags) {
   std::error_code error;
+  quantize::check_damp(flags.damp);
   if (flags.dry_run) return;
   if (flags.output.empty())
     fail(ErrorKind::kInvalidArgument, "merge",
@@ -83,7 +85,7 @@ struct Lost {
     if (!(recoding.kept_loss > 0)) return;  // an adapter that changes nothing here
     ++n_counted;
     found += module.loss / recoding.kept_loss;
-    plain += recoding.plain_loss / recoding.kept_loss;
+    plain += recoding.nearest_loss / recoding.kept_loss;
   }
   double mean(double sum) const {
     return n_counted == 0 ? 0 : std::sqrt(sum / static_cast<double>(n_counted));
@@ -245,12 +247,13 @@ void merge_in_own_format(const CommonOptions& options, const OwnFormatFlags& fla
   if (!flags.dry_run) {
     const int64_t hidden_bytes =
         calibration.n_tokens * config.hidden * static_cast<int64_t>(sizeof(float));
-    check_room("merge", flags.output, 2 * plan.n_bytes + 2 * hidden_bytes);
+    check_room("merge", flags.output, 2 * plan.n_bytes + 2 * hidden_bytes, true);
     const auto backend = calibration_backend(options);
     ThreadPool pool(options.load.threads > 0 ? options.load.threads : physical_cores());
     Progress progress("merging", plan.recoded_bytes + plan.n_bytes, Progress::Unit::kBytes);
     quantize::OwnFormatRequest request;
     request.output = flags.output;
+    request.component = "merge";
     request.isa = options.load.isa;
     request.shard_bytes = flags.shard_bytes;
     if (flags.is_split) request.split.max_bytes = flags.shard_bytes;

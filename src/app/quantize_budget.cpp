@@ -395,10 +395,7 @@ BudgetPlanner::BudgetPlanner(const CommonOptions& options, const BudgetFlags& fl
   if (!output.dry_run) s.open_journal(output.path, imatrix);
   if (imatrix.empty()) {
     s.collect_importance();
-    s.importance.file = calibration.file.empty()
-                            ? "built-in calibration"
-                            : std::filesystem::path(calibration.file).filename().string();
-    s.importance.datasets = {s.importance.file};
+    name_importance(calibration, s.importance);
   } else {
     s.importance = quantize::read_importance(imatrix);
   }

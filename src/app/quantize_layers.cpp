@@ -454,7 +454,7 @@ class LayerRun {
     // Layers one by one, then the files that are made of them; hidden states, old and new.
     const int64_t hidden_bytes =
         calibration_.n_tokens * model_.config.hidden * static_cast<int64_t>(sizeof(float));
-    check_room("quantize", output_, plan_.quantised_bytes + plan_.bytes() + 2 * hidden_bytes);
+    check_room("quantize", output_, plan_.quantised_bytes + plan_.bytes() + 2 * hidden_bytes, true);
     request_.on_layer = [&](int layer, const auto& modules) { report_->layer(layer, modules); };
     request_.on_quantised = [&](int64_t bytes) { report_->quantised(bytes); };
     method_.write(model_, request_, plan_, calibration_, *backend(), pool_);

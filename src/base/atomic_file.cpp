@@ -1,21 +1,27 @@
 #include "base/atomic_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 #include <utility>
 
+#include "base/descriptor.h"
 #include "base/error.h"
 
 namespace qw {
 
 namespace {
+constexpr std::string_view kTemporary = ".tmp-";
 constexpr size_t kBufferBytes = size_t{1} << 20;
 /// In the place of a descriptor: written and closed, not renamed yet.
 constexpr int kSealed = -2;
@@ -37,9 +43,9 @@ bool sync_directory_of(const std::string& path) {
 
 }  // namespace
 
-AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path)) {
-  // Renaming would put a file where a device, a pipe or a link was: a link is followed to what it
-  // names, anything else that is not a regular file is refused.
+/// Renaming would put a file where a device, a pipe or a link was: a link is followed to what it
+/// names, anything else that is not a regular file is refused.
+void AtomicFile::check_target() {
   namespace fs = std::filesystem;
   std::error_code ignored;
   if (fs::is_symlink(fs::symlink_status(path_, ignored))) {
@@ -51,20 +57,39 @@ AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path))
     fail(ErrorKind::kIo, "file", "output: expected a regular file or a new one, got {} ({})",
          fs::is_directory(status) ? "a directory" : "something else", printable(path_, 4096));
   }
+}
+
+AtomicFile::AtomicFile(std::string path, unsigned mode) : path_(std::move(path)) {
+  check_target();
   // Process and counter, so that two writers of one path do not meet in one temporary file. A name
   // may still be taken: a killed process of the same number left it.
   static std::atomic<unsigned> counter{0};
   for (int i = 0; i < kMaxNames; ++i) {
-    temporary_ = fmt::format("{}.tmp-{}-{}", path_, ::getpid(), counter.fetch_add(1));
+    temporary_ = fmt::format("{}{}{}-{}", path_, kTemporary, ::getpid(), counter.fetch_add(1));
     fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
     if (fd_ >= 0 || errno != EEXIST) break;
   }
   if (fd_ < 0) fail_errno("create");
+  ::flock(fd_, LOCK_EX | LOCK_NB);  // for remove_dead_temporaries(), where the system has locks
+}
+
+AtomicFile::AtomicFile(std::string path, std::string temporary, int64_t n_bytes)
+    : path_(std::move(path)), temporary_(std::move(temporary)), is_kept_(true) {
+  check_target();
+  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+  if (fd_ < 0) fail_errno("open");
+  const off_t end = ::lseek(fd_, 0, SEEK_END);
+  const bool is_cut = end >= n_bytes && ::ftruncate(fd_, n_bytes) == 0 &&
+                      ::lseek(fd_, n_bytes, SEEK_SET) == n_bytes;
+  if (is_cut) return;
+  ::close(std::exchange(fd_, -1));
+  fail(ErrorKind::kCorrupt, "file", "file on its way: expected {} bytes at least, got {} ({})",
+       n_bytes, end, printable(temporary_, 4096));
 }
 
 AtomicFile::~AtomicFile() {
   if (fd_ >= 0) ::close(fd_);
-  if (fd_ >= 0 || fd_ == kSealed) ::unlink(temporary_.c_str());
+  if ((fd_ >= 0 || fd_ == kSealed) && !is_kept_) ::unlink(temporary_.c_str());
 }
 
 void AtomicFile::fail_errno(const char* action) const {
@@ -155,11 +180,53 @@ void write_file_atomically(const std::string& path, std::span<const std::byte> b
   file.commit();
 }
 
+namespace {
+
+/// The process in "name.tmp-PROCESS-NUMBER", and where ".tmp-" begins.
+std::optional<std::pair<pid_t, size_t>> writer_of(const std::string& name) {
+  const size_t mark = name.rfind(kTemporary);
+  if (mark == std::string::npos) return std::nullopt;
+  pid_t process = 0;
+  unsigned number = 0;
+  const char* end = name.data() + name.size();
+  const auto first = std::from_chars(name.data() + mark + kTemporary.size(), end, process);
+  if (first.ec != std::errc() || first.ptr == end || *first.ptr != '-' || process <= 0)
+    return std::nullopt;
+  const auto second = std::from_chars(first.ptr + 1, end, number);
+  if (second.ec != std::errc() || second.ptr != end) return std::nullopt;
+  return std::pair(process, mark);
+}
+
+/// Another machine, or another space of processes, may have a process that is not seen here, but
+/// has the file's lock.
+bool is_locked(const std::string& path) {
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  return file.get() < 0 || ::flock(file.get(), LOCK_EX | LOCK_NB) != 0;
+}
+
+}  // namespace
+
+void remove_dead_temporaries(const std::string& directory,
+                             const std::function<bool(const std::string&)>& is_of) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  for (fs::directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    const auto writer = writer_of(name);
+    std::error_code unknown;
+    if (!writer || !is_of(name.substr(0, writer->second)) || !entry->is_regular_file(unknown))
+      continue;
+    const bool is_dead = ::kill(writer->first, 0) != 0 && errno == ESRCH;
+    if (is_dead && !is_locked(entry->path().string())) fs::remove(entry->path(), unknown);
+  }
+}
+
 void remove_abandoned_files(const std::string& directory, std::string_view suffix) {
   namespace fs = std::filesystem;
   std::error_code error;
   const auto now = fs::file_time_type::clock::now();
-  const std::string mark = fmt::format("{}.tmp-", suffix);
+  const std::string mark = fmt::format("{}{}", suffix, kTemporary);
   for (fs::directory_iterator entry(directory, error), end; !error && entry != end;
        entry.increment(error)) {
     if (entry->path().filename().string().find(mark) == std::string::npos) continue;

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -18,12 +20,18 @@ class AtomicFile {
   /// Creates a temporary file beside `path`; mode: who may use it, as in open(2). Errors: io,
   /// not_found (no such directory).
   explicit AtomicFile(std::string path, unsigned mode = 0644);
-  /// Removes the temporary file if commit() was not reached.
+  /// Goes on behind the first `n_bytes` of `temporary`, which is made where it is not there, and
+  /// which stays when commit() is not reached. It must be on the file system of `path`. Errors: as
+  /// above; corrupt, where there are fewer bytes.
+  AtomicFile(std::string path, std::string temporary, int64_t n_bytes);
+  /// Removes the temporary file if commit() was not reached, unless it is the caller's.
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(std::span<const std::byte> bytes);  // buffered. Errors: io
+  /// What was written is on the disk. Errors: io
+  void sync();
   /// Flushes, syncs and closes; commit() then only renames. Of several files that belong together
   /// all are sealed before the first appears, so that a full disk leaves none. Errors: io
   void seal();
@@ -41,8 +49,8 @@ class AtomicFile {
   const std::string& path() const noexcept { return path_; }
 
  private:
+  void check_target();
   void flush();
-  void sync();
   void finish(bool renamed);
   void close_renamed(bool renamed);
   void write_through(std::span<const std::byte> bytes);
@@ -51,6 +59,7 @@ class AtomicFile {
 
   std::string path_, temporary_;
   int fd_ = -1;  // -1: committed; -2: sealed
+  bool is_kept_ = false;
   std::vector<std::byte> buffer_;
 };
 
@@ -60,6 +69,11 @@ void rename_synced(const std::string& from, const std::string& to);
 
 /// Writes `bytes` as the whole of the file. Errors: as AtomicFile.
 void write_file_atomically(const std::string& path, std::span<const std::byte> bytes);
+
+/// Removes the temporary files of processes that were killed while they wrote a file of `directory`
+/// for whose name is_of(name) holds: nobody has such a file open, and the process is no more.
+void remove_dead_temporaries(const std::string& directory,
+                             const std::function<bool(const std::string&)>& is_of);
 
 /// Removes what processes left in a directory that ended while they wrote files whose names end in
 /// `suffix`: temporary files that are an hour old.

@@ -1,13 +1,17 @@
 // Tests of files that appear only when whole: replacing, failing, names left by others, threads.
 #include "base/atomic_file.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 #include <thread>
 
+#include "base/descriptor.h"
 #include "base/error.h"
 #include "base/mapped_file.h"
 
@@ -109,6 +113,72 @@ TEST_F(AtomicFileTest, WhatNeedNotBeSyncedIsWholeAllTheSame) {
   }
   EXPECT_EQ(read_text_file(path("x")), "text");
   EXPECT_EQ(names().size(), 1u);
+}
+
+TEST_F(AtomicFileTest, GoesOnWithWhatIsKept) {
+  const auto add = [](AtomicFile& file, std::string_view text) {
+    file.write(std::as_bytes(std::span(text)));
+  };
+  {
+    AtomicFile file(path("x"), path("kept"), 0);
+    add(file, "first");
+    file.sync();
+    add(file, " lost");
+  }
+  EXPECT_EQ(names(), std::vector<std::string>{"kept"});
+  std::ofstream(path("kept"), std::ios::app) << " and cut";
+  {
+    AtomicFile file(path("x"), path("kept"), 5);
+    add(file, " second");
+    file.seal();
+  }
+  EXPECT_EQ(names(), std::vector<std::string>{"kept"});
+  {
+    AtomicFile file(path("x"), path("kept"), 12);
+    file.commit();
+  }
+  EXPECT_EQ(read_text_file(path("x")), "first second");
+  EXPECT_EQ(names(), std::vector<std::string>{"x"});
+  EXPECT_THROW(AtomicFile(path("x"), path("kept"), 1), Error) << "there is less";
+}
+
+/// The number of a process that has ended.
+pid_t dead_process() {
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(0);
+  ::waitpid(child, nullptr, 0);
+  return child;
+}
+
+TEST_F(AtomicFileTest, OnlyDeadProcessesTemporaryFilesGo) {
+  const std::string dead = std::to_string(dead_process());
+  const auto make = [&](const std::string& name) { std::ofstream(path(name)) << "x"; };
+  const std::vector<std::string> stay = {"a.tmp-1-1",
+                                         "b.tmp-" + dead + "-1",
+                                         "a.tmp-" + dead,
+                                         "a.tmp-" + dead + "-1x",
+                                         "a.tmp--" + dead + "-1",
+                                         "a"};
+  for (const std::string& name : stay)
+    make(name);
+  make("a.tmp-" + dead + "-1");
+  make("a.tmp-" + dead + "-22");
+  // Of a process of this number elsewhere.
+  make("a.tmp-" + dead + "-3");
+  const Descriptor held(::open(path("a.tmp-" + dead + "-3").c_str(), O_RDONLY));
+  ASSERT_EQ(::flock(held.get(), LOCK_EX), 0);
+  const AtomicFile own(path("a"));
+  remove_dead_temporaries(directory_.string(), [](const std::string& name) { return name == "a"; });
+  for (const std::string& name : stay)
+    EXPECT_TRUE(fs::exists(path(name))) << name;
+  EXPECT_TRUE(fs::exists(path("a.tmp-" + dead + "-3")));
+  EXPECT_EQ(names().size(), stay.size() + 2) << "and our own";
+}
+
+TEST_F(AtomicFileTest, AFileOnItsWayIsLocked) {
+  const AtomicFile file(path("a"));
+  const Descriptor other(::open(path(names().at(0)).c_str(), O_RDONLY));
+  EXPECT_NE(::flock(other.get(), LOCK_EX | LOCK_NB), 0);
 }
 
 TEST_F(AtomicFileTest, OnlyOldTemporaryFilesOfTheKindAreAbandoned) {

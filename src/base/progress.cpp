@@ -27,7 +27,19 @@ std::string duration(double seconds) {
   return fmt::format("{}s", total);
 }
 
+/// Of one item.
+std::string long_time(double seconds) {
+  return seconds < 100 ? fmt::format("{:.1f} s", seconds) : duration(seconds);
+}
+
 }  // namespace
+
+std::string progress_rate(double per_second, ProgressUnit unit) {
+  if (unit == ProgressUnit::kBytes || per_second >= 1 || !(per_second > 0))
+    return amount(per_second, unit) + "/s";
+  return fmt::format("{} {}", long_time(1 / per_second),
+                     unit == ProgressUnit::kTokens ? "per token" : "each");
+}
 
 Progress::Progress(std::string label, int64_t total, Unit unit, bool quiet)
     : label_(std::move(label)),
@@ -71,7 +83,7 @@ void Progress::print(Clock::time_point now, bool last) {
     line += fmt::format(" of {} ({:.0f} %)", amount(static_cast<double>(total_), unit_),
                         100.0 * static_cast<double>(done_) / static_cast<double>(total_));
   }
-  line += fmt::format(", {}/s", amount(rate, unit_));
+  line += ", " + progress_rate(rate, unit_);
   if (last) {
     line += fmt::format(", took {}", duration(seconds));
   } else if (total_ > done_ && rate > 0) {

@@ -10,9 +10,15 @@
 
 namespace qw {
 
+enum class ProgressUnit { kBytes, kItems, kTokens };
+
+/// "12/s", "34 tokens/s", "1.5 MB/s"; of items or tokens that take more than a second each how long
+/// one takes: "12.5 s each".
+std::string progress_rate(double per_second, ProgressUnit unit);
+
 class Progress {
  public:
-  enum class Unit { kBytes, kItems, kTokens };
+  using Unit = ProgressUnit;
   /// total 0: unknown. quiet: count, but print nothing. Nothing is printed for work under 0.5 s.
   Progress(std::string label, int64_t total, Unit unit, bool quiet = false);
   ~Progress();

@@ -1,5 +1,6 @@
 #include "checkpoint/gguf_split.h"
 
+#include <algorithm>
 #include <deque>
 #include <filesystem>
 #include <limits>
@@ -64,32 +65,75 @@ std::vector<std::string> gguf_split_paths(const std::string& path, size_t count)
   return paths;
 }
 
+namespace {
+
+/// File `index` of several, with the next `n_tensors` tensors from the `first` on.
+GgufWriter part_of(const GgufWriter& content, size_t index, size_t n_files, size_t first,
+                   size_t n_tensors) {
+  if (n_files == 1) return content;
+  GgufWriter part;
+  part.alignment = content.alignment;
+  if (index == 0) part.entries = content.entries;
+  part.entries.emplace_back("split.no", GgufValue::u16(static_cast<uint16_t>(index)));
+  part.entries.emplace_back("split.tensors.count",
+                            GgufValue::i32(static_cast<int32_t>(content.tensors.size())));
+  part.entries.emplace_back("split.count", GgufValue::u16(static_cast<uint16_t>(n_files)));
+  const auto begin = content.tensors.begin() + static_cast<std::ptrdiff_t>(first);
+  part.tensors.assign(begin, begin + static_cast<std::ptrdiff_t>(n_tensors));
+  return part;
+}
+
+/// Notes what is on the disk, now and then.
+class Notes {
+ public:
+  explicit Notes(const GgufStage* stage) : stage_(stage) {}
+
+  /// `n` tensors of the model are written, the last of them into `file`.
+  void tell(size_t n, AtomicFile& file) {
+    if (stage_ == nullptr || std::chrono::steady_clock::now() - noted_ < stage_->pace) return;
+    file.sync();
+    stage_->note(n);
+    noted_ = std::chrono::steady_clock::now();
+  }
+
+ private:
+  const GgufStage* stage_;
+  std::chrono::steady_clock::time_point noted_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
 void write_split_gguf(const std::string& path, const GgufWriter& content,
-                      const GgufSplitLimits& limits, FunctionRef<void(size_t, GgufSink)> produce) {
+                      const GgufSplitLimits& limits, FunctionRef<void(size_t, GgufSink)> produce,
+                      const GgufStage* stage) {
   const std::vector<size_t> counts = split_gguf(content.tensors, limits);
-  if (counts.size() == 1) return write_gguf(path, content, produce);
   const std::vector<std::string> paths = gguf_split_paths(path, counts.size());
   std::deque<AtomicFile> files;
+  Notes notes(stage);
   size_t first = 0;
   for (size_t i = 0; i < counts.size(); ++i) {
-    GgufWriter part;
-    part.alignment = content.alignment;
-    if (i == 0) part.entries = content.entries;
-    part.entries.emplace_back("split.no", GgufValue::u16(static_cast<uint16_t>(i)));
-    part.entries.emplace_back("split.tensors.count",
-                              GgufValue::i32(static_cast<int32_t>(content.tensors.size())));
-    part.entries.emplace_back("split.count", GgufValue::u16(static_cast<uint16_t>(counts.size())));
-    const auto begin = content.tensors.begin() + static_cast<std::ptrdiff_t>(first);
-    part.tensors.assign(begin, begin + static_cast<std::ptrdiff_t>(counts[i]));
-    write_gguf(files.emplace_back(paths[i]), part,
-               [&](size_t tensor, GgufSink sink) { produce(first + tensor, sink); });
-    files.back().seal();
+    const GgufWriter part = part_of(content, i, counts.size(), first, counts[i]);
+    size_t n_written = 0;
+    if (stage != nullptr) {
+      n_written = std::min(stage->n_written - std::min(stage->n_written, first), counts[i]);
+      files.emplace_back(
+          paths[i], stage->directory + "/" + std::filesystem::path(paths[i]).filename().string(),
+          gguf_file_bytes(part, n_written));
+    } else {
+      files.emplace_back(paths[i]);
+    }
+    AtomicFile& file = files.back();
+    write_gguf(
+        file, part, [&](size_t tensor, GgufSink sink) { produce(first + tensor, sink); }, n_written,
+        [&](size_t n) { notes.tell(first + n, file); });
+    file.seal();
     first += counts[i];
   }
   // Without its first file a model cannot be opened: what is there of another model goes before
   // the rest is replaced, so that a crash never leaves files of two that look like one.
+  if (stage != nullptr) stage->note(0);  // from here on files leave the stage
   std::error_code ignored;
-  std::filesystem::remove(files.front().path(), ignored);
+  if (files.size() > 1) std::filesystem::remove(files.front().path(), ignored);
   while (!files.empty()) {
     files.back().commit();
     files.pop_back();

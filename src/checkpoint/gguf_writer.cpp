@@ -213,32 +213,45 @@ void write_gguf(const std::string& path, const GgufWriter& content,
 }
 
 void write_gguf(AtomicFile& file, const GgufWriter& content,
-                FunctionRef<void(size_t, GgufSink)> produce) {
+                FunctionRef<void(size_t, GgufSink)> produce, size_t n_written,
+                const std::function<void(size_t)>& on_tensor) {
   const auto [header, sizes] = lay_out(content);
-  file.write(header.bytes());
+  if (n_written == 0) file.write(header.bytes());
   const std::vector<std::byte> zeros(content.alignment);
-  for (size_t i = 0; i < sizes.size(); ++i) {
+  for (size_t i = n_written; i < sizes.size(); ++i) {
     const uint64_t size = sizes[i];
-    uint64_t n_written = 0;
+    uint64_t n_produced = 0;
     const auto sink = [&](std::span<const std::byte> bytes) {
-      n_written += bytes.size();
-      if (n_written <= size) file.write(bytes);
+      n_produced += bytes.size();
+      if (n_produced <= size) file.write(bytes);
     };
     produce(i, sink);
-    if (n_written != size) {
+    if (n_produced != size) {
       fail(ErrorKind::kInvalidArgument, "gguf", "bytes of {}: expected {}, got {}",
-           printable(content.tensors[i].name), size, n_written);
+           printable(content.tensors[i].name), size, n_produced);
     }
     file.write(std::span(zeros).first(round_up<uint64_t>(size, content.alignment) - size));
+    if (on_tensor) on_tensor(i + 1);
   }
 }
 
-int64_t gguf_file_bytes(const GgufWriter& content) {
+std::vector<std::byte> gguf_header(const GgufWriter& content) {
+  const Layout layout = lay_out(content);
+  return {layout.header.bytes().begin(), layout.header.bytes().end()};
+}
+
+int64_t gguf_file_bytes(const GgufWriter& content, size_t n_tensors) {
+  if (n_tensors == 0) return 0;
   const Layout layout = lay_out(content);
   auto bytes = static_cast<int64_t>(layout.header.bytes().size());
-  for (const uint64_t size : layout.sizes)
+  for (const uint64_t size : std::span(layout.sizes).first(n_tensors))
     bytes += static_cast<int64_t>(round_up<uint64_t>(size, content.alignment));
   return bytes;
+}
+
+int64_t gguf_file_bytes(const GgufWriter& content) {
+  const auto header = static_cast<int64_t>(lay_out(content).header.bytes().size());
+  return content.tensors.empty() ? header : gguf_file_bytes(content, content.tensors.size());
 }
 
 }  // namespace qw

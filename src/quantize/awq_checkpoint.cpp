@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "quantize/gptq_factor.h"
 
 namespace qw::quantize {
 
@@ -54,6 +55,7 @@ LayerPlan plan_awq(const LayerSource& source, const TokenizerSpec* tokenizer,
     fail(ErrorKind::kInvalidArgument, "awq", "group_size: expected -1 or more than 0, got {}",
          options.group_size);
   }
+  check_damp(options.damp);
   return plan_layers(
       source, tokenizer, request, quantization_config(source, options).dump(),
       [&](const ModuleId&, const LinearSource& matrix) { return bytes_of(matrix, options); });

@@ -75,7 +75,8 @@ void expect_resumes(Request straight, Request request, const Write& write,
   CancelFlag cancel;
   request.cancel = &cancel;
   request.on_layer = [&](int, const auto&) { cancel.cancel(); };
-  expect_error(ErrorKind::kCancelled, {}, [&] { write(request, calibration()); });
+  expect_error(ErrorKind::kCancelled, {"[quantize]", "the same command goes on"},
+               [&] { write(request, calibration()); });
   EXPECT_FALSE(fs::exists(request.output));
   EXPECT_TRUE(fs::exists(request.output + ".work"));
 

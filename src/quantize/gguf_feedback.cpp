@@ -47,10 +47,10 @@ class Places {
 /// One layer on its way.
 class LayerEncoder {
  public:
-  LayerEncoder(const LayerSource& source, const Places& places, const GgufFeedbackRequest& request,
+  LayerEncoder(const LayerSource& source, Places places, const GgufFeedbackRequest& request,
                Backend& backend, ThreadPool& pool, const MatrixTeam& team)
       : source_(source),
-        places_(places),
+        places_(std::move(places)),
         request_(request),
         backend_(backend),
         pool_(pool),
@@ -102,7 +102,7 @@ class LayerEncoder {
         RecodedMatrix made = gptq_recode(part, encoded[i], *factor, team_);
         module.loss = made.loss;
         tell_inputs(*hessian, *factor, is_cold(n_routed, source_.config), module);
-        module.recoding = Recoding{encoded[i].format_name(), made.kept_loss, made.plain_loss,
+        module.recoding = Recoding{encoded[i].format_name(), made.kept_loss, made.nearest_loss,
                                    part.n * part.k,          made.n_changed, made.n_beyond};
         encoded[i] = std::move(made.source);
       }
@@ -125,7 +125,7 @@ class LayerEncoder {
   }
 
   const LayerSource& source_;
-  const Places& places_;
+  const Places places_;
   const GgufFeedbackRequest& request_;
   Backend& backend_;
   ThreadPool& pool_;
@@ -160,7 +160,7 @@ GgufPlan with_made(GgufPlan plan, std::span<const RawTensor> made) {
 }
 
 std::string job_of(const GgufPlan& plan, const GgufFeedbackRequest& request) {
-  constexpr int kVersion = 1;  // raised when the same request gives other bits
+  constexpr int kVersion = 2;  // raised when the same request gives other bits
   Json types = Json::object();
   Sha256 importances;
   for (const GgufTensor& tensor : plan.tensors) {
@@ -171,12 +171,43 @@ std::string job_of(const GgufPlan& plan, const GgufFeedbackRequest& request) {
   }
   const Json job = {{"version", kVersion},
                     {"gguf", std::move(types)},
-                    {"importances", to_hex(importances.finish())},
+                    {"importances",
+                     request.with_importance ? "of the calibration" : to_hex(importances.finish())},
                     {"damp", request.damp}};
   return job.dump();
 }
 
+/// Of the inputs of all matrices; the directory `work` goes with the one that it lies in.
+ImportanceMatrix collect(const LayerSource& source, const CalibrationSet& calibration,
+                         Backend& backend, ThreadPool& pool, const GgufFeedbackRequest& request,
+                         const std::string& work) {
+  LayerRequest pass;
+  pass.output = pass.work = work;
+  pass.replaces = pass.keeps_work = true;
+  pass.isa = request.isa;
+  pass.cancel = request.cancel;
+  int n_resumed = 0;
+  pass.on_resumed = [&](int n_layers) {
+    n_resumed = n_layers;
+    if (request.on_importance_resumed) request.on_importance_resumed(n_layers);
+  };
+  pass.on_layer = [&](int layer, const auto&) {
+    if (layer >= n_resumed && request.on_importance) request.on_importance();
+  };
+  return resume_importance(source, calibration, backend, pool, pass);
+}
+
 }  // namespace
+
+int64_t recodable_matrices(const GgufPlan& plan) {
+  int64_t n = 0;
+  for (const GgufTensor& tensor : plan.tensors) {
+    LinearSource encoded;
+    encoded.data = BlockRows{tensor.dtype, nullptr, 0};
+    if (is_made(tensor) && grid_levels(encoded)) n += std::ssize(tensor.parts);
+  }
+  return n;
+}
 
 int64_t feedback_bytes(const GgufPlan& plan) {
   int64_t bytes = 0;
@@ -192,13 +223,20 @@ void make_gguf_feedback(const LayerSource& source, const GgufPlan& plan,
                         const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
                         const GgufFeedbackRequest& request,
                         const std::function<void(const GgufPlan&)>& write) {
-  const Places places(plan);
+  check_damp(request.damp);
+  std::optional<GgufPlan> complete;  // with importances
+  const auto prepare = [&](const std::string& work) {
+    complete = request.with_importance
+                   ? request.with_importance(
+                         collect(source, calibration, backend, pool, request, work + "/imatrix"))
+                   : plan;
+  };
   const auto make = [&](const LayerSources& layer, const MatrixTeam& team, LayerPass& pass) {
     if (request.cancel != nullptr) request.cancel->check("quantising");
-    return LayerEncoder(source, places, request, backend, pool, team).run(layer, pass);
+    return LayerEncoder(source, Places(*complete), request, backend, pool, team).run(layer, pass);
   };
-  make_layers(source, calibration, backend, pool, request, {job_of(plan, request), make},
-              [&](std::span<const RawTensor> made) { write(with_made(plan, made)); });
+  make_layers(source, calibration, backend, pool, request, {job_of(plan, request), make, prepare},
+              [&](std::span<const RawTensor> made) { write(with_made(*complete, made)); });
 }
 
 }  // namespace qw::quantize

@@ -20,6 +20,12 @@ namespace qw::quantize {
 /// is set of all matrices that have been recoded.
 struct GgufFeedbackRequest : LayerRequest {
   double damp = 0.01;  // as GptqOptions::damp
+  /// Where the plan has no importances yet: they are collected first, of the same calibration, and
+  /// this gives the plan with them, of the same types. Kept in the work directory, as layers are.
+  std::function<GgufPlan(ImportanceMatrix)> with_importance;
+  /// Layers whose importances an interrupted run had; a layer's importances are there.
+  std::function<void(int n_layers)> on_importance_resumed;
+  std::function<void()> on_importance;
 };
 
 /// Makes the layers of `plan`, which must be of `source`, and calls write(plan with these) once all
@@ -28,6 +34,10 @@ void make_gguf_feedback(const LayerSource& source, const GgufPlan& plan,
                         const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
                         const GgufFeedbackRequest& request,
                         const std::function<void(const GgufPlan&)>& write);
+
+/// Matrices whose codes can be chosen: none where all are copied, floats, or of types that have no
+/// code for each weight.
+int64_t recodable_matrices(const GgufPlan& plan);
 
 /// Published bytes of the matrices that are made anew, for progress.
 int64_t feedback_bytes(const GgufPlan& plan);

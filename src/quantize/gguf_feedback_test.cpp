@@ -151,6 +151,9 @@ TEST(GgufFeedback, TypesWithoutCodesAndCopiesStay) {
   for (const QuantisedModule& module : bench.make(plan, request))
     EXPECT_FALSE(module.recoding) << hf_name(module.id);
   EXPECT_TRUE(differing(plain, request.output).empty());
+  EXPECT_EQ(recodable_matrices(plan), 0);
+  EXPECT_EQ(recodable_matrices(bench.plan("f16")), 0);
+  EXPECT_EQ(recodable_matrices(bench.plan("q4_0")), 14);
 
   // A file that is in the type already is copied.
   const std::string blocks = bench.write(bench.plan("q8_0"), "q8_0.gguf");
@@ -159,6 +162,7 @@ TEST(GgufFeedback, TypesWithoutCodesAndCopiesStay) {
   bench.sources = open_network(*bench.checkpoint, bench.config);
   EXPECT_TRUE(bench.make(bench.plan("q8_0"), bench.request("again.gguf")).empty());
   EXPECT_EQ(feedback_bytes(bench.plan("q8_0")), 0);
+  EXPECT_EQ(recodable_matrices(bench.plan("q8_0")), 0);
   EXPECT_TRUE(differing(blocks, bench.folder / "again.gguf").empty());
 }
 
@@ -186,6 +190,60 @@ TEST(GgufFeedback, GoesOnWhereItWasInterrupted) {
   expect_anothers(bench.plan("q4_0"), 0.01, 40);
   EXPECT_EQ(bench.make(plan, request).size(), 4u + 3 + 4 * 3) << "the second layer";
   EXPECT_EQ(read_text_file(request.output), read_text_file(straight.output));
+  EXPECT_FALSE(fs::exists(request.output + ".work"));
+}
+
+TEST(GgufFeedback, ImportancesAreCollectedOnceAndKept) {
+  Bench bench(kMoe);
+  const GgufPlan plan = bench.plan("q4_1");
+  const GgufFeedbackRequest straight = bench.request("straight.gguf");
+  bench.make(plan, straight);
+  GgufPlan bare = plan;
+  for (GgufTensor& tensor : bare.tensors)
+    tensor.importance.clear();
+  CancelFlag cancel;
+  GgufFeedbackRequest request = bench.request("made.gguf");
+  request.cancel = &cancel;
+  std::vector<int> resumed;
+  int n_collected = 0;
+  request.on_importance_resumed = [&](int n_layers) { resumed.push_back(n_layers); };
+  request.on_importance = [&] {
+    ++n_collected;
+    cancel.cancel();
+  };
+  request.with_importance = [&](const ImportanceMatrix& collected) {
+    EXPECT_EQ(collected.entries.size(), bench.importance.entries.size());
+    for (const auto& [name, entry] : bench.importance.entries)
+      EXPECT_EQ(collected.entries.at(name).sums, entry.sums) << name;
+    return plan;
+  };
+  expect_error(ErrorKind::kCancelled, {}, [&] { bench.make(bare, request); });
+  cancel.reset();
+  // Other types have the same importances, another calibration has others.
+  expect_error(ErrorKind::kInvalidArgument, {"another's", "made.gguf.work/imatrix"},
+               [&] { bench.make(bare, request, calibration(39)); });
+  request.on_importance = [&] { ++n_collected; };
+  request.on_layer = [&](int, const auto&) { cancel.cancel(); };
+  expect_error(ErrorKind::kCancelled, {}, [&] { bench.make(bare, request); });
+  cancel.reset();
+  request.on_layer = {};
+  GgufFeedbackRequest other = request;  // is refused before importances are looked at
+  other.damp = 0.02;
+  expect_error(ErrorKind::kInvalidArgument, {"another's", "made.gguf.work, or"},
+               [&] { bench.make(bare, other); });
+  EXPECT_EQ(bench.make(bare, request).size(), 4u + 3 + 4 * 3) << "the second layer";
+  EXPECT_EQ(resumed, (std::vector{0, 1, 2}));
+  EXPECT_EQ(n_collected, 2);
+  EXPECT_EQ(read_text_file(request.output), read_text_file(straight.output));
+  EXPECT_FALSE(fs::exists(request.output + ".work"));
+}
+
+TEST(GgufFeedback, OptionsAreCheckedBeforeAnythingIsMade) {
+  Bench bench(kMoe);
+  GgufFeedbackRequest request = bench.request("made.gguf");
+  request.damp = 0;
+  expect_error(ErrorKind::kInvalidArgument, {"damp"},
+               [&] { bench.make(bench.plan("q4_0"), request); });
   EXPECT_FALSE(fs::exists(request.output + ".work"));
 }
 

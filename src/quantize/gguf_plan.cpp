@@ -172,7 +172,7 @@ class Planner {
     chooser_.check_patterns();
     std::ranges::sort(plan_.tensors, comes_before);
     warn_of_rounded_sources();
-    warn_of_missing_importances();
+    if (!choices.collects_importance) warn_of_missing_importances();
     std::ranges::sort(plan_.in_want_of_importance);
   }
 
@@ -472,17 +472,20 @@ GgufWriter GgufPlan::content() const {
 
 void write_gguf_plan(const GgufPlan& plan, const std::string& path, ThreadPool& pool,
                      const std::function<void(int64_t)>& done, const CancelFlag* cancel,
-                     const GgufSplitLimits& limits) {
-  if (!plan.in_want_of_importance.empty()) {
-    fail(ErrorKind::kInvalidArgument, "quantize",
-         "{}: expected an importance matrix with this tensor, without which IQ1, IQ2 and IQ3_XXS "
-         "are "
-         "worth little, got none ({} tensors in all); qianwen imatrix makes one",
-         plan.in_want_of_importance.front(), plan.in_want_of_importance.size());
-  }
-  write_split_gguf(path, plan.content(), limits, [&](size_t i, GgufSink sink) {
-    write_tensor(plan.tensors[i], pool, sink, done, cancel);
-  });
+                     const GgufSplitLimits& limits, const GgufStage* stage) {
+  check_importances(plan);
+  write_split_gguf(
+      path, plan.content(), limits,
+      [&](size_t i, GgufSink sink) { write_tensor(plan.tensors[i], pool, sink, done, cancel); },
+      stage);
+}
+
+void check_importances(const GgufPlan& plan) {
+  if (plan.in_want_of_importance.empty()) return;
+  fail(ErrorKind::kInvalidArgument, "quantize",
+       "{}: expected an importance matrix with this tensor, without which IQ1, IQ2 and IQ3_XXS are "
+       "worth little, got none ({} tensors in all); qianwen imatrix makes one",
+       plan.in_want_of_importance.front(), plan.in_want_of_importance.size());
 }
 
 }  // namespace qw

@@ -31,6 +31,9 @@ struct GgufChoices {
   bool pure = false;                       // the recipe's base type for all matrices
   /// How much errors of each input count; null: all as much. Must outlive the plan.
   const quantize::ImportanceMatrix* importance = nullptr;
+  /// These are collected from the model itself, or will be: the types are those with importances,
+  /// and what is missing (an embedding that is only looked up) has none.
+  bool collects_importance = false;
   std::string name;  // general.name; "": from the path
 };
 
@@ -78,6 +81,9 @@ GgufPlan plan_gguf(const Checkpoint& checkpoint, const ModelConfig& config,
 /// before anything is written).
 void write_gguf_plan(const GgufPlan& plan, const std::string& path, ThreadPool& pool,
                      const std::function<void(int64_t)>& done, const CancelFlag* cancel,
-                     const GgufSplitLimits& limits = {});
+                     const GgufSplitLimits& limits = {}, const GgufStage* stage = nullptr);
+
+/// Errors: invalid_argument (a tensor in want of importances).
+void check_importances(const GgufPlan& plan);
 
 }  // namespace qw

@@ -33,6 +33,12 @@ void scale_rows(float* rows, int64_t size, const By& by) {
 
 }  // namespace
 
+void check_damp(double damp) {
+  if (damp > 0 && damp <= kMaxDamp) return;
+  fail(ErrorKind::kInvalidArgument, "gptq", "damp: expected more than 0, at most {}, got {}",
+       kMaxDamp, damp);
+}
+
 void check_options(const GptqOptions& options) {
   const int bits = options.bits;
   if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
@@ -42,10 +48,7 @@ void check_options(const GptqOptions& options) {
     fail(ErrorKind::kInvalidArgument, "gptq", "group_size: expected -1 or more than 0, got {}",
          options.group_size);
   }
-  if (!(options.damp > 0 && options.damp <= kMaxDamp)) {
-    fail(ErrorKind::kInvalidArgument, "gptq", "damp: expected more than 0, at most {}, got {}",
-         kMaxDamp, options.damp);
-  }
+  check_damp(options.damp);
 }
 
 GptqFactor::GptqFactor(const Hessian& hessian, const GptqOptions& options, const MatrixTeam& team)

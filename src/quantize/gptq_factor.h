@@ -32,6 +32,8 @@ struct GptqOptions {
   bool zero_from_0 = false;  // kBetter, not sym: zero points 0.. (gptq_v2) instead of 1..
 };
 
+/// Errors: invalid_argument.
+void check_damp(double damp);
 /// Errors: invalid_argument (bits, group size, damp).
 void check_options(const GptqOptions& options);
 

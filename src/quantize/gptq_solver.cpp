@@ -223,7 +223,7 @@ class RecodedPanel : Panel {
   }
 
   struct Figures {
-    double loss = 0, kept_loss = 0, plain_loss = 0;
+    double loss = 0, kept_loss = 0, nearest_loss = 0;
     int64_t n_changed = 0, n_beyond = 0;
   };
 
@@ -245,7 +245,7 @@ class RecodedPanel : Panel {
                                          : plain[at(r)] == least ? plain_
                                                                  : found_;
       out.kept_loss += kept[at(r)] / 2;
-      out.plain_loss += plain[at(r)] / 2;
+      out.nearest_loss += plain[at(r)] / 2;
       out.loss += least / 2;
       for (int64_t place = 0; place < factor_.k(); ++place) {
         const uint8_t code = best[at(place * kRows + r)];
@@ -443,7 +443,7 @@ RecodedMatrix gptq_recode(const LinearSource& w, const LinearSource& on, const G
   for (const RecodedPanel::Figures& one : figures) {
     out.loss += one.loss;
     out.kept_loss += one.kept_loss;
-    out.plain_loss += one.plain_loss;
+    out.nearest_loss += one.nearest_loss;
     out.n_changed += one.n_changed;
     out.n_beyond += one.n_beyond;
   }

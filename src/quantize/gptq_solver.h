@@ -31,12 +31,12 @@ GptqResult gptq_quantise(const LinearSource& w, const GptqFactor& factor, const 
 
 /// Other weights on the grid of a quantised matrix. Losses are GptqResult::loss.
 struct RecodedMatrix {
-  LinearSource source;    // with_codes of the matrix
-  double loss = 0;        // of these codes
-  double kept_loss = 0;   // of the codes as they were
-  double plain_loss = 0;  // of the nearest codes, with no feedback
-  int64_t n_changed = 0;  // codes that are others now
-  int64_t n_beyond = 0;   // weights more than half a step outside of their grid
+  LinearSource source;      // with_codes of the matrix
+  double loss = 0;          // of these codes
+  double kept_loss = 0;     // of the codes as they were
+  double nearest_loss = 0;  // of the nearest codes, with no feedback
+  int64_t n_changed = 0;    // codes that are others now
+  int64_t n_beyond = 0;     // weights more than half a step outside of their grid
 };
 
 /// W on the grid of `on` (steps, zero points, groups and their order stay): of each row the best of

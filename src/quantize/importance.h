@@ -54,10 +54,18 @@ ImportanceMatrix collect_importance(const LayerSource& source, const Calibration
                                     Backend& backend, const CancelFlag* cancel,
                                     const std::function<void(int)>& on_layer);
 
-/// The same, resumable, and written to request.output (write_importance) with `datasets`: an
-/// interruption leaves request.output + ".work", and the same request goes on with the next layer,
-/// to the same numbers. on_layer gets no modules. Errors: as for write_layers and write_importance,
-/// too.
+/// What the work directory of the following takes on the disk, at most.
+int64_t importance_work_bytes(const ModelConfig& config, const NetworkSources& sources,
+                              const CalibrationSet& calibration);
+
+/// The same, resumable: an interruption leaves the work directory of `request`, and the same
+/// request goes on with the next layer, to the same numbers. on_layer gets no modules; nothing is
+/// written. With keeps_work the caller removes the directory. Errors: as for write_layers.
+ImportanceMatrix resume_importance(const LayerSource& source, const CalibrationSet& calibration,
+                                   Backend& backend, ThreadPool& pool, const LayerRequest& request);
+
+/// The same, and written to request.output (write_importance) with `datasets`. Errors: as for
+/// write_layers and write_importance.
 ImportanceMatrix make_importance(const LayerSource& source, const CalibrationSet& calibration,
                                  Backend& backend, ThreadPool& pool, const LayerRequest& request,
                                  std::vector<std::string> datasets);

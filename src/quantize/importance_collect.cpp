@@ -148,13 +148,14 @@ void note_chunks(const CalibrationSet& calibration, ImportanceMatrix& out) {
     out.chunk_tokens = std::max(out.chunk_tokens, static_cast<int64_t>(sequence.size()));
 }
 
-}  // namespace
-
-ImportanceMatrix make_importance(const LayerSource& source, const CalibrationSet& calibration,
-                                 Backend& backend, ThreadPool& pool, const LayerRequest& request,
-                                 std::vector<std::string> datasets) {
+/// Calls finish(importances) while the work directory is there.
+void collect_resumably(const LayerSource& source, const CalibrationSet& calibration,
+                       Backend& backend, ThreadPool& pool, const LayerRequest& request,
+                       const std::function<void(ImportanceMatrix)>& finish) {
   constexpr std::string_view kJob = R"({"version": 1, "imatrix": true})";
-  const auto collect = [&](const LayerSources& layer, const MatrixTeam&, LayerPass& pass) {
+  LayerMethod method;
+  method.job = kJob;
+  method.quantise = [&](const LayerSources& layer, const MatrixTeam&, LayerPass& pass) {
     Collector collector(source.config, backend, pass);
     collector.layer(layer);
     if (pass.layer() == source.config.n_layers) collector.output(source.sources);
@@ -162,14 +163,47 @@ ImportanceMatrix make_importance(const LayerSource& source, const CalibrationSet
     out.tensors = tensors_of(collector.take());
     return out;
   };
-  ImportanceMatrix out;
-  make_layers(source, calibration, backend, pool, request, {std::string(kJob), collect},
+  make_layers(source, calibration, backend, pool, request, method,
               [&](std::span<const RawTensor> made) {
-                out = matrix_of(made);
+                ImportanceMatrix out = matrix_of(made);
                 note_chunks(calibration, out);
-                out.datasets = std::move(datasets);
-                write_importance(out, request.output);
+                finish(std::move(out));
               });
+}
+
+}  // namespace
+
+int64_t importance_work_bytes(const ModelConfig& config, const NetworkSources& sources,
+                              const CalibrationSet& calibration) {
+  constexpr int64_t kFileBytes = 1 << 16;  // a header, and what a file system rounds up to
+  int64_t n_floats = 2 * calibration.n_tokens * config.hidden;  // hidden states, old and new
+  for (const LayerSources& layer : sources.layers) {
+    for_each_quantised(layer, [&](const LinearParts& parts) {
+      n_floats += std::ssize(parts.parts) * (parts.parts.front().k + 1);
+    });
+  }
+  n_floats += config.hidden + 1;
+  return n_floats * static_cast<int64_t>(sizeof(float)) + (config.n_layers + 3) * kFileBytes;
+}
+
+ImportanceMatrix resume_importance(const LayerSource& source, const CalibrationSet& calibration,
+                                   Backend& backend, ThreadPool& pool,
+                                   const LayerRequest& request) {
+  ImportanceMatrix out;
+  collect_resumably(source, calibration, backend, pool, request,
+                    [&](ImportanceMatrix made) { out = std::move(made); });
+  return out;
+}
+
+ImportanceMatrix make_importance(const LayerSource& source, const CalibrationSet& calibration,
+                                 Backend& backend, ThreadPool& pool, const LayerRequest& request,
+                                 std::vector<std::string> datasets) {
+  ImportanceMatrix out;
+  collect_resumably(source, calibration, backend, pool, request, [&](ImportanceMatrix made) {
+    out = std::move(made);
+    out.datasets = std::move(datasets);
+    write_importance(out, request.output);
+  });
   return out;
 }
 

@@ -188,12 +188,26 @@ TEST(Importance, GoesOnWhereItWasInterrupted) {
     const auto make = [&](const CalibrationSet& set) {
       return make_importance(bench.source(), set, *bench.backend, bench.pool, request, {"text"});
     };
-    expect_error(ErrorKind::kCancelled, {}, [&] { make(test::calibration()); });
+    request.component = "imatrix";
+    expect_error(ErrorKind::kCancelled,
+                 {"[imatrix]", "interrupted; the same command", "i.gguf.work"},
+                 [&] { make(test::calibration()); });
     EXPECT_FALSE(fs::exists(request.output));
+    const CalibrationSet set = test::calibration();
+    const int64_t expected = importance_work_bytes(bench.config, bench.sources, set);
+    int64_t n_bytes = 0;
+    for (const auto& entry : fs::directory_iterator(request.output + ".work"))
+      n_bytes += static_cast<int64_t>(entry.file_size());
+    // Hidden states twice while they are replaced, and another layer.
+    n_bytes += set.n_tokens * bench.config.hidden * 4;
+    EXPECT_LE(n_bytes, expected);
+    EXPECT_GE(n_bytes, set.n_tokens * bench.config.hidden * 8);
+    EXPECT_LE(expected, n_bytes + 6 * 65536 + 10'000);
     cancel.reset();
     int n_layers = 0;
     request.on_layer = [&](int, const auto&) { ++n_layers; };
-    expect_error(ErrorKind::kInvalidArgument, {"another's"}, [&] { make(test::calibration(39)); });
+    expect_error(ErrorKind::kInvalidArgument, {"[imatrix]", "another's"},
+                 [&] { make(test::calibration(39)); });
     make(test::calibration());
     EXPECT_EQ(n_layers, 2);
     const ImportanceMatrix made = read_importance(request.output);

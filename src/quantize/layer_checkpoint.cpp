@@ -73,27 +73,35 @@ void write_output(const LayerPlan& plan, const LayerRequest& request, ThreadPool
 }
 
 /// Writes what the layers' files are for, and removes them.
-void finish_output(const Checkpoint& checkpoint, WorkDirectory& work,
+void finish_output(const Checkpoint& checkpoint, const LayerRequest& request, WorkDirectory& work,
                    const std::function<void(std::span<const RawTensor>)>& finish) {
   {
     const FinishedLayers layers(work);
     finish(layers.tensors);
     layers.check_readable();
   }
-  work.remove();
+  if (!request.keeps_work) work.remove();
   checkpoint.check_readable();
 }
 
 void check_new(const LayerRequest& request) {
   std::error_code error;
   if (request.replaces || !fs::exists(request.output, error)) return;
-  fail(ErrorKind::kInvalidArgument, "quantize",
-       "--output: expected a directory that is not there yet, got {}",
-       printable(request.output, 4096));
+  fail(ErrorKind::kInvalidArgument, request.component,
+       "--output: expected one that is not there yet, got {}", printable(request.output, 4096));
 }
 
-std::string work_path(const LayerRequest& request) {
-  return request.work.empty() ? request.output + ".work" : request.work;
+/// Errors: those of WorkDirectory; invalid_argument, where something is under the output's name.
+WorkDirectory open_work(const LayerRequest& request, const std::string& job) {
+  check_new(request);
+  WorkDirectory work(request.work.empty() ? request.output + ".work" : request.work, job,
+                     request.component);
+  // Another run may have ended meanwhile.
+  std::error_code error;
+  if (work.n_finished() == 0 && !request.replaces && fs::exists(request.output, error))
+    work.remove();
+  check_new(request);
+  return work;
 }
 
 void finish_layer(const Checkpoint& checkpoint, const LayerSources& layer,
@@ -106,7 +114,24 @@ void finish_layer(const Checkpoint& checkpoint, const LayerSources& layer,
   for_each_quantised(layer, [&](const LinearParts& parts) { drop_pages(checkpoint, parts); });
 }
 
+/// What body() does can be gone on with.
+void run_resumably(const WorkDirectory& work, const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kCancelled) work.fail_interrupted();
+    throw;
+  }
+}
+
 }  // namespace
+
+std::string job_text(const Checkpoint& checkpoint, const std::string& method) {
+  const Json job = {{"config", checkpoint.config_json.value_or("")},
+                    {"files", files_of(checkpoint)},
+                    {"method", parse_json_object(method, "job")}};
+  return job.dump(1) + "\n";
+}
 
 std::string job_text(const Checkpoint& checkpoint, const CalibrationSet& calibration,
                      const Backend& backend, const std::string& method) {
@@ -192,26 +217,31 @@ LayerPlan plan_layers(
 void make_layers(const LayerSource& source, const CalibrationSet& calibration, Backend& backend,
                  ThreadPool& pool, const LayerRequest& request, const LayerMethod& method,
                  const std::function<void(std::span<const RawTensor>)>& finish) {
-  const auto& [checkpoint, config, sources] = source;
-  check_new(request);
-  WorkDirectory work(work_path(request), job_text(checkpoint, calibration, backend, method.job));
-  LayerPass pass(backend, config, calibration.sequences, request.cancel);
-  if (work.n_finished() > 0) {
-    pass.set_hidden(work.read_hidden(pass.n_tokens() * config.hidden), work.n_finished());
-  } else if (!calibration.sequences.empty()) {
-    pass.embed(*backend.pack_embedding(sources.embedding.parts.front()));
-  }
-  for (int layer = 0; layer < work.n_finished() && request.on_layer; ++layer)
-    request.on_layer(layer, {});
-  const MatrixTeam team{&pool, &kernels::matrix_ops(kernels::choose_isa(request.isa))};
-  for (int l = work.n_finished(); l < config.n_layers; ++l) {
-    const LayerSources& layer = sources.layers[static_cast<size_t>(l)];
-    const QuantisedLayer quantised = method.quantise(layer, team, pass);
-    checkpoint.check_readable();
-    finish_layer(checkpoint, layer, quantised.tensors, pass.hidden(), work);
-    if (request.on_layer) request.on_layer(l, quantised.modules);
-  }
-  finish_output(checkpoint, work, finish);
+  const Checkpoint& checkpoint = source.checkpoint;
+  const ModelConfig& config = source.config;
+  const NetworkSources& sources = source.sources;
+  WorkDirectory work = open_work(request, job_text(checkpoint, calibration, backend, method.job));
+  run_resumably(work, [&] {
+    if (method.prepare) method.prepare(work.path());
+    if (request.on_resumed) request.on_resumed(work.n_finished());
+    LayerPass pass(backend, config, calibration.sequences, request.cancel);
+    if (work.n_finished() > 0) {
+      pass.set_hidden(work.read_hidden(pass.n_tokens() * config.hidden), work.n_finished());
+    } else if (!calibration.sequences.empty()) {
+      pass.embed(*backend.pack_embedding(sources.embedding.parts.front()));
+    }
+    for (int layer = 0; layer < work.n_finished() && request.on_layer; ++layer)
+      request.on_layer(layer, {});
+    const MatrixTeam team{&pool, &kernels::matrix_ops(kernels::choose_isa(request.isa))};
+    for (int l = work.n_finished(); l < config.n_layers; ++l) {
+      const LayerSources& layer = sources.layers[static_cast<size_t>(l)];
+      const QuantisedLayer quantised = method.quantise(layer, team, pass);
+      checkpoint.check_readable();
+      finish_layer(checkpoint, layer, quantised.tensors, pass.hidden(), work);
+      if (request.on_layer) request.on_layer(l, quantised.modules);
+    }
+    finish_output(checkpoint, request, work, finish);
+  });
 }
 
 void write_layers(const LayerSource& source, const LayerPlan& plan,
@@ -224,21 +254,23 @@ void write_layers(const LayerSource& source, const LayerPlan& plan,
 void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadPool& pool,
                        const LayerRequest& request,
                        const std::function<std::vector<RawTensor>(const LayerSources&)>& make) {
-  check_new(request);
   Json job = {{"files", files_of(source.checkpoint)}};
   for (const auto& [name, text] : plan.kept.texts) {
     if (name == "config.json") job["made"] = text;
   }
-  WorkDirectory work(work_path(request), job.dump(1) + "\n");
-  for (size_t l = static_cast<size_t>(work.n_finished()); l < source.sources.layers.size(); ++l) {
-    if (request.cancel != nullptr) request.cancel->check("writing " + request.output);
-    const LayerSources& layer = source.sources.layers[l];
-    const std::vector<RawTensor> tensors = make(layer);
-    source.checkpoint.check_readable();
-    finish_layer(source.checkpoint, layer, tensors, {}, work);
-  }
-  finish_output(source.checkpoint, work,
-                [&](std::span<const RawTensor> made) { write_output(plan, request, pool, made); });
+  WorkDirectory work = open_work(request, job.dump(1) + "\n");
+  run_resumably(work, [&] {
+    for (size_t l = static_cast<size_t>(work.n_finished()); l < source.sources.layers.size(); ++l) {
+      if (request.cancel != nullptr) request.cancel->check("writing " + request.output);
+      const LayerSources& layer = source.sources.layers[l];
+      const std::vector<RawTensor> tensors = make(layer);
+      source.checkpoint.check_readable();
+      finish_layer(source.checkpoint, layer, tensors, {}, work);
+    }
+    finish_output(source.checkpoint, request, work, [&](std::span<const RawTensor> made) {
+      write_output(plan, request, pool, made);
+    });
+  });
 }
 
 }  // namespace qw::quantize

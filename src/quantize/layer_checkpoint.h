@@ -25,15 +25,19 @@ namespace qw::quantize {
 
 /// What is asked for, whatever the format.
 struct LayerRequest {
-  std::string output;     // the directory or file to make
-  std::string work;       // the directory of what is on the way; "": output + ".work"
-  bool replaces = false;  // what is there under `output`, once the new one is whole
-  std::string isa;     // as BackendOptions::isa
+  std::string output;                  // the directory or file to make
+  std::string work;                    // the directory of what is on the way; "": output + ".work"
+  bool keeps_work = false;             // it stays: the same request then finds all layers there
+  bool replaces = false;               // what is there under `output`, once the new one is whole
+  std::string isa;                     // as BackendOptions::isa
+  std::string component = "quantize";  // the command, for errors
   int64_t shard_bytes = DirectoryChoices().shard_bytes;
   std::vector<int32_t> eos_ids;  // of a GGUF file: DirectoryChoices::eos_ids
   /// Of all but the matrices that are quantised; those who read GPTQ and AWQ expect f16.
   DType kept_dtype = DType::kF16;
   const CancelFlag* cancel = nullptr;
+  /// The first so many layers were done before an interruption; called before any is made.
+  std::function<void(int n_layers)> on_resumed;
   /// A layer is done (or was, before an interruption: then without modules).
   std::function<void(int layer, const std::vector<QuantisedModule>&)> on_layer;
   /// Published bytes of matrices that are done; bytes of the output that are written.
@@ -83,7 +87,9 @@ void write_made_layers(const LayerSource& source, const LayerPlan& plan, ThreadP
                        const LayerRequest& request,
                        const std::function<std::vector<RawTensor>(const LayerSources&)>& make);
 
-/// All that the bits of a result depend on, as text. `method`: LayerMethod::job.
+/// All that the bits of a result depend on, as text. `method`: LayerMethod::job. Without
+/// calibration and backend: of what depends on neither.
+std::string job_text(const Checkpoint& checkpoint, const std::string& method);
 std::string job_text(const Checkpoint& checkpoint, const CalibrationSet& calibration,
                      const Backend& backend, const std::string& method);
 
@@ -94,6 +100,8 @@ struct LayerMethod {
   std::string job;
   /// Quantises the layer that `pass` stands before, and moves it behind that layer.
   std::function<QuantisedLayer(const LayerSources&, const MatrixTeam&, LayerPass& pass)> quantise;
+  /// Called before all else once the work directory is known to be this job's.
+  std::function<void(const std::string& work)> prepare = {};
 };
 
 /// Quantises layer by layer, then calls finish(made) with the tensors of all of them, which must

@@ -240,7 +240,7 @@ class LayerMerge {
       module.id = id;
       module.loss = made.loss;
       tell_inputs(hessian, factor, is_cold(n_routed, source_.config), module);
-      module.recoding = Recoding{part.format_name(), made.kept_loss, made.plain_loss,
+      module.recoding = Recoding{part.format_name(), made.kept_loss, made.nearest_loss,
                                  part.n * part.k,    made.n_changed, made.n_beyond};
       to.parts[i] = std::move(made.source);
       if (request_.on_quantised) request_.on_quantised(part.published_bytes());
@@ -439,6 +439,7 @@ OwnFormatPlan plan_own_format(const LayerSource& source, const AdapterMerge& mer
 void write_own_format(const LayerSource& source, const AdapterMerge& merge,
                       const CalibrationSet& calibration, Backend& backend, ThreadPool& pool,
                       const OwnFormatRequest& request) {
+  check_damp(request.damp);
   const Names names(source);
   const int last = last_recoded(source.sources, merge);
   QW_CHECK(last < 0 || !calibration.sequences.empty(), "matrices are recoded by their inputs");

@@ -74,9 +74,9 @@ TEST(GptqRecode, LosesLessOfAChangeThanRoundingAndNeverMore) {
     const double lost = test::out_mse(w, made.source, x);
     EXPECT_LT(lost, 0.1 * plain);
     EXPECT_LT(plain, kept);
-    EXPECT_LT(made.loss, made.plain_loss);
+    EXPECT_LT(made.loss, made.nearest_loss);
     // The losses are these figures, but for the damp.
-    EXPECT_NEAR(made.plain_loss / made.kept_loss, plain / kept, 0.02 * plain / kept);
+    EXPECT_NEAR(made.nearest_loss / made.kept_loss, plain / kept, 0.02 * plain / kept);
     int64_t n_changed = 0;
     for (size_t i = 0; i < found.size(); ++i)
       n_changed += found[i] != grid.codes[i] ? 1 : 0;
@@ -153,7 +153,7 @@ void expect_merge(Bench& bench, const std::string& path, const std::string& outp
   for (const QuantisedModule& module : seen) {
     ASSERT_TRUE(module.recoding);
     EXPECT_LT(module.loss, 0.25 * module.recoding->kept_loss) << hf_name(module.id);
-    EXPECT_LE(module.loss, module.recoding->plain_loss) << hf_name(module.id);
+    EXPECT_LE(module.loss, module.recoding->nearest_loss) << hf_name(module.id);
     EXPECT_GT(module.recoding->n_changed, 0);
   }
   const Opened made(output);

@@ -19,7 +19,8 @@ namespace qw::quantize {
 /// Other weights on the grid that a matrix had: RecodedMatrix, without its codes.
 struct Recoding {
   std::string format;
-  double kept_loss = 0, plain_loss = 0;
+  double kept_loss = 0;     // of the codes that it had: GGUF with feedback, those of the plain file
+  double nearest_loss = 0;  // of the nearest codes
   int64_t n_weights = 0, n_changed = 0, n_beyond = 0;
 };
 
@@ -37,7 +38,8 @@ struct QuantisedModule {
   /// AWQ of a matrix that was quantised already: what rounding changes beside the matrix with its
   /// scales and divisors, with which weights cannot be compared with the source's.
   std::optional<WeightDifference> change;
-  std::optional<Recoding> recoding;  // of a merge; `matrix` is null then
+  /// Of a merge, and of GGUF types with feedback; `matrix` is null then.
+  std::optional<Recoding> recoding;
 };
 
 struct QuantisedLayer {
