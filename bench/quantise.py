@@ -6,8 +6,9 @@
 
 "layers": seconds of a layer for formats that are calibrated, what the whole model would take, and the most memory held. The
 embedding and the output matrix, which are only copied, are not counted. "types": GGUF types without calibration, from a file
-in f16; with --peer its llama-quantize writes the same between our rounds, and medians are compared. "disk": as many bytes
-written and synced by nobody who computes.
+in f16; with --peer its llama-quantize writes the same between our rounds, and medians are compared. "q4_0:pure" is q4_0 with
+--pure, that is for the output matrix too, which has a searched type in the recipe. "disk": as many bytes written and synced by
+nobody who computes.
 QIANWEN names the program (default: the release build). Files are made in a temporary folder (TMPDIR).
 """
 import argparse
@@ -98,20 +99,22 @@ def measure_types(options, folder) -> None:
     print(f"{options.size} shape, {options.layers} layers, {gigabytes:.2f} GB in f16, medians of {options.rounds}\n")
     print("| type | ours, s | disk, s | llama-quantize, s | ratio |\n|---|--:|--:|--:|--:|")
     for kind in options.types.split(","):
+        name, *pure = kind.split(":")
+        flags = ["--pure"] if pure == ["pure"] else []
         ours, theirs, disk = [], [], []
         output = folder / "out.gguf"
         for _ in range(options.rounds):
-            ours.append(seconds_of(PROGRAM, "quantize", model, "--to", kind, "--output", output, "--force"))
+            ours.append(seconds_of(PROGRAM, "quantize", model, "--to", name, *flags, "--output", output, "--force"))
             disk.append(seconds_of_disk(output, output.stat().st_size))
             output.unlink()
             if not peer:
                 continue
             env = {**os.environ, "LD_LIBRARY_PATH": options.peer}
-            theirs.append(seconds_of(peer, model, output, kind.upper(), threads, env=env))
+            theirs.append(seconds_of(peer, *flags, model, output, name.upper(), threads, env=env))
             output.unlink()
         own = statistics.median(ours)
         other = f"{statistics.median(theirs):.2f} | {statistics.median(theirs) / own:.1f}" if theirs else "| "
-        print(f"| {kind} | {own:.2f} | {statistics.median(disk):.2f} | {other} |", flush=True)
+        print(f"| {' '.join([name, *flags])} | {own:.2f} | {statistics.median(disk):.2f} | {other} |", flush=True)
 
 
 def main() -> None:
@@ -129,7 +132,7 @@ def main() -> None:
     types = parts.add_parser("types")
     types.add_argument("--size", default="1.8B")
     types.add_argument("--layers", type=int, default=4)
-    types.add_argument("--types", default="q4_0,q8_0,q2_k,q3_k_m,q4_k_m,q5_k_m,q6_k")
+    types.add_argument("--types", default="q4_0,q4_0:pure,q8_0,q2_k,q3_k_m,q4_k_m,q5_k_m,q6_k")
     types.add_argument("--rounds", type=int, default=5)
     types.add_argument("--peer")
     options = parser.parse_args()

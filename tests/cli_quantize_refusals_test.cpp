@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -217,6 +218,56 @@ TEST_F(CliQuantizeRefusals, DampIsCheckedBeforeAnythingIsRead) {
   }
 }
 
+/// What a command's help lists before the flags without effect.
+TEST_F(CliQuantizeRefusals, HelpListsWhatHasAnEffect) {
+  constexpr const char* kWithout = "Flags of every command; without effect in this one:";
+  const auto check = [&](const char* command, const Args& used, const Args& unused) {
+    const std::string help = qianwen({command, "--help"}).out;
+    const size_t heading = help.find(kWithout);
+    ASSERT_NE(heading, std::string::npos) << command;
+    for (const std::string& flag : used)
+      EXPECT_LT(help.find("  " + flag + " "), heading) << command << " " << flag;
+    for (const std::string& flag : unused) {
+      EXPECT_GT(help.find("  " + flag + " "), heading) << command << " " << flag;
+      EXPECT_NE(help.find("  " + flag + " "), std::string::npos) << command << " " << flag;
+    }
+    const bool takes_adapters = std::ranges::find(used, "--adapter") != used.end();
+    EXPECT_EQ(help.find("--adapter") != std::string::npos, takes_adapters) << command;
+  };
+  const Args layered = {"--threads", "--isa", "--device", "--activations"};
+  const Args rest = {"--kv-type", "--ctx", "--chunk", "--packed-cache", "--seed"};
+  check("quantize", layered, rest);
+  check("imatrix", layered, rest);
+  for (const char* command : {"convert", "extract"})
+    check(command, {"--threads"}, {"--isa", "--device", "--activations", "--kv-type", "--seed"});
+  for (const char* command : {"compare", "merge"}) {
+    check(command, {"--threads", "--kv-type", "--ctx", "--chunk", "--packed-cache", "--adapter"},
+          {"--seed", "--prefix-cache-dir", "--no-prefix-cache"});
+  }
+  EXPECT_THAT(qianwen({"compare", "--help"}).out, Not(HasSubstr("default: the bundled model")));
+}
+
+TEST_F(CliQuantizeRefusals, FlagsThatWouldBeIgnored) {
+  expect_failure(dry({"--to", "awq", "--awq-mode", "reference", "--damp", "0.02"}), 2,
+                 "--damp: expected it with --awq-mode better");
+  EXPECT_EQ(dry({"--to", "awq", "--damp", "0.02"}).code, 0);
+  const std::string matrix = path("i.gguf");
+  ASSERT_EQ(qianwen({"imatrix", "--output", matrix, "--calibration-tokens", "512"}).code, 0);
+  expect_failure(qianwen({"imatrix", kBundled, "--from", matrix, "--output", path("i.dat")}), 2,
+                 "MODEL excludes --from");
+  EXPECT_EQ(qianwen({"imatrix", "--from", matrix, "--output", path("i.dat")}).code, 0);
+  Adapter adapter;
+  adapter.add("model.layers.2.self_attn.q_proj.lora_A.weight", {3, 256});
+  adapter.add("model.layers.2.self_attn.q_proj.lora_B.weight", {256, 3});
+  const Args merge = {"merge", kBundled, "--adapter",    adapter.write_peft(), "--type",
+                      "same",  "--file", path("no.txt"), "--output",           path("m")};
+  Args twice = merge, dry_run = merge;
+  twice.push_back("--no-compare");
+  expect_failure(qianwen(twice), 2, "--file excludes --no-compare");
+  dry_run.push_back("--dry-run");
+  expect_failure(qianwen(dry_run), 3, "no.txt");
+}
+
 TEST_F(CliQuantizeRefusals, TooFewTokensToCalibrateWith) {
   expect_failure(dry({"--to", "gptq-int4", "--calibration-tokens", "10"}), 2, "at least 128");
 }
@@ -230,7 +281,8 @@ TEST_F(CliQuantizeRefusals, OutputsThatBudgetsWouldReplace) {
     args.insert(args.begin(), {"quantize", kBundled});
     const Ran ran = qianwen(args);
     expect_failure(ran, 2, part);
-    EXPECT_THAT(ran.err, Not(HasSubstr("measuring")));
+    for (const char* work : {"measuring", "layers", "quantising", "writing"})
+      EXPECT_THAT(ran.err, Not(HasSubstr(work)));
     EXPECT_THAT(ran.err, Not(HasSubstr("predicted")));
   };
   refused({"--budget", "5", "--output", file}, "--force");
@@ -238,9 +290,22 @@ TEST_F(CliQuantizeRefusals, OutputsThatBudgetsWouldReplace) {
   refused({"--to", "gptq", "--budget", "5", "--output", path("there")}, "not there yet");
   refused({"--to", "gptq", "--max-kl", "0.05", "--output", path("there")}, "not there yet");
   refused({"--max-kl", "0.01", "--output", path("b.gguf")}, "b.gguf.unproven");
+  // A limit may leave one file or several, and how many is not known before measuring.
+  const std::string piece = write("s-00001-of-00003.gguf", "mine");
+  for (const Args& limit : {Args{"--max-shard-size", "2000000"}, {"--max-shard-tensors", "20"}}) {
+    for (Args what :
+         {Args{"--budget", "5"}, {"--max-kl", "0.01"}, {"--to", "q4_0", "--feedback"}}) {
+      what.insert(what.end(), limit.begin(), limit.end());
+      Args one = what;
+      one.insert(one.end(), {"--output", file});
+      refused(one, "there.gguf");
+      what.insert(what.end(), {"--output", path("s.gguf")});
+      refused(what, "s-00001-of-00003.gguf");
+    }
+  }
   refused({"--to", "gptq", "--max-kl", "0.05", "--output", path("c")}, "c.unproven");
-  for (const char* name :
-       {"there.gguf", "there/mine", "b.gguf.unproven/thesis", "c.unproven/thesis"})
+  for (const char* name : {"there.gguf", "there/mine", "b.gguf.unproven/thesis",
+                           "c.unproven/thesis", "s-00001-of-00003.gguf"})
     EXPECT_TRUE(std::filesystem::exists(path(name))) << name;
 }
 
@@ -271,6 +336,14 @@ TEST_F(CliQuantizeRefusals, TextsThatAMergeIsToBeComparedOn) {
   expect_failure(qianwen({"merge", kBundled, "--adapter", adapter.write_peft(), "--output",
                           path("m"), "--file", write("empty.txt", "")}),
                  2, "at least 2 tokens");
+  const std::string beyond = write("beyond.json", "{\"ids\": [1, 2, 99999]}");
+  for (const char* type : {"bf16", "same"}) {
+    const Ran ran = qianwen({"merge", kBundled, "--adapter", adapter.write_peft(), "--type", type,
+                             "--output", path("m"), "--file", beyond});
+    expect_failure(ran, 2, "got 99999 as number 2");
+    EXPECT_THAT(ran.err, Not(HasSubstr("writing"))) << type;
+    EXPECT_THAT(ran.err, Not(HasSubstr("merging"))) << type;
+  }
   EXPECT_FALSE(std::filesystem::exists(path("m")));
 }
 

@@ -10,6 +10,7 @@
 
 #include "app/command.h"
 #include "app/comparison_output.h"
+#include "app/flag_groups.h"
 #include "app/output_room.h"
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -79,6 +80,8 @@ Command register_compare(CLI::App& root) {
   add_model_argument(*app, *options, true);
   app->add_option("B", options->other, "The other checkpoint: what was made of MODEL")->required();
   add_compute_flags(*app, *options);
+  group_compute_flags(*app, {"--threads", "--isa", "--device", "--activations", "--kv-type",
+                             "--ctx", "--chunk", "--adapter", "--packed-cache", "--deterministic"});
   app->add_option("--file", options->request.file,
                   "A text, or {\"ids\": [...]}; - for standard input")
       ->required();

@@ -9,6 +9,7 @@
 #include "app/command.h"
 #include "app/convert_codes.h"
 #include "app/directory_output.h"
+#include "app/flag_groups.h"
 #include "app/gguf_output.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -141,7 +142,8 @@ Command register_convert(CLI::App& root) {
   auto options = std::make_shared<Options>();
   CLI::App* app = root.add_subcommand("convert", "Write a model as another kind of file");
   add_model_argument(*app, *options);
-  add_compute_flags(*app, *options, ComputeFlags::kWithoutEffect);
+  add_compute_flags(*app, *options);
+  group_compute_flags(*app, {"--threads"});
   add_gguf_output_flags(*app, options->output);
   app->add_option("--to", options->container,
                   "gguf, or safetensors (a Hugging Face directory); gptq or awq, of what is "

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
+#include "app/flag_groups.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
@@ -100,7 +101,8 @@ Command register_extract(CLI::App& root) {
   CLI::App* app = root.add_subcommand(
       "extract", "Write the LoRA adapter that makes MODEL of the checkpoint it was tuned from");
   add_model_argument(*app, *options, true);
-  add_compute_flags(*app, *options, ComputeFlags::kWithoutEffect);
+  add_compute_flags(*app, *options);
+  group_compute_flags(*app, {"--threads"});
   app->add_option("--base", options->base, "The checkpoint that MODEL was tuned from")->required();
   app->add_option("--output", options->output, "The directory to write")->required();
   app->add_option("--rank", options->extraction.rank, "Of every module's change")

@@ -10,6 +10,7 @@
 
 #include "app/calibration_input.h"
 #include "app/command.h"
+#include "app/flag_groups.h"
 #include "app/open.h"
 #include "app/output_room.h"
 #include "base/error.h"
@@ -115,6 +116,7 @@ Command register_imatrix(CLI::App& root) {
       root.add_subcommand("imatrix", "Write how much each input of each matrix matters");
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options);
+  group_compute_flags(*app, {"--threads", "--isa", "--device", "--activations"});
   app->add_option("--output", options->output, "The file to write: .gguf, or .dat")->required();
   CLI::Option* from = app->add_option("--from", options->from,
                                       "Rewrite this .gguf or .dat instead of running a model");
@@ -122,6 +124,7 @@ Command register_imatrix(CLI::App& root) {
   add_calibration_flags(*app, options->calibration);
   for (const char* flag : {"--calibration", "--calibration-length", "--calibration-tokens"})
     app->get_option(flag)->excludes(from);
+  app->get_option("MODEL")->excludes(from);
   return {app, [options] { run(*options); }};
 }
 

@@ -9,6 +9,7 @@
 #include "app/command.h"
 #include "app/comparison_output.h"
 #include "app/directory_output.h"
+#include "app/flag_groups.h"
 #include "app/open.h"
 #include "app/output_room.h"
 #include "app/own_format_output.h"
@@ -93,13 +94,13 @@ void run(const CLI::App& app, Options& options) {
     return merge_in_own_format(options, own);
   }
   check_flags(app, options);
-  const bool compares = !options.file.empty() && !options.request.dry_run;
   std::vector<int32_t> ids;
-  if (compares) ids = read_compared_ids(options, open_for_reading(options, false), options.file);
+  if (!options.file.empty())
+    ids = read_compared_ids(options, open_for_reading(options, false), options.file);
   const DirectoryReport report = write_as_directory(options.request);
   ordered_json json = to_json(options, report);
   std::string text = to_text(options, report);
-  if (compares) {
+  if (!ids.empty() && !options.request.dry_run) {
     const Comparison comparison = compare(options, std::move(ids));
     json["comparison"] = comparison_json(comparison);
     text += "live adapters (A) beside what was written (B):\n" + comparison_text(comparison);
@@ -116,6 +117,8 @@ Command register_merge(CLI::App& root) {
       root.add_subcommand("merge", "Write a model with adapters merged into its weights");
   add_model_argument(*app, *options);
   add_compute_flags(*app, *options);
+  group_compute_flags(*app, {"--threads", "--isa", "--device", "--activations", "--kv-type",
+                             "--ctx", "--chunk", "--adapter", "--packed-cache", "--deterministic"});
   app->add_option("--output", options->request.output,
                   "The directory to write; with --type same of a GGUF file, the file");
   app->add_option("--type", options->request.type,
@@ -128,12 +131,18 @@ Command register_merge(CLI::App& root) {
   app->add_option("--file", options->file,
                   "A text on which the merged model is compared with MODEL and its live adapters");
   add_calibration_flags(*app, options->own.calibration);
+  for (const char* name : {"--calibration", "--calibration-length", "--calibration-tokens"}) {
+    CLI::Option* flag = app->get_option(name);
+    flag->description("With --type same: " + flag->get_description());
+  }
   app->add_option("--damp", options->own.damp,
                   "With --type same: part of the mean second moment that is added to each; raised "
                   "where it is too little")
       ->capture_default_str();
-  app->add_flag("--no-compare{false}", options->own.compares,
-                "With --type same: do not compare what was written with the live adapters");
+  app->add_flag_callback(
+         "--no-compare", [options] { options->own.compares = false; },
+         "With --type same: do not compare what was written with the live adapters")
+      ->excludes(app->get_option("--file"));
   return {app, [app, options] { run(*app, *options); }};
 }
 

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "app/command.h"
+#include "app/flag_groups.h"
 #include "app/gguf_feedback_output.h"
 #include "app/gguf_output.h"
 #include "app/quantize_budget.h"
@@ -203,6 +204,10 @@ void check_flags(const CLI::App& app, const Options& options) {
   }
   if (!is_gptq(options.to)) refuse_all(layers.of_gptq, "--to gptq-int4 and its like");
   if (!is_awq(options.to)) refuse_all(layers.of_awq, "--to awq");
+  if (is_awq(options.to) && layers.awq_mode == "reference" && app.count("--damp") > 0) {
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--damp: expected it with --awq-mode better, got it with reference, which has none");
+  }
   if (!is_nf4(options.to)) refuse_all(layers.of_nf4, "--to nf4");
   if (options.feedback) {
     if (app.count("--group-size") > 0)
@@ -266,23 +271,23 @@ Command register_quantize(CLI::App& root) {
   auto options = std::make_shared<Options>();
   CLI::App* app = root.add_subcommand("quantize", "Write a model with fewer bits per weight");
   add_model_argument(*app, *options);
-  add_compute_flags(*app, *options, ComputeFlags::kWithoutEffect);
+  add_compute_flags(*app, *options);
   add_gguf_output_flags(*app, options->output);
-  // These have one; all but the threads for what the model is run for.
-  for (const char* flag : {"--threads", "--isa", "--device", "--activations"})
-    app->get_option(flag)->group(app->get_option("--output")->get_group());
+  // All but the threads for what the model is run for.
+  group_compute_flags(*app, {"--threads", "--isa", "--device", "--activations"});
   app->add_option(
       "--to", options->to,
       "q4_k_m, q8_0, iq4_xs, ...: a name as llama.cpp uses it; or gptq-int4, gptq-int8, "
       "gptq-int3, gptq-int2; or awq; or nf4; with a budget gptq, or none for a GGUF file");
-  app->add_option("--tensor-type", options->tensor_types,
-                  "REGEX=TYPE: the type of tensors in whose name REGEX is found; may be repeated")
+  app->add_option(
+         "--tensor-type", options->tensor_types,
+         "GGUF: REGEX=TYPE: the type of tensors in whose name REGEX is found; may be repeated")
       ->allow_extra_args(false);
-  app->add_option("--embedding-type", options->embedding_type, "The type of the embedding");
-  app->add_option("--output-type", options->output_type, "The type of the output matrix");
-  app->add_flag("--pure", options->pure, "The same type for all matrices");
+  app->add_option("--embedding-type", options->embedding_type, "GGUF: the type of the embedding");
+  app->add_option("--output-type", options->output_type, "GGUF: the type of the output matrix");
+  app->add_flag("--pure", options->pure, "GGUF: the same type for all matrices");
   app->add_option("--imatrix", options->imatrix,
-                  "How much each input matters: what imatrix or llama-imatrix wrote");
+                  "GGUF: how much each input matters: what imatrix or llama-imatrix wrote");
   add_feedback_flag(*app, options->feedback);
   add_layer_flags(*app, options->layers);
   add_budget_flags(*app, options->budget);

@@ -22,10 +22,12 @@ namespace qw::app {
 namespace fs = std::filesystem;
 
 void add_model_argument(CLI::App& app, CommonOptions& options, bool required) {
-  auto* argument = app.add_option(
-      "MODEL", options.model,
-      "Checkpoint directory, .gguf or .safetensors file (default: the bundled model)");
-  if (required) argument->required();
+  constexpr const char* kWhat = "Checkpoint directory, .gguf or .safetensors file";
+  if (required) {
+    app.add_option("MODEL", options.model, kWhat)->required();
+  } else {
+    app.add_option("MODEL", options.model, fmt::format("{} (default: the bundled model)", kWhat));
+  }
   app.add_flag("--json", options.json, "Machine-readable results on stdout");
   app.add_option("--log-level", options.log_level, "trace, debug, info, warning, error or off")
       ->capture_default_str();

@@ -1,5 +1,6 @@
 #include "app/comparison_output.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -8,6 +9,7 @@
 #include "app/text_ids.h"
 #include "base/error.h"
 #include "base/progress.h"
+#include "model/config.h"
 
 namespace qw::app {
 
@@ -84,6 +86,13 @@ std::vector<int32_t> read_compared_ids(const CommonOptions& options, const Model
   if (ids.size() < 2) {
     fail(ErrorKind::kInvalidArgument, "compare", "--file: expected at least 2 tokens, got {} ({})",
          ids.size(), printable(file, 4096));
+  }
+  const int64_t vocab = ModelConfig::from_checkpoint(*files.checkpoint).vocab;
+  const auto beyond = std::ranges::find_if(ids, [&](int32_t id) { return id < 0 || id >= vocab; });
+  if (beyond != ids.end()) {
+    fail(ErrorKind::kInvalidArgument, "compare",
+         "--file: expected ids of 0 to {} (the vocabulary), got {} as number {} ({})", vocab - 1,
+         *beyond, beyond - ids.begin(), printable(file, 4096));
   }
   return ids;
 }

@@ -2,6 +2,7 @@
 
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -12,6 +13,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "checkpoint/weight_files.h"
 #include "quantize/gguf_resume.h"
 #include "text/tokenizer_files.h"
 
@@ -23,18 +25,41 @@ namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 using Paths = std::vector<std::string>;
 
-/// Errors: invalid_argument, where a file would be lost or could not be written whole.
-void check_output(const GgufOutput& output, const Paths& paths, int64_t n_bytes) {
-  for (const std::string& path : paths) {
-    std::error_code error;
+/// Files of a set of the output's name, of however many: nobody could tell two sets apart.
+Paths sets_there(const GgufOutput& output) {
+  Paths there;
+  std::error_code error;
+  const fs::path folder = fs::path(output.path).parent_path();
+  const auto own =
+      parse_shard_name(fs::path(gguf_split_paths(output.path, 2).front()).filename().string());
+  for (fs::directory_iterator entry(folder.empty() ? "." : folder, error), end;
+       own && !error && entry != end; entry.increment(error)) {
+    const auto name = parse_shard_name(entry->path().filename().string());
+    if (name && name->stem == own->stem && name->extension == own->extension)
+      there.push_back((folder / entry->path().filename()).string());
+  }
+  std::ranges::sort(there);
+  return there;
+}
+
+/// n_files: none, where that is not known yet. Errors: invalid_argument, where a file would be lost
+/// or could not be written whole.
+void check_output(const GgufOutput& output, std::optional<size_t> n_files, int64_t n_bytes) {
+  const bool is_limited = output.split.max_bytes > 0 || output.split.max_tensors > 0;
+  Paths there;
+  if (is_limited && n_files != 1) there = sets_there(output);
+  std::error_code error;
+  if ((!is_limited || n_files.value_or(1) == 1) && fs::exists(output.path, error))
+    there.push_back(output.path);
+  for (const std::string& path : there) {
     if (fs::is_directory(path, error)) {
       fail(ErrorKind::kInvalidArgument, "quantize",
-           "--output: expected a file, got a directory ({})", printable(path));
+           "--output: expected a file, got a directory ({})", printable(path, 4096));
     }
-    if (fs::exists(path, error) && !output.force) {
-      fail(ErrorKind::kInvalidArgument, "quantize",
-           "--output: expected a file that is not there yet (or --force), got {}", printable(path));
-    }
+    if (output.force) continue;
+    fail(ErrorKind::kInvalidArgument, "quantize",
+         "--output: expected a file that is not there yet (or --force), got {}",
+         printable(path, 4096));
   }
   check_room("quantize", output.path, n_bytes, output.resumes);
 }
@@ -133,11 +158,13 @@ ordered_json to_json(const GgufOutput& output, const GgufPlan& plan, const GgufW
 }  // namespace
 
 void add_gguf_output_flags(CLI::App& app, GgufOutput& output) {
-  app.add_option("--output", output.path, "The file to write");
-  app.add_option("--name", output.name, "What the file calls the model (default: from MODEL)");
-  app.add_flag("--force", output.force, "Replace the file that is there");
-  app.add_flag("--dry-run", output.dry_run, "Say what would be written, tensor by tensor");
-  app.add_option("--max-shard-tensors", output.split.max_tensors, "Tensors of a GGUF file")
+  app.add_option("--output", output.path, "The file or directory to write");
+  app.add_option("--name", output.name,
+                 "GGUF: what the file calls the model (default: from MODEL)");
+  app.add_flag("--force", output.force, "GGUF: replace the file that is there");
+  app.add_flag("--dry-run", output.dry_run, "Say what would be written, and write nothing");
+  app.add_option("--max-shard-tensors", output.split.max_tensors,
+                 "GGUF: tensors in a file; there is one unless this or --max-shard-size is given")
       ->check(integer_from(1));
 }
 
@@ -171,14 +198,12 @@ GgufPlan GgufModel::plan(const GgufChoices& choices) const {
 
 void check_gguf_output(const GgufOutput& output) {
   check_is_file(output);
-  const bool is_split = output.split.max_bytes > 0 || output.split.max_tensors > 0;
-  // The names of several files tell how many there are, which is not known yet.
-  check_output(output, is_split ? Paths() : Paths{output.path}, 0);
+  check_output(output, std::nullopt, 0);
 }
 
 void check_gguf_output(const GgufOutput& output, const GgufPlan& plan) {
   check_is_file(output);
-  check_output(output, gguf_output_paths(output, plan), 0);
+  check_output(output, gguf_output_paths(output, plan).size(), 0);
 }
 
 UnprovenFiles::UnprovenFiles(const GgufOutput& output)
@@ -205,7 +230,7 @@ GgufWritten write_gguf_output(const GgufOutput& output, const GgufPlan& plan,
                               ThreadPool& pool) {
   check_is_file(output);
   const Paths paths = gguf_output_paths(output, plan);
-  check_output(output, paths, plan.bytes());
+  check_output(output, paths.size(), plan.bytes());
   GgufWritten written;
   if (output.max_error) {
     written.weights = write_proved(output, plan, checkpoint, sources, pool);

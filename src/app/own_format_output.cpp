@@ -239,8 +239,7 @@ void merge_in_own_format(const CommonOptions& options, const OwnFormatFlags& fla
     logger().info("calibration: {}", calibration.summary());
   }
   std::vector<int32_t> ids;
-  if (!flags.dry_run && flags.compares && !flags.file.empty())
-    ids = read_compared_ids(options, files, flags.file);
+  if (!flags.file.empty()) ids = read_compared_ids(options, files, flags.file);
   Report report;
   std::optional<Comparisons> comparisons;
   double seconds = 0;

@@ -313,10 +313,15 @@ void add_layer_flags(CLI::App& app, LayerFlags& flags) {
                    "GPTQ, AWQ: inputs that share a scale (-1: all of them)")
         ->capture_default_str();
     app.add_option("--damp", gptq.damp,
-                   "GPTQ, AWQ: part of the mean second moment that is added to each; raised where "
+                   "GPTQ, AWQ, --feedback: part of the mean second moment that is added to each; "
+                   "raised where "
                    "it is too little")
         ->capture_default_str();
     add_calibration_flags(app, flags.calibration);
+    for (const char* name : {"--calibration", "--calibration-length", "--calibration-tokens"}) {
+      CLI::Option* flag = app.get_option(name);
+      flag->description("GPTQ, AWQ, --feedback, budgets: " + flag->get_description());
+    }
   });
   add_shard_flag(app, flags.shard_bytes);  // of a GGUF file, too
   flags.of_nf4 = added(app, [&] {
@@ -332,8 +337,10 @@ void add_layer_flags(CLI::App& app, LayerFlags& flags) {
   flags.of_gptq = added(app, [&] {
     app.add_flag("--desc-act,!--no-desc-act", gptq.desc_act,
                  "GPTQ: groups of inputs of like size, which the file says one by one (g_idx)");
-    app.add_flag("--static-groups,!--no-static-groups", gptq.static_groups,
-                 "GPTQ: with --desc-act, groups of neighbours all the same");
+    app.add_flag(
+        "--static-groups,!--no-static-groups", gptq.static_groups,
+        "GPTQ: with --desc-act, groups of neighbours all the same; without it they are, but in "
+        "reference mode");
     app.add_flag("--sym,!--no-sym", gptq.sym, "GPTQ: zero points in the middle (default)");
     app.add_flag("--true-sequential,!--no-true-sequential", flags.true_sequential,
                  "GPTQ: inputs of a matrix from quantised ones of the same layer (default)");

@@ -144,10 +144,58 @@ TEST_P(ScaleSearch, RoundingIsTheReferences) {
   });
 }
 
+/// What blocks are rounded to nearest to, by one table.
+struct Nearest {
+  std::vector<float> scale, min;
+  std::vector<uint8_t> codes;
+
+  template <class Round>
+  Nearest(const std::vector<float>& x, Round round)
+      : scale(x.size() / kNearestBlock, 7.0F), min(scale), codes(x.size(), 99) {
+    round(NearestBlocks{static_cast<int64_t>(scale.size()), x.data(), scale.data(), min.data(),
+                        codes.data()});
+  }
+  bool operator==(const Nearest& other) const {
+    const auto same = [](const std::vector<float>& a, const std::vector<float>& b) {
+      return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;  // -0 is not 0
+    };
+    return codes == other.codes && same(scale, other.scale) && same(min, other.min);
+  }
+};
+
+/// Zeros of both signs, extremes of both signs that are equally large, halves between two codes.
+TEST_P(ScaleSearch, NearestIsTheReferences) {
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    std::vector<float> x;
+    for (int b = 0; b < 17; ++b) {
+      for (int i = 0; i < kNearestBlock; ++i) {
+        const float value = value_of(seed, b, i);
+        x.push_back(b == 13 ? std::copysign(0.0F, value) : b == 14 ? std::fabs(value) * 0 : value);
+      }
+      if (b == 15) x[x.size() - 5] = -(x[x.size() - 9] = 20);
+      if (b == 16) x[x.size() - 3] = -(x[x.size() - 2] = 127);
+    }
+    const auto both = [&](const auto& round) {
+      return Nearest(x, [&](const NearestBlocks& blocks) { round(*GetParam(), blocks); }) ==
+             Nearest(x, [&](const NearestBlocks& blocks) { round(scalar_search_ops(), blocks); });
+    };
+    for (const int half : {8, 16}) {
+      ASSERT_TRUE(both([&](const auto& ops, const auto& b) { ops.nearest_symmetric(b, half); }))
+          << half << ", seed " << seed;
+    }
+    for (const int most : {15, 31}) {
+      ASSERT_TRUE(both([&](const auto& ops, const auto& b) { ops.nearest_affine(b, most); }))
+          << most << ", seed " << seed;
+    }
+    ASSERT_TRUE(both([](const auto& ops, const auto& b) { ops.nearest_magnitude(b); }))
+        << "seed " << seed;
+  }
+}
+
 /// Rows whose blocks do not fill the lanes, too.
 TEST_P(ScaleSearch, RowsHaveTheSameBytes) {
   for (const DType dtype : {DType::kQ2_K, DType::kQ3_K, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K,
-                            DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1}) {
+                            DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ8_0}) {
     for (const int n_blocks : {1, 2, 3, 17}) {
       const int n = n_blocks * info(dtype).block_elems;
       std::vector<float> x, importance;

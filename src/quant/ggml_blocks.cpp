@@ -254,15 +254,15 @@ void encode_block_row(DType dtype, const float* in, int64_t n, int elems, const 
                       std::byte* bytes) {
   switch (dtype) {
     case DType::kQ4_0:
-      return encode_blocks<BlockQ4_0>(in, n, elems, bytes);
+      return encode_runs<BlockQ4_0>(in, nullptr, n, elems, ops, bytes);
     case DType::kQ4_1:
-      return encode_blocks<BlockQ4_1>(in, n, elems, bytes);
+      return encode_runs<BlockQ4_1>(in, nullptr, n, elems, ops, bytes);
     case DType::kQ5_0:
-      return encode_blocks<BlockQ5_0>(in, n, elems, bytes);
+      return encode_runs<BlockQ5_0>(in, nullptr, n, elems, ops, bytes);
     case DType::kQ5_1:
-      return encode_blocks<BlockQ5_1>(in, n, elems, bytes);
+      return encode_runs<BlockQ5_1>(in, nullptr, n, elems, ops, bytes);
     case DType::kQ8_0:
-      return encode_blocks<BlockQ8_0>(in, n, elems, bytes);
+      return encode_runs<BlockQ8_0>(in, nullptr, n, elems, ops, bytes);
     case DType::kQ8_1:
       return encode_blocks<BlockQ8_1>(in, n, elems, bytes);
     case DType::kQ2_K:

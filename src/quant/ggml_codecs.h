@@ -38,11 +38,6 @@ void decode(const BlockQ1_0& block, float* out) noexcept;
 void decode(const BlockQ2_0& block, float* out) noexcept;
 
 // Inputs are finite. Every encoder sets the whole block.
-void encode(const float* x, BlockQ4_0& block) noexcept;
-void encode(const float* x, BlockQ4_1& block) noexcept;
-void encode(const float* x, BlockQ5_0& block) noexcept;
-void encode(const float* x, BlockQ5_1& block) noexcept;
-void encode(const float* x, BlockQ8_0& block) noexcept;
 void encode(const float* x, BlockQ8_1& block) noexcept;
 void encode(const float* x, BlockQ8_K& block) noexcept;
 void encode(const float* x, BlockIQ1_S& block) noexcept;
@@ -86,10 +81,11 @@ void encode(const BlockRun& run, BlockQ3_K* block) noexcept;
 void encode(const BlockRun& run, BlockQ4_K* blocks) noexcept;
 void encode(const BlockRun& run, BlockQ5_K* blocks) noexcept;
 void encode(const BlockRun& run, BlockQ6_K* block) noexcept;
-// With importances only.
+// Searched with importances, rounded to nearest without.
 void encode(const BlockRun& run, BlockQ4_0* blocks) noexcept;
 void encode(const BlockRun& run, BlockQ4_1* blocks) noexcept;
 void encode(const BlockRun& run, BlockQ5_0* blocks) noexcept;
 void encode(const BlockRun& run, BlockQ5_1* blocks) noexcept;
+void encode(const BlockRun& run, BlockQ8_0* blocks) noexcept;  // always rounded to nearest
 
 }  // namespace qw::ggml

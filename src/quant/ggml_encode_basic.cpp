@@ -5,6 +5,7 @@
 // how published files were made. Formulas: docs/formats.md.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <span>
 
 #include "base/half.h"
@@ -22,12 +23,17 @@ void put_nibbles(size_t j, int low, int high, std::array<uint8_t, kBytes>& qs) n
   qs[j] = static_cast<uint8_t>((low & 15) | (high & 15) << 4);
 }
 
-/// Codes 0..31 of a Q5 block: four bits in qs, the fifth in qh.
-void put_five_bits(const std::array<int, 32>& codes, std::array<uint8_t, 4>& qh,
-                   std::array<uint8_t, 16>& qs) noexcept {
-  uint32_t fifth = 0;
+/// Codes 0..15 of a block of 32.
+void put_codes(const uint8_t* codes, std::array<uint8_t, 16>& qs) noexcept {
   for (size_t j = 0; j < 16; ++j)
     put_nibbles(j, codes[j], codes[j + 16], qs);
+}
+
+/// Codes 0..31 of a Q5 block: four bits in qs, the fifth in qh.
+void put_five_bits(const uint8_t* codes, std::array<uint8_t, 4>& qh,
+                   std::array<uint8_t, 16>& qs) noexcept {
+  uint32_t fifth = 0;
+  put_codes(codes, qs);
   for (size_t j = 0; j < 32; ++j)
     fifth |= static_cast<uint32_t>(codes[j] >> 4 & 1) << j;
   qh = std::bit_cast<std::array<uint8_t, 4>>(fifth);
@@ -71,110 +77,97 @@ uint8_t pack_trits(const std::array<int, 5>& digits) noexcept {
 
 }  // namespace
 
-void encode(const float* x, BlockQ4_0& block) noexcept {
-  const float d = extreme({x, 32}) / -8.0F, id = inverse(d);
-  block.d = f32_to_f16(d);
-  const auto code = [&](float value) { return std::min(15, to_int(value * id + 8.5F)); };
-  for (size_t j = 0; j < 16; ++j)
-    put_nibbles(j, code(x[j]), code(x[j + 16]), block.qs);
-}
-
-void encode(const float* x, BlockQ4_1& block) noexcept {
-  const auto [min, max] = std::minmax_element(x, x + 32);
-  const float d = (*max - *min) / 15.0F, id = inverse(d), m = *min;
-  block.d = f32_to_f16(d);
-  block.m = f32_to_f16(m);
-  const auto code = [&](float value) { return std::min(15, to_int((value - m) * id + 0.5F)); };
-  for (size_t j = 0; j < 16; ++j)
-    put_nibbles(j, code(x[j]), code(x[j + 16]), block.qs);
-}
-
-void encode(const float* x, BlockQ5_0& block) noexcept {
-  const float d = extreme({x, 32}) / -16.0F, id = inverse(d);
-  block.d = f32_to_f16(d);
-  std::array<int, 32> codes;
-  for (size_t j = 0; j < 32; ++j)
-    codes[j] = std::min(31, to_int(x[j] * id + 16.5F));
-  put_five_bits(codes, block.qh, block.qs);
-}
-
-void encode(const float* x, BlockQ5_1& block) noexcept {
-  const auto [min, max] = std::minmax_element(x, x + 32);
-  const float d = (*max - *min) / 31.0F, id = inverse(d), m = *min;
-  block.d = f32_to_f16(d);
-  block.m = f32_to_f16(m);
-  std::array<int, 32> codes;
-  for (size_t j = 0; j < 32; ++j)
-    codes[j] = std::min(31, to_int((x[j] - m) * id + 0.5F));
-  put_five_bits(codes, block.qh, block.qs);
-}
-
 namespace {
 
-/// Codes and scales of up to sixteen blocks, with the importances of their elements.
-SearchLanes<32> weighed(const BlockRun& run) noexcept {
-  SearchLanes<32> lanes;
-  lanes.load(run.x, run.n_blocks);
-  lanes.weigh(run.importance, run.n_blocks,
-              [&](size_t) { return run.importance->row_mean_square; });
-  return lanes;
-}
+constexpr size_t kRunCodes = size_t{kSearchGroups} * kNearestBlock;
+
+/// Codes, scales and minimums of up to sixteen blocks.
+struct RunCodes {
+  std::array<uint8_t, kRunCodes> codes;
+  std::array<float, kSearchGroups> scale, min;
+
+  explicit RunCodes(const BlockRun& run) noexcept : run_(run) {}
+  NearestBlocks blocks() noexcept {
+    return {static_cast<int64_t>(run_.n_blocks), run_.x, scale.data(), min.data(), codes.data()};
+  }
+  const uint8_t* of(size_t b) const noexcept { return codes.data() + b * kNearestBlock; }
+
+  void symmetric(int half) noexcept {
+    if (run_.importance == nullptr) return run_.ops.nearest_symmetric(blocks(), half);
+    SearchLanes<kNearestBlock> lanes = weighed();
+    run_.ops.symmetric(lanes.groups(), half);
+    codes = lanes.codes_from(-half);
+    scale = lanes.scale;
+  }
+  void affine(int max_code) noexcept {
+    if (run_.importance == nullptr) return run_.ops.nearest_affine(blocks(), max_code);
+    SearchLanes<kNearestBlock> lanes = weighed();
+    run_.ops.affine(lanes.groups(), search_with_importance(max_code));
+    codes = lanes.codes_from(0);
+    scale = lanes.scale;
+    for (size_t b = 0; b < run_.n_blocks; ++b)
+      min[b] = -lanes.min[b];
+  }
+
+ private:
+  SearchLanes<kNearestBlock> weighed() const noexcept {
+    SearchLanes<kNearestBlock> lanes;
+    lanes.load(run_.x, run_.n_blocks);
+    lanes.weigh(run_.importance, run_.n_blocks,
+                [&](size_t) { return run_.importance->row_mean_square; });
+    return lanes;
+  }
+
+  const BlockRun& run_;
+};
 
 }  // namespace
 
 void encode(const BlockRun& run, BlockQ4_0* blocks) noexcept {
-  SearchLanes<32> lanes = weighed(run);
-  run.ops.symmetric(lanes.groups(), 8);
-  const auto codes = lanes.codes_from(-8);
+  RunCodes found(run);
+  found.symmetric(8);
   for (size_t b = 0; b < run.n_blocks; ++b) {
-    blocks[b].d = f32_to_f16(lanes.scale[b]);
-    for (size_t j = 0; j < 16; ++j)
-      put_nibbles(j, codes[32 * b + j], codes[32 * b + j + 16], blocks[b].qs);
+    blocks[b].d = f32_to_f16(found.scale[b]);
+    put_codes(found.of(b), blocks[b].qs);
   }
 }
 
 void encode(const BlockRun& run, BlockQ4_1* blocks) noexcept {
-  SearchLanes<32> lanes = weighed(run);
-  run.ops.affine(lanes.groups(), search_with_importance(15));
-  const auto codes = lanes.codes_from(0);
+  RunCodes found(run);
+  found.affine(15);
   for (size_t b = 0; b < run.n_blocks; ++b) {
-    blocks[b].d = f32_to_f16(lanes.scale[b]);
-    blocks[b].m = f32_to_f16(-lanes.min[b]);
-    for (size_t j = 0; j < 16; ++j)
-      put_nibbles(j, codes[32 * b + j], codes[32 * b + j + 16], blocks[b].qs);
+    blocks[b].d = f32_to_f16(found.scale[b]);
+    blocks[b].m = f32_to_f16(found.min[b]);
+    put_codes(found.of(b), blocks[b].qs);
   }
 }
 
 void encode(const BlockRun& run, BlockQ5_0* blocks) noexcept {
-  SearchLanes<32> lanes = weighed(run);
-  run.ops.symmetric(lanes.groups(), 16);
-  const auto codes = lanes.codes_from(-16);
+  RunCodes found(run);
+  found.symmetric(16);
   for (size_t b = 0; b < run.n_blocks; ++b) {
-    blocks[b].d = f32_to_f16(lanes.scale[b]);
-    std::array<int, 32> own;
-    std::copy_n(codes.begin() + static_cast<std::ptrdiff_t>(32 * b), 32, own.begin());
-    put_five_bits(own, blocks[b].qh, blocks[b].qs);
+    blocks[b].d = f32_to_f16(found.scale[b]);
+    put_five_bits(found.of(b), blocks[b].qh, blocks[b].qs);
   }
 }
 
 void encode(const BlockRun& run, BlockQ5_1* blocks) noexcept {
-  SearchLanes<32> lanes = weighed(run);
-  run.ops.affine(lanes.groups(), search_with_importance(31));
-  const auto codes = lanes.codes_from(0);
+  RunCodes found(run);
+  found.affine(31);
   for (size_t b = 0; b < run.n_blocks; ++b) {
-    blocks[b].d = f32_to_f16(lanes.scale[b]);
-    blocks[b].m = f32_to_f16(-lanes.min[b]);
-    std::array<int, 32> own;
-    std::copy_n(codes.begin() + static_cast<std::ptrdiff_t>(32 * b), 32, own.begin());
-    put_five_bits(own, blocks[b].qh, blocks[b].qs);
+    blocks[b].d = f32_to_f16(found.scale[b]);
+    blocks[b].m = f32_to_f16(found.min[b]);
+    put_five_bits(found.of(b), blocks[b].qh, blocks[b].qs);
   }
 }
 
-void encode(const float* x, BlockQ8_0& block) noexcept {
-  const float d = largest_magnitude({x, 32}) / 127.0F, id = inverse(d);
-  block.d = f32_to_f16(d);
-  for (size_t j = 0; j < 32; ++j)
-    block.qs[j] = static_cast<int8_t>(round_away(x[j] * id));
+void encode(const BlockRun& run, BlockQ8_0* blocks) noexcept {
+  RunCodes found(run);
+  run.ops.nearest_magnitude(found.blocks());
+  for (size_t b = 0; b < run.n_blocks; ++b) {
+    blocks[b].d = f32_to_f16(found.scale[b]);
+    std::memcpy(blocks[b].qs.data(), found.of(b), kNearestBlock);
+  }
 }
 
 void encode(const float* x, BlockQ8_1& block) noexcept {

@@ -287,11 +287,56 @@ void round_groups(const SearchGroups& groups, const GroupGrid& grid) {
   }
 }
 
+/// Calls encode(values, codes, b) for each block.
+template <class Encode>
+void for_each_block(const NearestBlocks& blocks, const Encode& encode) {
+  for (int64_t b = 0; b < blocks.n_blocks; ++b) {
+    const int64_t at = b * kNearestBlock;
+    encode(std::span<const float, kNearestBlock>(blocks.x + at, kNearestBlock), blocks.codes + at,
+           b);
+  }
+}
+
+void nearest_symmetric(const NearestBlocks& blocks, int half) {
+  const auto levels = static_cast<float>(half);
+  for_each_block(blocks, [&](std::span<const float> x, uint8_t* codes, int64_t b) {
+    const float d = ggml::extreme(x) / -levels, id = ggml::inverse(d);
+    blocks.scale[b] = d;
+    for (const float value : x) {
+      const int code = ggml::to_int(value * id + (levels + 0.5F));
+      *codes++ = static_cast<uint8_t>(std::min(2 * half - 1, code));
+    }
+  });
+}
+
+void nearest_affine(const NearestBlocks& blocks, int max_code) {
+  for_each_block(blocks, [&](std::span<const float> x, uint8_t* codes, int64_t b) {
+    const auto [min, max] = std::ranges::minmax_element(x);
+    const float d = (*max - *min) / static_cast<float>(max_code), id = ggml::inverse(d);
+    blocks.scale[b] = d;
+    blocks.min[b] = *min;
+    for (const float value : x) {
+      const int code = ggml::to_int((value - *min) * id + 0.5F);
+      *codes++ = static_cast<uint8_t>(std::min(max_code, code));
+    }
+  });
+}
+
+void nearest_magnitude(const NearestBlocks& blocks) {
+  for_each_block(blocks, [&](std::span<const float> x, uint8_t* codes, int64_t b) {
+    const float d = ggml::largest_magnitude(x) / 127.0F, id = ggml::inverse(d);
+    blocks.scale[b] = d;
+    for (const float value : x)
+      *codes++ = static_cast<uint8_t>(ggml::round_away(value * id));
+  });
+}
+
 }  // namespace
 
 const ScaleSearchOps& scalar_search_ops() noexcept {
-  static constexpr ScaleSearchOps kOps = {"scalar", search_affine_groups, search_symmetric_groups,
-                                          search_groups_by_descent, round_groups};
+  static constexpr ScaleSearchOps kOps = {
+      "scalar",     search_affine_groups, search_symmetric_groups, search_groups_by_descent,
+      round_groups, nearest_symmetric,    nearest_affine,          nearest_magnitude};
   return kOps;
 }
 

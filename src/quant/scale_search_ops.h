@@ -42,6 +42,19 @@ struct GroupGrid {
   int lowest = 0, highest = 0;
 };
 
+/// Values of a block that is rounded to nearest.
+inline constexpr int kNearestBlock = 32;
+
+/// Blocks next to each other, each with the scale that its extreme values give: no search. Inputs
+/// are finite.
+struct NearestBlocks {
+  int64_t n_blocks = 0;
+  const float* x = nullptr;  // [n_blocks, kNearestBlock]
+  float* scale = nullptr;    // [n_blocks]
+  float* min = nullptr;      // [n_blocks], of nearest_affine
+  uint8_t* codes = nullptr;  // [n_blocks, kNearestBlock]
+};
+
 struct ScaleSearchOps {
   const char* name = nullptr;
   /// search_affine of every group.
@@ -53,6 +66,15 @@ struct ScaleSearchOps {
   /// codes = clamp(round((x + offset) / scale), lowest, highest), ties to even; where the scale is
   /// 0 they stay as they are.
   void (*round)(const SearchGroups& groups, const GroupGrid& grid) = nullptr;
+  /// scale = m / -half, with m the first value of largest magnitude; code = min(floor(x / scale +
+  /// half + 1/2), 2 half - 1). Codes are 0 where 1 / scale overflows, of all three.
+  void (*nearest_symmetric)(const NearestBlocks& blocks, int half) = nullptr;
+  /// min = the least value, scale = (most - least) / max_code; code = floor((x - min) / scale +
+  /// 1/2).
+  void (*nearest_affine)(const NearestBlocks& blocks, int max_code) = nullptr;
+  /// scale = largest magnitude / 127; code = round(x / scale), ties away from 0, in two's
+  /// complement.
+  void (*nearest_magnitude)(const NearestBlocks& blocks) = nullptr;
 };
 
 /// Without lanes: the reference.

@@ -8,11 +8,12 @@
 // in both.
 #pragma once
 
+#include "kernels/cpu/nearest_body.h"
 #include "quant/scale_search_ops.h"
 
 namespace qw::kernels {
 
-template <class V>
+template <class V, class StoreBytes>
 struct ScaleSearchBody {
   using F = typename V::F;
   static_assert(kSearchGroups % V::kLanes == 0);
@@ -228,7 +229,11 @@ struct ScaleSearchBody {
     }
   }
 
-  static constexpr ScaleSearchOps table() { return {V::kName, affine, symmetric, descent, round}; }
+  static constexpr ScaleSearchOps table() {
+    using Nearest = NearestBody<V, StoreBytes>;
+    return {V::kName,           affine,          symmetric,         descent, round,
+            Nearest::symmetric, Nearest::affine, Nearest::magnitude};
+  }
 };
 
 }  // namespace qw::kernels
