@@ -121,9 +121,9 @@ TEST_F(CliQuantizeRefusals, OwnImportancesLackNothing) {
   const auto ran = [&](const Args& command) {
     Args args = {command[0], tiny.write(), "--output", path(command[1])};
     args.insert(args.end(), command.begin() + 2, command.end());
-    const Ran ran = qianwen(args);
-    EXPECT_EQ(ran.code, 0) << ran.err;
-    return ran;
+    Ran made = qianwen(args);
+    EXPECT_EQ(made.code, 0) << made.err;
+    return made;
   };
   const Args feedback = {"quantize", "a.gguf", "--to", "q4_0", "--feedback", "--calibration", ids};
   const Ran own = ran(feedback);
