@@ -93,15 +93,27 @@ std::string ids_line(int n, int n_ids) {
   return json{{"ids", ids}}.dump();
 }
 
+/// A small untied network of the bundled model's vocabulary.
+const TinyShape kSmall{.hidden = 64, .intermediate = 96, .vocab = 6016};
+
+/// Writes it with the bundled model's tokenizer.
+std::string write_with_tokenizer(const TinyCheckpoint& tiny) {
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) {
+    std::filesystem::copy_file(kBundled + "/" + name, tiny.path() + "/" + name,
+                               std::filesystem::copy_options::overwrite_existing);
+  }
+  return tiny.write();
+}
+
 /// Types are known, and flags checked, before the model is run.
 TEST_F(CliQuantizeRefusals, FeedbackIsPlannedWithoutRunningTheModel) {
-  TinyCheckpoint tiny(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  TinyCheckpoint tiny(kSmall);
   for (float& weight : tiny.tensors.at("model.layers.0.self_attn.o_proj.weight").values)
     weight = std::nanf("");
   const std::string ids = write("ids.jsonl", ids_line(200, 40));
   const auto ran = [&](const char* how, const std::string& value) {
-    return qianwen(
-        {"quantize", tiny.write(), "--to", "q4_0", "--feedback", "--calibration", ids, how, value});
+    return qianwen({"quantize", write_with_tokenizer(tiny), "--to", "q4_0", "--feedback",
+                    "--calibration", ids, how, value});
   };
   const Ran table = ran("--dry-run", "--json=false");
   ASSERT_EQ(table.code, 0) << table.err;
@@ -117,14 +129,14 @@ TEST_F(CliQuantizeRefusals, FeedbackIsPlannedWithoutRunningTheModel) {
 
 /// An embedding that is only looked up has no importances: of a file that is worth a warning.
 TEST_F(CliQuantizeRefusals, OwnImportancesLackNothing) {
-  TinyCheckpoint tiny(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  TinyCheckpoint tiny(kSmall);
   const std::string ids = write("ids.jsonl", ids_line(200, 40));
   const auto ran = [&](const Args& command) {
-    Args args = {command[0], tiny.write(), "--output", path(command[1])};
+    Args args = {command[0], write_with_tokenizer(tiny), "--output", path(command[1])};
     args.insert(args.end(), command.begin() + 2, command.end());
-    const Ran ran = qianwen(args);
-    EXPECT_EQ(ran.code, 0) << ran.err;
-    return ran;
+    Ran made = qianwen(args);
+    EXPECT_EQ(made.code, 0) << made.err;
+    return made;
   };
   const Args feedback = {"quantize", "a.gguf", "--to", "q4_0", "--feedback", "--calibration", ids};
   const Ran own = ran(feedback);
@@ -139,7 +151,7 @@ TEST_F(CliQuantizeRefusals, OwnImportancesLackNothing) {
 
 /// Before the model is run: what the very files would replace, and what is in OUTPUT.work.
 TEST_F(CliQuantizeRefusals, FeedbackLooksAtItsFilesFirst) {
-  TinyCheckpoint tiny(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  TinyCheckpoint tiny(kSmall);
   const std::string ids = write("ids.jsonl", ids_line(200, 40));
   const auto ran = [&](const char* type, const Args& more) {
     Args args = {"quantize",      tiny.path(), "--to",     type,          "--feedback",
@@ -147,7 +159,7 @@ TEST_F(CliQuantizeRefusals, FeedbackLooksAtItsFilesFirst) {
     args.insert(args.end(), more.begin(), more.end());
     return qianwen(args);
   };
-  tiny.write();
+  write_with_tokenizer(tiny);
   const Ran split = ran("q4_0", {"--max-shard-tensors", "20", "--json"});
   ASSERT_EQ(split.code, 0) << split.err;
   const auto files = json::parse(split.out)["files"].get<Args>();
@@ -155,14 +167,14 @@ TEST_F(CliQuantizeRefusals, FeedbackLooksAtItsFilesFirst) {
   expect_failure(ran("q4_0", {"--max-shard-tensors", "20"}), 2, "a-00001-of-00002.gguf");
   EXPECT_EQ(ran("q4_0", {"--max-shard-tensors", "20", "--force"}).code, 0);
   // A layer that cannot be quantised: its importances stay.
-  TinyCheckpoint broken = TinyCheckpoint(TinyShape{.hidden = 64, .intermediate = 96, .vocab = 48});
+  TinyCheckpoint broken(kSmall);
   for (float& weight : broken.tensors.at("model.layers.1.mlp.down_proj.weight").values)
     weight = std::nanf("");
   const auto with_broken = [&](const char* damp) {
     return qianwen({"quantize", broken.path(), "--to", "q4_0", "--feedback", "--damp", damp,
                     "--calibration", ids, "--output", path("b.gguf")});
   };
-  broken.write();
+  write_with_tokenizer(broken);
   EXPECT_NE(with_broken("0.01").code, 0);
   EXPECT_TRUE(std::filesystem::exists(path("b.gguf.work/imatrix/layer-00000.safetensors")));
 }
