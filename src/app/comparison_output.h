@@ -23,7 +23,7 @@ struct ComparisonRequest {
 };
 
 /// Of a text that models will be compared on, before that is worked for. Errors: those of
-/// read_text_ids; invalid_argument (fewer than two tokens).
+/// read_text_ids; invalid_argument (fewer than two tokens, ids that the model does not have).
 std::vector<int32_t> read_compared_ids(const CommonOptions& options, const ModelFiles& files,
                                        const std::string& file);
 

@@ -19,7 +19,10 @@ struct Spoilt {
   explicit Spoilt(const std::function<void(Adapter&)>& spoil) {
     adapter.add("model.layers.1.self_attn.q_proj.lora_A.weight", {3, 64});
     adapter.add("model.layers.1.self_attn.q_proj.lora_B.weight", {64, 3});
+    adapter.add("model.embed_tokens.lora_embedding_A", {3, 48});
+    adapter.add("model.embed_tokens.lora_embedding_B", {64, 3});
     adapter.add("lm_head.weight", {48, 64});
+    adapter.add("model.norm.weight", {64});
     spoil(adapter);
     path = adapter.write_peft();
   }
@@ -38,13 +41,22 @@ TEST(AdapterMerge, RefusesValuesThatAreNotFinite) {
        {std::pair<std::string, std::string>{"model.layers.1.self_attn.q_proj.lora_A.weight",
                                             "model.layers.1.self_attn.q_proj"},
         {"model.layers.1.self_attn.q_proj.lora_B.weight", "model.layers.1.self_attn.q_proj"},
-        {"lm_head.weight", "lm_head"}}) {
+        {"model.embed_tokens.lora_embedding_A", "embed_tokens"},
+        {"model.embed_tokens.lora_embedding_B", "embed_tokens"},
+        {"lm_head.weight", "lm_head"},
+        {"model.norm.weight", "model.norm"}}) {
     for (const float value : {NAN, INFINITY, -INFINITY}) {
       const Spoilt spoilt(
           [&, name = name](Adapter& adapter) { adapter.tensors[name].values.back() = value; });
       expect_error(ErrorKind::kCorrupt, {module, "expected finite values", spoilt.path},
                    [&] { merge(spoilt.path); });
     }
+  }
+  const Spoilt sound([](Adapter&) {});
+  for (const double scale : {double{NAN}, double{INFINITY}}) {
+    expect_error(ErrorKind::kInvalidArgument, {"scale of " + sound.path, "expected a number"}, [&] {
+      AdapterMerge(bench.config, bench.sources, {{sound.path, scale}});
+    });
   }
 }
 
