@@ -304,7 +304,7 @@ class CliTinyBudget : public CliTest {
 };
 
 TEST_F(CliTinyBudget, GoesOnAfterErrorsThatWereMeasured) {
-  expect_goes_on({"--budget", "5bpw"}, SIGKILL, "measured 7 of 44", "] measured ",
+  expect_goes_on({"--budget", "5bpw"}, SIGKILL, "measured 7 of 44", ": measured ",
                  {"journal.jsonl", "imatrix.gguf"});
 }
 
@@ -320,7 +320,7 @@ TEST_F(CliTinyBudget, GoesOnWithASearch) {
 
 TEST_F(CliTinyBudget, GoesOnAfterLayersOfGptqThatWereMeasured) {
   expect_goes_on({"--to", "gptq", "--budget", "4bpw", "--group-size", "32"}, SIGKILL,
-                 "measured 1 of 3", "] measured ",
+                 "measured 1 of 3", ": measured ",
                  {"job.json", "layer-00000.safetensors", "hidden.safetensors"});
 }
 
