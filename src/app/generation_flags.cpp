@@ -38,6 +38,7 @@ constexpr FlagHelp kHelp[] = {
      "How many guesses a step: heuristic (as many as pay), heuristic_transient, constant"},
     {"assistant_confidence_threshold", "X",
      "End a draft where the draft model gives its guess less; 0: do not"},
+    {"top_n_sigma", "X", "Drop logits more than X standard deviations below the largest; 0: none"},
     {"temperature", "X", "Logits are divided by X; 0: always the most likely token"},
     {"top_k", "N", "Draw from the N most likely tokens; 0: all"},
     {"top_p", "X", "Draw from the most likely tokens that together reach X"},
@@ -45,10 +46,22 @@ constexpr FlagHelp kHelp[] = {
     {"typical_p", "X", "Draw from the most typical tokens that together reach X"},
     {"epsilon_cutoff", "X", "Drop tokens less likely than X; 0: none"},
     {"eta_cutoff", "X", "The same, with a limit that follows the entropy; 0: none"},
+    {"xtc_probability", "X", "How often all of the top choices but the least likely are dropped"},
+    {"xtc_threshold", "X", "What makes a token a top choice"},
+    {"sampler_order", "NAME,...",
+     "Apply samplers in this order (penalties, dry, top_n_sigma, temperature,"
+     " top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff, xtc)"},
     {"repetition_penalty", "X", "Make tokens of prompt and answer less likely (above 1)"},
     {"encoder_repetition_penalty", "X", "Make tokens of the prompt more likely (above 1)"},
     {"presence_penalty", "X", "Taken from logits of tokens that the answer holds"},
     {"frequency_penalty", "X", "The same, times how often it holds them"},
+    {"dry_multiplier", "X",
+     "Taken from the logit of a token that would go on with a repetition; 0: none"},
+    {"dry_base", "X", "How much more for each further token of the repetition"},
+    {"dry_allowed_length", "N",
+     "Repetitions of so many tokens cost the multiplier alone, shorter ones nothing"},
+    {"dry_penalty_last_n", "N", "Look for repetitions in so many tokens; -1: all"},
+    {"dry_sequence_breakers", "[TEXT,...]", "Texts that no repetition reaches over"},
     {"no_repeat_ngram_size", "N", "No N tokens in a row twice; 0: no such rule"},
     {"encoder_no_repeat_ngram_size", "N", "No N tokens in a row that the prompt holds; 0: no rule"},
     {"bad_words_ids", "[[ID,...],...]", "Sequences of tokens that must not be said"},
@@ -104,7 +117,8 @@ GenerationConfig GenerationFlags::over(GenerationConfig config) const {
   if (ignore_eos) config.set_text("ignore_eos", "true", ParameterSource::kUser);
   // A temperature (or another sampling parameter) given by hand asks for sampling.
   const bool asks_for_sampling = given("temperature") || given("top_k") || given("top_p") ||
-                                 given("min_p") || given("typical_p");
+                                 given("min_p") || given("typical_p") || given("top_n_sigma") ||
+                                 given("xtc_probability");
   if (asks_for_sampling && !given("do_sample") && !config.do_sample && config.penalty_alpha == 0) {
     config.set_text("do_sample", "true", ParameterSource::kUser);
   }

@@ -116,9 +116,9 @@ class SamplingDecoder final : public SingleAnswerDecoder, private TokenChooser {
   }
 
   int32_t choose_among(LogitsRow& row, std::span<const int32_t> tokens) const {
-    context_.pipeline.apply({tokens, context_.prompt_len()}, row);
-    return choose_token(row, context_.config(), static_cast<uint64_t>(answer_.index()),
-                        std::ssize(tokens));
+    const auto stream = static_cast<uint64_t>(answer_.index());
+    context_.pipeline.apply({tokens, context_.prompt_len(), stream}, row);
+    return choose_token(row, context_.config(), stream, std::ssize(tokens));
   }
 
   struct Picked {

@@ -219,8 +219,8 @@ RequestId Engine::Impl::submit(Request request) {
   const Request& own = active->request;
   active->context = std::unique_ptr<DecodeContext>(new DecodeContext{
       id, own, *scheduler_,
-      make_pipeline(own.config, own.prompt, max_len, usable_vocab_, own.processors), max_len,
-      vocab_, tokenizer_, turn_of(own, max_len)});
+      make_pipeline(own.config, own.prompt, max_len, usable_vocab_, own.processors, tokenizer_),
+      max_len, vocab_, tokenizer_, turn_of(own, max_len)});
   active->working_bytes = working_bytes;
   active->submitted = ActiveRequest::Clock::now();
   active->result.timings.n_prompt = static_cast<int64_t>(own.prompt.size());

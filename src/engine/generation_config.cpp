@@ -91,6 +91,10 @@ void read(std::string_view name, const Json& value, std::string& out) {
   out = value.get<std::string>();
 }
 
+void read(std::string_view name, const Json& value, std::vector<SamplerKind>& out) {
+  out = read_sampler_order(name, value);
+}
+
 // Declared first, so that the templates below find them.
 template <typename A, typename B>
 void read(std::string_view name, const Json& value, std::pair<A, B>& out);
@@ -207,6 +211,9 @@ Json write(const ForcedWord& value) {
 Json write(const EarlyStopping& value) {
   return value == EarlyStopping::kNever ? Json("never") : Json(value == EarlyStopping::kTrue);
 }
+Json write(const SamplerKind& value) {
+  return Json(name_of(value));
+}
 Json write(const AssistantSchedule& value) {
   return Json(std::ranges::find(kSchedules, value, &ScheduleName::second)->first);
 }
@@ -261,6 +268,10 @@ struct SchemaOf<AssistantSchedule> {
       names.push_back(schedule.first);
     return {{"enum", std::move(names)}};
   }
+};
+template <>
+struct SchemaOf<SamplerKind> {
+  static Json get() { return {{"enum", sampler_names()}}; }
 };
 template <typename A, typename B>
 struct SchemaOf<std::pair<A, B>> {
@@ -350,6 +361,7 @@ constexpr auto kParameters = std::to_array<Parameter>({
     parameter<&C::num_assistant_tokens_schedule>("num_assistant_tokens_schedule"),
     parameter<&C::assistant_confidence_threshold>("assistant_confidence_threshold"),
     parameter<&C::seed>("seed"),
+    parameter<&C::top_n_sigma>("top_n_sigma"),
     parameter<&C::temperature>("temperature"),
     parameter<&C::top_k>("top_k"),
     parameter<&C::top_p>("top_p"),
@@ -357,10 +369,18 @@ constexpr auto kParameters = std::to_array<Parameter>({
     parameter<&C::typical_p>("typical_p"),
     parameter<&C::epsilon_cutoff>("epsilon_cutoff"),
     parameter<&C::eta_cutoff>("eta_cutoff"),
+    parameter<&C::xtc_probability>("xtc_probability"),
+    parameter<&C::xtc_threshold>("xtc_threshold"),
+    parameter<&C::sampler_order>("sampler_order"),
     parameter<&C::repetition_penalty>("repetition_penalty"),
     parameter<&C::encoder_repetition_penalty>("encoder_repetition_penalty"),
     parameter<&C::presence_penalty>("presence_penalty"),
     parameter<&C::frequency_penalty>("frequency_penalty"),
+    parameter<&C::dry_multiplier>("dry_multiplier"),
+    parameter<&C::dry_base>("dry_base"),
+    parameter<&C::dry_allowed_length>("dry_allowed_length"),
+    parameter<&C::dry_penalty_last_n>("dry_penalty_last_n"),
+    parameter<&C::dry_sequence_breakers>("dry_sequence_breakers"),
     parameter<&C::no_repeat_ngram_size>("no_repeat_ngram_size"),
     parameter<&C::encoder_no_repeat_ngram_size>("encoder_no_repeat_ngram_size"),
     parameter<&C::bad_words_ids>("bad_words_ids"),

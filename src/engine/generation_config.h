@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/sampler_order.h"
+
 namespace qw {
 
 enum class EarlyStopping { kFalse, kTrue, kNever };
@@ -71,6 +73,7 @@ struct GenerationConfig {
   uint64_t seed = 0;
 
   // Warpers (do_sample only), in the order in which they apply. temperature 0 means greedy.
+  double top_n_sigma = 0;  // 0: off
   double temperature = 1;
   int64_t top_k = 50;  // 0: off
   double top_p = 1;
@@ -78,12 +81,25 @@ struct GenerationConfig {
   double typical_p = 1;
   double epsilon_cutoff = 0;
   double eta_cutoff = 0;
+  double xtc_probability = 0;
+  double xtc_threshold = 0.1;
+  /// Another order: those named apply in it, each as often as it is named; then the others, in
+  /// their own. Penalties that are not named come first, as they do where this is empty.
+  std::vector<SamplerKind> sampler_order;
+  static constexpr size_t kMaxSamplerOrder = 64;
 
   // Processors (always).
   double repetition_penalty = 1;
   double encoder_repetition_penalty = 1;
   double presence_penalty = 0;   // generated tokens only (OpenAI's)
   double frequency_penalty = 0;  // generated tokens only (OpenAI's)
+  /// "Don't repeat yourself" (engine/dry_penalty.h): off at 0, and where dry_penalty_last_n is 0.
+  double dry_multiplier = 0;
+  double dry_base = 1.75;
+  int64_t dry_allowed_length = 2;
+  int64_t dry_penalty_last_n = 64;  // -1: the whole text
+  std::vector<std::string> dry_sequence_breakers = {"\n", ":", "\"", "*"};
+  static constexpr size_t kMaxDryBreakers = 64, kMaxDryBreakerBytes = 256;
   int64_t no_repeat_ngram_size = 0;
   int64_t encoder_no_repeat_ngram_size = 0;
   std::vector<std::vector<int32_t>> bad_words_ids;
@@ -160,10 +176,13 @@ struct GenerationConfig {
   bool can_guess_ahead() const {
     return num_beams == 1 && !is_contrastive() && guidance_scale == 1;
   }
+  bool penalises_repetitions() const { return dry_multiplier > 0 && dry_penalty_last_n != 0; }
   bool is_eos(int32_t id) const;
   bool is_stop_token(int32_t id) const;
   /// Whether the answer ends with this token.
   bool ends_at(int32_t id) const { return is_eos(id) || is_stop_token(id); }
+  /// Every sampler, in the order in which they apply.
+  std::vector<SamplerKind> samplers() const;
   /// The end tokens that count: none where they are to be ignored.
   std::vector<int32_t> effective_eos() const;
   /// All tokens that end the answer, each once.

@@ -37,6 +37,13 @@ constexpr auto kRanges = std::to_array<ParameterRange>({
     {"assistant_confidence_threshold", 0, 1},
     {"epsilon_cutoff", 0, 1},
     {"eta_cutoff", 0, 1},
+    {"dry_multiplier", 0, 1e6},
+    {"dry_base", 1, 1000},
+    {"dry_allowed_length", 0, double{kMaxTokensAsked}},
+    {"dry_penalty_last_n", -1, double{kMaxTokensAsked}},
+    {"top_n_sigma", 0, 1000},
+    {"xtc_probability", 0, 1},
+    {"xtc_threshold", 0, 1},
     {"presence_penalty", -kHuge, kHuge},
     {"frequency_penalty", -kHuge, kHuge},
     {"diversity_penalty", 0, kHuge},
@@ -91,6 +98,19 @@ void positive(std::string_view name, double value, double high) {
 }
 void positive(std::string_view name, double value) {
   positive(name, value, known_range(name).high);
+}
+
+void check_dry(const GenerationConfig& c) {
+  in_range("dry_multiplier", c.dry_multiplier);
+  in_range("dry_base", c.dry_base);
+  in_range("dry_allowed_length", c.dry_allowed_length);
+  in_range("dry_penalty_last_n", c.dry_penalty_last_n);
+  in_range("dry_sequence_breakers (how many)", std::ssize(c.dry_sequence_breakers), 0,
+           static_cast<int64_t>(GenerationConfig::kMaxDryBreakers));
+  for (const std::string& breaker : c.dry_sequence_breakers) {
+    in_range("dry_sequence_breakers (bytes of each)", std::ssize(breaker), 1,
+             static_cast<int64_t>(GenerationConfig::kMaxDryBreakerBytes));
+  }
 }
 
 void check_ids(std::string_view name, const std::vector<int32_t>& ids, int64_t vocab) {
@@ -175,6 +195,12 @@ void check_distribution(const GenerationConfig& c) {
   in_range("assistant_confidence_threshold", c.assistant_confidence_threshold);
   in_range("epsilon_cutoff", c.epsilon_cutoff);
   in_range("eta_cutoff", c.eta_cutoff);
+  check_dry(c);
+  in_range("top_n_sigma", c.top_n_sigma);
+  in_range("xtc_probability", c.xtc_probability);
+  in_range("xtc_threshold", c.xtc_threshold);
+  in_range("sampler_order (how many)", std::ssize(c.sampler_order), 0,
+           static_cast<int64_t>(GenerationConfig::kMaxSamplerOrder));
   in_range("repetition_penalty", c.repetition_penalty);
   in_range("encoder_repetition_penalty", c.encoder_repetition_penalty);
   in_range("presence_penalty", c.presence_penalty);

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/generation_config.h"
+#include "engine/logits_process.h"
 
 namespace qw {
 namespace {
@@ -41,19 +42,37 @@ class Notes {
   std::vector<GenerationConfig::Idle> out_;
 };
 
+void note_dry(const GenerationConfig& c, Notes& notes) {
+  if (c.dry_multiplier == 0) {
+    notes.add({"dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"},
+              "dry_multiplier is 0");
+  } else if (c.dry_penalty_last_n == 0) {
+    notes.add({"dry_multiplier"}, "dry_penalty_last_n is 0");
+  }
+}
+
 /// What shapes the distribution that tokens are drawn from.
 void note_warpers(const GenerationConfig& c, Notes& notes) {
+  if (c.xtc_probability == 0) notes.add({"xtc_threshold"}, "xtc_probability is 0");
   if (!c.samples()) {
     const std::string_view why = c.temperature == 0 ? "temperature is 0" : "do_sample is false";
-    notes.add({"top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}, why);
+    // What comes before a penalty says which tokens there are to be penalised.
+    if (sampler_chain(c).warpers.empty()) {
+      notes.add({"top_n_sigma", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
+                 "xtc_probability"},
+                why);
+      if (!c.is_contrastive()) notes.add({"top_k"}, why);
+    }
     if (!c.do_sample && c.temperature != 0) notes.add({"temperature"}, why);
-    if (!c.is_contrastive()) notes.add({"top_k"}, why);
     if (c.top_k <= 1)
       notes.add({"penalty_alpha"},
                 fmt::format("top_k is {}, of which nothing can be chosen", c.top_k));
     return;
   }
   notes.add({"penalty_alpha"}, "do_sample is true");
+  if (c.xtc_threshold > 0.5)
+    notes.add({"xtc_probability"},
+              "xtc_threshold is above 0.5, which two tokens cannot both reach");
   if (c.epsilon_cutoff == 1) notes.add({"epsilon_cutoff"}, "only values below 1 cut");
   if (c.eta_cutoff == 1) notes.add({"eta_cutoff"}, "only values below 1 cut");
 }
@@ -125,6 +144,7 @@ void note_lengths(const GenerationConfig& c, std::optional<int64_t> prompt_len, 
 std::vector<GenerationConfig::Idle> GenerationConfig::idle(std::optional<int64_t> prompt_len,
                                                            bool has_draft_model) const {
   Notes notes(*this);
+  note_dry(*this, notes);
   note_warpers(*this, notes);
   note_strategy(*this, notes);
   note_guesses(*this, has_draft_model, notes);

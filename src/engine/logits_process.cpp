@@ -1,8 +1,10 @@
 #include "engine/logits_process.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "base/error.h"
+#include "engine/dry_penalty.h"
 #include "engine/logits_math.h"
 #include "engine/logits_processors.h"
 #include "engine/logits_warpers.h"
@@ -28,13 +30,23 @@ void add_biases(const GenerationConfig& config, ProcessorList& out) {
   out.push_back(std::make_shared<SequenceBiasProcessor>(std::move(single)));
 }
 
-void add_penalties(const GenerationConfig& config, std::span<const int32_t> prompt,
-                   ProcessorList& out) {
-  const std::vector<int32_t> prompt_ids(prompt.begin(), prompt.end());
-  if (config.encoder_repetition_penalty != 1) {
-    out.push_back(
-        std::make_shared<EncoderRepetitionPenalty>(config.encoder_repetition_penalty, prompt_ids));
+using TokenizerPtr = std::shared_ptr<const Tokenizer>;
+
+void add_dry(const GenerationConfig& config, const TokenizerPtr& tokenizer, ProcessorList& out) {
+  if (tokenizer == nullptr && !config.dry_sequence_breakers.empty()) {
+    fail(ErrorKind::kInvalidArgument, "generation",
+         "dry_sequence_breakers: expected a checkpoint with a tokenizer, got one without");
   }
+  out.push_back(std::make_shared<DryPenalty>(
+      DryOptions{config.dry_multiplier, config.dry_base, config.dry_allowed_length,
+                 config.dry_penalty_last_n, config.dry_sequence_breakers},
+      tokenizer));
+}
+
+/// Adds a sampler that is_penalty().
+void add_penalty(SamplerKind kind, const GenerationConfig& config, const TokenizerPtr& tokenizer,
+                 ProcessorList& out) {
+  if (kind == SamplerKind::kDry) return add_dry(config, tokenizer, out);
   if (config.repetition_penalty != 1) {
     out.push_back(std::make_shared<RepetitionPenalty>(config.repetition_penalty));
   }
@@ -42,6 +54,18 @@ void add_penalties(const GenerationConfig& config, std::span<const int32_t> prom
     out.push_back(std::make_shared<PresenceFrequencyPenalty>(config.presence_penalty,
                                                              config.frequency_penalty));
   }
+}
+
+void add_repetition_rules(const GenerationConfig& config, const SamplerChain& chain,
+                          std::span<const int32_t> prompt, const TokenizerPtr& tokenizer,
+                          ProcessorList& out) {
+  const std::vector<int32_t> prompt_ids(prompt.begin(), prompt.end());
+  if (config.encoder_repetition_penalty != 1) {
+    out.push_back(
+        std::make_shared<EncoderRepetitionPenalty>(config.encoder_repetition_penalty, prompt_ids));
+  }
+  for (const SamplerKind kind : chain.penalties)
+    add_penalty(kind, config, tokenizer, out);
   if (config.no_repeat_ngram_size > 0) {
     out.push_back(std::make_shared<NoRepeatNgram>(config.no_repeat_ngram_size));
   }
@@ -85,24 +109,108 @@ void add_suppressions(const GenerationConfig& config, int64_t prompt_len, Proces
   }
 }
 
-void add_warpers(const GenerationConfig& config, int64_t keep, ProcessorList& out) {
-  if (config.temperature != 1) {
-    const int64_t top_k = config.top_k > 0 ? std::max(config.top_k, keep) : 0;
-    out.push_back(std::make_shared<Temperature>(config.temperature, top_k));
+/// What penalties among the warpers leave must be fit for those that follow.
+class CheckScores : public LogitsProcessor {
+ public:
+  void process(const TokenHistory& history, LogitsRow& row) const override {
+    check_scores(row.values(), history.size());
   }
-  if (config.top_k > 0) out.push_back(std::make_shared<TopK>(config.top_k, keep));
-  if (config.top_p < 1) out.push_back(std::make_shared<TopP>(config.top_p, keep));
-  if (config.min_p > 0) out.push_back(std::make_shared<MinP>(config.min_p, keep));
-  if (config.typical_p < 1) out.push_back(std::make_shared<TypicalP>(config.typical_p, keep));
-  if (config.epsilon_cutoff > 0 && config.epsilon_cutoff < 1) {
-    out.push_back(std::make_shared<Cutoff>(Cutoff::Kind::kEpsilon, config.epsilon_cutoff, keep));
+  std::string_view name() const override { return "check_scores"; }
+};
+
+bool changes_anything(SamplerKind kind, const GenerationConfig& c) {
+  switch (kind) {
+    case SamplerKind::kPenalties:
+      return c.repetition_penalty != 1 || c.presence_penalty != 0 || c.frequency_penalty != 0;
+    case SamplerKind::kDry:
+      return c.penalises_repetitions();
+    case SamplerKind::kTopNSigma:
+      return c.top_n_sigma > 0;
+    case SamplerKind::kTemperature:
+      return c.temperature != 1;
+    case SamplerKind::kTopK:
+      return c.top_k > 0;
+    case SamplerKind::kTopP:
+      return c.top_p < 1;
+    case SamplerKind::kMinP:
+      return c.min_p > 0;
+    case SamplerKind::kTypicalP:
+      return c.typical_p < 1;
+    case SamplerKind::kEpsilonCutoff:
+      return c.epsilon_cutoff > 0 && c.epsilon_cutoff < 1;
+    case SamplerKind::kEtaCutoff:
+      return c.eta_cutoff > 0 && c.eta_cutoff < 1;
+    case SamplerKind::kXtc:
+      return c.xtc_probability > 0 && c.xtc_threshold <= 0.5;
   }
-  if (config.eta_cutoff > 0 && config.eta_cutoff < 1) {
-    out.push_back(std::make_shared<Cutoff>(Cutoff::Kind::kEta, config.eta_cutoff, keep));
+  return false;
+}
+
+/// Adds the sampler at place i of `chain`.
+void add_warper(const GenerationConfig& config, const std::vector<SamplerKind>& chain, size_t i,
+                int64_t keep, const TokenizerPtr& tokenizer, ProcessorList& out) {
+  switch (chain[i]) {
+    case SamplerKind::kPenalties:
+    case SamplerKind::kDry:
+      add_penalty(chain[i], config, tokenizer, out);
+      out.push_back(std::make_shared<CheckScores>());
+      break;
+    case SamplerKind::kTopNSigma:
+      out.push_back(std::make_shared<TopNSigma>(config.top_n_sigma, keep));
+      break;
+    case SamplerKind::kTemperature: {
+      const bool top_k_is_next = i + 1 < chain.size() && chain[i + 1] == SamplerKind::kTopK;
+      out.push_back(std::make_shared<Temperature>(
+          config.temperature, top_k_is_next ? std::max(config.top_k, keep) : 0));
+      break;
+    }
+    case SamplerKind::kTopK:
+      out.push_back(std::make_shared<TopK>(config.top_k, keep));
+      break;
+    case SamplerKind::kTopP:
+      out.push_back(std::make_shared<TopP>(config.top_p, keep));
+      break;
+    case SamplerKind::kMinP:
+      out.push_back(std::make_shared<MinP>(config.min_p, keep));
+      break;
+    case SamplerKind::kTypicalP:
+      out.push_back(std::make_shared<TypicalP>(config.typical_p, keep));
+      break;
+    case SamplerKind::kEpsilonCutoff:
+      out.push_back(std::make_shared<Cutoff>(Cutoff::Kind::kEpsilon, config.epsilon_cutoff, keep));
+      break;
+    case SamplerKind::kEtaCutoff:
+      out.push_back(std::make_shared<Cutoff>(Cutoff::Kind::kEta, config.eta_cutoff, keep));
+      break;
+    case SamplerKind::kXtc:
+      out.push_back(std::make_shared<Xtc>(config.xtc_probability, config.xtc_threshold, keep,
+                                          config.seed, i));
+      break;
   }
 }
 
 }  // namespace
+
+SamplerChain sampler_chain(const GenerationConfig& config) {
+  SamplerChain chain;
+  for (const SamplerKind kind : config.samplers()) {
+    if (!changes_anything(kind, config)) continue;
+    const bool is_first = is_penalty(kind) && chain.warpers.empty();
+    (is_first ? chain.penalties : chain.warpers).push_back(kind);
+  }
+  if (config.samples()) return chain;
+  auto& warpers = chain.warpers;
+  const bool is_greedy =
+      config.temperature == 0 && config.num_beams == 1 && !config.is_contrastive();
+  if (is_greedy) {
+    while (!warpers.empty() && !is_penalty(warpers.back()))
+      warpers.pop_back();
+    return chain;
+  }
+  std::ranges::copy_if(warpers, std::back_inserter(chain.penalties), is_penalty);
+  warpers.clear();
+  return chain;
+}
 
 void LogitsRow::keep_only(std::vector<int32_t> ids) {
   std::vector<float> kept(ids.size());
@@ -168,7 +276,8 @@ void LogitsPipeline::apply(const TokenHistory& history, LogitsRow& row,
 
 LogitsPipeline make_pipeline(const GenerationConfig& config, std::span<const int32_t> prompt,
                              int64_t max_length, int64_t usable_vocab,
-                             std::span<const std::shared_ptr<LogitsProcessor>> extra) {
+                             std::span<const std::shared_ptr<LogitsProcessor>> extra,
+                             const std::shared_ptr<const Tokenizer>& tokenizer) {
   const std::vector<int32_t> eos = config.effective_eos();
   const auto prompt_len = static_cast<int64_t>(prompt.size());
   LogitsPipeline pipeline;
@@ -176,7 +285,8 @@ LogitsPipeline make_pipeline(const GenerationConfig& config, std::span<const int
   pipeline.diversity_penalty = config.diversity_penalty;
   add_biases(config, pipeline.processors);
   pipeline.n_biases = pipeline.processors.size();
-  add_penalties(config, prompt, pipeline.processors);
+  const SamplerChain chain = sampler_chain(config);
+  add_repetition_rules(config, chain, prompt, tokenizer, pipeline.processors);
   if (auto bans = bad_word_biases(config.bad_words_ids, eos); !bans.empty()) {
     pipeline.processors.push_back(std::make_shared<SequenceBiasProcessor>(std::move(bans)));
   }
@@ -184,7 +294,8 @@ LogitsPipeline make_pipeline(const GenerationConfig& config, std::span<const int
   add_suppressions(config, prompt_len, pipeline.processors);
   for (const auto& processor : extra)
     pipeline.processors.push_back(processor);
-  if (config.samples()) add_warpers(config, tokens_to_keep(config), pipeline.warpers);
+  for (size_t i = 0; i < chain.warpers.size(); ++i)
+    add_warper(config, chain.warpers, i, tokens_to_keep(config), tokenizer, pipeline.warpers);
   if (config.renormalize_logits) pipeline.warpers.push_back(std::make_shared<Renormalize>());
   return pipeline;
 }

@@ -17,10 +17,13 @@
 
 namespace qw {
 
+class Tokenizer;
+
 /// The tokens of one sequence so far.
 struct TokenHistory {
   std::span<const int32_t> ids;  // prompt, then generated
   int64_t prompt_len = 0;
+  uint64_t stream = 0;  // of random numbers: which of a request's answers it is
 
   int64_t size() const noexcept { return static_cast<int64_t>(ids.size()); }
   std::span<const int32_t> prompt() const { return ids.first(static_cast<size_t>(prompt_len)); }
@@ -72,10 +75,21 @@ class LogitsProcessor {
 
 using ProcessorList = std::vector<std::shared_ptr<const LogitsProcessor>>;
 
-/// The processors of a request, in Transformers' order.
+/// The samplers of a request that change something, in the order in which they apply.
+struct SamplerChain {
+  std::vector<SamplerKind> penalties;  // those before any warper
+  std::vector<SamplerKind> warpers;    // from the first warper on; penalties may be among them
+};
+
+/// Without sampling every penalty is among the first and there are no warpers, but where the
+/// temperature is 0 and penalties come after warpers: then those warpers decide what is left to be
+/// penalised, and what comes after the last penalty changes no choice.
+SamplerChain sampler_chain(const GenerationConfig& config);
+
+/// The processors of a request, in Transformers' order or its own (sampler_order).
 struct LogitsPipeline {
   ProcessorList processors;  // penalties and constraints
-  ProcessorList warpers;     // sampling only; the renormalisation comes last
+  ProcessorList warpers;     // of sampler_chain(); the renormalisation comes last
   int64_t usable_vocab = 0;  // ids from here on are padding: always -infinity
   size_t n_biases = 0;       // so many processors come before the diversity penalty
   double diversity_penalty = 0;
@@ -93,10 +107,13 @@ struct LogitsPipeline {
 void check_scores(std::span<const float> scores, int64_t position);
 
 /// prompt: what the "encoder" processors look at. max_length: the length at which a forced end
-/// token comes (prompt included). extra: the request's own, after the configured ones.
+/// token comes (prompt included). extra: the request's own, after the configured ones. tokenizer:
+/// for what is told as text (dry_sequence_breakers). Errors: invalid_argument, where it is null and
+/// needed.
 LogitsPipeline make_pipeline(const GenerationConfig& config, std::span<const int32_t> prompt,
                              int64_t max_length, int64_t usable_vocab,
-                             std::span<const std::shared_ptr<LogitsProcessor>> extra = {});
+                             std::span<const std::shared_ptr<LogitsProcessor>> extra = {},
+                             const std::shared_ptr<const Tokenizer>& tokenizer = nullptr);
 
 /// cond <- guidance_scale * (lp(cond) - lp(uncond)) + lp(uncond), lp = log_softmax
 /// (UnbatchedClassifierFreeGuidanceLogitsProcessor). Both rows have the same length.

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/rng.h"
 #include "engine/logits_math.h"
 
 namespace qw {
@@ -232,6 +233,7 @@ void Temperature::process(const TokenHistory&, LogitsRow& row) const {
   const LogitsRow::Compact compact = row.compact();
   const int32_t best = argmax(compact.values);
   if (best < 0) return;  // every token is banned
+  if (temperature_ == 0) return row.keep_only({compact.id(static_cast<size_t>(best))});
   // A shift of all values changes no probability. It is made where a huge bias over a small
   // temperature would leave the floats: relative to the largest value nothing can.
   const float max = compact.values[static_cast<size_t>(best)];
@@ -334,6 +336,54 @@ void TypicalP::process(const TokenHistory&, LogitsRow& row) const {
     ++kept;
   }
   keep_first(row, compact, order, kept);
+}
+
+void TopNSigma::process(const TokenHistory&, LogitsRow& row) const {
+  const LogitsRow::Compact compact = row.compact();
+  const std::span<const float> values = compact.values;
+  const int32_t best = argmax(values);
+  if (best < 0) return row.keep_only({});  // every token is banned
+  double sum = 0, n_values = 0;
+  for (const float v : values) {
+    if (v == kMinusInfinity) continue;
+    sum += static_cast<double>(v);
+    ++n_values;
+  }
+  const double mean = sum / n_values;
+  double squares = 0;
+  for (const float v : values) {
+    const double off = static_cast<double>(v) - mean;
+    if (v != kMinusInfinity) squares += off * off;
+  }
+  const double max = static_cast<double>(values[static_cast<size_t>(best)]);
+  const double limit = max - n_ * std::sqrt(squares / n_values);
+  const float always = kth_largest(values, min_keep_);
+  keep_if(row, compact, [&](size_t i) {
+    const float v = values[i];
+    return v != kMinusInfinity && (static_cast<double>(v) >= limit || v >= always);
+  });
+}
+
+void Xtc::process(const TokenHistory& history, LogitsRow& row) const {
+  // Apart from the streams that answers are drawn with, which are small numbers.
+  const uint64_t stream = (uint64_t{1} << 63) | (place_ << 48) | history.stream;
+  const auto position = static_cast<uint64_t>(history.size());
+  if (random_uniform(seed_, stream, position) >= probability_) return;
+  const LogitsRow::Compact compact = row.compact();
+  const std::span<const float> values = compact.values;
+  const Probabilities p(values);
+  size_t last = values.size();  // the least likely of the top choices
+  int64_t n_top = 0, n_live = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (values[i] != kMinusInfinity) ++n_live;
+    if (p[i] < threshold_ || values[i] == kMinusInfinity) continue;
+    ++n_top;
+    if (last == values.size() || values[i] <= values[last]) last = i;
+  }
+  if (n_top < 2 || n_live - (n_top - 1) < min_keep_) return;
+  keep_if(row, compact, [&](size_t i) {
+    return values[i] != kMinusInfinity && (p[i] < threshold_ || i == last);
+  });
 }
 
 void Cutoff::process(const TokenHistory&, LogitsRow& row) const {

@@ -11,7 +11,8 @@
 
 namespace qw {
 
-/// x / temperature; (x - max) / temperature where that would overflow. With next_top_k, the k of a
+/// x / temperature; (x - max) / temperature where that would overflow. 0 keeps the likeliest alone,
+/// of equal ones the lowest id. With next_top_k, the k of a
 /// TopK that comes next, values which that cannot keep may be cut already: the outcome of both is
 /// the same, but few values are left to divide.
 class Temperature : public LogitsProcessor {
@@ -76,6 +77,39 @@ class TypicalP : public LogitsProcessor {
  private:
   double mass_;
   int64_t min_keep_;
+};
+
+/// Keeps values >= max - n * sigma, where sigma is the standard deviation of all values that are
+/// not banned (Tang et al., "Top-n sigma: not all logits you need", 2024).
+class TopNSigma : public LogitsProcessor {
+ public:
+  TopNSigma(double n, int64_t min_keep) : n_(n), min_keep_(min_keep) {}
+  void process(const TokenHistory& history, LogitsRow& row) const override;
+  std::string_view name() const override { return "top_n_sigma"; }
+
+ private:
+  double n_;
+  int64_t min_keep_;
+};
+
+/// "Exclude top choices": with `probability`, of the tokens with probabilities >= threshold all go
+/// but the least likely (of equal ones the highest id), if at least min_keep tokens stay. The
+/// random number is a function of (seed, answer, position, place among the samplers).
+class Xtc : public LogitsProcessor {
+ public:
+  Xtc(double probability, double threshold, int64_t min_keep, uint64_t seed, uint64_t place)
+      : probability_(probability),
+        threshold_(threshold),
+        min_keep_(min_keep),
+        seed_(seed),
+        place_(place) {}
+  void process(const TokenHistory& history, LogitsRow& row) const override;
+  std::string_view name() const override { return "xtc"; }
+
+ private:
+  double probability_, threshold_;
+  int64_t min_keep_;
+  uint64_t seed_, place_;
 };
 
 /// Keeps probabilities >= cutoff: epsilon, or eta = min(epsilon, sqrt(epsilon) e^-entropy)

@@ -92,6 +92,13 @@ std::vector<Request> open_requests(const Way& way) {
     if (seed % 4 == 1) config.repetition_penalty = 1.02;
     if (seed % 6 == 2) config.frequency_penalty = 0.2;
     if (seed % 8 == 3) config.no_repeat_ngram_size = 9;
+    if (seed % 5 == 2) {
+      config.sampler_order = {SamplerKind::kTopK, SamplerKind::kXtc, SamplerKind::kPenalties,
+                              SamplerKind::kTemperature};
+      config.xtc_probability = 0.2;
+      config.xtc_threshold = 0.05;
+      config.dry_multiplier = 0.1;
+    }
     if (seed % 7 == 5 && config.do_sample) config.num_return_sequences = 3;
     if (seed % 9 == 6) config.prompt_logprobs = 1;
     if (seed % 5 == 1) config.assistant_confidence_threshold = 0.5;

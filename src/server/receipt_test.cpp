@@ -104,6 +104,32 @@ TEST_F(Receipts, SampledAnswersAreComputedAgain) {
   EXPECT_NE(recorded(receipt)[0], recorded(receipt)[1]);
 }
 
+TEST_F(Receipts, AnOrderOfSamplersIsKept) {
+  const Json body = {{"prompt", "One two"},
+                     {"n_predict", 24},
+                     {"seed", 9},
+                     {"temperature", 1.5},
+                     {"top_p", 0.8},
+                     {"top_k", 40},
+                     {"repeat_penalty", 1.2},
+                     {"xtc_probability", 0.5},
+                     {"n_cmpl", 2},
+                     {"samplers", {"top_p", "penalties", "xtc", "top_k", "temperature"}},
+                     {"receipt", true}};
+  Json answers = running_->post("/completion", body);
+  ASSERT_TRUE(answers.is_array()) << answers;
+  const Json receipt = answers.back()["receipt"];
+  expect_replays(receipt);
+  EXPECT_EQ(receipt["sampler"]["sampler_order"],
+            (Json{"top_p", "penalties", "xtc", "top_k", "temperature"}));
+  Json usual = receipt;
+  usual["sampler"]["sampler_order"] = Json::array();
+  EXPECT_NE(replayed(usual), recorded(receipt)) << "in another order it is another answer";
+  Json without = receipt;
+  without["sampler"]["xtc_probability"] = 0;
+  EXPECT_NE(replayed(without), recorded(receipt));
+}
+
 TEST_F(Receipts, ASeedThatNobodyGaveIsWrittenDown) {
   const Json receipt = chat({{"temperature", 1.0}})["receipt"];
   EXPECT_GT(receipt["seed"].get<uint64_t>(), 0u);

@@ -171,7 +171,7 @@ class GbnfParser {
   Node quoted(size_t offset) {
     std::string text;
     for (;;) {
-      if (in_.at_end() || in_.peek() == '\n')
+      if (in_.at_end())  // a line's end stands for itself
         in_.fail_at(in_.offset(),
                     fmt::format("the end of the literal that begins at {}", in_.position(offset)));
       if (in_.accept("\"")) return literal(text);
@@ -221,7 +221,7 @@ class GbnfParser {
     const bool negated = in_.accept("^");
     CodePointSet out;
     while (!in_.accept("]")) {
-      if (in_.at_end() || in_.peek() == '\n')
+      if (in_.at_end())
         in_.fail_at(in_.offset(),
                     fmt::format("the end of the class that begins at {}", in_.position(offset)));
       const uint32_t low = character();

@@ -161,6 +161,13 @@ unused-rule ::= "x"
   EXPECT_TRUE(Grammar::from_gbnf("root ::= a|b a ::= \"x\" b ::= \"y\"")->accepts("y"));
 }
 
+TEST(GrammarGbnf, LineEndsInQuotesAndClassesAreThemselves) {
+  const auto grammar = Grammar::from_gbnf("root ::= item+\nitem ::= \"- \" [^\r\n]+ \"\n\"\n");
+  EXPECT_TRUE(grammar->accepts("- one\n- two\n"));
+  EXPECT_FALSE(grammar->accepts("- one\ntwo\n"));
+  EXPECT_FALSE(grammar->accepts("- one"));
+}
+
 TEST(GrammarGbnf, Recursion) {
   const auto nested = Grammar::from_gbnf(R"gbnf(root ::= "[" (root ("," root)*)? "]")gbnf");
   EXPECT_TRUE(nested->accepts("[[],[[],[]]]"));
@@ -190,7 +197,8 @@ TEST(GrammarGbnf, ErrorsNameLineAndColumn) {
         "rule nowhere: expected a definition, got none (line 1, column 14)");
   check("start ::= \"a\"", kBad, "rule root");
   check("root ::= \"a\"\nroot ::= \"b\"", kBad, "line 2, column 1");
-  check("root ::= \"a\n\"", kBad, "line 1, column 12");
+  check("root ::= \"a\nb", kBad, "the end of the literal that begins at line 1, column 10");
+  check("root ::= [a\nb", kBad, "the end of the class that begins at line 1, column 10");
   check("root = \"a\"", kBad, "expected ::=, got \"=\" (line 1, column 6)");
   check("root ::= (\"a\"", kBad, "closing parenthesis");
   check("root ::= \"a\")", kBad, "line 1, column 13");

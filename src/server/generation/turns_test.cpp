@@ -23,7 +23,7 @@ enum class Keys { kNone, kPlain, kAdministrators };
 
 /// Whether the second client's request with such a priority starts before one of the first that
 /// came earlier. The server has one place, which somebody else holds until both wait.
-bool passes(Keys keys, int64_t priority, bool is_same_client = false) {
+bool passes(Keys keys, int64_t priority, bool is_same_client = false, bool is_sglang = false) {
   std::vector<std::string> headers;
   Json entries = Json::array();
   for (const char* name : {"holder", "first", "second"}) {
@@ -50,9 +50,16 @@ bool passes(Keys keys, int64_t priority, bool is_same_client = false) {
   };
   const auto send = [&](HttpClient& client, size_t who, int64_t its_priority) {
     const std::string name(1, static_cast<char>('a' + who));
-    const Json body = {{"prompt", "The " + name}, {"max_tokens", 500},        {"ignore_eos", true},
-                       {"stream", true},          {"priority", its_priority}, {"user", name}};
-    client.send(HttpClient::post_text("/v1/completions", body.dump(), headers[who]));
+    Json body = {{"prompt", "The " + name}, {"max_tokens", 500},        {"ignore_eos", true},
+                 {"stream", true},          {"priority", its_priority}, {"user", name}};
+    if (is_sglang) {
+      body = {{"text", "The " + name},
+              {"sampling_params", {{"max_new_tokens", 500}, {"ignore_eos", true}}},
+              {"stream", true},
+              {"priority", its_priority}};
+    }
+    client.send(HttpClient::post_text(is_sglang ? "/generate" : "/v1/completions", body.dump(),
+                                      headers[who]));
   };
   std::optional<HttpClient> holder(running.service.port());
   HttpClient first = running.client(), second = running.client();
@@ -77,6 +84,11 @@ TEST(Turns, APriorityPassesOtherClientsWithoutKeysAndByAdministratorsOnly) {
 TEST(Turns, APriorityOrdersAClientsOwnRequests) {
   EXPECT_TRUE(passes(Keys::kPlain, -1, true));
   EXPECT_FALSE(passes(Keys::kPlain, 0, true));
+}
+
+TEST(Turns, InSglangsDialectTheHigherPriorityGoesFirst) {
+  EXPECT_TRUE(passes(Keys::kPlain, 1, true, true));
+  EXPECT_FALSE(passes(Keys::kPlain, -1, true, true));
 }
 
 }  // namespace

@@ -104,107 +104,108 @@ namespace {
 struct Sampler {
   std::string_view name;
   char letter;
-  bool exists;  // here; the others are always off
+  std::optional<SamplerKind> kind;  // none: it is not there
 };
 
-/// Those that exist stand in the order in which they apply here.
-constexpr std::array<Sampler, 11> kSamplers = {{{"penalties", 'e', true},
-                                                {"temperature", 't', true},
-                                                {"top_k", 'k', true},
-                                                {"top_p", 'p', true},
-                                                {"min_p", 'm', true},
-                                                {"typ_p", 'y', true},
-                                                {"dry", 'd', false},
-                                                {"xtc", 'x', false},
-                                                {"top_n_sigma", 's', false},
-                                                {"adaptive_p", 'a', false},
-                                                {"infill", 'i', false}}};
+constexpr std::array<Sampler, 11> kSamplers = {{{"penalties", 'e', SamplerKind::kPenalties},
+                                                {"top_n_sigma", 's', SamplerKind::kTopNSigma},
+                                                {"temperature", 't', SamplerKind::kTemperature},
+                                                {"top_k", 'k', SamplerKind::kTopK},
+                                                {"top_p", 'p', SamplerKind::kTopP},
+                                                {"min_p", 'm', SamplerKind::kMinP},
+                                                {"typ_p", 'y', SamplerKind::kTypicalP},
+                                                {"xtc", 'x', SamplerKind::kXtc},
+                                                {"dry", 'd', SamplerKind::kDry},
+                                                {"adaptive_p", 'a', std::nullopt},
+                                                {"infill", 'i', std::nullopt}}};
 
-/// Whether a sampler changes anything, as the parameters are.
-bool is_active(std::string_view name, const GenerationConfig& config) {
-  if (name == "temperature") return config.temperature != 1;
-  if (name == "top_k") return config.top_k != 0;
-  if (name == "top_p") return config.top_p < 1;
-  if (name == "min_p") return config.min_p > 0;
-  if (name == "typ_p") return config.typical_p < 1;
-  return config.repetition_penalty != 1 || config.presence_penalty != 0 ||
-         config.frequency_penalty != 0;
+/// "Top-K", "topk" and "top_k" are one; so are several words for some.
+const Sampler* find_sampler(std::string_view given) {
+  const auto plain = [](std::string_view text) {
+    std::string out;
+    for (const char c : text) {
+      if (c != '_' && c != '-') out += c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+    }
+    return out;
+  };
+  std::string name = plain(given);
+  if (name == "temp") name = "temperature";
+  if (name == "typ" || name == "typicalp") name = "typp";
+  if (name == "nucleus") name = "topp";
+  const auto* found = std::ranges::find_if(
+      kSamplers, [&](const Sampler& sampler) { return plain(sampler.name) == name; });
+  return found == kSamplers.end() ? nullptr : found;
 }
 
-size_t place_of(std::string_view name) {
-  return static_cast<size_t>(std::ranges::find(kSamplers, name, &Sampler::name) -
-                             kSamplers.begin());
+const Sampler* find_sampler(char letter) {
+  const auto* found = std::ranges::find(kSamplers, letter, &Sampler::letter);
+  return found == kSamplers.end() ? nullptr : found;
 }
 
 }  // namespace
 
-std::vector<std::string> read_samplers(const Json& value) {
-  std::vector<std::string> names;
-  const auto add = [&](const auto* found, std::string_view given) {
-    if (found == kSamplers.end())
+std::vector<SamplerKind> read_samplers(const Json& value, std::vector<std::string>& warnings) {
+  std::vector<SamplerKind> kinds;
+  const auto add = [&](const Sampler* found, std::string_view given) {
+    if (found == nullptr)
       refuse_field("samplers", "expected names of samplers, got '{}'", printable(given));
-    // What is off has no place in the order; infill is for a kind of request that is refused.
-    if (found->exists) names.emplace_back(found->name);
+    if (found->kind) kinds.push_back(*found->kind);
+    // The others that are not there are off, unless their own parameters ask for them.
+    if (found->name == "infill")
+      warnings.emplace_back("samplers: infill ignored (these models cannot fill in)");
+    if (kinds.size() > GenerationConfig::kMaxSamplerOrder)
+      refuse_field("samplers", "expected at most {}, got more", GenerationConfig::kMaxSamplerOrder);
   };
   if (value.is_string()) {
     for (const char& letter : value.get_ref<const std::string&>())
-      add(std::ranges::find(kSamplers, letter, &Sampler::letter), std::string_view(&letter, 1));
+      add(find_sampler(letter), std::string_view(&letter, 1));
   } else {
     for (const Json& item : to_array("samplers", value)) {
-      std::string name = to_string("samplers", item);
-      if (name == "typical_p") name = "typ_p";
-      if (name == "temp") name = "temperature";
-      add(std::ranges::find(kSamplers, std::string_view(name), &Sampler::name), name);
+      const std::string name = to_string("samplers", item);
+      add(find_sampler(std::string_view(name)), name);
     }
   }
-  for (size_t i = 0; i < names.size(); ++i) {
-    if (std::ranges::count(names, names[i]) > 1)
-      refuse_field("samplers", "expected every sampler once, got {} twice", names[i]);
-  }
-  return names;
+  return kinds;
 }
 
-std::vector<std::pair<std::string, Json>> parameters_without(
-    const std::vector<std::string>& samplers) {
-  const auto lacks = [&](std::string_view name) {
-    return std::ranges::find(samplers, name) == samplers.end();
+std::vector<std::pair<std::string, Json>> parameters_of(const std::vector<SamplerKind>& samplers) {
+  const auto lacks = [&](SamplerKind kind) {
+    return std::ranges::find(samplers, kind) == samplers.end();
   };
+  struct Off {
+    SamplerKind kind;
+    std::string_view parameter;
+    int value;
+  };
+  constexpr auto kOff = std::to_array<Off>({{SamplerKind::kPenalties, "repetition_penalty", 1},
+                                            {SamplerKind::kPenalties, "presence_penalty", 0},
+                                            {SamplerKind::kPenalties, "frequency_penalty", 0},
+                                            {SamplerKind::kDry, "dry_multiplier", 0},
+                                            {SamplerKind::kTopNSigma, "top_n_sigma", 0},
+                                            {SamplerKind::kTemperature, "temperature", 1},
+                                            {SamplerKind::kTopK, "top_k", 0},
+                                            {SamplerKind::kTopP, "top_p", 1},
+                                            {SamplerKind::kMinP, "min_p", 0},
+                                            {SamplerKind::kTypicalP, "typical_p", 1},
+                                            {SamplerKind::kEpsilonCutoff, "epsilon_cutoff", 0},
+                                            {SamplerKind::kEtaCutoff, "eta_cutoff", 0},
+                                            {SamplerKind::kXtc, "xtc_probability", 0}});
   std::vector<std::pair<std::string, Json>> out;
-  if (lacks("penalties")) {
-    out.emplace_back("repetition_penalty", 1);
-    out.emplace_back("presence_penalty", 0);
-    out.emplace_back("frequency_penalty", 0);
+  for (const Off& off : kOff) {
+    if (lacks(off.kind)) out.emplace_back(off.parameter, off.value);
   }
-  if (lacks("temperature")) out.emplace_back("temperature", 1);
-  if (lacks("top_k")) out.emplace_back("top_k", 0);
-  if (lacks("top_p")) out.emplace_back("top_p", 1);
-  if (lacks("min_p")) out.emplace_back("min_p", 0);
-  if (lacks("typ_p")) out.emplace_back("typical_p", 1);
+  Json order = Json::array();
+  for (const SamplerKind kind : samplers)
+    order.push_back(name_of(kind));
+  out.emplace_back("sampler_order", std::move(order));
   return out;
 }
 
-void check_sampler_order(const std::vector<std::string>& samplers, const GenerationConfig& config) {
-  if (!config.samples()) return;  // the likeliest stays the likeliest, penalties apart
-  for (size_t later = 0; later < samplers.size(); ++later) {
-    for (size_t earlier = 0; earlier < later; ++earlier) {
-      const std::string &first = samplers[earlier], &second = samplers[later];
-      if (place_of(first) < place_of(second)) continue;
-      if (!is_active(first, config) || !is_active(second, config)) continue;
-      // Dividing by the temperature keeps the order of tokens, so it may come after top_k too.
-      if (first == "top_k" && second == "temperature") continue;
-      refuse_field(
-          "samplers",
-          "expected penalties, temperature, top_k, top_p, min_p, typ_p in this order where "
-          "it matters, got {} before {}",
-          first, second);
-    }
-  }
-}
-
-std::vector<std::string> sampler_names() {
-  std::vector<std::string> names;
-  for (const Sampler& sampler : kSamplers) {
-    if (sampler.exists) names.emplace_back(sampler.name);
+Json samplers_json(const std::vector<SamplerKind>& samplers) {
+  Json names = Json::array();
+  for (const SamplerKind kind : samplers) {
+    const auto* found = std::ranges::find(kSamplers, kind, &Sampler::kind);
+    if (found != kSamplers.end()) names.push_back(found->name);
   }
   return names;
 }
@@ -213,6 +214,8 @@ Json settings_json(const GenerationConfig& config) {
   Json bias = Json::array();
   for (const auto& [id, amount] : config.logit_bias)
     bias.push_back({{"bias", amount}, {"token", id}});
+  for (const int32_t id : config.suppress_tokens)
+    bias.push_back({{"bias", false}, {"token", id}});
   return {{"n_predict", config.max_new_tokens.value_or(-1)},
           {"seed", config.seed},
           {"temperature", config.do_sample ? config.temperature : 0},
@@ -220,15 +223,22 @@ Json settings_json(const GenerationConfig& config) {
           {"top_k", config.top_k},
           {"top_p", config.top_p},
           {"min_p", config.min_p},
-          {"top_n_sigma", -1},
-          {"xtc_probability", 0},
+          {"top_n_sigma", config.top_n_sigma > 0 ? config.top_n_sigma : -1},
+          {"xtc_probability", config.xtc_probability},
+          {"xtc_threshold", config.xtc_threshold},
           {"typical_p", config.typical_p},
           {"repeat_last_n", -1},
           {"repeat_penalty", config.repetition_penalty},
           {"presence_penalty", config.presence_penalty},
           {"frequency_penalty", config.frequency_penalty},
-          {"dry_multiplier", 0},
+          {"dry_multiplier", config.dry_multiplier},
+          {"dry_base", config.dry_base},
+          {"dry_allowed_length", config.dry_allowed_length},
+          {"dry_penalty_last_n", config.dry_penalty_last_n},
+          {"dry_sequence_breakers", config.dry_sequence_breakers},
           {"mirostat", 0},
+          {"mirostat_tau", 5.0},
+          {"mirostat_eta", 0.1},
           {"stop", config.stop_strings},
           {"max_tokens", config.max_new_tokens.value_or(-1)},
           {"n_keep", 0},
@@ -238,8 +248,11 @@ Json settings_json(const GenerationConfig& config) {
           {"n_probs", config.logprobs.value_or(0)},
           {"min_keep", 0},
           {"grammar", ""},
-          {"samplers", sampler_names()},
+          {"samplers", samplers_json(config.samplers())},
           {"timings_per_token", false},
+          // Older versions have these two, and clients of that time ask for them.
+          {"penalize_nl", false},
+          {"tfs_z", 1.0},
           {"post_sampling_probs", false},
           {"lora", Json::array()}};
 }

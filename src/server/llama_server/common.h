@@ -22,20 +22,15 @@ Json error_body(const Error& error, int status);
 ShapePtr lora_shape();
 std::vector<AdapterScale> read_lora(const std::string& where, const Json& value);
 
-/// "samplers": names, or a string of llama.cpp's letters; samplers that are always off here are
-/// left out. Errors: RequestError (no such sampler, one that is not there).
-std::vector<std::string> read_samplers(const Json& value);
+/// "samplers": names, or a string of llama.cpp's letters; those that are not there are left out.
+/// Errors: RequestError.
+std::vector<SamplerKind> read_samplers(const Json& value, std::vector<std::string>& warnings);
 
-/// Parameters of GenerationConfig, with their neutral values, of the samplers that are not named.
-std::vector<std::pair<std::string, Json>> parameters_without(
-    const std::vector<std::string>& samplers);
+/// Parameters of GenerationConfig under which these samplers apply in this order, and no others.
+std::vector<std::pair<std::string, Json>> parameters_of(const std::vector<SamplerKind>& samplers);
 
-/// Throws RequestError unless applying the samplers in the order named is the same as applying them
-/// in ours: penalties, temperature, top_k, top_p, min_p, typ_p.
-void check_sampler_order(const std::vector<std::string>& samplers, const GenerationConfig& config);
-
-/// Names of the samplers that there are here, in the order in which they apply.
-std::vector<std::string> sampler_names();
+/// Their names in llama.cpp; those that it does not have are left out.
+Json samplers_json(const std::vector<SamplerKind>& samplers);
 
 /// What applies, under llama.cpp's names: "generation_settings" of an answer, where what its
 /// request says of grammar, samplers and adapters is to be added, and "params" of /props.

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "server/generation/grammar_fields.h"
@@ -27,7 +28,7 @@ struct CompletionTask : GenerationTask {
   int64_t slot = -1;
   bool stream = false, return_tokens = false, wants_tokens = true;
   int64_t n_probs = 0;
-  std::optional<std::vector<std::string>> samplers;
+  std::optional<std::vector<SamplerKind>> samplers;
   Json logit_bias;
   std::vector<std::string> response_fields;
 };
@@ -114,8 +115,10 @@ void add_prompt_fields(FieldTable<CompletionTask>& table) {
 
 void add_sampling_fields(FieldTable<CompletionTask>& table) {
   using Task = CompletionTask;
-  for (const char* name : {"temperature", "top_p", "min_p", "typical_p", "presence_penalty",
-                           "frequency_penalty", "ignore_eos"})
+  for (const char* name :
+       {"temperature", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty",
+        "ignore_eos", "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base",
+        "dry_allowed_length", "dry_sequence_breakers"})
     table.push_back(parameter_field<Task>(name, name));
   table.push_back(honoured<Task>(
                       "top_k",
@@ -125,6 +128,16 @@ void add_sampling_fields(FieldTable<CompletionTask>& table) {
                       },
                       "0 or less: off")
                       .as(types::integer()));
+  table.push_back(honoured<Task>(
+                      "top_n_sigma",
+                      [](const Json& value, Task& task) {
+                        task.set("top_n_sigma", "top_n_sigma",
+                                 std::max(to_number("top_n_sigma", value), 0.0));
+                      },
+                      "0 or less: off")
+                      .as(types::number()));
+  table.push_back(parameter_field<Task>("dry_penalty_last_n", "dry_penalty_last_n",
+                                        "0: off; -1: the whole text"));
   table.push_back(parameter_field<Task>("repeat_penalty", "repetition_penalty"));
   table.push_back(penalty_window_field<Task>("repeat_last_n"));
   table.push_back(honoured<Task>(
@@ -139,10 +152,11 @@ void add_sampling_fields(FieldTable<CompletionTask>& table) {
   table.push_back(stop_field<Task>("stop"));
   table.push_back(
       honoured<Task>(
-          "samplers", [](const Json& value, Task& task) { task.samplers = read_samplers(value); },
-          "those not named are off; an order that would give other answers than penalties, "
-          "temperature, "
-          "top_k, top_p, min_p, typ_p is refused")
+          "samplers",
+          [](const Json& value, Task& task) {
+            task.samplers = read_samplers(value, task.warnings);
+          },
+          "they apply in this order, as often as they are named; those not named are off")
           .as(types::any_of({types::string(), types::list(types::string())})));
   table.push_back(
       honoured<Task>(
@@ -157,9 +171,6 @@ void add_other_fields(FieldTable<CompletionTask>& table) {
   table.push_back(schema_field<Task>("json_schema"));
   table.push_back(refused<Task>("post_sampling_probs", "probabilities are given before sampling"));
   table.push_back(refused<Task>("dynatemp_range", "the temperature is fixed here"));
-  table.push_back(refused<Task>("dry_multiplier", "there is no such penalty here"));
-  table.push_back(refused<Task>("xtc_probability", "there is no such sampler here"));
-  table.push_back(refused<Task>("top_n_sigma", "there is no such sampler here", -1.0));
   table.push_back(refused<Task>("mirostat", "there is no mirostat here"));
   table.push_back(refused<Task>("min_keep", "samplers keep what their definitions say"));
   table.push_back(refused<Task>("n_indent", "there is no such rule here"));
@@ -170,9 +181,7 @@ void add_other_fields(FieldTable<CompletionTask>& table) {
           "[{\"id\", \"scale\"}, ...]: these adapters and no others; scales from -1000 to 1000")
           .as(types::list(types::object({"id", "scale"})))
           .with(lora_shape()));
-  for (const char* name :
-       {"dynatemp_exponent", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
-        "dry_sequence_breakers", "xtc_threshold", "mirostat_tau", "mirostat_eta"})
+  for (const char* name : {"dynatemp_exponent", "mirostat_tau", "mirostat_eta"})
     table.push_back(ignored<Task>(name, "what it belongs to is off"));
   table.push_back(integer_field<Task>(
       "id_slot", &Task::slot, -1,
@@ -215,18 +224,22 @@ std::vector<int32_t> encode(const MixedPrompt& prompt, const ServedModel& model)
   return ids;
 }
 
-/// {"id": bias}, as OpenAI has it, of llama.cpp's forms: lists of pairs or an object; a text stands
-/// for each of its tokens, false for "never".
-Json bias_of(const Json& value, const ServedModel& model) {
-  constexpr double kNever = -1e9;  // finite, as a bias must be, and beyond any logit
+/// Reads llama.cpp's forms, lists of pairs or an object, where a text stands for each of its tokens
+/// and false for "never".
+void set_bias(const Json& value, const ServedModel& model, GenerationTask& task) {
   std::map<int32_t, double> sums;
+  std::set<int32_t> never;
   const auto add = [&](const Json& token, const Json& bias) {
-    const double amount = bias == false ? kNever : to_number("logit_bias", bias);
+    const double amount = bias == false ? 0 : to_number("logit_bias", bias);
+    std::vector<int32_t> ids;
     if (token.is_string()) {
-      for (const int32_t id : model.tokenizer().encode(token.get_ref<const std::string&>()))
-        sums[id] += amount;
+      ids = model.tokenizer().encode(token.get_ref<const std::string&>());
     } else {
-      sums[static_cast<int32_t>(to_integer("logit_bias", token, 0, INT32_MAX))] += amount;
+      ids = {static_cast<int32_t>(to_integer("logit_bias", token, 0, INT32_MAX))};
+    }
+    for (const int32_t id : ids) {
+      if (bias == false) never.insert(id);
+      if (bias != false) sums[id] += amount;
     }
   };
   if (value.is_object()) {
@@ -242,10 +255,14 @@ Json bias_of(const Json& value, const ServedModel& model) {
       add(pair[0], pair[1]);
     }
   }
-  Json out = Json::object();
+  Json biases = Json::object();
   for (const auto& [id, bias] : sums)
-    out[std::to_string(id)] = bias;
-  return out;
+    biases[std::to_string(id)] = bias;
+  if (!biases.empty()) task.set("logit_bias", "logit_bias", std::move(biases));
+  if (never.empty()) return;
+  const std::vector<int32_t>& of_model = model.files().generation.suppress_tokens;
+  never.insert(of_model.begin(), of_model.end());
+  task.set("logit_bias", "suppress_tokens", never);
 }
 
 /// Readies a task whose fields were read.
@@ -253,14 +270,14 @@ void finish(CompletionTask& task) {
   if (task.mixed.empty()) refuse_field("prompt", "expected one, got none");
   if (task.n_probs > 0) task.set("n_probs", "logprobs", task.n_probs);
   if (task.samplers) {
-    for (auto& [name, value] : parameters_without(*task.samplers))
+    for (auto& [name, value] : parameters_of(*task.samplers))
       task.set("samplers", name, value);
   }
   task.complete = [mixed = task.mixed, bias = task.logit_bias](GenerationTask& generation,
                                                                const ServedModel& model) {
     for (const MixedPrompt& prompt : mixed)
       generation.prompts.push_back({"", encode(prompt, model), true});
-    if (!bias.is_null()) generation.set("logit_bias", "logit_bias", bias_of(bias, model));
+    if (!bias.is_null()) set_bias(bias, model, generation);
   };
 }
 
@@ -295,21 +312,20 @@ Json timings_json(const Timings& timings) {
           {"predicted_per_second", rate(timings.n_decoded, timings.decode_s)}};
 }
 
-/// The fields that are asked for; those within others come to the top, under their last name.
+/// The fields that are asked for; those within others come to the top, under their whole path.
 Json only(const Json& answer, const std::vector<std::string>& fields) {
   if (fields.empty()) return answer;
   Json out = Json::object();
   for (const std::string& field : fields) {
     const Json* place = &answer;
     std::string_view rest = field;
-    std::string name;
     while (place != nullptr && !rest.empty()) {
-      name = std::string(rest.substr(0, rest.find('/')));
+      const std::string name(rest.substr(0, rest.find('/')));
       rest.remove_prefix(std::min(name.size() + 1, rest.size()));
       const auto found = place->is_object() ? place->find(name) : place->end();
       place = found == place->end() ? nullptr : &*found;
     }
-    if (place != nullptr && place != &answer) out[name] = *place;
+    if (place != nullptr && place != &answer) out[field] = *place;
   }
   return out;
 }
@@ -412,7 +428,7 @@ class CompletionAnswer : public GenerationListener {
     settings_ = settings_json(config);
     if (!task_.wants_tokens) settings_["n_predict"] = settings_["max_tokens"] = 0;
     if (task_.no_penalties) settings_["repeat_last_n"] = 0;
-    if (task_.samplers) settings_["samplers"] = *task_.samplers;
+    if (task_.samplers) settings_["samplers"] = samplers_json(*task_.samplers);
     if (task_.grammar && task_.grammar->kind == GrammarSource::Kind::kGbnf)
       settings_["grammar"] = task_.grammar->text;
     // Not made into a grammar in GBNF, as llama.cpp does.
@@ -469,6 +485,8 @@ class CompletionAnswer : public GenerationListener {
     const std::vector<int32_t>& ids = task_.stream ? rest.ids : completion.ids;
     const bool shows_ids = task_.wants_tokens && (task_.return_tokens || task_.stream);
     const bool shows_text = task_.wants_tokens && !task_.stream;
+    const std::string_view stop =
+        task_.wants_tokens ? stop_type(completion.finish_reason) : "limit";
     Json json = {{"index", index},
                  {"content", shows_text ? completion.text : ""},
                  {"tokens", shows_ids ? Json(ids) : Json::array()},
@@ -481,7 +499,11 @@ class CompletionAnswer : public GenerationListener {
                  {"prompt", model_->tokenizer().decode(prompts_[prompt])},
                  {"has_new_line", completion.text.find('\n') != std::string::npos},
                  {"truncated", false},
-                 {"stop_type", task_.wants_tokens ? stop_type(completion.finish_reason) : "limit"},
+                 {"stop_type", stop},
+                 // The same as older versions say it, for clients of that time.
+                 {"stopped_eos", stop == "eos"},
+                 {"stopped_word", stop == "word"},
+                 {"stopped_limit", stop == "limit"},
                  {"stopping_word", is_stop ? completion.stop_string : ""},
                  {"tokens_cached", result.timings.n_cached},
                  {"timings", timings_json(result.timings)}};
@@ -517,7 +539,6 @@ void complete(const std::shared_ptr<Call>& call) {
                refuse_field("id_slot", "expected -1 (any) to {}, got {}", model->slots().size() - 1,
                             task.slot);
              }
-             if (task.samplers) check_sampler_order(*task.samplers, requests[0].config);
              return std::make_shared<CompletionAnswer>(call, task, model, requests);
            });
 }

@@ -47,6 +47,8 @@ TEST_F(LlamaServer, CompletesWhole) {
   EXPECT_EQ(answer["tokens_predicted"], 4);
   EXPECT_EQ(answer["tokens_evaluated"], 3);
   EXPECT_EQ(answer["stop_type"], "limit");
+  EXPECT_EQ(answer["stopped_limit"], true);
+  EXPECT_EQ(answer["stopped_eos"], false);
   EXPECT_EQ(answer["stopping_word"], "");
   EXPECT_EQ(answer["truncated"], false);
   EXPECT_EQ(answer["generation_settings"]["n_predict"], 4);
@@ -116,10 +118,13 @@ TEST_F(LlamaServer, StopsAndLimits) {
   const ordered_json whole = complete(body);
   EXPECT_EQ(whole["content"], "The capital of Japan is Tokyo.");
   EXPECT_EQ(whole["stop_type"], "eos");
+  EXPECT_EQ(whole["stopped_eos"], true);
+  EXPECT_EQ(whole["stopped_limit"], false);
   body["stop"] = {" of Japan"};
   const ordered_json stopped = complete(body);
   EXPECT_EQ(stopped["content"], "The capital");
   EXPECT_EQ(stopped["stop_type"], "word");
+  EXPECT_EQ(stopped["stopped_word"], true);
   EXPECT_EQ(stopped["stopping_word"], " of Japan");
   body["n_predict"] = 0;
   const ordered_json none = complete(body);
@@ -139,32 +144,147 @@ TEST_F(LlamaServer, BiasesTokens) {
   EXPECT_EQ(complete(body)["content"], "Hello");
   body["logit_bias"] = ordered_json::object({{"Hello", 100}});
   EXPECT_EQ(complete(body)["content"], "Hello");
+  // A token that must not be said is none of those whose spread top_n_sigma looks at.
+  body["logit_bias"] = {{likeliest, false}};
+  body["temperature"] = 1000;
+  body["top_n_sigma"] = 1e-6;
+  const ordered_json other = complete(body);
+  EXPECT_NE(other["tokens"][0], likeliest);
+  EXPECT_EQ(complete(body)["tokens"], other["tokens"]);
+  body["seed"] = 12345;
+  EXPECT_EQ(complete(body)["tokens"], other["tokens"]) << "one token alone is left";
+  EXPECT_EQ(other["generation_settings"]["logit_bias"],
+            (ordered_json{{{"bias", false}, {"token", likeliest}}}));
   body["logit_bias"] = {{1, 2, 3}};
   EXPECT_THAT(error_of(body), HasSubstr("logit_bias"));
 }
 
-TEST_F(LlamaServer, HonoursTheSamplersThatItCan) {
+TEST_F(LlamaServer, SamplersThatAreNotNamedAreOff) {
   ordered_json body = {{"prompt", "One two"}, {"n_predict", 8}, {"seed", 3},       {"top_k", 0},
                        {"top_p", 1},          {"min_p", 0},     {"temperature", 1}};
   const ordered_json plain = complete(body);
   body["top_k"] = 1;
   body["temperature"] = 0.2;
+  body["top_n_sigma"] = 0.1;
+  body["xtc_probability"] = 1;
+  body["xtc_threshold"] = 0;
+  body["repeat_penalty"] = 5;
   body["samplers"] = ordered_json::array();  // none: the model's own distribution
   EXPECT_EQ(complete(body)["content"], plain["content"]);
-  body["samplers"] = {"top_k", "temperature"};  // the same as the other way round
-  ordered_json greedy = body;
-  greedy.erase("samplers");
-  greedy["temperature"] = 0;
-  EXPECT_EQ(complete(body)["content"], complete(greedy)["content"]);
-  body["samplers"] = {"top_p", "temperature"};
-  body["top_p"] = 0.5;
-  EXPECT_THAT(error_of(body), HasSubstr("top_p before temperature"));
-  body["temperature"] = 1;  // changes nothing, so its place does not matter
-  EXPECT_TRUE(complete(body).contains("content"));
-  body["samplers"] = "pt";
-  EXPECT_TRUE(complete(body).contains("content"));
+  body["samplers"] = "";
+  EXPECT_EQ(complete(body)["content"], plain["content"]);
   body["samplers"] = {"luck"};
   EXPECT_THAT(error_of(body), HasSubstr("luck"));
+  body["samplers"] = "tz";
+  EXPECT_THAT(error_of(body), HasSubstr("'z'"));
+}
+
+// Of a distribution that a temperature of 1000 has made flat, top_p 0.001 leaves many tokens; of
+// the model's own the likeliest alone.
+TEST_F(LlamaServer, SamplersApplyInTheOrderNamed) {
+  ordered_json body = {{"prompt", "One two"}, {"n_predict", 12}, {"seed", 3}, {"top_p", 0.001}};
+  body["top_k"] = 0;
+  body["temperature"] = 0;
+  const ordered_json likeliest = complete(body)["content"];
+  body["temperature"] = 1000;
+  const ordered_json usual = complete(body)["content"];
+  EXPECT_NE(usual, likeliest);
+  for (const ordered_json& names :
+       {ordered_json{"top_p", "temperature"}, ordered_json("pt"), ordered_json{"Nucleus", "temp"},
+        ordered_json{"top-p", "top_p", "temperature"}}) {
+    body["samplers"] = names;
+    EXPECT_EQ(complete(body)["content"], likeliest) << names.dump();
+  }
+  body["samplers"] = {"temperature", "top_p"};
+  EXPECT_NE(complete(body)["content"], likeliest);
+  // Twice a temperature of 0.01 is one of 0.0001: as good as none; twice 1000 is flat.
+  body["top_p"] = 1;
+  body["temperature"] = 0.01;
+  body["samplers"] = {"temperature", "temperature"};
+  EXPECT_EQ(complete(body)["content"], likeliest);
+  ordered_json many = ordered_json::array();
+  for (int i = 0; i < 65; ++i)
+    many.push_back("top_k");
+  body["samplers"] = many;
+  EXPECT_THAT(error_of(body), HasSubstr("samplers: expected at most 64"));
+}
+
+TEST_F(LlamaServer, TakesLlamaCppsOwnOrder) {
+  ordered_json body = {{"prompt", "One two"},    {"n_predict", 8},       {"seed", 3},
+                       {"temperature", 0.8},     {"top_k", 40},          {"top_p", 0.95},
+                       {"min_p", 0.05},          {"typical_p", 1.0},     {"repeat_penalty", 1.0},
+                       {"xtc_probability", 0.0}, {"xtc_threshold", 0.1}, {"top_n_sigma", -1.0},
+                       {"dry_multiplier", 0.0}};
+  body["samplers"] = {"penalties", "dry",   "top_n_sigma", "top_k",      "typ_p",
+                      "top_p",     "min_p", "xtc",         "temperature"};
+  const ordered_json whole = complete(body);
+  EXPECT_FALSE(whole.contains("warnings")) << whole["warnings"].dump();
+  const ordered_json want = body["samplers"];
+  EXPECT_EQ(whole["generation_settings"]["samplers"], want);
+  body["samplers"] = "edskypmxt";
+  const ordered_json same = complete(body);
+  EXPECT_EQ(same["content"], whole["content"]);
+  EXPECT_EQ(same["generation_settings"]["samplers"], want);
+  body["samplers"] = "edskypmxti";
+  EXPECT_EQ(complete(body)["warnings"].dump(),
+            R"x(["samplers: infill ignored (these models cannot fill in)"])x");
+  ordered_json held = body;
+  held["samplers"] = "edskypmxt";
+  held["grammar"] = "root ::= \"yes\" | \"no\"";
+  EXPECT_THAT(complete(held)["content"].get<std::string>(), ::testing::AnyOf("yes", "no"));
+  body["samplers"] = "a";
+  EXPECT_EQ(complete(body)["generation_settings"]["samplers"], ordered_json::array());
+}
+
+TEST_F(LlamaServer, DoesNotRepeatItself) {
+  const ordered_json ids =
+      running_->post("/tokenize", {{"content", " one two one two one"}})["tokens"];
+  ASSERT_EQ(ids.size(), 5u);
+  ordered_json body = {{"prompt", ids},       {"n_predict", 1},
+                       {"temperature", 0},    {"return_tokens", true},
+                       {"dry_multiplier", 0}, {"logit_bias", {ordered_json::array({ids[1], 50})}}};
+  const auto goes_on = [&] { return complete(body)["tokens"][0] == ids[1]; };
+  EXPECT_TRUE(goes_on());
+  body["dry_multiplier"] = 1000;
+  EXPECT_FALSE(goes_on()) << "two, after one and two and one again";
+  const ordered_json settings = complete(body)["generation_settings"];
+  EXPECT_EQ(settings["dry_multiplier"], 1000);
+  EXPECT_EQ(settings["dry_sequence_breakers"], (ordered_json{"\n", ":", "\"", "*"}));
+  body["samplers"] = {"penalties", "temperature"};
+  EXPECT_TRUE(goes_on()) << "not named: off";
+  body.erase("samplers");
+  body["dry_allowed_length"] = 4;
+  EXPECT_TRUE(goes_on());
+  body.erase("dry_allowed_length");
+  body["dry_sequence_breakers"] = {"two"};
+  EXPECT_TRUE(goes_on()) << "nothing reaches over two";
+  body["dry_sequence_breakers"] = {""};
+  EXPECT_THAT(error_of(body), HasSubstr("dry_sequence_breakers"));
+}
+
+TEST_F(LlamaServer, HasTheSamplersOfItsOwn) {
+  ordered_json body = {{"prompt", "One two"}, {"n_predict", 12}, {"seed", 3}, {"temperature", 0}};
+  const ordered_json likeliest = complete(body)["content"];
+  body["temperature"] = 1000;
+  EXPECT_NE(complete(body)["content"], likeliest);
+  body["top_n_sigma"] = 1e-6;
+  const ordered_json sigma = complete(body);
+  EXPECT_EQ(sigma["content"], likeliest);
+  EXPECT_EQ(sigma["generation_settings"]["top_n_sigma"], 1e-6);
+  body["top_n_sigma"] = -1;
+  body["temperature"] = 1;
+  body["xtc_probability"] = 1;
+  body["xtc_threshold"] = 0;  // every token is a top choice: the least likely of two is left
+  body["top_k"] = 2;
+  const ordered_json second = complete(body);
+  EXPECT_EQ(second["generation_settings"]["xtc_probability"], 1);
+  EXPECT_EQ(second["generation_settings"]["top_n_sigma"], -1);
+  EXPECT_NE(second["content"], likeliest);
+  body["n_probs"] = 2;
+  for (const ordered_json& place : complete(body)["completion_probabilities"])
+    EXPECT_EQ(place["id"], place["top_logprobs"][1]["id"]);
+  body["xtc_probability"] = 2;
+  EXPECT_THAT(error_of(body), HasSubstr("xtc_probability"));
 }
 
 TEST_F(LlamaServer, GivesTheFieldsThatAreAskedFor) {
@@ -173,7 +293,7 @@ TEST_F(LlamaServer, GivesTheFieldsThatAreAskedFor) {
                 {"n_predict", 1},
                 {"response_fields", {"content", "generation_settings/n_predict", "nothing"}}});
   EXPECT_EQ(answer.size(), 3u) << answer.dump();
-  EXPECT_EQ(answer["n_predict"], 1);
+  EXPECT_EQ(answer["generation_settings/n_predict"], 1) << "the whole path, as llama.cpp has it";
   EXPECT_EQ(answer["warnings"].dump(),
             R"x(["response_fields: 'nothing' ignored (no answer has it)"])x");
 }
@@ -186,7 +306,8 @@ TEST_F(LlamaServer, SettingsAreThoseThatApplied) {
     return complete(body)["generation_settings"];
   };
   const ordered_json plain = settings({{"temperature", 0.5}});
-  const ordered_json all = {"penalties", "temperature", "top_k", "top_p", "min_p", "typ_p"};
+  const ordered_json all = {"penalties", "dry",   "top_n_sigma", "temperature", "top_k",
+                            "top_p",     "min_p", "typ_p",       "xtc"};
   EXPECT_EQ(plain["samplers"], all);
   EXPECT_EQ(plain["grammar"], "");
   EXPECT_EQ(plain["logit_bias"], ordered_json::array());
@@ -273,6 +394,7 @@ TEST_F(LlamaServer, TellsItsState) {
   EXPECT_EQ(props["total_slots"], 4);
   EXPECT_EQ(props["default_generation_settings"]["n_ctx"], 2048);
   EXPECT_EQ(props["default_generation_settings"]["params"]["top_k"], 20);
+  EXPECT_EQ(props["default_generation_settings"]["params"]["samplers"][3], "temperature");
   EXPECT_THAT(props["chat_template"].get<std::string>(), HasSubstr("im_start"));
   const ordered_json slots = running_->get("/slots");
   ASSERT_EQ(slots.size(), 4u);
@@ -291,40 +413,12 @@ TEST(LlamaServerState, OfSlotsIsToldWithoutLoading) {
   const RunningService running(options);
   const ordered_json slots = running.get("/slots?model=second");
   ASSERT_EQ(slots.size(), 3u);
-  EXPECT_EQ(slots[2].dump(),
-            R"({"id":2,"n_ctx":2048,"speculative":false,"is_processing":false})");
+  EXPECT_EQ(slots[2].dump(), R"({"id":2,"n_ctx":2048,"speculative":false,"is_processing":false})");
   EXPECT_EQ(running.service.services().hub->find("second").loaded, nullptr);
   running.post("/v1/completions", {{"model", "second"}, {"prompt", "a"}, {"max_tokens", 1}});
   EXPECT_NE(running.service.services().hub->find("second").loaded, nullptr);
   EXPECT_EQ(running.get("/slots?model=second"), slots);
   EXPECT_EQ(running.client().get("/slots?model=third").status, 404);
-}
-
-TEST(LlamaServerSamplers, EveryOrderThatGivesTheSameIsTaken) {
-  using llama_server::check_sampler_order;
-  GenerationConfig config;
-  config.do_sample = true;
-  config.temperature = 0.7;
-  config.top_k = 20;
-  config.top_p = 0.8;
-  const auto is_taken = [&](const std::vector<std::string>& samplers) {
-    try {
-      check_sampler_order(samplers, config);
-    } catch (const RequestError&) {
-      return false;
-    }
-    return true;
-  };
-  EXPECT_TRUE(is_taken({"penalties", "temperature", "top_k", "top_p", "min_p", "typ_p"}));
-  EXPECT_TRUE(is_taken({"top_k", "temperature", "top_p"}));
-  EXPECT_FALSE(is_taken({"top_k", "top_p", "temperature"}));
-  EXPECT_FALSE(is_taken({"top_p", "top_k"}));
-  EXPECT_TRUE(is_taken({"typ_p", "top_p"})) << "typ_p is off";
-  EXPECT_TRUE(is_taken({"temperature", "penalties"})) << "there are none";
-  config.repetition_penalty = 1.05;
-  EXPECT_FALSE(is_taken({"temperature", "penalties"}));
-  config.do_sample = false;
-  EXPECT_TRUE(is_taken({"top_p", "temperature"}));
 }
 
 }  // namespace

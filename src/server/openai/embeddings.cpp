@@ -1,4 +1,4 @@
-// POST /v1/embeddings, and vLLM's /score and /rerank over the same vectors.
+// POST /v1/embeddings, and vLLM's /pooling, /score and /rerank over the same vectors.
 #include <algorithm>
 #include <bit>
 #include <numeric>
@@ -29,28 +29,30 @@ struct EmbeddingsTask : EmbeddingTask {
   bool base64 = false;
 };
 
-const FieldTable<EmbeddingsTask>& embedding_fields() {
+FieldTable<EmbeddingsTask> make_embedding_fields() {
   using Task = EmbeddingsTask;
-  static const FieldTable<Task> table = [] {
-    FieldTable<Task> out;
-    add_common_fields(out);
-    out.push_back(
-        honoured<Task>("input", [](const Json& value,
-                                   Task& task) { task.inputs = to_prompts("input", value); })
-            .as(types::prompts())
-            .must());
-    out.push_back(honoured<Task>("encoding_format", [](const Json& value, Task& task) {
-                    const std::string format = to_string("encoding_format", value);
-                    if (format != "float" && format != "base64")
-                      refuse_field("encoding_format", "expected float or base64, got '{}'",
-                                   printable(format));
-                    task.base64 = format == "base64";
-                  }).as(types::choice({"float", "base64"})));
-    out.push_back(integer_field<Task>("dimensions", &Task::dimensions, 1,
-                                      "the first so many, normalised anew"));
-    out.push_back(flag_field<Task>("normalize", &Task::normalize));
-    return out;
-  }();
+  FieldTable<Task> out;
+  add_common_fields(out);
+  out.push_back(
+      honoured<Task>(
+          "input", [](const Json& value, Task& task) { task.inputs = to_prompts("input", value); })
+          .as(types::prompts())
+          .must());
+  out.push_back(honoured<Task>("encoding_format", [](const Json& value, Task& task) {
+                  const std::string format = to_string("encoding_format", value);
+                  if (format != "float" && format != "base64")
+                    refuse_field("encoding_format", "expected float or base64, got '{}'",
+                                 printable(format));
+                  task.base64 = format == "base64";
+                }).as(types::choice({"float", "base64"})));
+  out.push_back(integer_field<Task>("dimensions", &Task::dimensions, 1,
+                                    "the first so many, normalised anew"));
+  out.push_back(flag_field<Task>("normalize", &Task::normalize));
+  return out;
+}
+
+const FieldTable<EmbeddingsTask>& embedding_fields() {
+  static const FieldTable<EmbeddingsTask> table = make_embedding_fields();
   return table;
 }
 
@@ -75,19 +77,64 @@ std::string base64_of(const std::vector<float>& vector) {
   return out;
 }
 
+Json vector_json(const std::vector<float>& vector, bool base64) {
+  return base64 ? Json(base64_of(vector)) : Json(vector);
+}
+
 void embeddings(const std::shared_ptr<Call>& call) {
   EmbeddingsTask task;
   call->read(embedding_fields(), task);
   embed(call, task, [call, base64 = task.base64](const Embeddings& result) {
     Json data = Json::array();
     for (size_t i = 0; i < result.vectors.size(); ++i) {
-      Json vector = base64 ? Json(base64_of(result.vectors[i])) : Json(result.vectors[i]);
-      data.push_back({{"object", "embedding"}, {"index", i}, {"embedding", std::move(vector)}});
+      data.push_back({{"object", "embedding"},
+                      {"index", i},
+                      {"embedding", vector_json(result.vectors[i], base64)}});
     }
     call->respond(
         {{"object", "list"},
          {"data", std::move(data)},
          {"model", result.model},
+         {"usage", {{"prompt_tokens", result.n_tokens}, {"total_tokens", result.n_tokens}}}});
+  });
+}
+
+// ---- what a pooling model gives
+// -------------------------------------------------------------------
+
+const FieldTable<EmbeddingsTask>& pooling_fields() {
+  using Task = EmbeddingsTask;
+  static const FieldTable<Task> table = [] {
+    FieldTable<Task> out = make_embedding_fields();
+    out.push_back(honoured<Task>(
+                      "task",
+                      [](const Json& value, Task&) {
+                        const std::string name = to_string("task", value);
+                        if (name != "embed")
+                          refuse_field("task", "expected embed, got '{}'", printable(name));
+                      },
+                      "vectors of whole texts, no other")
+                      .as(types::choice({"embed"})));
+    return out;
+  }();
+  return table;
+}
+
+void pooling(const std::shared_ptr<Call>& call) {
+  EmbeddingsTask task;
+  call->read(pooling_fields(), task);
+  embed(call, task, [call, base64 = task.base64](const Embeddings& result) {
+    Json data = Json::array();
+    for (size_t i = 0; i < result.vectors.size(); ++i) {
+      data.push_back(
+          {{"index", i}, {"object", "pooling"}, {"data", vector_json(result.vectors[i], base64)}});
+    }
+    call->respond(
+        {{"id", "pool-" + call->id()},
+         {"object", "list"},
+         {"created", call->created()},
+         {"model", result.model},
+         {"data", std::move(data)},
          {"usage", {{"prompt_tokens", result.n_tokens}, {"total_tokens", result.n_tokens}}}});
   });
 }
@@ -231,7 +278,17 @@ std::vector<Endpoint> embedding_endpoints() {
                    {.example = {{"text_1", "Hi"}, {"text_2", "Hello"}},
                     .answer = types::object({"id", "object", "data", "model", "usage"}),
                     .generates = true}});
-  for (const char* path : {"/rerank", "/v1/rerank", "/v2/rerank"})
+  out.push_back({"POST",
+                 "/pooling",
+                 &kOpenAi,
+                 "Vectors of texts, as vLLM's pooling models give them",
+                 pooling,
+                 infos_of(pooling_fields()),
+                 true,
+                 {.example = {{"input", "Hi"}},
+                  .answer = types::object({"id", "object", "data", "model", "usage"}),
+                  .generates = true}});
+  for (const char* path : {"/rerank", "/v1/rerank", "/v2/rerank", "/reranking", "/v1/reranking"})
     out.push_back({"POST",
                    path,
                    &kOpenAi,

@@ -416,9 +416,43 @@ TEST_F(OpenAi, EmbedsScoresAndRanks) {
                      {"top_n", 1}});
   ASSERT_EQ(ranks["results"].size(), 1u);
   EXPECT_EQ(ranks["results"][0]["index"], 1);
+  for (const char* path : {"/rerank", "/v2/rerank", "/reranking", "/v1/reranking"}) {
+    const ordered_json same =
+        running_->post(path, {{"query", "What is the capital of Japan?"},
+                              {"documents", {"Tell me a story.", "What is the capital of Japan?"}},
+                              {"top_n", 1}});
+    EXPECT_EQ(same["results"], ranks["results"]) << path;
+  }
   int status = 0;
   running_->post("/v1/embeddings", {{"input", "x"}, {"dimensions", 100'000}}, &status);
   EXPECT_EQ(status, 400);
+}
+
+TEST_F(OpenAi, PoolsAsItEmbeds) {
+  ordered_json body = {{"input", {"What is the capital of Japan?", "Tell me a story."}}};
+  const ordered_json vectors = running_->post("/v1/embeddings", body);
+  body["task"] = "embed";
+  const ordered_json pooled = running_->post("/pooling", body);
+  EXPECT_EQ(pooled["object"], "list");
+  EXPECT_EQ(pooled["model"], "mini");
+  EXPECT_THAT(pooled["id"].get<std::string>(), HasSubstr("pool-"));
+  ASSERT_EQ(pooled["data"].size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(pooled["data"][i]["object"], "pooling");
+    EXPECT_EQ(pooled["data"][i]["index"], i);
+    EXPECT_EQ(pooled["data"][i]["data"], vectors["data"][i]["embedding"]);
+  }
+  EXPECT_EQ(pooled["usage"], vectors["usage"]);
+  body["encoding_format"] = "base64";
+  EXPECT_EQ(
+      running_->post("/pooling", body)["data"][1]["data"],
+      running_->post("/v1/embeddings", {{"input", "Tell me a story."},
+                                        {"encoding_format", "base64"}})["data"][0]["embedding"]);
+  body["task"] = "token_embed";
+  int status = 0;
+  const ordered_json refused = running_->post("/pooling", body, &status);
+  EXPECT_EQ(status, 400);
+  EXPECT_THAT(refused.dump(), HasSubstr("task: expected embed, got 'token_embed'"));
 }
 
 TEST_F(OpenAi, ListsItsModels) {

@@ -153,8 +153,19 @@ const FieldTable<GenerateTask>& generate_fields() {
                       },
                       "the name or path of an adapter that is loaded, the same for every prompt")
                       .as(same_for_all(types::string())));
-    for (const char* name : {"log_metrics", "modalities", "background", "priority",
-                             "bootstrap_host", "bootstrap_port", "bootstrap_room"})
+    out.push_back(
+        honoured<Task>(
+            "priority",
+            [](const Json& value, Task& task) {
+              // Here, as in vLLM, the lower number goes first; in SGLang the higher one does.
+              task.priority = -to_integer("priority", same_for_all("priority", value),
+                                          -FairQueue::kMaxPriority, FairQueue::kMaxPriority);
+            },
+            "higher goes first among the client's own; before others' only of an administrator's "
+            "key, or where no keys are in use; nobody waits for ever")
+            .as(same_for_all(types::integer(-FairQueue::kMaxPriority, FairQueue::kMaxPriority))));
+    for (const char* name : {"log_metrics", "modalities", "background", "bootstrap_host",
+                             "bootstrap_port", "bootstrap_room"})
       out.push_back(ignored<Task>(name, "it changes nothing here"));
     return out;
   }();

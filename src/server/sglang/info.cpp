@@ -87,8 +87,12 @@ void health_generate(const std::shared_ptr<Call>& call) {
            });
 }
 
-/// Forgets the prefixes that nobody uses, of every model that is loaded.
+/// Forgets the prefixes that nobody uses, of every model that is loaded. There is nothing to say of
+/// how, so whatever a body says is unknown.
 void flush_cache(const std::shared_ptr<Call>& call) {
+  struct Nothing {};
+  Nothing nothing;
+  if (!call->request().body.empty()) call->read(FieldTable<Nothing>(), nothing);
   for (const ModelHub::Listing& model : call->services().hub->list()) {
     if (model.loaded) model.loaded->host().run([](Engine& engine) { engine.drop_kept_pages(); });
   }

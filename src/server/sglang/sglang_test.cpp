@@ -163,6 +163,7 @@ TEST_F(Sglang, NamesTheFieldThatIsWrong) {
               ::testing::MatchesRegex("ab?cc"));
   EXPECT_THAT(error_of({{"text", "x"}, {"sampling_params", {1}}}), HasSubstr("sampling_params"));
   EXPECT_THAT(error_of({{"text", "x"}, {"image_data", "x.png"}}), HasSubstr("image_data"));
+  EXPECT_THAT(error_of({{"text", "x"}, {"priority", 1001}}), HasSubstr("priority"));
   for (const std::vector<int>& ids : {std::vector<int>{6016}, std::vector<int>(5000, 1)}) {
     EXPECT_THAT(error_of({{"text", "x"}, {"sampling_params", {{"stop_token_ids", ids}}}}),
                 HasSubstr("] sampling_params.stop_token_ids: expected"));
@@ -186,6 +187,23 @@ TEST_F(Sglang, TellsItsStateAndForgetsPrefixes) {
   EXPECT_GT(cached()["num_cached_tokens"].get<int>(), 0);
   EXPECT_EQ(running_->client().post("/flush_cache", "").status, 200);
   EXPECT_EQ(generate(body)["meta_info"]["cached_tokens"], 0);
+  const auto odd = running_->client().post("/flush_cache", R"({"depth": 3})");
+  EXPECT_EQ(odd.status, 200);
+  ASSERT_TRUE(odd.headers.contains("x-qianwen-warnings")) << "what is unknown is named";
+  EXPECT_THAT(odd.headers.at("x-qianwen-warnings"), HasSubstr("depth"));
+  const auto plain = running_->client().post("/flush_cache", "{}");
+  EXPECT_EQ(plain.status, 200);
+  EXPECT_FALSE(plain.headers.contains("x-qianwen-warnings"));
+}
+
+TEST(SglangStrict, FlushingTakesNoUnknownMembers) {
+  ServiceOptions options = qw::testing::service_options();
+  options.strict = true;
+  const RunningService running(options);
+  const auto odd = running.client().post("/flush_cache", R"({"depth": 3})");
+  EXPECT_EQ(odd.status, 400);
+  EXPECT_THAT(odd.body, HasSubstr("depth"));
+  EXPECT_EQ(running.client().post("/flush_cache", "{}").status, 200);
 }
 
 }  // namespace
