@@ -244,6 +244,31 @@ def test_qwen_agent():
     assert last[-1]["role"] == "assistant", last
 
 
+def test_llama_server():
+    import asyncio
+    from urllib.parse import urlsplit
+    from llamacpp_client import LlamaCppClient, LlamaCppServerAddress
+
+    address = urlsplit(URL)
+    client = LlamaCppClient([LlamaCppServerAddress(address.hostname, address.port)])
+    prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    greedy = {"temperature": 0.0, "n_predict": 40}
+    whole = client.new_completion(prompt, repeat_penalty=1.0, **greedy)
+    assert whole.content == ANSWER and whole.stop_type == "eos" and not whole.truncated, whole
+    chunks = list(client.new_stream_completion(prompt, repeat_penalty=1.0, **greedy))
+    assert "".join(chunk.content for chunk in chunks) == ANSWER, chunks
+    assert chunks[-1].stop and chunks[-1].stop_type == "eos" and chunks[-1].tokens_cached is not None
+    order = {"samplers": ["top_k", "top_p", "temperature"], "top_k": 1, "temperature": 5.0}
+    drawn = client.completion(prompt, n_predict=40, grammar="root ::= [^.]+ \".\"", **order)
+    assert drawn["content"] == ANSWER and "warnings" not in drawn, drawn
+
+    async def stream():
+        return b"".join([part async for part in client.async_completion(prompt, stream=True, **greedy)])
+
+    lines = [line for line in asyncio.run(stream()).decode().splitlines() if line.startswith("data: ")]
+    assert "".join(json.loads(line[6:])["content"] for line in lines) == ANSWER
+
+
 def test_sglang():
     import sglang
     from sglang.lang.chat_template import get_chat_template
