@@ -15,19 +15,22 @@ std::string key_of(const ToolCallStructure& structure) {
   return "tools " + structure_json(structure).dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-/// The members that are texts and flags, with their names.
+/// The members that are texts, lists of texts and flags, with their names.
 template <typename Structure, typename Visit>
 void visit_members(Structure& s, const Visit& visit) {
   visit("must_call", s.must_call);
   visit("text_first", s.text_first);
   visit("may_repeat", s.may_repeat);
+  visit("starts_line", s.starts_line);
   visit("lead", s.lead);
   visit("trigger", s.trigger);
+  visit("final_mark", s.final_mark);
   visit("open", s.open);
   visit("separator", s.separator);
   visit("close", s.close);
   visit("next", s.next);
   visit("end", s.end);
+  visit("stops", s.stops);
 }
 
 }  // namespace
@@ -47,11 +50,14 @@ Json structure_json(const ToolCallStructure& structure) {
 ToolCallStructure structure_of_json(const Json& json) {
   ToolCallStructure out;
   visit_members(out, [&](const char* name, auto& value) {
-    const Json given = json.value(name, Json());
+    if (!json.contains(name)) return;  // receipts of earlier versions have fewer
+    const Json& given = json[name];
     if constexpr (std::is_same_v<decltype(value), bool&>) {
       value = to_bool(name, given);
-    } else {
+    } else if constexpr (std::is_same_v<decltype(value), std::string&>) {
       value = to_string(name, given);
+    } else {
+      value = to_strings(name, to_array(name, given));
     }
   });
   const Json functions = json.value("functions", Json());
