@@ -403,6 +403,15 @@ void limit_context(const GenerationTask& task, Request& request,
 
 }  // namespace
 
+bool GenerationTask::asks_to_stop_at(std::string_view stop_string) const {
+  bool asks = false;
+  for (const Parameter& parameter : parameters) {  // the last one holds
+    if (parameter.name == "stop_strings")
+      asks = std::ranges::find(parameter.value, stop_string) != parameter.value.end();
+  }
+  return asks;
+}
+
 void GenerationTask::set_chat(const Json& messages, const ToolTask& with) {
   chat.emplace();
   chat->messages = std::make_shared<const Json>(messages);

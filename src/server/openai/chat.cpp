@@ -211,7 +211,7 @@ class WholeChat : public ChatListener {
                 {"logprobs", std::move(logprobs)},
                 {"finish_reason",
                  calls ? std::string_view("tool_calls") : finish_reason(completion.finish_reason)}};
-    if (Json stop = stop_reason(completion); !stop.is_null() && !calls)
+    if (Json stop = stop_reason(completion, task_); !stop.is_null() && !calls)
       out["stop_reason"] = std::move(stop);
     return out;
   }
@@ -252,7 +252,7 @@ class StreamedChat : public ChatListener {
       send_events(choice, tools_->finish(choice, tools_->is_cut(reason, end.stop_string)), nullptr);
     if (tools_ && ends_in_calls(reason, tools_->has_whole_calls(choice)))
       return send(choice, Json::object(), nullptr, "tool_calls");
-    send(choice, Json::object(), nullptr, finish_reason(reason), stop_reason(end));
+    send(choice, Json::object(), nullptr, finish_reason(reason), stop_reason(end, task_));
   }
 
   void on_end(const GenerationResult& result) override {
