@@ -227,7 +227,8 @@ ToolSetup set_up_tools(const ToolTask& task, const ServedModel& model, ChatInput
   const ChatTemplate* chat_template = model.files().chat_template.get();
   const std::string source = chat_template == nullptr ? "" : chat_template->source(true);
   ToolSetup setup;
-  setup.format = task.format.empty() ? &default_tool_format(source) : &tool_format(task.format);
+  const std::string& format = task.format.empty() ? model.spec().tool_format : task.format;
+  setup.format = format.empty() ? &default_tool_format(source) : &tool_format(format);
   ToolChat in;
   in.messages = &task.messages;
   in.tools = &task.tools;
@@ -461,7 +462,10 @@ std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<Serv
       if (task.grammar && task.grammar_forbids_calls) setup.prompt.functions.clear();
       by_grammar = by_grammar && setup.prompt.functions.empty();
       tools = constrain_by_tools(setup, task, base, grammars, out.warnings);
-      out.tools = std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt));
+      out.tools = std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt),
+                                                task.tools->thoughts_are_text);
+    } else if (task.tools && !task.tools->format.empty()) {
+      out.warnings.push_back("tool_format: no effect (there are no tools)");
     }
     for (std::string& warning : idle_variables(task, chat, model))
       out.warnings.push_back(std::move(warning));

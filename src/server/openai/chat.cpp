@@ -57,17 +57,8 @@ void add_tool_fields(FieldTable<ChatTask>& table) {
   table.push_back(flag_field<ChatTask>(
       "parallel_tool_calls",
       [](ChatTask & t) -> auto& { return t.tool_task.parallel_tool_calls; }));
-  std::vector<std::string> formats = {""};
-  for (const std::string_view name : tool_format_names())
-    formats.emplace_back(name);
-  const auto read_format = [formats](const Json& value, ChatTask& task) {
-    task.tool_task.format = to_string("tool_format", value);
-    if (std::ranges::find(formats, task.tool_task.format) == formats.end())
-      refuse_field("tool_format", "expected qwen, react or hermes, got {}", shown(value));
-  };
-  table.push_back(honoured<ChatTask>("tool_format", read_format,
-                                     "qwen, react or hermes; by default the model's")
-                      .as(types::choice(formats)));
+  table.push_back(
+      tool_format_field<ChatTask>([](ChatTask & t) -> auto& { return t.tool_task.format; }));
 }
 
 void add_template_fields(FieldTable<ChatTask>& table) {
