@@ -122,6 +122,21 @@ TEST(CliServe, MakesKeysWhoseHashesItKnows) {
   EXPECT_EQ(refused.code, 3);
 }
 
+TEST(CliServe, ToldAndCalledInTheFormatOfTheModel) {
+  const std::string ask = R"x(
+    for model in b c a; do
+      ask /apply-template "{\"model\": \"$model\", \"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}],
+          \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\"}}]}" |
+        grep -o -m1 -e 'Action Input' -e tool_call -e FUNCTION | head -1
+    done)x";
+  const std::string path = std::string(QIANWEN_SOURCE_DIR) + "/models/qianwen-mini-chat";
+  const Ran ran =
+      with_server("--no-access-log --served-model-name a --model b=" + path + " --model c=" + path +
+                      " --tool-format react --tool-format b=hermes --tool-format c=auto",
+                  ask);
+  EXPECT_THAT(ran.out, HasSubstr("tool_call\nFUNCTION\nAction Input\nexit 0\n")) << ran.err;
+}
+
 TEST(CliServe, RefusesWhatItCannotServe) {
   EXPECT_EQ(qianwen({"serve", "/nonexistent"}).code, 3);
   EXPECT_EQ(qianwen({"serve", "--port", "70000"}).code, 2);
@@ -138,6 +153,11 @@ TEST(CliServe, RefusesWhatItCannotServe) {
             0);
   EXPECT_EQ(qianwen({"serve", "--allowed-host", "llm.example:80", "--openapi"}).code, 2);
   EXPECT_THAT(qianwen({"serve", "--model", "a=b", "--model", "a=c"}).err, HasSubstr("twice"));
+  const Ran format = qianwen({"serve", "--tool-format", "xml", "--openapi"});
+  EXPECT_EQ(format.code, 2);
+  EXPECT_THAT(format.err, HasSubstr("auto, qwen, react or hermes"));
+  EXPECT_THAT(qianwen({"serve", "--tool-format", "other=react", "--openapi"}).err,
+              HasSubstr("'other'"));
 }
 
 }  // namespace

@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "server/openapi.h"
 #include "server/service.h"
+#include "text/tools/tool_format.h"
 
 namespace qw::app {
 
@@ -29,6 +30,7 @@ struct Options : CommonOptions {
   std::string name;                       // of MODEL; "": its directory's or file's
   std::vector<std::string> more_models;   // NAME=PATH
   std::vector<std::string> lora_modules;  // NAME=PATH
+  std::vector<std::string> tool_formats;  // FORMAT or NAME=FORMAT
   int64_t slots = 8;
   std::string slot_save_path;
   int64_t kv_tokens = 0;
@@ -88,6 +90,39 @@ std::pair<std::string, std::string> split_named(const std::string& flag, const s
   return {name, text.substr(equals + 1)};
 }
 
+/// FORMAT of all models, or NAME=FORMAT of one; of two that are of a model the last holds. A name
+/// may have a '=', a format has none.
+void set_tool_formats(const std::vector<std::string>& texts,
+                      std::vector<server::ModelSpec>& specs) {
+  for (const std::string& text : texts) {
+    const size_t equals = text.rfind('=');
+    const bool is_of_one = equals != std::string::npos;
+    const std::string name = is_of_one ? text.substr(0, equals) : "";
+    std::string format = is_of_one ? text.substr(equals + 1) : text;
+    if (format == "auto") {
+      format.clear();
+    } else {
+      const std::vector<std::string_view> known = tool_format_names();
+      if (std::ranges::find(known, format) == known.end()) {
+        fail(ErrorKind::kInvalidArgument, "command line",
+             "--tool-format: expected auto, qwen, react or hermes, or NAME= and one of them, got "
+             "'{}'",
+             printable(text));
+      }
+    }
+    bool is_known = !is_of_one;
+    for (server::ModelSpec& spec : specs) {
+      if (is_of_one && spec.name != name) continue;
+      spec.tool_format = format;
+      is_known = true;
+    }
+    if (!is_known) {
+      fail(ErrorKind::kNotFound, "command line",
+           "--tool-format: expected a model's name before '=', got '{}'", printable(name));
+    }
+  }
+}
+
 std::vector<server::ModelSpec> specs_of(const Options& options) {
   const std::string path = model_path(options);
   if (!options.name.empty() && !server::is_model_name(options.name)) {
@@ -113,6 +148,7 @@ std::vector<server::ModelSpec> specs_of(const Options& options) {
     auto [name, adapter] = split_named("--lora-modules", text, specs);
     specs.front().lora_modules.push_back({std::move(name), std::move(adapter)});
   }
+  set_tool_formats(options.tool_formats, specs);
   if (options.keep_alive_s >= 0) {
     for (server::ModelSpec& spec : specs)
       spec.keep_alive = std::chrono::seconds(options.keep_alive_s);
@@ -295,6 +331,12 @@ void add_model_flags(CLI::App& app, Options& options) {
                  "Let clients load and unload adapters while the server runs "
                  "(/v1/load_lora_adapter), from this directory only")
       ->check(CLI::ExistingDirectory);
+  app.add_option(
+         "--tool-format", options.tool_formats,
+         "[NAME=]FORMAT: how tools are told and called where a request does not say, of all "
+         "models or of one: qwen, react, hermes, or auto (the default: by the chat "
+         "template); may be repeated")
+      ->allow_extra_args(false);
   app.add_option("--keep-alive", options.keep_alive_s,
                  "Unload a model after so many seconds without a request (-1, the default: never)")
       ->check(CLI::Range(int64_t{-1}, int64_t{1} << 40));

@@ -43,6 +43,7 @@ struct ModelSpec {
   std::string path;
   OpenOptions open;
   std::vector<LoraModule> lora_modules;
+  std::string tool_format;  // where a request says nothing; "": by its chat template
   /// Unloaded after so long without a request; nullopt: never.
   std::optional<std::chrono::seconds> keep_alive;
 };

@@ -35,12 +35,14 @@ struct TemplateTask {
   std::string model;
   Json messages, template_variables;
   Json tools = Json::array();
+  std::string tool_format;  // "": the model's
   bool add_generation_prompt = true, continue_final_message = false;
 
   /// As a chat of it would be. What the model's template does not read becomes a warning.
   EncodedChat render(const ServedModel& served, Call& call) const {
     ToolTask with;
     with.tools = tools;
+    with.format = tool_format;
     with.continue_final_message = continue_final_message;
     with.add_generation_prompt = add_generation_prompt && !continue_final_message;
     GenerationTask task;
@@ -67,6 +69,7 @@ void add_template_fields(FieldTable<Task>& table) {
   table.push_back(flag_field<Task>("continue_final_message", &Task::continue_final_message));
   table.push_back(object_field<Task>(kVariables, &Task::template_variables));
   table.push_back(list_field<Task>("tools", &Task::tools, "with messages").with(tools_shape()));
+  table.push_back(tool_format_field<Task>(&Task::tool_format));
 }
 
 // ---- /tokenize ---------------------------------------------------------------------------------

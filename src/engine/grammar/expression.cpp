@@ -264,19 +264,27 @@ class AhoCorasick {
 
 }  // namespace
 
-Node free_text(const std::vector<Trigger>& triggers, bool may_end) {
+Node free_text(const std::vector<Trigger>& triggers, bool may_end, const TextStart& start) {
   const AhoCorasick automaton(triggers);
   Graph out;
-  CodePointSet known;
+  CodePointSet known = start.skipped;
   for (const auto& node : automaton.nodes()) {
     out.add_state(may_end && node.ends < 0);
     for (const auto& [c, child] : node.next)
       known.add(c);
   }
   const CodePointSet unknown = known.complement();
-  for (uint32_t i = 0; i < automaton.nodes().size(); ++i) {
+  uint32_t begun = 0;
+  for (const uint32_t c : code_points_of(start.read)) {
+    begun = automaton.step(begun, c);
+    QW_CHECK(automaton.nodes()[begun].ends < 0, "free text begins after {}", start.read);
+  }
+  // One state more for the start, which differs from that of `begun` in what is skipped.
+  const auto n_nodes = static_cast<uint32_t>(automaton.nodes().size());
+  out.start = out.add_state(may_end);
+  for (uint32_t i = 0; i <= n_nodes; ++i) {
     CompileWork::charge(1 + known.ranges().size());
-    const auto& node = automaton.nodes()[i];
+    const auto& node = automaton.nodes()[i < n_nodes ? i : begun];
     if (node.ends >= 0) {
       const Node& then = triggers[static_cast<size_t>(node.ends)].then;
       if (then) {
@@ -289,8 +297,10 @@ Node free_text(const std::vector<Trigger>& triggers, bool may_end) {
     std::map<uint32_t, CodePointSet> targets;
     targets[0].add(unknown);
     for (const CodePointRange& range : known.ranges()) {
-      for (uint32_t c = range.first; c <= range.last; ++c)
-        targets[automaton.step(i, c)].add(c);
+      for (uint32_t c = range.first; c <= range.last; ++c) {
+        const bool is_skipped = i == n_nodes && start.skipped.contains(c);
+        targets[is_skipped ? i : automaton.step(i < n_nodes ? i : begun, c)].add(c);
+      }
     }
     for (auto& [target, set] : targets)
       out.add_edge(i, target, chars(std::move(set)));

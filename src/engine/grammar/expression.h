@@ -100,11 +100,17 @@ struct Trigger {
   std::string trigger;
   Node then;  // null: the whole ends with the trigger
 };
+/// What free text begins after: `read` counts as said, so that a trigger may have begun with it,
+/// and so it still does after any number of `skipped`. The default: nothing.
+struct TextStart {
+  std::string read;  // no trigger as a whole
+  CodePointSet skipped;
+};
 /// Free text in which the triggers' texts are found as soon as they are said (an Aho-Corasick
 /// automaton over characters). After a trigger and its `then`, free text goes on; where `then` is
 /// null the expression ends. may_end: it may also end in free text, at any place. Triggers are
 /// UTF-8, not empty, and none is part of another. Errors: invalid_argument.
-Node free_text(const std::vector<Trigger>& triggers, bool may_end);
+Node free_text(const std::vector<Trigger>& triggers, bool may_end, const TextStart& start = {});
 /// Free text without `literal`, up to and including the first `literal`.
 inline Node text_until(std::string_view literal) {
   return free_text({{std::string(literal), nullptr}}, false);

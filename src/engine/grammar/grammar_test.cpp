@@ -257,6 +257,22 @@ TEST(GrammarBuild, TriggersWithinFreeText) {
   expect_error([] { grammar::text_until(""); }, ErrorKind::kInvalidArgument, "not empty");
 }
 
+TEST(GrammarBuild, FreeTextThatBeginsAfterSomething) {
+  GrammarBuilder builder;
+  const grammar::TextStart line = {"\n", {{' ', ' '}, {'\n', '\n'}}};
+  const auto grammar = builder.build(
+      grammar::free_text({{"\nA:", nullptr}, {"\nB:", grammar::never()}}, true, line));
+  for (const char* text : {"", " ", "A", "A:", " \n A:", "xA:", "x\nA:", "xB: y A:\n", "x\n A: z"})
+    EXPECT_TRUE(grammar->accepts(text)) << text;
+  for (const char* text : {"A: ", " A:x", "B:", "\nB:", " \n B:", "x\nB:", "A\nB:"})
+    EXPECT_FALSE(grammar->accepts_prefix(text)) << text;
+  expect_error(
+      [] {
+        grammar::free_text({{"\nA", nullptr}}, true, {"x\nA", {}});
+      },
+      ErrorKind::kInternal, "begins after");
+}
+
 TEST(GrammarBuild, Choice) {
   const std::vector<std::string> texts = {"yes", "no", "no way", "✿"};
   const auto grammar = Grammar::choice(texts);

@@ -22,10 +22,40 @@ ordered_json object_schema(const ToolCallStructure::Function& function) {
   return out;
 }
 
-Node arguments_node(const ToolCallStructure::Function& function, const JsonFormat& format,
-                    GrammarBuilder& builder, std::vector<std::string>* warnings) {
-  if (function.arguments == ToolCallStructure::Arguments::kCodeBlock)
-    return grammar::sequence({grammar::literal("\n```py\n"), grammar::text_until("\n```")});
+/// Code up to its last fence. What ends an answer would end it here, too.
+Node code_block(const ToolCallStructure& structure) {
+  std::vector<grammar::Trigger> marks = {{"\n```", nullptr}};
+  for (const std::string& stop : structure.stops)
+    marks.push_back({stop, grammar::never()});
+  return grammar::sequence({grammar::literal("\n```py\n"), grammar::free_text(marks, false)});
+}
+
+/// Free text of a structure, up to and with the mark `last`, which is one of its own; "": to its
+/// end.
+Node text_up_to(const ToolCallStructure& structure, std::string_view last) {
+  std::vector<grammar::Trigger> marks;
+  const auto add = [&](const std::string& mark) {
+    if (!mark.empty()) marks.push_back({mark, mark == last ? nullptr : grammar::never()});
+  };
+  add(structure.trigger);
+  add(structure.final_mark);
+  if (structure.must_call) {
+    for (const std::string& stop : structure.stops)
+      add(stop);
+  }
+  grammar::TextStart start;
+  if (structure.starts_line) {
+    start.read = "\n";
+    for (const char c : {' ', '\t', '\r', '\n'})
+      start.skipped.add(static_cast<uint32_t>(c));
+  }
+  return grammar::free_text(marks, last.empty(), start);
+}
+
+Node arguments_node(const ToolCallStructure& structure, const ToolCallStructure::Function& function,
+                    const JsonFormat& format, GrammarBuilder& builder,
+                    std::vector<std::string>* warnings) {
+  if (function.arguments == ToolCallStructure::Arguments::kCodeBlock) return code_block(structure);
   try {
     // A builder of its own: what a schema that is refused has begun must leave no rules.
     GrammarBuilder trial;
@@ -68,7 +98,7 @@ grammar::Node tool_grammar_node(const ToolCallStructure& structure, const JsonFo
   for (const ToolCallStructure::Function& function : structure.functions) {
     functions.push_back(
         grammar::sequence({grammar::literal(function.name), grammar::literal(structure.separator),
-                           arguments_node(function, format, builder, warnings)}));
+                           arguments_node(structure, function, format, builder, warnings)}));
   }
   // What follows `open`, which free text may have begun.
   const Node call =
@@ -88,10 +118,15 @@ grammar::Node tool_grammar_node(const ToolCallStructure& structure, const JsonFo
   QW_CHECK(structure.open.starts_with(structure.trigger), "{} opens calls, {} ends text",
            structure.open, structure.trigger);
   const Node text_calls =
-      grammar::sequence({grammar::text_until(structure.trigger),
+      grammar::sequence({text_up_to(structure, structure.trigger),
                          grammar::literal(structure.open.substr(structure.trigger.size())), calls});
   if (structure.must_call) return text_calls;
-  return grammar::alternation({grammar::text_without(structure.trigger), text_calls});
+  std::vector<Node> answers = {text_up_to(structure, ""), text_calls};
+  if (!structure.final_mark.empty()) {
+    answers.push_back(
+        grammar::sequence({text_up_to(structure, structure.final_mark), grammar::any_text()}));
+  }
+  return grammar::alternation(std::move(answers));
 }
 
 std::shared_ptr<const Grammar> tool_grammar(const ToolCallStructure& structure,

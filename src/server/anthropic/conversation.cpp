@@ -190,10 +190,10 @@ Json read_tools(const Json& value) {
                                      where, shown(type)),
                          where);
     }
-    Json function = {
-        {"name", member(tool, "name", where)},
-        {"parameters", to_object(where + ".input_schema", tool.value("input_schema", Json()))}};
+    // In the order that models are told it in.
+    Json function = {{"name", member(tool, "name", where)}};
     if (tool.contains("description")) function["description"] = tool["description"];
+    function["parameters"] = to_object(where + ".input_schema", tool.value("input_schema", Json()));
     out.push_back({{"type", "function"}, {"function", std::move(function)}});
   }
   return out;
@@ -257,6 +257,8 @@ void set_conversation(const Conversation& conversation, GenerationTask& task) {
   tools.tools = conversation.offered;
   tools.choice = conversation.tool_choice;
   tools.parallel_tool_calls = conversation.parallel_tool_calls;
+  tools.format = conversation.tool_format;
+  tools.thoughts_are_text = true;
   check_tool_choice(tools);
   if (tools.parallel_tool_calls && !has_tools(tools))
     task.warnings.push_back(parallel_without_tools("tool_choice.disable_parallel_tool_use"));

@@ -25,6 +25,7 @@ struct Conversation {
   Json offered = Json::array();  // tools
   ToolChoice tool_choice;
   std::optional<bool> parallel_tool_calls;
+  std::string tool_format;  // "": the model's
 };
 
 /// system: a string or text blocks. Errors: RequestError.
@@ -74,6 +75,7 @@ void add_conversation_fields(FieldTable<Task>& table) {
                       "auto, any, tool, none; disable_parallel_tool_use")
                       .as(types::object())
                       .with(tool_choice_shape()));
+  table.push_back(tool_format_field<Task>(&Task::tool_format));
   table.push_back(
       ignored<Task>("thinking", "these models do not think apart", Json{{"type", "disabled"}}));
   table.push_back(refused<Task>("mcp_servers", "the server calls no other server"));

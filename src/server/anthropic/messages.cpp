@@ -190,9 +190,8 @@ class WholeAnswer : public Answer {
       answer = tools_->parse(completion.text,
                              tools_->is_cut(completion.finish_reason, completion.stop_string));
     }
-    const std::string text = answer.thought + answer.text;
     Json content = Json::array();
-    if (!text.empty() || answer.calls.empty()) content.push_back(text_block(text));
+    if (!answer.text.empty() || answer.calls.empty()) content.push_back(text_block(answer.text));
     for (size_t i = 0; i < answer.calls.size(); ++i) {
       const ToolAnswer::Call& call = answer.calls[i];
       content.push_back(tool_block(i, call.name, input_of(call)));
@@ -273,8 +272,9 @@ class StreamedAnswer : public Answer {
     for (const ToolEvent& event : events) {
       switch (event.kind) {
         case ToolEvent::Kind::kText:
-        case ToolEvent::Kind::kThought:
           add_text(event.text);
+          break;
+        case ToolEvent::Kind::kThought:  // none: it is text
           break;
         case ToolEvent::Kind::kCallBegin:
           open(Block::kTool, tool_block(event.call, event.text, Json::object()));

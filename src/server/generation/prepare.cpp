@@ -227,7 +227,8 @@ ToolSetup set_up_tools(const ToolTask& task, const ServedModel& model, ChatInput
   const ChatTemplate* chat_template = model.files().chat_template.get();
   const std::string source = chat_template == nullptr ? "" : chat_template->source(true);
   ToolSetup setup;
-  setup.format = task.format.empty() ? &default_tool_format(source) : &tool_format(task.format);
+  const std::string& format = task.format.empty() ? model.spec().tool_format : task.format;
+  setup.format = format.empty() ? &default_tool_format(source) : &tool_format(format);
   ToolChat in;
   in.messages = &task.messages;
   in.tools = &task.tools;
@@ -403,6 +404,15 @@ void limit_context(const GenerationTask& task, Request& request,
 
 }  // namespace
 
+bool GenerationTask::asks_to_stop_at(std::string_view stop_string) const {
+  bool asks = false;
+  for (const Parameter& parameter : parameters) {  // the last one holds
+    if (parameter.name == "stop_strings")
+      asks = std::ranges::find(parameter.value, stop_string) != parameter.value.end();
+  }
+  return asks;
+}
+
 void GenerationTask::set_chat(const Json& messages, const ToolTask& with) {
   chat.emplace();
   chat->messages = std::make_shared<const Json>(messages);
@@ -452,7 +462,10 @@ std::optional<Prepared> prepare(const GenerationTask& task, std::shared_ptr<Serv
       if (task.grammar && task.grammar_forbids_calls) setup.prompt.functions.clear();
       by_grammar = by_grammar && setup.prompt.functions.empty();
       tools = constrain_by_tools(setup, task, base, grammars, out.warnings);
-      out.tools = std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt));
+      out.tools = std::make_shared<ToolStreams>(*setup.format, std::move(setup.prompt),
+                                                task.tools->thoughts_are_text);
+    } else if (task.tools && !task.tools->format.empty()) {
+      out.warnings.push_back("tool_format: no effect (there are no tools)");
     }
     for (std::string& warning : idle_variables(task.variables_field, chat, model))
       out.warnings.push_back(std::move(warning));

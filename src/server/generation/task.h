@@ -90,6 +90,9 @@ struct GenerationTask {
   bool has(std::string_view field) const {
     return std::ranges::find(parameters, field, &Parameter::field) != parameters.end();
   }
+  /// Whether the client asked for an end at this text. Tool formats and checkpoints have stop
+  /// strings of their own, which are none of its affair.
+  bool asks_to_stop_at(std::string_view stop_string) const;
   void set(std::string field, std::string name, Json value) {
     parameters.push_back({std::move(field), std::move(name), std::move(value)});
   }

@@ -15,19 +15,22 @@ std::string key_of(const ToolCallStructure& structure) {
   return "tools " + structure_json(structure).dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-/// The members that are texts and flags, with their names.
+/// The members that are texts, lists of texts and flags, with their names.
 template <typename Structure, typename Visit>
 void visit_members(Structure& s, const Visit& visit) {
   visit("must_call", s.must_call);
   visit("text_first", s.text_first);
   visit("may_repeat", s.may_repeat);
+  visit("starts_line", s.starts_line);
   visit("lead", s.lead);
   visit("trigger", s.trigger);
+  visit("final_mark", s.final_mark);
   visit("open", s.open);
   visit("separator", s.separator);
   visit("close", s.close);
   visit("next", s.next);
   visit("end", s.end);
+  visit("stops", s.stops);
 }
 
 }  // namespace
@@ -47,11 +50,14 @@ Json structure_json(const ToolCallStructure& structure) {
 ToolCallStructure structure_of_json(const Json& json) {
   ToolCallStructure out;
   visit_members(out, [&](const char* name, auto& value) {
-    const Json given = json.value(name, Json());
+    if (!json.contains(name)) return;  // receipts of earlier versions have fewer
+    const Json& given = json[name];
     if constexpr (std::is_same_v<decltype(value), bool&>) {
       value = to_bool(name, given);
-    } else {
+    } else if constexpr (std::is_same_v<decltype(value), std::string&>) {
       value = to_string(name, given);
+    } else {
+      value = to_strings(name, to_array(name, given));
     }
   });
   const Json functions = json.value("functions", Json());
@@ -94,6 +100,21 @@ ToolChoice read_tool_choice(const std::string& field, const Json& value) {
     refuse_field(field, "expected auto, none, required or a function, got {}", shown(value));
   }
   return choice;
+}
+
+std::string read_tool_format(const std::string& field, const Json& value) {
+  std::string name = to_string(field, value);
+  const std::vector<std::string_view> names = tool_format_names();
+  if (!name.empty() && std::ranges::find(names, name) == names.end())
+    refuse_field(field, "expected qwen, react or hermes, got {}", shown(value));
+  return name;
+}
+
+Json tool_format_schema() {
+  std::vector<std::string> names = {""};
+  for (const std::string_view name : tool_format_names())
+    names.emplace_back(name);
+  return types::choice(names);
 }
 
 void check_tool_choice(const ToolTask& task) {
@@ -171,8 +192,8 @@ std::string whole_members(const std::string& cut_object) {
   return Json::accept(before) ? before : "{}";
 }
 
-ToolStreams::ToolStreams(const ToolFormat& format, ToolPrompt prompt)
-    : format_(format), prompt_(std::move(prompt)) {
+ToolStreams::ToolStreams(const ToolFormat& format, ToolPrompt prompt, bool thoughts_are_text)
+    : format_(format), prompt_(std::move(prompt)), thoughts_are_text_(thoughts_are_text) {
   std::random_device device;
   request_ = uint64_t{device()} << 32 | device();
 }
@@ -180,26 +201,32 @@ ToolStreams::ToolStreams(const ToolFormat& format, ToolPrompt prompt)
 std::vector<ToolEvent> ToolStreams::push(int choice, std::string_view text) {
   Stream& stream = streams_[choice];
   if (!stream.parser) stream.parser = format_.parser(prompt_);
-  std::vector<ToolEvent> events = stream.parser->push(text);
-  note(stream, events);
-  return events;
+  return take(stream, stream.parser->push(text));
 }
 
 std::vector<ToolEvent> ToolStreams::finish(int choice, bool truncated) {
   std::vector<ToolEvent> events = push(choice, "");
   Stream& stream = streams_[choice];
-  std::vector<ToolEvent> last = stream.parser->finish(truncated);
-  note(stream, last);
+  std::vector<ToolEvent> last = take(stream, stream.parser->finish(truncated));
   std::ranges::move(last, std::back_inserter(events));
   return events;
 }
 
-void ToolStreams::note(Stream& stream, const std::vector<ToolEvent>& events) {
-  for (const ToolEvent& event : events) {
-    stream.has_called = stream.has_called || event.kind == ToolEvent::Kind::kCallBegin;
-    const bool is_broken = event.kind == ToolEvent::Kind::kCallEnd && !event.valid;
-    stream.has_broken = stream.has_broken || is_broken;
+/// Notes what the events say of the answer, and makes text of thoughts.
+std::vector<ToolEvent> ToolStreams::take(Stream& stream, std::vector<ToolEvent> events) const {
+  using Kind = ToolEvent::Kind;
+  for (ToolEvent& event : events) {
+    stream.has_called = stream.has_called || event.kind == Kind::kCallBegin;
+    stream.has_broken = stream.has_broken || (event.kind == Kind::kCallEnd && !event.valid);
+    if (!thoughts_are_text_) continue;
+    if (event.kind == Kind::kThought) {
+      event.kind = Kind::kText;
+      stream.has_thought = true;
+    } else if (event.kind == Kind::kText && std::exchange(stream.has_thought, false)) {
+      event.text.insert(0, "\n\n");
+    }
   }
+  return events;
 }
 
 bool ToolStreams::has_whole_calls(int choice) const {
@@ -219,10 +246,11 @@ std::string ToolStreams::call_id(int choice, size_t call) const {
 }
 
 ToolAnswer ToolStreams::parse(std::string_view text, bool truncated) const {
-  const std::unique_ptr<ToolCallParser> parser = format_.parser(prompt_);
+  Stream stream;
+  stream.parser = format_.parser(prompt_);
   ToolAnswer answer;
-  answer.add(parser->push(text));
-  answer.add(parser->finish(truncated));
+  answer.add(take(stream, stream.parser->push(text)));
+  answer.add(take(stream, stream.parser->finish(truncated)));
   return answer;
 }
 

@@ -24,6 +24,9 @@ struct ToolTask {
   ToolChoice choice;
   std::optional<bool> parallel_tool_calls;
   std::string format;  // "": the model's
+  /// For answers that have no place of their own for thoughts: they are text, with an empty line
+  /// between them and what follows.
+  bool thoughts_are_text = false;
   bool add_generation_prompt = true, continue_final_message = false;
   std::vector<ClientName> names;  // of parts of messages and tools that were sent in another form
 };
@@ -37,6 +40,20 @@ ToolChoice read_tool_choice(const std::string& field, const Json& value);
 
 /// What that may be.
 Json tool_choice_schema();
+
+/// The name of a tool format, or "" for the model's. Errors: RequestError.
+std::string read_tool_format(const std::string& field, const Json& value);
+Json tool_format_schema();
+/// In which format the tools of a request are told and called, in every dialect.
+template <typename Task, typename Part>
+Field<Task> tool_format_field(Part part) {
+  auto read = [part](const Json& value, Task& task) {
+    std::invoke(part, task) = read_tool_format("tool_format", value);
+  };
+  return honoured<Task>("tool_format", std::move(read),
+                        "qwen, react or hermes; by default the model's")
+      .as(tool_format_schema());
+}
 
 /// Refuses a choice that only tools could fulfil where there are none. Errors: RequestError.
 void check_tool_choice(const ToolTask& task);
@@ -71,7 +88,8 @@ std::string whole_members(const std::string& cut_object);
 /// Reads the calls out of the answers of one request. One thread.
 class ToolStreams {
  public:
-  ToolStreams(const ToolFormat& format, ToolPrompt prompt);
+  /// thoughts_are_text: see ToolTask.
+  ToolStreams(const ToolFormat& format, ToolPrompt prompt, bool thoughts_are_text = false);
 
   /// The parser of a choice takes text, or learns that the text has ended.
   std::vector<ToolEvent> push(int choice, std::string_view text);
@@ -90,12 +108,13 @@ class ToolStreams {
  private:
   const ToolFormat& format_;
   ToolPrompt prompt_;
+  bool thoughts_are_text_;
   uint64_t request_;  // a random number
   struct Stream {
     std::unique_ptr<ToolCallParser> parser;
-    bool has_called = false, has_broken = false;
+    bool has_called = false, has_broken = false, has_thought = false;
   };
-  static void note(Stream& stream, const std::vector<ToolEvent>& events);
+  std::vector<ToolEvent> take(Stream& stream, std::vector<ToolEvent> events) const;
   std::map<int, Stream> streams_;
 };
 

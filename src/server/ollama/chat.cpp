@@ -9,6 +9,7 @@ namespace {
 struct ChatTask : AnswerTask {
   Json messages = Json::array();
   Json offered = Json::array();  // tools
+  std::string tool_format;       // "": the model's
 };
 
 /// Ollama's messages: {"role", "content", "images", ...}.
@@ -56,6 +57,7 @@ const FieldTable<ChatTask>& chat_fields() {
                       .with(messages_shape()));
     add_answer_fields(out);
     out.push_back(list_field<Task>("tools", &Task::offered).with(tools_shape()));
+    out.push_back(tool_format_field<Task>(&Task::tool_format));
     return out;
   }();
   return table;
@@ -86,6 +88,8 @@ void chat(const std::shared_ptr<Call>& call) {
   const Json& last = task.messages.back();
   ToolTask tools;
   tools.tools = task.offered;
+  tools.format = task.tool_format;
+  tools.thoughts_are_text = true;
   tools.continue_final_message = last["role"] == "assistant" && !last.contains("tool_calls");
   tools.add_generation_prompt = !tools.continue_final_message;
   task.set_chat(task.messages, tools);

@@ -190,8 +190,9 @@ void AnswerListener::take(const std::vector<ToolEvent>& events) {
   for (const ToolEvent& event : events) {
     switch (event.kind) {
       case ToolEvent::Kind::kText:
-      case ToolEvent::Kind::kThought:
         send(event.text, nullptr);
+        break;
+      case ToolEvent::Kind::kThought:  // none: it is text
         break;
       case ToolEvent::Kind::kCallBegin:
         open_call_ = {event.text, "", false};
@@ -239,7 +240,7 @@ void AnswerListener::on_end(const GenerationResult& result) {
         leave_out(answer.calls[i]);
       }
     }
-    put_text(line, answer.thought + answer.text, std::move(calls));
+    put_text(line, answer.text, std::move(calls));
   }
   line["done"] = true;
   line["done_reason"] = client_name_of(completion.finish_reason);

@@ -57,17 +57,8 @@ void add_tool_fields(FieldTable<ChatTask>& table) {
   table.push_back(flag_field<ChatTask>(
       "parallel_tool_calls",
       [](ChatTask & t) -> auto& { return t.tool_task.parallel_tool_calls; }));
-  std::vector<std::string> formats = {""};
-  for (const std::string_view name : tool_format_names())
-    formats.emplace_back(name);
-  const auto read_format = [formats](const Json& value, ChatTask& task) {
-    task.tool_task.format = to_string("tool_format", value);
-    if (std::ranges::find(formats, task.tool_task.format) == formats.end())
-      refuse_field("tool_format", "expected qwen, react or hermes, got {}", shown(value));
-  };
-  table.push_back(honoured<ChatTask>("tool_format", read_format,
-                                     "qwen, react or hermes; by default the model's")
-                      .as(types::choice(formats)));
+  table.push_back(
+      tool_format_field<ChatTask>([](ChatTask & t) -> auto& { return t.tool_task.format; }));
 }
 
 void add_template_fields(FieldTable<ChatTask>& table) {
@@ -221,7 +212,7 @@ class WholeChat : public ChatListener {
                 {"logprobs", std::move(logprobs)},
                 {"finish_reason",
                  calls ? std::string_view("tool_calls") : finish_reason(completion.finish_reason)}};
-    if (Json stop = stop_reason(completion); !stop.is_null() && !calls)
+    if (Json stop = stop_reason(completion, task_); !stop.is_null() && !calls)
       out["stop_reason"] = std::move(stop);
     return out;
   }
@@ -262,7 +253,7 @@ class StreamedChat : public ChatListener {
       send_events(choice, tools_->finish(choice, tools_->is_cut(reason, end.stop_string)), nullptr);
     if (tools_ && ends_in_calls(reason, tools_->has_whole_calls(choice)))
       return send(choice, Json::object(), nullptr, "tool_calls");
-    send(choice, Json::object(), nullptr, finish_reason(reason), stop_reason(end));
+    send(choice, Json::object(), nullptr, finish_reason(reason), stop_reason(end, task_));
   }
 
   void on_end(const GenerationResult& result) override {

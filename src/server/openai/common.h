@@ -66,8 +66,9 @@ void check_stream_options(Task& task) {
 
 /// What ended an answer, as vLLM has it: the client's stop string or stop token; null: neither.
 template <typename End>  // a Completion, or an Event of kCompletion
-Json stop_reason(const End& end) {
-  if (end.finish_reason == FinishReason::kStop) return end.stop_string;
+Json stop_reason(const End& end, const GenerationTask& task) {
+  if (end.finish_reason == FinishReason::kStop && task.asks_to_stop_at(end.stop_string))
+    return end.stop_string;
   if (end.finish_reason == FinishReason::kEos && end.stop_token) return *end.stop_token;
   return nullptr;
 }

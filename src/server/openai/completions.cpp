@@ -213,7 +213,7 @@ class WholeCompletion : public CompletionListener {
                 {"logprobs", std::move(logprobs)},
                 {"finish_reason", wants_answer ? finish_reason(completion.finish_reason)
                                                : std::string_view("length")}};
-    if (Json stop = stop_reason(completion); !stop.is_null() && wants_answer)
+    if (Json stop = stop_reason(completion, task_); !stop.is_null() && wants_answer)
       out["stop_reason"] = std::move(stop);
     if (!model_->files().tokenizer) out["token_ids"] = completion.ids;
     if (Json entries = prompt_logprobs_of(result.prompt_logprobs); !entries.is_null())
@@ -257,7 +257,7 @@ class StreamedCompletion : public CompletionListener {
 
   void on_choice_end(int choice, const Event& end) override {
     Json more = Json::object();
-    if (Json stop = stop_reason(end); !stop.is_null()) more["stop_reason"] = std::move(stop);
+    if (Json stop = stop_reason(end, task_); !stop.is_null()) more["stop_reason"] = std::move(stop);
     send(choice, "", nullptr, finish_reason(end.finish_reason), std::move(more));
   }
 

@@ -142,6 +142,7 @@ const FieldTable<ResponsesTask>& fields() {
                                        member("function", object_of({member("name")}))})));
     out.push_back(flag_field<Task>(
         "parallel_tool_calls", [](Task & t) -> auto& { return t.tool_task.parallel_tool_calls; }));
+    out.push_back(tool_format_field<Task>([](Task & t) -> auto& { return t.tool_task.format; }));
     out.push_back(honoured<Task>("text.format", read_text_format)
                       .as(types::object())
                       .with(text_format_shape()));
@@ -451,7 +452,7 @@ class StreamedResponse : public ResponsesListener {
         case ToolEvent::Kind::kCallEnd:
           is_whole_ = event.valid;
           break;
-        case ToolEvent::Kind::kThought:
+        case ToolEvent::Kind::kThought:  // none: it is text
           break;
       }
     }
@@ -510,6 +511,7 @@ void respond(const std::shared_ptr<Call>& call) {
   for (size_t i = 0; i < task.tools.size(); ++i)
     task.tool_task.names.push_back(
         {fmt::format("tools[{}].function", i), fmt::format("tools[{}]", i)});
+  task.tool_task.thoughts_are_text = true;
   task.set_chat(messages, task.tool_task);
   generate(call, task, [call, task](const Prepared& p) -> std::shared_ptr<GenerationListener> {
     if (task.stream) return std::make_shared<StreamedResponse>(call, task, p);

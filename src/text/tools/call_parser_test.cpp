@@ -297,6 +297,8 @@ TEST(ReactParser, ThoughtsCallsAndAnswers) {
             answer_of("Warm.\nAction: none", {}, "I now know"));
   EXPECT_EQ(read("react", " I now know\nFinal Answer: Warm.", true),
             answer_of("Warm.", {}, "I now know"));
+  EXPECT_EQ(read("react", "It is warm.\nFinal Answer: Warm.\nAction: get"),
+            answer_of("It is warm.\nFinal Answer: Warm.\nAction: get"));
   EXPECT_EQ(read("react", "Thoughts are free. Action: get"),
             answer_of("Thoughts are free. Action: get"));
   EXPECT_EQ(read("react", "Thought: x\nAction: fly\nAction Input: {}"),

@@ -336,6 +336,7 @@ class QwenFormat final : public ToolFormat {
     out.separator = fmt::format("\n{}: ", kArgs);
     out.next += '\n';  // not an assignment: GCC bug 105651 warns of it
     out.end = fmt::format("\n{}", kResult);
+    out.stops = stop_strings();
     return out;
   }
 };

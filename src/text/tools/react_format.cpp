@@ -129,7 +129,7 @@ class ReactParser final : public CallParser {
         read_until({}, ToolEvent::Kind::kText);
         return false;
       case State::kText:
-        return read_words(std::span(kLabels).first(2), ToolEvent::Kind::kText);
+        return read_words(kLabels, ToolEvent::Kind::kText);
       case State::kName:
         return read_call();
       case State::kArguments:
@@ -167,7 +167,10 @@ class ReactParser final : public CallParser {
       end_answer();
       return false;
     }
-    return go(found.marker == kLabelAction ? State::kName : State::kFinalSpace);
+    if (found.marker == kLabelAction) return go(State::kName);
+    if (kind == ToolEvent::Kind::kThought) return go(State::kFinalSpace);
+    say(candidate_);  // in text a line like any other; behind it is the answer all the same
+    return go(State::kFinal);
   }
 
   bool read_call() {
@@ -233,7 +236,10 @@ class ReactFormat final : public ToolFormat {
     for (const ToolFunction& function : prompt.functions)
       out.functions.push_back({function.name, argument_schema(function), {}});
     out.must_call = prompt.must_call;  // after a thought
+    out.starts_line = !prompt.resumes_after_result;
     out.trigger = "\nAction:";
+    out.final_mark = "\nFinal Answer:";
+    out.stops = stop_strings();
     out.open = "\nAction: ";
     out.separator = "\nAction Input: ";
     out.end = "\nObservation:";

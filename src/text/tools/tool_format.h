@@ -126,13 +126,19 @@ class ToolCallParser {
 };
 
 /// How answers with calls are built, for constrained decoding. With `text` for free text in which
-/// `trigger` does not occur, and call := open name separator arguments close:
+/// neither `trigger` nor `final_mark` occurs, `any` for any text, and call := open name separator
+/// arguments close:
 ///   calls  := call (next call)* end                 the repetition if may_repeat
 ///   answer := lead calls                            if must_call and not text_first
 ///   answer := text calls                            if must_call and text_first
-///   answer := text | text calls                     otherwise
+///   answer := text | text calls | text final_mark any       otherwise, the last if there is one
 /// `open` begins with `trigger`, which ends the free text. `end` is a stop string, or empty for
-/// the end token.
+/// the end token. `stops` end the answer wherever they stand (ToolFormat::stop_strings()): text
+/// before a call that must be made has none of them, nor has code. starts_line: a mark that begins
+/// with a line end stands at the answer's beginning without it, behind any white space.
+///
+/// What the parser reads as a call in an answer of this form has arguments of this form, and in one
+/// that must call it reads a call.
 struct ToolCallStructure {
   enum class Arguments { kJson, kCodeBlock };
   struct Function {
@@ -141,8 +147,9 @@ struct ToolCallStructure {
     Arguments arguments = Arguments::kJson;  // kCodeBlock: "\n```py\n" code "\n```"
   };
   std::vector<Function> functions;  // empty: answer := text
-  bool must_call = false, text_first = true, may_repeat = false;
-  std::string lead, trigger, open, separator, close, next, end;
+  bool must_call = false, text_first = true, may_repeat = false, starts_line = false;
+  std::string lead, trigger, final_mark, open, separator, close, next, end;
+  std::vector<std::string> stops;
 };
 
 /// One way of writing tools and calls. Stateless.
