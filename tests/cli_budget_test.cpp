@@ -155,7 +155,7 @@ TEST_F(CliBudget, SharesOutTheBitsOfGptq) {
   EXPECT_LT(predicted, 2.5 * measured);
 
   // Interrupted while bits are written that come after others were measured.
-  const std::vector<std::string> asked = {"--to", "gptq", "--max-kl", "0.02"};
+  const std::vector<std::string> asked = {"--to", "gptq", "--max-kl", "0.1"};
   const auto count = [&](const Ran& ran) {
     return std::ranges::distance(ran.err | std::views::split(kMeasured)) - 1;
   };
@@ -173,11 +173,12 @@ TEST_F(CliBudget, SharesOutTheBitsOfGptq) {
   const Ran rest = qianwen(with_budget("c", asked), patient());
   ASSERT_EQ(rest.code, 0) << rest.err;
   EXPECT_THAT(rest.err, Not(HasSubstr(first))) << "measured again";
+  EXPECT_THAT(rest.err, HasSubstr("6 of 6 were measured by a run that was interrupted"));
   EXPECT_GE(count(rest), 1);
   const json kl = json::parse(rest.out);
-  EXPECT_LE(kl["measured_kl"], 0.02);
-  EXPECT_GE(kl["measured_kl"], 0.012);
-  for (const char* left : {"c.work", "c.unproven", "c.attempts.json"})
+  EXPECT_LE(kl["measured_kl"], 0.1);
+  EXPECT_GE(kl["measured_kl"], 0.06);
+  for (const char* left : {"c.work", "c.unproven", "c.attempts.json", "c.measured"})
     EXPECT_FALSE(std::filesystem::exists(path(left))) << left;
   expect_failure(quantize({"--to", "gptq", "--output", path("d")}), 2, "--budget");
   expect_failure(
