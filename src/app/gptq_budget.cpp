@@ -260,7 +260,7 @@ std::string GptqBudget::table() const {
   /// Of one group, or of all experts of a layer.
   struct Line {
     std::string name;
-    std::map<int, int> experts;  // how many have so many bits
+    std::map<int, int> experts = {};  // how many have so many bits
     int bits = 0;
     int64_t n_weights = 0, bytes = 0;
     double damage = 0;
