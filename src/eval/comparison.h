@@ -25,7 +25,7 @@ struct ComparisonOptions {
   int64_t window = 0;   // tokens that are read together. 0: 512, or the shorter context
   bool layers = false;  // also how far apart the layers' outputs are
   const CancelFlag* cancel = nullptr;
-  std::function<void(int64_t done, int64_t total)> on_progress;  // tokens
+  std::function<void(int64_t done, int64_t total)> on_progress = {};  // tokens
 };
 
 /// A mean and its standard error.

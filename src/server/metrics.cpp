@@ -113,8 +113,10 @@ struct Families {
       &failed, &drafted, &accepted;
   Family<Gauge>&running, &waiting, &adapter_running, &adapter_waiting, &lora_info, &cache_use,
       &kept;
-  Family<Counter>&preemptions, &steps, &disk_queries, &disk_hits;
-  Family<Gauge>&grammars, &grammar_bytes, &disk_bytes;
+  Family<Counter>&preemptions, &steps;
+  Family<Gauge>&grammars, &grammar_bytes;
+  Family<Counter>&disk_queries, &disk_hits;
+  Family<Gauge>& disk_bytes;
   Family<Counter>&disk_read, &disk_written, &disk_dropped, &disk_refused, &disk_evicted;
 };
 

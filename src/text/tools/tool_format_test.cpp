@@ -198,7 +198,9 @@ TEST(ToolFormat, ChoiceSaysWhatMayBeCalled) {
     EXPECT_TRUE(format.structure(none).functions.empty());
     EXPECT_TRUE(format.structure(by_itself).open.starts_with(format.structure(none).trigger));
     // Without functions the marker alone is no text, whether or not its colon follows.
-    if (name == "qwen") EXPECT_EQ(format.structure(none).trigger, "✿FUNCTION✿");
+    if (name == "qwen") {
+      EXPECT_EQ(format.structure(none).trigger, "✿FUNCTION✿");
+    }
     const ToolPrompt required = prompt_of(name, messages, kTools, {Mode::kRequired, ""});
     EXPECT_TRUE(format.structure(required).must_call);
     EXPECT_EQ(*required.messages, *by_itself.messages);
