@@ -190,5 +190,36 @@ TEST(ToolFormats, ThoughtsWithoutAPlaceOfTheirOwnAreText) {
   EXPECT_EQ(called.calls.size(), 1u);
 }
 
+// Told apart in chat completions, one text in the others: of the same prompt, greedily.
+TEST(ToolFormats, EveryDialectShowsThoughts) {
+  const RunningService running;
+  const auto react = [](ordered_json body) {
+    body["tool_format"] = "react";
+    return body;
+  };
+  ordered_json chat = react(question());
+  chat["temperature"] = 0;
+  chat["max_tokens"] = 200;
+  const ordered_json message = running.post("/v1/chat/completions", chat)["choices"][0]["message"];
+  ASSERT_TRUE(message.contains("reasoning_content")) << message;
+  const std::string text = message["reasoning_content"].get<std::string>() + "\n\n" +
+                           message["content"].get<std::string>();
+  ordered_json ollama = react(question());
+  ollama["stream"] = false;
+  ollama["options"] = {{"temperature", 0}, {"num_predict", 200}};
+  EXPECT_EQ(running.post("/api/chat", ollama)["message"]["content"], text);
+  EXPECT_EQ(running.post("/v1/messages", react(anthropic_question()))["content"][0]["text"], text);
+  EXPECT_EQ(
+      running.post("/v1/responses", react(responses_question()))["output"][0]["content"][0]["text"],
+      text);
+  ordered_json streamed = react(responses_question());
+  streamed["stream"] = true;
+  std::string deltas;
+  for (const ordered_json& event : running.stream("/v1/responses", streamed)) {
+    if (event["type"] == "response.output_text.delta") deltas += event["delta"].get<std::string>();
+  }
+  EXPECT_EQ(deltas, text);
+}
+
 }  // namespace
 }  // namespace qw::server
