@@ -487,41 +487,6 @@ void meet_all(Workers& workers, int n_threads) {
   all->wait();
 }
 
-// Where there is always somebody who is being answered, too.
-TEST(RequestBodies, MemoryGoesBackUnderALoadThatNeverEnds) {
-  using namespace std::chrono_literals;
-  for (const auto& [trim_after, goes_back] : {std::pair(0ms, true), {600'000ms, false}}) {
-    ServiceOptions options = qw::testing::service_options();
-    options.trim_after = trim_after;
-    const RunningService running(options);
-    Services& services = running.service.services();
-    std::promise<void> release;
-    const std::shared_future<void> released = release.get_future().share();
-    for (int i = 0; i < kCompilers; ++i)
-      services.compilers->post([released] { released.wait(); });
-    const auto spend_a_trim = [&] {  // the first is at once
-      services.heap_is_stretched = true;
-      for (int i = 0; i < 100 && services.heap_is_stretched; ++i)
-        std::this_thread::sleep_for(20ms);
-      return !services.heap_is_stretched;
-    };
-    EXPECT_TRUE(spend_a_trim());
-    HttpClient waiting = running.client();
-    waiting.send(HttpClient::post_text(
-        "/v1/completions", R"({"prompt": "One", "max_tokens": 2, "guided_regex": "[a-z]{3}"})"));
-    const auto is_being_answered = [&] {
-      std::promise<bool> answer;
-      services.post([&] { answer.set_value(!services.calls.empty()); });
-      return answer.get_future().get();
-    };
-    while (!is_being_answered())
-      std::this_thread::sleep_for(1ms);
-    EXPECT_EQ(spend_a_trim(), goes_back);
-    release.set_value();
-    EXPECT_EQ(waiting.read().status, 200);
-  }
-}
-
 // A grammar that was compiled is kept: what is not kept was ended before. (How soon after the flag
 // is set is the grammars' own test: CompileWork.)
 TEST(Compilers, EndWithTheirClientsAndWithTheServer) {

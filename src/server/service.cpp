@@ -114,16 +114,6 @@ void Service::drain() {
   });
 }
 
-/// Best when nobody is being answered, for it holds up whoever allocates for milliseconds. But
-/// under a load that never ends, what is left of every large request would stay.
-void Service::trim() {
-  const auto now = std::chrono::steady_clock::now();
-  if (!services_.calls.empty() && now < trimmed_ + services_.options.trim_after) return;
-  if (!services_.heap_is_stretched.exchange(false)) return;
-  trimmed_ = now;
-  services_.workers->post(give_back_freed_memory);
-}
-
 void Service::tick() {
   services_.workers->post([this] { services_.hub->unload_idle(); });
   auto& deadlines = services_.deadlines;
@@ -135,7 +125,8 @@ void Service::tick() {
     }
   }
   ping();
-  trim();
+  if (services_.calls.empty() && services_.heap_is_stretched.exchange(false))
+    services_.workers->post(give_back_freed_memory);
   if (!services_.draining && is_stop_asked()) drain();
   if (!services_.draining) return;
   const size_t n_open = services_.http->n_connections();

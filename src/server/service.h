@@ -38,9 +38,6 @@ struct ServiceOptions {
   int64_t max_queue = 512;
   std::optional<std::chrono::seconds> request_timeout;  // of a generation, queueing included
   std::chrono::seconds drain_timeout{30};
-  /// Memory that large requests took goes back to the system when nobody is being answered, or so
-  /// long after the last time.
-  std::chrono::milliseconds trim_after{10'000};
   std::chrono::milliseconds ping_after{
       5'000};  // of silence, in streams of dialects that have pings
   bool access_log = true;
@@ -68,7 +65,8 @@ struct Services {
   std::unordered_set<Call*> calls;
   std::atomic<bool> draining{false};
   std::atomic<bool> is_loaded{false};  // the default model was, once
-  /// Something large was freed: the system gets it back (ServiceOptions::trim_after).
+  /// Something large was freed: the next time that nobody is being answered, the system gets it
+  /// back.
   std::atomic<bool> heap_is_stretched{false};
   std::unique_ptr<http::Server> http;
   std::unique_ptr<Workers> workers;
@@ -124,7 +122,6 @@ class Service {
   /// "GET, POST": those that an address takes.
   std::string allowed_methods(const std::string& path) const;
   void tick();
-  void trim();
   bool is_stop_asked() const;
 
   Services services_;
@@ -133,7 +130,6 @@ class Service {
 
   bool cut_ = false;
   std::chrono::steady_clock::time_point drain_end_;
-  std::chrono::steady_clock::time_point trimmed_;  // the last time
 };
 
 }  // namespace qw::server
